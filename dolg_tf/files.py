@@ -1,0 +1,84 @@
+"""Files that are either whole or not there, and JSON with a format version."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from dolg_tf.config import InputError
+
+Path = str | os.PathLike
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` that is renamed to it when the block succeeds.
+
+    The block may make a file or a directory there. When it fails, nothing is left behind and
+    what stood at `path` still stands.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary = folder / path.name
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            # rename(2) does not replace a full directory: move the old one aside first.
+            path.rename(folder / "replaced")
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON (UTF-8, indented), whole or not at all; refuses NaN and infinity."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, format_version: int | None = None):
+    """Reads JSON.
+
+    Args:
+      path: the file.
+      format_version: what its key `format_version` must say; None: it has no such key.
+
+    Raises:
+      InputError: when there is no such file, it is not JSON, or the version is another.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if format_version is not None:
+        found = value.get("format_version") if isinstance(value, dict) else None
+        if found != format_version:
+            raise InputError(
+                f"{path}: format_version is {found!r}, this release reads {format_version}; "
+                "install the release that wrote it, or write it again"
+            )
+    return value
+
+
+def inside(folder: Path, name: str) -> pathlib.Path:
+    """Returns `folder / name`.
+
+    Raises:
+      InputError: when `name`, read from a file, would lead out of the folder.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{name!r} leads out of {folder}")
+    return path

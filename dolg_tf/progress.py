@@ -1,0 +1,45 @@
+"""Progress of long work: a bar on a terminal, a log line now and then elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger(__name__)
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns "45s", "3m20s" or "2h05m"."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def track(
+    items: Iterable, total: int, description: str, unit: str = "photos", every: float = 10.0
+) -> Iterator:
+    """Yields the items and shows how many are done, the rate and the time left.
+
+    Args:
+      items: what is worked through.
+      total: how many there will be.
+      description: what is done, such as "extract".
+      unit: of one item, in the plural.
+      every: seconds between two log lines where there is no terminal.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=description, unit=f" {unit}", leave=False)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every:
+            last, rate = now, done / (now - start)
+            left = format_seconds((total - done) / rate)
+            log.info("%s: %d/%d %s, %.1f/s, ETA %s", description, done, total, unit, rate, left)

@@ -1,0 +1,1 @@
+"""A SavedModel and photos become rankings. Nothing here knows the network."""
