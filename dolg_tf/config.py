@@ -5,6 +5,7 @@ No TensorFlow here, so that `--help` and a mistyped flag answer at once.
 
 import dataclasses
 import logging
+import os
 import sys
 import textwrap
 import typing
@@ -58,7 +59,9 @@ OFFICIAL_PREPROCESSING = Preprocessing(
 class DolgConfig:
     """The network, without its class head."""
 
-    backbone: str = option("name of the backbone: resnet18, 34, 50, 101, 152 or resnet10_small", "resnet50")
+    backbone: str = option(
+        "resnet18, resnet34, resnet50, resnet101, resnet152 or resnet17_small", "resnet50"
+    )
     gem_p: float = option("exponent of the GeM pooling of the global branch", 3.0)
     train_gem_p: bool = option("train the GeM exponent, as the authors' code does", False)
     multi_atrous: bool = option("multi-atrous convolutions at the start of the local branch", True)
@@ -78,7 +81,9 @@ class DolgConfig:
         if self.gem_p <= 0:
             raise InputError(f"--gem_p={self.gem_p} must be above 0")
         if self.multi_atrous and (not self.dilations or min(self.dilations) < 1):
-            raise InputError(f"--dilations={self.dilations} must be one or more numbers, each at least 1")
+            raise InputError(
+                f"--dilations={self.dilations} must be one or more numbers, each at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,9 @@ class DataConfig:
     """The photos that training reads."""
 
     train_file_pattern: str = option("glob of the training TFRecords")
-    validation_file_pattern: str = option("glob of the validation TFRecords; empty: no validation", "")
+    validation_file_pattern: str = option(
+        "glob of the validation TFRecords; empty: no validation", ""
+    )
     num_classes: int = option("number of landmarks; labels are 0 to this less one", unit="classes")
     image_size: int = option("side of the square training crop", 512, unit="pixels")
     augment_crop: bool = option("random crop of 8-100 % of the area, aspect 3/4 to 4/3", True)
@@ -110,16 +117,24 @@ class TrainingConfig:
     logdir: str = option("run directory: checkpoints, metrics, configuration")
     init_from: str = option("model directory to start from; empty: none", "")
     backbone_weights: str = option(
-        "ImageNet weights of the backbone: a KerasHub preset, a local .weights.h5 or .keras, or none", "none"
+        "ImageNet weights of the backbone: a KerasHub preset, a local .weights.h5 or .keras, or none",
+        "none",
     )
     batch_size: int = option("photos in a step, over all replicas", 128, unit="photos")
     epochs: int = option("passes over the training photos", 100)
     max_steps: int = option("stop after this many steps; 0: after the last epoch", 0, unit="steps")
     initial_lr: float = option("learning rate after the warm-up", 0.05)
     warmup_epochs: float = option("linear warm-up of the learning rate", 5.0, unit="epochs")
+    optimizer: str = option(
+        "sgd decays kernels by a coupled L2 term, adamw decoupled from the gradient",
+        "sgd",
+        choices=("sgd", "adamw"),
+    )
     momentum: float = option("momentum of SGD", 0.9)
     nesterov: bool = option("Nesterov's momentum", False)
-    weight_decay: float = option("coupled L2 weight decay of kernels (not of norms and biases)", 1e-4)
+    weight_decay: float = option(
+        "coupled L2 weight decay of kernels (not of norms and biases)", 1e-4
+    )
     clip_norm: float = option("largest norm of the whole gradient; 0: unlimited", 0.0)
     margin: float = option("additive angular margin of ArcFace", 0.15, unit="radians")
     scale: float = option("scale of the cosine logits", 30.0)
@@ -230,7 +245,9 @@ def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
         if value is None:
             raise InputError(f"--{name} is required: {field.metadata['help']}")
         if isinstance(value, str) and " #" in value:
-            raise InputError(f"--{name}={value!r}: a flagfile takes comments only on lines of their own")
+            raise InputError(
+                f"--{name}={value!r}: a flagfile takes comments only on lines of their own"
+            )
         element = _element(hints[name])
         if element is not None:
             try:
@@ -289,6 +306,12 @@ def main(stage: Callable, *classes: type) -> typing.NoReturn:
         program = f"python -m {spec.name}"
     define_flags(*classes)
     flags.DEFINE_bool("help", False, "show this help", short_name="h")
+    # oneDNN's convolutions are the faster ones on processors without AVX-512 too, where
+    # TensorFlow leaves them off; and TensorFlow's own chatter is no answer to the user.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         rest = flags.FLAGS(sys.argv)[1:]

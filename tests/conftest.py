@@ -1,5 +1,7 @@
 """Shared fixtures. Tests mirror the package's folders."""
 
+import importlib.util
+import json
 import os
 import pathlib
 
@@ -25,3 +27,36 @@ def real_photos() -> pathlib.Path:
 def ground_truths() -> pathlib.Path:
     """Folder of the revisited ground truths and the scores made from them."""
     return _folder("DOLG_GROUND_TRUTHS")
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """The module that rebuilds the stand-in official checkpoint and its test images."""
+    spec = importlib.util.spec_from_file_location("standin", GOLDEN / "standin_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def official_r50(standin):
+    """Function of multi_atrous to (network, config) with the stand-in official weights."""
+    import functools
+
+    from dolg_tf.config import OFFICIAL_PREPROCESSING, DolgConfig
+    from dolg_tf.modeling.dolg import build_dolg
+    from dolg_tf.weights.official import load_state_dict
+
+    @functools.cache
+    def make(multi_atrous: bool):
+        name = "r50.json" if multi_atrous else "r50_no_multi_atrous.json"
+        shapes = json.loads((GOLDEN / name).read_text())
+        config = DolgConfig(multi_atrous=multi_atrous, preprocessing=OFFICIAL_PREPROCESSING)
+        network = build_dolg(config)
+        load_state_dict(network, {key: standin.value(key, shape) for key, shape in shapes.items()})
+        return network, config
+
+    return make

@@ -1,0 +1,41 @@
+# `make quickstart`, `make test`: both set up their environment in .venv first.
+PYTHON ?= python3
+PHOTOS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint clean
+
+help:
+	@echo "make quickstart                 train, export, search and score on procedural landmarks"
+	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
+	@echo "make test                       the tests; make test-slow: those that take minutes"
+	@echo "make install                    the environment alone, in $(VENV)"
+	@echo "make lint                       ruff and the import rules"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dolg_tf needs Python 3.11 or newer; give make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos=$(PHOTOS) --output=runs/quickstart_photos)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,70 @@
+"""Decoding and geometry: the one definition that training, export and extraction share.
+
+Encoded photo -> uint8 RGB -> float32 RGB in [0, 1] -> resized. Mean, standard deviation and channel
+order belong to the network. Everything here is TensorFlow ops, so it works eagerly, in tf.data and
+in a SavedModel.
+"""
+
+import tensorflow as tf
+
+# TensorFlow's default, a faster DCT, is up to 4 levels off what Pillow, OpenCV and browsers decode.
+_DCT = "INTEGER_ACCURATE"
+
+
+def decode(data: tf.Tensor) -> tf.Tensor:
+    """Returns the photo as uint8 RGB of shape (H, W, 3).
+
+    EXIF rotation is ignored, grey becomes RGB, transparency is dropped, and of an animation the
+    first frame is taken.
+
+    Args:
+      data: scalar string, an encoded JPEG, PNG, GIF or BMP.
+
+    Raises:
+      tf.errors.InvalidArgumentError: when the data cannot be decoded.
+    """
+    image = tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method=_DCT),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
+    """Returns a window of a JPEG as uint8 RGB of shape (height, width, 3), decoding little else.
+
+    Args:
+      data: scalar string, an encoded JPEG.
+      top, left: int32 scalars, corner of the window in pixels.
+      height, width: int32 scalars, size of the window in pixels; it must lie inside the photo.
+    """
+    window = tf.stack([top, left, height, width])
+    return tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method=_DCT)
+
+
+def to_float(image: tf.Tensor) -> tf.Tensor:
+    """Returns uint8 levels as float32 in [0, 1]."""
+    return tf.cast(image, tf.float32) / 255.0
+
+
+def resize(image: tf.Tensor, height, width) -> tf.Tensor:
+    """Resizes float32 (H, W, C) or (B, H, W, C) to (height, width) pixels.
+
+    Bilinear, half-pixel centres, no antialiasing: what OpenCV's INTER_LINEAR does and so what the
+    authors' extractor does.
+    """
+    return tf.image.resize(image, tf.stack([height, width]), method="bilinear", antialias=False)
+
+
+def scaled_size(height, width, scale) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns int32 (height, width) of a photo at a scale: round(side x scale), at least 1.
+
+    A half is rounded to the even neighbour, and the product is taken in float32, as DELG does.
+    """
+
+    def scaled(side):
+        product = tf.cast(side, tf.float32) * tf.cast(scale, tf.float32)
+        return tf.maximum(tf.cast(tf.round(product), tf.int32), 1)
+
+    return scaled(height), scaled(width)

@@ -1,0 +1,265 @@
+"""The layers that make DOLG out of two backbone maps.
+
+All of them are written with `keras.ops` and run on any Keras backend. Pooling, norms and the
+projection compute in float32 whatever the precision of the convolutions.
+
+Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, section 3.
+"""
+
+import keras
+from keras import ops
+
+from dolg_tf.modeling.dilated_conv import DilatedConv2D
+
+
+def l2_normalize(x, axis=-1):
+    """Returns x with unit L2 norm along `axis`; a zero vector stays zero, its gradient finite."""
+    square = ops.sum(ops.square(x), axis=axis, keepdims=True)
+    return x * ops.rsqrt(ops.maximum(square, 1e-24))
+
+
+def projection_coefficient(local, f_global):
+    """Returns <local, f_global> / |f_global|^2, the share of f_global that `local` contains.
+
+    Args:
+      local: (B, C) or (B, H, W, C).
+      f_global: (B, C).
+
+    Returns:
+      (B, 1) or (B, H, W, 1).
+
+    Reference: DOLG, equation 2.
+    """
+    if len(local.shape) == 4:
+        f_global = f_global[:, None, None, :]
+    square = ops.sum(ops.square(f_global), axis=-1, keepdims=True)
+    # A zero global feature explains nothing: its coefficient is 0, not 0/0.
+    return ops.sum(local * f_global, axis=-1, keepdims=True) / ops.maximum(square, 1e-12)
+
+
+def orthogonal_components(f_local, f_global):
+    """Returns the part of each local feature that the global feature does not explain.
+
+    Args:
+      f_local: (B, H, W, C).
+      f_global: (B, C).
+
+    Returns:
+      (B, H, W, C), each vector orthogonal to f_global.
+
+    Reference: DOLG, equation 4.
+    """
+    return f_local - projection_coefficient(f_local, f_global) * f_global[:, None, None, :]
+
+
+@keras.saving.register_keras_serializable("dolg_tf")
+class ChannelNormalization(keras.layers.Layer):
+    """Reorders RGB channels and standardises them: `(x[order] - mean) / std`.
+
+    Args:
+      channel_order: "rgb" or "bgr", what the following layer expects.
+      mean, std: three floats each, in that order.
+
+    Shapes: (B, H, W, 3) RGB in [0, 1] -> (B, H, W, 3).
+    """
+
+    def __init__(self, channel_order, mean, std, **kwargs):
+        super().__init__(**kwargs)
+        self.channel_order, self.mean, self.std = channel_order, tuple(mean), tuple(std)
+
+    def call(self, inputs):
+        if self.channel_order == "bgr":
+            inputs = ops.flip(inputs, axis=-1)
+        mean = ops.convert_to_tensor(self.mean, dtype=inputs.dtype)
+        std = ops.convert_to_tensor(self.std, dtype=inputs.dtype)
+        return (inputs - mean) / std
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        options = {"channel_order": self.channel_order, "mean": self.mean, "std": self.std}
+        return {**super().get_config(), **options}
+
+
+@keras.saving.register_keras_serializable("dolg_tf")
+class GeM(keras.layers.Layer):
+    """Generalised mean pooling, `mean(max(x, 1e-6)^p)^(1/p)` over the map.
+
+    Args:
+      p: exponent; 1 is the average, infinity the maximum.
+      train_p: whether p is trained. It is stored with the weights either way.
+
+    Shapes: (B, H, W, C) -> (B, C).
+
+    Reference: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation,
+      TPAMI 2018, equation 3. DOLG fixes p = 3; its code trains p.
+    """
+
+    def __init__(self, p=3.0, train_p=False, **kwargs):
+        super().__init__(**kwargs)
+        self.initial_p, self.train_p = p, train_p
+
+    def build(self, inputs_shape):
+        self.p = self.add_weight(
+            name="p",
+            shape=(1,),
+            initializer=keras.initializers.Constant(self.initial_p),
+            trainable=self.train_p,
+        )
+
+    def call(self, inputs):
+        x = ops.power(ops.maximum(inputs, 1e-6), self.p)
+        return ops.power(ops.mean(x, axis=(1, 2)), 1.0 / self.p)
+
+    def compute_output_shape(self, inputs_shape):
+        return (inputs_shape[0], inputs_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.initial_p, "train_p": self.train_p}
+
+
+@keras.saving.register_keras_serializable("dolg_tf")
+class MultiAtrous(keras.layers.Layer):
+    """Convolutions at several dilations and a pooled branch, concatenated and reduced.
+
+    A 1x1 convolution, one 3x3 convolution a dilation and (mean of the map, 1x1, ReLU,
+    broadcast), each of half the input's channels; then 1x1 and ReLU back to the input's
+    channels. The paper's figure 2 omits the 1x1 branch; the authors' code has it.
+
+    Args:
+      dilations: of the 3x3 convolutions.
+
+    Shapes: (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, dilations=(6, 12, 18), **kwargs):
+        super().__init__(**kwargs)
+        self.dilations = tuple(dilations)
+
+    def build(self, inputs_shape):
+        channels = inputs_shape[-1]
+        half, dtype = channels // 2, self.dtype_policy
+        self.point = keras.layers.Conv2D(half, 1, dtype=dtype, name="point")
+        self.dilated = [
+            DilatedConv2D(half, 3, dilation_rate=d, dtype=dtype, name=f"dilated_{i}")
+            for i, d in enumerate(self.dilations)
+        ]
+        self.pooled = keras.layers.Conv2D(half, 1, activation="relu", dtype=dtype, name="pooled")
+        self.reduce = keras.layers.Conv2D(
+            channels, 1, activation="relu", dtype=dtype, name="reduce"
+        )
+        for layer in (self.point, *self.dilated):
+            layer.build(inputs_shape)
+        self.pooled.build((inputs_shape[0], 1, 1, channels))
+        branches = half * (2 + len(self.dilations))
+        self.reduce.build((*inputs_shape[:-1], branches))
+
+    def call(self, inputs):
+        shape = ops.shape(inputs)
+        pooled = self.pooled(ops.mean(inputs, axis=(1, 2), keepdims=True))  # (B, 1, 1, C/2)
+        # Bilinear upsampling from 1x1, as the authors' code has it, is exactly a broadcast.
+        pooled = ops.broadcast_to(pooled, (shape[0], shape[1], shape[2], pooled.shape[-1]))
+        # The order of the authors' checkpoints.
+        branches = [pooled, self.point(inputs), *(conv(inputs) for conv in self.dilated)]
+        return self.reduce(ops.concatenate(branches, axis=-1))
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        return {**super().get_config(), "dilations": self.dilations}
+
+
+@keras.saving.register_keras_serializable("dolg_tf")
+class SpatialAttention(keras.layers.Layer):
+    """Weighs L2-normalised local features by a learned attention map.
+
+    1x1 convolution and batch norm give signed features; their L2-normalised form is the local
+    feature, their ReLU goes through a 1x1 convolution to one channel and softplus, which is
+    the attention.
+
+    Args:
+      use_attention: without it, the batch-normalised features are returned as they are, with
+        an attention of one (the paper's ablation).
+
+    Shapes: (B, H, W, C) -> local (B, H, W, C), attention (B, H, W, 1), both float32.
+    """
+
+    def __init__(self, use_attention=True, **kwargs):
+        super().__init__(**kwargs)
+        self.use_attention = use_attention
+
+    def build(self, inputs_shape):
+        dtype = self.dtype_policy
+        self.conv = keras.layers.Conv2D(inputs_shape[-1], 1, dtype=dtype, name="conv")
+        self.norm = keras.layers.BatchNormalization(
+            epsilon=1e-5, momentum=0.9, dtype=dtype, name="norm"
+        )
+        self.conv.build(inputs_shape)
+        self.norm.build(inputs_shape)
+        if self.use_attention:
+            self.score = keras.layers.Conv2D(1, 1, dtype=dtype, name="score")
+            self.score.build(inputs_shape)
+
+    def call(self, inputs, training=None):
+        features = self.norm(self.conv(inputs), training=training)
+        local = ops.cast(features, "float32")
+        if not self.use_attention:
+            return local, ops.ones_like(local[..., :1])
+        score = ops.cast(self.score(ops.relu(features)), "float32")
+        attention = ops.softplus(score)
+        return attention * l2_normalize(local), attention
+
+    def compute_output_spec(self, inputs, training=None):
+        local = keras.KerasTensor(inputs.shape, dtype="float32")
+        return local, keras.KerasTensor((*inputs.shape[:-1], 1), dtype="float32")
+
+    def get_config(self):
+        return {**super().get_config(), "use_attention": self.use_attention}
+
+
+@keras.saving.register_keras_serializable("dolg_tf")
+class OrthogonalFusion(keras.layers.Layer):
+    """Concatenates the global feature with the pooled orthogonal part of the local features.
+
+    With average pooling, the mean of the orthogonal parts is the orthogonal part of the mean,
+    exactly, so the (B, H, W, C) projection is never built.
+
+    Args:
+      pooling: "average" or "gem" (p = 3, over the map of orthogonal parts).
+
+    Shapes: f_local (B, H, W, C), f_global (B, C) -> (B, 2 C): [global, orthogonal].
+
+    Reference: DOLG, section 3.3.
+    """
+
+    def __init__(self, pooling="average", **kwargs):
+        super().__init__(**kwargs)
+        if pooling not in ("average", "gem"):
+            raise ValueError(f"pooling is {pooling!r}; it must be average or gem")
+        self.pooling = pooling
+
+    def build(self, f_local_shape, f_global_shape):
+        if f_local_shape[-1] != f_global_shape[-1]:
+            raise ValueError(
+                f"local features have {f_local_shape[-1]} channels, the global feature "
+                f"{f_global_shape[-1]}; they must have the same"
+            )
+        if self.pooling == "gem":
+            self.gem = GeM(dtype=self.dtype_policy, name="gem")
+            self.gem.build(f_local_shape)
+
+    def call(self, f_local, f_global):
+        if self.pooling == "gem":
+            orthogonal = self.gem(orthogonal_components(f_local, f_global))
+        else:
+            mean = ops.mean(f_local, axis=(1, 2))  # (B, C)
+            orthogonal = mean - projection_coefficient(mean, f_global) * f_global
+        return ops.concatenate([f_global, orthogonal], axis=-1)
+
+    def compute_output_shape(self, f_local_shape, f_global_shape):
+        return (f_global_shape[0], 2 * f_global_shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "pooling": self.pooling}

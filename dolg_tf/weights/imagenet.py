@@ -1,0 +1,79 @@
+"""ImageNet weights for a backbone: a KerasHub preset or a local file."""
+
+import logging
+import pathlib
+
+import keras
+
+from dolg_tf.config import InputError
+
+log = logging.getLogger(__name__)
+
+NONE = "none"
+
+
+def load_backbone(network: keras.Model, source: str) -> None:
+    """Fills the backbone of a DOLG network with pretrained weights.
+
+    Args:
+      network: from `build_dolg`.
+      source: "none" (random, said aloud), the name of a KerasHub preset such as
+        "resnet_50_imagenet" (RGB, ImageNet mean and deviation: our default preprocessing), or a
+        local file: `.weights.h5` of the backbone of `build_dolg`, `.keras` of a KerasHub backbone.
+
+    Raises:
+      InputError: when the weights cannot be had, or do not fit.
+    """
+    if source == NONE:
+        log.info("backbone: random weights (--backbone_weights=none)")
+        return
+    backbone = network.get_layer("backbone")
+    path = pathlib.Path(source)
+    try:
+        if path.name.endswith(".weights.h5"):
+            _need(path)
+            backbone.load_weights(path)
+        elif path.suffix == ".keras":
+            _need(path)
+            _copy(keras.models.load_model(path, compile=False), backbone, source)
+        else:
+            _copy(_preset(source), backbone, source)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"--backbone_weights={source} does not fit this backbone: {error}"
+        ) from error
+    log.info("backbone: weights from %s", source)
+
+
+def _need(path: pathlib.Path) -> None:
+    if not path.is_file():
+        raise InputError(f"--backbone_weights={path}: no such file")
+
+
+def _preset(name: str):
+    from keras_hub.models import Backbone, ResNetBackbone
+
+    if name not in ResNetBackbone.presets:
+        known = ", ".join(sorted(p for p in ResNetBackbone.presets if p.startswith("resnet_1")))
+        raise InputError(
+            f"--backbone_weights={name} is neither a file nor a ResNet preset of KerasHub "
+            f"({known}, resnet_50_imagenet, ...), nor 'none' for random weights"
+        )
+    try:
+        return Backbone.from_preset(name)
+    except Exception as error:  # the downloaders raise a dozen kinds, none of them common
+        raise InputError(
+            f"--backbone_weights={name} could not be downloaded ({type(error).__name__}: {error}); "
+            "give a local .weights.h5 or .keras file, or 'none' for random weights"
+        ) from error
+
+
+def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
+    """Copies layer by layer; every layer of the target must find its own."""
+    theirs = {layer.name: layer for layer in source.layers}
+    for layer in target.layers:
+        if not layer.weights:
+            continue
+        if layer.name not in theirs:
+            raise InputError(f"--backbone_weights={name} has no layer {layer.name}")
+        layer.set_weights(theirs[layer.name].get_weights())

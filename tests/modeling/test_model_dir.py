@@ -1,0 +1,79 @@
+"""The model directory: what is written is read, and nothing else is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dolg_tf.config import DolgConfig, InputError, Preprocessing
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+
+CONFIG = DolgConfig(
+    backbone="resnet17_small",
+    dilations=(1, 2),
+    descriptor_size=16,
+    preprocessing=Preprocessing(channel_order="bgr"),
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_dolg(CONFIG, seed=3)
+
+
+def _edit(path, change):
+    values = json.loads((path / "config.json").read_text())
+    change(values)
+    (path / "config.json").write_text(json.dumps(values))
+
+
+def test_a_network_comes_back_with_its_config(network, tmp_path):
+    save_dolg(network, CONFIG, tmp_path / "model", {"source": "test"})
+    loaded, config, provenance = load_dolg(tmp_path / "model")
+    assert config == CONFIG and provenance == {"source": "test"}
+    image = np.random.default_rng(0).random((1, 64, 64, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(image), network(image))
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.weights.h5",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_replaces_the_directory_as_a_whole(network, tmp_path):
+    save_dolg(network, CONFIG, tmp_path / "model", {"source": "first"})
+    (tmp_path / "model" / "stray").write_text("x")
+    save_dolg(network, CONFIG, tmp_path / "model", {"source": "second"})
+    assert load_dolg(tmp_path / "model")[2] == {"source": "second"}
+    assert not (tmp_path / "model" / "stray").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(format_version=2), "format_version is 2, this release reads 1"),
+        (lambda v: v["model"].update(colour="red"), "unknown DolgConfig field 'colour'"),
+        (lambda v: v.pop("provenance"), "has no 'provenance'"),
+        (lambda v: v["model"].update(descriptor_size=8), "does not fit"),
+        (lambda v: v["model"].update(multi_atrous=False), "does not fit"),
+    ],
+)
+def test_a_directory_that_does_not_fit_is_refused(network, tmp_path, change, message):
+    save_dolg(network, CONFIG, tmp_path / "model", {})
+    _edit(tmp_path / "model", change)
+    with pytest.raises(InputError, match=message):
+        load_dolg(tmp_path / "model")
+
+
+def test_missing_and_damaged_files_are_named(network, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        load_dolg(tmp_path)
+    save_dolg(network, CONFIG, tmp_path / "model", {})
+    weights = tmp_path / "model" / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"model\.weights\.h5 does not fit"):
+        load_dolg(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(InputError, match="no complete model directory"):
+        load_dolg(tmp_path / "model")
