@@ -1,0 +1,116 @@
+"""Rankings become rows of a picture: which queries are shown, and the photos that they found."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from dolg_tf import files
+from dolg_tf.apps.visualize import RankedPhoto, RankedRow
+from dolg_tf.config import InputError
+from dolg_tf.evaluation.revisited import LEVELS, score
+from dolg_tf.retrieval import descriptors, index
+from dolg_tf.retrieval.decoding import load_photo
+from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
+from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
+
+# Longest side of a photo in a picture, in pixels.
+_SIDE = 320
+
+
+def spread_queries(ap: Sequence[float | None], count: int) -> list[int]:
+    """Returns queries from the best to the worst AP in even steps, so that a picture is fair."""
+    scored = [query for query, value in enumerate(ap) if value is not None]
+    order = sorted(scored, key=lambda query: (-ap[query], query))
+    picks = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [order[pick] for pick in picks]
+
+
+def ranked_rows(
+    task: GroundTruth,
+    query_photos: Sequence[Photo],
+    index_photos: Sequence[Photo],
+    found: tuple[np.ndarray, np.ndarray],
+    chosen: Sequence[int],
+    level: str = "medium",
+    top: int = 10,
+    ap: Sequence[float | None] | None = None,
+) -> list[RankedRow]:
+    """Reads the photos of rankings, for `visualize.ranked_list`.
+
+    Args:
+      task: the ground truth.
+      query_photos: in the order of `task.query_ids`; a photo with a box gets it drawn.
+      index_photos: in the order of `task.index_ids`.
+      found: (scores, ranks) of `dolg_tf.retrieval.index.search`, for all queries.
+      chosen: which queries.
+      level: easy, medium or hard: what counts as the same landmark.
+      top: photos a query.
+      ap: of all queries, to stand under the query photo.
+
+    Raises:
+      InputError: when a photo cannot be read.
+    """
+    positive, junk = LEVELS[level]
+    scores, ranks = found
+    rows = []
+    for query in chosen:
+        truth = task.queries[query]
+        kinds = {row: "positive" for label in positive for row in getattr(truth, label)}
+        kinds |= {row: "junk" for label in junk for row in getattr(truth, label)}
+        photo = query_photos[query]
+        results = [
+            RankedPhoto(_image(index_photos[row], _SIDE), kinds.get(row, "negative"), float(score))
+            for row, score in zip(ranks[query][:top], scores[query][:top], strict=True)
+        ]
+        known = ap is not None and ap[query] is not None
+        label = f"query, AP {100 * ap[query]:.0f} %" if known else "query"
+        whole = _image(dataclasses.replace(photo, box=None), 0)
+        rows.append(RankedRow(whole, results, photo.box, label))
+    return rows
+
+
+def rows_of_evaluation(
+    ground_truth: files.Path,
+    image_root: files.Path,
+    query_descriptors: files.Path,
+    index_descriptors: files.Path,
+    count: int = 5,
+    level: str = "medium",
+    top: int = 10,
+) -> list[RankedRow]:
+    """Searches again and shows `count` queries from the best to the worst AP, in even steps.
+
+    Args:
+      ground_truth, query_descriptors, index_descriptors: as for
+        `dolg_tf.evaluation.revisited.evaluate`.
+      image_root: folder of the photos.
+      count: queries shown, fewer when fewer have positives.
+      level: easy, medium or hard.
+      top: photos a query.
+    """
+    task = load_ground_truth(ground_truth)
+    queries = descriptors.read(query_descriptors)
+    listed = {}
+    for subset in ("query", "index"):
+        listed[subset] = list_photos(
+            PhotosConfig(
+                images=str(ground_truth),
+                image_root=str(image_root),
+                subset=subset,
+                output="",
+                crop_queries=queries.meta.get("crop", True),
+            )
+        ).photos
+    index_rows = descriptors.read(index_descriptors).select(task.index_ids)
+    found = index.search(index_rows, queries.select(task.query_ids))
+    ap = score(task, found[1])[level]["AP"]
+    chosen = spread_queries(ap, count)
+    return ranked_rows(task, listed["query"], listed["index"], found, chosen, level, top, ap)
+
+
+def _image(photo: Photo, max_side: int) -> np.ndarray:
+    image = load_photo(photo, max_side)
+    if isinstance(image, str):
+        raise InputError(image)
+    return image

@@ -1,0 +1,212 @@
+"""The descriptor set: what extraction writes and search and scoring read.
+
+A directory with `ids.txt` (one id a line: the photo's path relative to the image root, without
+suffix), `descriptors-%05d-of-%05d.npy` (float32 rows in the order of the ids) and `meta.json`.
+"""
+
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+
+from dolg_tf import files
+from dolg_tf.config import InputError
+
+FORMAT_VERSION = 1
+_META_KEYS = {
+    "format_version",
+    "image_root",
+    "model_hash",
+    "scales",
+    "crop",
+    "max_side",
+    "dtype",
+    "whitening",
+    "bad",
+}
+_SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
+_CHECK_ROWS = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class DescriptorSet:
+    """Descriptors with the ids of their photos.
+
+    Attributes:
+      ids: one a row; None for a bare `.npy`, whose rows are known by position only.
+      descriptors: float32 (N, D).
+      meta: how they were made, see `formats`; empty for a bare `.npy`.
+      source: where they were read, for errors.
+    """
+
+    ids: tuple[str, ...] | None
+    descriptors: np.ndarray
+    meta: dict = dataclasses.field(default_factory=dict)
+    source: str = "descriptor set"
+
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
+    def select(self, ids) -> np.ndarray:
+        """Returns the float32 (len(ids), D) descriptors of these photos, in this order.
+
+        A set is joined by id, whatever its order. A bare `.npy` is joined by row: its first row
+        belongs to the first id, and rows after the last id are left out.
+
+        Raises:
+          InputError: when a photo has no descriptor.
+        """
+        if self.ids is None:
+            if len(self) < len(ids):
+                raise InputError(
+                    f"{self.source} has {len(self)} rows for {len(ids)} photos; an .npy needs one "
+                    "row a photo in the order of the list"
+                )
+            return self.descriptors[: len(ids)]
+        if tuple(ids) == self.ids:
+            return self.descriptors
+        row_of = {id_: row for row, id_ in enumerate(self.ids)}
+        missing = [id_ for id_ in ids if id_ not in row_of]
+        if missing:
+            raise InputError(
+                f"{self.source} lacks {len(missing)} of {len(ids)} photos, the first is "
+                f"{missing[0]!r}; extract them with the same model, or check that image_root "
+                f"({self.meta.get('image_root')}) is the folder the names refer to"
+            )
+        return self.descriptors[[row_of[id_] for id_ in ids]]
+
+
+def _check_ids(ids, source) -> None:
+    seen = set()
+    for id_ in ids:
+        if not id_ or id_ != id_.strip() or len(id_.splitlines()) != 1:
+            raise InputError(f"{source}: the id {id_!r} is empty or has blanks around it")
+        if id_ in seen:
+            raise InputError(f"{source}: the id {id_!r} occurs twice; list each photo once")
+        seen.add(id_)
+
+
+def _check_rows(rows: np.ndarray, source) -> None:
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise InputError(f"{source}: {rows.dtype} {rows.shape}; descriptors are float32 (N, D)")
+    for start in range(0, len(rows), _CHECK_ROWS):
+        finite = np.isfinite(rows[start : start + _CHECK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite)[0])
+            raise InputError(f"{source}: row {row} is not finite; extract it again")
+
+
+def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144) -> None:
+    """Writes a descriptor set, whole or not at all.
+
+    Args:
+      path: the directory; what stands there is replaced.
+      descriptors: the set; its meta must have the keys of the format, `format_version` and
+        `dtype` are filled in.
+      shard_rows: most rows in one `.npy`.
+
+    Raises:
+      InputError: when ids and rows do not match, an id is repeated, or a row is not finite.
+    """
+    rows = np.asarray(descriptors.descriptors, np.float32)
+    ids = descriptors.ids
+    if ids is None or len(ids) != len(rows):
+        raise InputError(f"{path}: {len(rows)} descriptors need as many ids")
+    _check_ids(ids, path)
+    _check_rows(rows, path)
+    meta = {"format_version": FORMAT_VERSION, **descriptors.meta, "dtype": "float32"}
+    missing = _META_KEYS - set(meta)
+    if missing:
+        raise InputError(f"{path}: meta has no {sorted(missing)[0]!r}")
+    shards = max(1, -(-len(rows) // shard_rows))
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
+        files.write_json(temporary / "meta.json", meta)
+        for shard in range(shards):
+            name = f"descriptors-{shard:05d}-of-{shards:05d}.npy"
+            np.save(temporary / name, rows[shard * shard_rows : (shard + 1) * shard_rows])
+
+
+def _load(path: pathlib.Path) -> np.ndarray:
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path}: not a whole .npy of numbers ({error})") from error
+    if not isinstance(rows, np.ndarray):
+        raise InputError(f"{path}: an archive of arrays; descriptors are one .npy")
+    _check_rows(rows, path)
+    return rows
+
+
+def _shards(path: pathlib.Path) -> list[pathlib.Path]:
+    found = {}
+    for file in sorted(path.glob("descriptors-*.npy")):
+        match = _SHARD.fullmatch(file.name)
+        if match is None:
+            raise InputError(f"{file}: shards are named descriptors-00000-of-00001.npy")
+        found[file] = (int(match[1]), int(match[2]))
+    total = max((count for _, count in found.values()), default=0)
+    if not total or list(found.values()) != [(i, total) for i in range(total)]:
+        raise InputError(f"{path}: {len(found)} of {total} descriptor shards; extract it again")
+    return list(found)
+
+
+def read(path: files.Path) -> DescriptorSet:
+    """Reads a descriptor set, or a bare `.npy` of rows in an order known to the caller.
+
+    One shard, or a `.npy`, stays on disk (memory-mapped); several are joined in memory.
+
+    Raises:
+      InputError: when a file is missing or damaged, counts disagree, an id is repeated, or a
+        row is not finite.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".npy" and not path.is_dir():
+        return DescriptorSet(None, _load(path), {}, str(path))
+    if not path.is_dir():
+        raise InputError(f"{path}: no such descriptor set; dolg_tf.retrieval.extract writes one")
+    meta = files.read_json(path / "meta.json", FORMAT_VERSION)
+    missing = _META_KEYS - set(meta)
+    if missing:
+        raise InputError(f"{path}/meta.json: no {sorted(missing)[0]!r}; extract the set again")
+    try:
+        ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}/ids.txt: missing or not UTF-8; extract the set again") from error
+    _check_ids(ids, path / "ids.txt")
+    shards = [_load(shard) for shard in _shards(path)]
+    if len({shard.shape[1] for shard in shards}) != 1:
+        raise InputError(f"{path}: shards of different widths; extract the set again")
+    rows = shards[0] if len(shards) == 1 else np.concatenate(shards)
+    if len(rows) != len(ids):
+        raise InputError(f"{path}: {len(rows)} descriptors for {len(ids)} ids; extract it again")
+    return DescriptorSet(ids, rows, meta, str(path))
+
+
+def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
+    """Returns the set at `path` when it was made as `meta` says, None when there is nothing.
+
+    Args:
+      path: the directory.
+      meta: what its meta.json must say; `images` is a hash of the list of photos.
+
+    Raises:
+      InputError: when what stands there was made with another model, setting or photos.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    if not (path / "meta.json").exists():
+        raise InputError(f"--output={path} exists and is no descriptor set; choose another")
+    found = read(path)
+    for key, value in meta.items():
+        stood = found.meta.get(key)
+        if stood == value:
+            continue
+        other = "of other photos" if key == "images" else f"with {key}={stood!r}, not {value!r}"
+        raise InputError(f"--output={path} was made {other}; delete it or choose another --output")
+    return found

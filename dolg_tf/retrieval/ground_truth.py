@@ -1,0 +1,165 @@
+"""Ground truths in the form of Revisited Oxford/Paris: which photos show what a query shows.
+
+The `.pkl` form is a pickle, which can run any program when it is read; here only plain
+containers, strings and numbers are let in. DELG's `.mat` form counts from 1.
+
+Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
+"""
+
+import dataclasses
+import pathlib
+import pickle
+
+import numpy as np
+
+from dolg_tf import files
+from dolg_tf.config import InputError
+
+LABELS = ("easy", "hard", "junk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One query: its box and its photos of the index.
+
+    Attributes:
+      box: (left, top, right, bottom) in pixels of the query photo.
+      easy, hard, junk: int64 (n,), rows of `GroundTruth.index_ids`, ascending.
+    """
+
+    box: tuple[float, float, float, float]
+    easy: np.ndarray
+    hard: np.ndarray
+    junk: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """A retrieval task.
+
+    Attributes:
+      name: of the file, without suffix.
+      index_ids: `imlist`, the photos that are searched.
+      query_ids: `qimlist`, the photos that are searched for.
+      queries: `gnd`, one a query photo.
+    """
+
+    name: str
+    index_ids: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    queries: tuple[Query, ...]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, strings and numbers: any class or function in the file is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _read_pickle(path: pathlib.Path):
+    try:
+        with path.open("rb") as file:
+            return _PlainUnpickler(file, encoding="latin1").load()
+    # A damaged pickle surfaces as almost any of these.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise InputError(
+            f"{path}: refused, a ground truth holds only lists, dicts, strings and numbers "
+            f"({error}); download it again from the benchmark's authors"
+        ) from error
+
+
+def _read_mat(path: pathlib.Path):
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        value = loadmat(path, simplify_cells=True)
+    except (MatReadError, NotImplementedError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path}: not a MATLAB file up to version 7.2 ({error})") from error
+    # MATLAB has no scalars: a list of one comes out as its element.
+    queries = value.get("gnd", [])
+    value["gnd"] = [queries] if isinstance(queries, dict) else list(queries)
+    for name in ("imlist", "qimlist"):
+        value[name] = [str(x) for x in np.atleast_1d(value.get(name, []))]
+    for query in value["gnd"]:
+        for label in LABELS:
+            if isinstance(query, dict) and label in query:
+                query[label] = np.atleast_1d(query[label]).astype(np.int64) - 1
+    return value
+
+
+def _names(value, key: str, path) -> tuple[str, ...]:
+    names = value.get(key)
+    if not isinstance(names, list | tuple) or not all(isinstance(x, str) for x in names):
+        raise InputError(f"{path}: {key!r} must be a list of photo names")
+    if not names:
+        raise InputError(f"{path}: {key!r} is empty")
+    return tuple(names)
+
+
+def _rows(query: dict, label: str, count: int, where: str) -> np.ndarray:
+    """Returns one list of index rows, checked and ascending."""
+    try:
+        rows = np.array(query[label])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: no list {label!r} of index rows") from error
+    if rows.size == 0:
+        return np.zeros(0, np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise InputError(f"{where}: {label!r} must be a list of whole numbers")
+    wrong = rows[(rows < 0) | (rows >= count)]
+    if wrong.size:
+        raise InputError(f"{where}: {label!r} has row {wrong[0]}, the index has rows 0-{count - 1}")
+    if len(np.unique(rows)) != len(rows):
+        raise InputError(f"{where}: {label!r} has a row twice")
+    return np.sort(rows.astype(np.int64))
+
+
+def _query(query, count: int, where: str) -> Query:
+    if not isinstance(query, dict):
+        raise InputError(f"{where}: must be a dict of bbx, easy, hard and junk")
+    try:
+        box = tuple(float(x) for x in query["bbx"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: no 'bbx' of four numbers") from error
+    if len(box) != 4 or not np.isfinite(box).all():
+        raise InputError(f"{where}: 'bbx' is {box}, it must be left, top, right, bottom")
+    rows = {label: _rows(query, label, count, where) for label in LABELS}
+    together = np.concatenate(list(rows.values()))
+    if len(np.unique(together)) != len(together):
+        raise InputError(f"{where}: a row is in two of easy, hard and junk")
+    return Query(box, **rows)
+
+
+def load_ground_truth(path: files.Path) -> GroundTruth:
+    """Reads `gnd_*.pkl` (rows from 0) or DELG's `gnd_*.mat` (rows from 1).
+
+    Raises:
+      InputError: when the file is missing, damaged, holds anything but plain containers and
+        numbers, or its lists do not fit together.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"--ground_truth={path}: no such file")
+    value = _read_mat(path) if path.suffix == ".mat" else _read_pickle(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must be a dict of imlist, qimlist and gnd")
+    index_ids, query_ids = _names(value, "imlist", path), _names(value, "qimlist", path)
+    queries = value.get("gnd")
+    if not isinstance(queries, list | tuple) or len(queries) != len(query_ids):
+        raise InputError(f"{path}: 'gnd' must have one entry for each of {len(query_ids)} queries")
+    parsed = tuple(
+        _query(query, len(index_ids), f"{path}: query {i} ({query_ids[i]})")
+        for i, query in enumerate(queries)
+    )
+    return GroundTruth(path.stem, index_ids, query_ids, parsed)

@@ -1,0 +1,151 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from dolg_tf.config import InputError
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+
+META = {
+    "image_root": "photos",
+    "model_hash": "abc",
+    "scales": [1.0],
+    "crop": False,
+    "max_side": 0,
+    "whitening": None,
+    "bad": [],
+}
+IDS = ("a/1", "a/2", "b/é 3", "b/4", "c/5")
+ROWS = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    descriptors.write(tmp_path / "set", DescriptorSet(IDS, ROWS, META))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("shard_rows", [2, 5, 100])
+def test_round_trip(tmp_path, shard_rows):
+    descriptors.write(tmp_path / "set", DescriptorSet(IDS, ROWS, META), shard_rows)
+    found = descriptors.read(tmp_path / "set")
+    assert found.ids == IDS
+    np.testing.assert_array_equal(found.descriptors, ROWS)
+    assert found.meta == {"format_version": 1, "dtype": "float32", **META}
+    shards = sorted(path.name for path in (tmp_path / "set").glob("*.npy"))
+    count = -(-5 // shard_rows)
+    assert shards == [f"descriptors-{i:05d}-of-{count:05d}.npy" for i in range(count)]
+
+
+def test_one_shard_stays_on_disk(folder):
+    assert isinstance(descriptors.read(folder).descriptors, np.memmap)
+
+
+def test_select_joins_by_id(folder):
+    found = descriptors.read(folder)
+    np.testing.assert_array_equal(found.select(["c/5", "a/1"]), ROWS[[4, 0]])
+    assert found.select(IDS) is found.descriptors
+
+
+def test_select_tells_what_is_missing(folder):
+    with pytest.raises(InputError, match=r"lacks 2 of 3 photos, the first is 'x'"):
+        descriptors.read(folder).select(["a/1", "x", "y"])
+
+
+def test_bare_npy_is_joined_by_row(tmp_path):
+    np.save(tmp_path / "rows.npy", ROWS)
+    found = descriptors.read(tmp_path / "rows.npy")
+    assert found.ids is None
+    np.testing.assert_array_equal(found.select(["p", "q"]), ROWS[:2])
+    with pytest.raises(InputError, match="5 rows for 6 photos"):
+        found.select(list("abcdef"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows", "told"),
+    [
+        (IDS[:4], ROWS, "5 descriptors need as many ids"),
+        (("a", "b", "c", "d", "a"), ROWS, "'a' occurs twice"),
+        (("a", "b\nc", "d", "e", "f"), ROWS, "is empty or has"),
+        (IDS, np.where(np.arange(5)[:, None] == 3, np.nan, ROWS), "row 3 is not finite"),
+        (IDS, ROWS[:, 0], "float32"),
+    ],
+)
+def test_write_refuses_and_leaves_nothing(tmp_path, ids, rows, told):
+    with pytest.raises(InputError, match=told):
+        descriptors.write(tmp_path / "set", DescriptorSet(ids, rows, META))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_counted_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(descriptors, "_CHECK_ROWS", 2)
+    rows = ROWS.copy()
+    rows[4, 7] = np.inf
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(InputError, match="row 4 is not finite"):
+        descriptors.read(tmp_path / "rows.npy")
+
+
+def test_write_wants_whole_meta(tmp_path):
+    with pytest.raises(InputError, match="no 'model_hash'"):
+        meta = {key: value for key, value in META.items() if key != "model_hash"}
+        descriptors.write(tmp_path / "set", DescriptorSet(IDS, ROWS, meta))
+
+
+def _change_meta(folder, **changes):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | changes))
+
+
+def _truncate(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+SHARD = "descriptors-00000-of-00001.npy"
+DAMAGE = {
+    "fewer ids": (lambda f: (f / "ids.txt").write_text("a\nb\n"), "5 descriptors for 2 ids"),
+    "repeated id": (lambda f: (f / "ids.txt").write_text("a\na\nb\nc\nd\n"), "occurs twice"),
+    "no ids": (lambda f: (f / "ids.txt").unlink(), "ids.txt: missing"),
+    "no shard": (lambda f: (f / SHARD).unlink(), "0 of 0 descriptor shards"),
+    "missing shard": (
+        lambda f: (f / SHARD).rename(f / "descriptors-00001-of-00002.npy"),
+        "1 of 2 descriptor shards",
+    ),
+    "half a shard": (lambda f: _truncate(f / SHARD, 150), "not a whole .npy"),
+    "empty shard": (lambda f: _truncate(f / SHARD, 0), "not a whole .npy"),
+    "pickled shard": (
+        lambda f: np.save(f / SHARD, np.array([{}, 1], object), allow_pickle=True),
+        "not a whole .npy",
+    ),
+    "a pickle": (lambda f: (f / SHARD).write_bytes(pickle.dumps([1, 2])), "not a whole .npy"),
+    "integers": (lambda f: np.save(f / SHARD, np.zeros((5, 8), int)), "int64"),
+    "infinity": (lambda f: np.save(f / SHARD, np.full((5, 8), np.inf)), "row 0 is not finite"),
+    "other version": (lambda f: _change_meta(f, format_version=2), "format_version is 2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_read_refuses_damage(folder, damage):
+    harm, told = DAMAGE[damage]
+    harm(folder)
+    with pytest.raises(InputError, match=told):
+        descriptors.read(folder)
+
+
+def test_read_of_nothing(tmp_path):
+    with pytest.raises(InputError, match="no such descriptor set"):
+        descriptors.read(tmp_path / "none")
+    with pytest.raises(InputError, match="no such file"):
+        descriptors.read(tmp_path / "none.npy")
+
+
+def test_finished(folder, tmp_path):
+    assert descriptors.finished(tmp_path / "other", META) is None
+    assert descriptors.finished(folder, {"model_hash": "abc", "crop": False}).ids == IDS
+    with pytest.raises(InputError, match="model_hash='abc', not 'xyz'; delete it or choose"):
+        descriptors.finished(folder, {"model_hash": "xyz"})
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InputError, match="is no descriptor set"):
+        descriptors.finished(tmp_path / "full", META)

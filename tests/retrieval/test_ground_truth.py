@@ -1,0 +1,133 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from dolg_tf.config import InputError
+from dolg_tf.retrieval.ground_truth import load_ground_truth
+
+TRUTH = {
+    "imlist": ["i0", "i1", "i2", "i3"],
+    "qimlist": ["q0", "q1"],
+    "gnd": [
+        {"bbx": [1.5, 2, 30, 40], "easy": [3, 0], "hard": [], "junk": [1]},
+        {"bbx": [0, 0, 9, 9], "easy": [], "hard": [2], "junk": []},
+    ],
+}
+
+
+def _write(path, value):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+    return path
+
+
+def _changed(**changes):
+    first = TRUTH["gnd"][0] | changes
+    return TRUTH | {"gnd": [first, TRUTH["gnd"][1]]}
+
+
+def _check(found):
+    assert found.name == "gnd_x"
+    assert found.index_ids == ("i0", "i1", "i2", "i3")
+    assert found.query_ids == ("q0", "q1")
+    assert [query.box for query in found.queries] == [(1.5, 2, 30, 40), (0, 0, 9, 9)]
+    lists = [[list(getattr(q, n)) for n in ("easy", "hard", "junk")] for q in found.queries]
+    assert lists == [[[0, 3], [], [1]], [[], [2], []]]
+    assert found.queries[0].hard.dtype == np.int64
+
+
+def test_pickle(tmp_path):
+    _check(load_ground_truth(_write(tmp_path / "gnd_x.pkl", TRUTH)))
+
+
+def test_mat_counts_from_one(tmp_path):
+    fields = ("bbx", "easy", "hard", "junk")
+    gnd = np.zeros((1, 2), dtype=[(name, object) for name in fields])
+    for i, query in enumerate(TRUTH["gnd"]):
+        gnd[0, i] = tuple(
+            np.array([query[n]], float if n == "bbx" else np.uint16) + (n != "bbx") for n in fields
+        )
+    cells = {name: np.array(TRUTH[name], object) for name in ("imlist", "qimlist")}
+    savemat(tmp_path / "gnd_x.mat", {"gnd": gnd, **cells})
+    _check(load_ground_truth(tmp_path / "gnd_x.mat"))
+    savemat(tmp_path / "one.mat", {"gnd": gnd[:, :1], **cells, "qimlist": np.array(["q0"], object)})
+    assert list(load_ground_truth(tmp_path / "one.mat").queries[0].easy) == [0, 3]
+
+
+class _Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["top", "inside"])
+def test_hostile_pickle_is_not_run(tmp_path, place):
+    trap = tmp_path / "executed"
+    hostile = _Hostile(trap)
+    value = hostile if place == "top" else _changed(easy=[hostile])
+    path = _write(tmp_path / "gnd_x.pkl", value)
+    with pytest.raises(InputError, match=r"refused.*system"):
+        load_ground_truth(path)
+    assert not trap.exists()
+    pickle.loads(path.read_bytes())
+    assert trap.exists(), "the trap itself does not work"
+
+
+def test_classes_are_refused_even_harmless_ones(tmp_path):
+    path = _write(tmp_path / "gnd_x.pkl", _changed(easy=np.array([1])))
+    with pytest.raises(InputError, match="refused"):
+        load_ground_truth(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([1], "must be a dict"),
+        ({}, "'imlist' must be a list"),
+        (TRUTH | {"imlist": []}, "'imlist' is empty"),
+        (TRUTH | {"qimlist": ["q0", 1]}, "'qimlist' must be a list"),
+        (TRUTH | {"gnd": TRUTH["gnd"][:1]}, "one entry for each of 2"),
+        (TRUTH | {"gnd": [1, 2]}, r"query 0 \(q0\): must be a dict"),
+        (_changed(bbx=[1, 2, 3]), "'bbx' is"),
+        (_changed(bbx=None), "no 'bbx'"),
+        (_changed(bbx=[1, 2, 3, float("nan")]), "'bbx' is"),
+        (_changed(easy=[4]), r"'easy' has row 4, the index has rows 0-3"),
+        (_changed(easy=[-1]), "'easy' has row -1"),
+        (_changed(easy=[0.5]), "whole numbers"),
+        (_changed(easy=[0, 0]), "'easy' has a row twice"),
+        (_changed(easy=[1]), "in two of easy, hard and junk"),
+        (_changed(easy=[[0], [1, 2]]), "no list 'easy'"),
+        (_changed(easy=None), "'easy' must be a list"),
+    ],
+)
+def test_wrong_structure(tmp_path, value, told):
+    with pytest.raises(InputError, match=told):
+        load_ground_truth(_write(tmp_path / "gnd_x.pkl", value))
+
+
+def test_damaged_files(tmp_path):
+    whole = pickle.dumps(TRUTH)
+    path = tmp_path / "gnd_x.pkl"
+    for damaged in (b"", b"not a pickle", *(whole[:n] for n in range(1, len(whole), 7))):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"refused|must be"):
+            load_ground_truth(path)
+    (tmp_path / "gnd_x.mat").write_bytes(b"MATLAB 5.0 or so" * 20)
+    with pytest.raises(InputError, match="not a MATLAB file"):
+        load_ground_truth(tmp_path / "gnd_x.mat")
+    with pytest.raises(InputError, match="no such file"):
+        load_ground_truth(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize(("name", "photos"), [("gnd_roxford5k", 4993), ("gnd_rparis6k", 6322)])
+def test_the_real_ones(ground_truths, name, photos):
+    found = load_ground_truth(ground_truths / f"{name}.pkl")
+    assert (len(found.index_ids), len(found.queries)) == (photos, 70)
+    with (ground_truths / f"{name}.pkl").open("rb") as file:
+        truth = pickle.load(file)["gnd"][7]
+    for label in ("easy", "hard", "junk"):
+        np.testing.assert_array_equal(getattr(found.queries[7], label), np.sort(truth[label]))

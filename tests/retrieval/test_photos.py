@@ -1,0 +1,131 @@
+import pickle
+
+import pytest
+
+from dolg_tf.config import InputError
+from dolg_tf.retrieval.photos import PhotosConfig, list_photos
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "root"
+    for name in ("b/2.JPG", "b/10.jpeg", "a/x.y.png", "c.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def _list(images, **options):
+    return list_photos(PhotosConfig(images=str(images), output="unused", **options))
+
+
+def _pickle(path, queries=("b/2", "c"), index=("c", "a/x.y", "b/10")):
+    truth = {
+        "imlist": list(index),
+        "qimlist": list(queries),
+        "gnd": [{"bbx": [1, 2, 3, 4], "easy": [0], "hard": [], "junk": []} for _ in queries],
+    }
+    path.write_bytes(pickle.dumps(truth))
+    return path
+
+
+def test_folder_is_sorted_and_told_apart(root, caplog):
+    caplog.set_level("INFO")
+    (root / "b/notes.txt").write_text("x")
+    (root / "b/.hidden.jpg").write_text("x")
+    listing = _list(root)
+    assert [photo.id for photo in listing.photos] == ["c", "a/x.y", "b/10", "b/2"]
+    assert [photo.path.name for photo in listing.photos] == ["c.jpg", "x.y.png", "10.jpeg", "2.JPG"]
+    assert not listing.crop
+    assert "2 other files" in caplog.text
+
+
+def test_ids_are_relative_to_the_root(root):
+    listing = _list(root / "b", image_root=str(root))
+    assert [photo.id for photo in listing.photos] == ["b/10", "b/2"]
+    with pytest.raises(InputError, match="is not inside --image_root"):
+        _list(root, image_root=str(root / "b"))
+
+
+def test_csv_by_path_and_by_id(root):
+    (root / "list.csv").write_text("landmark,path\nx,b/2.JPG\ny,c.jpg\n")
+    listing = _list(root / "list.csv")
+    assert [(p.id, p.path.name) for p in listing.photos] == [("b/2", "2.JPG"), ("c", "c.jpg")]
+    (root / "list.csv").write_text("id\na/x.y\nb/2\n")
+    listing = _list(root / "list.csv", image_root=str(root))
+    assert [p.path.name for p in listing.photos] == ["x.y.png", "2.JPG"]
+
+
+def test_ground_truth_boxes_belong_to_queries(root, tmp_path):
+    path = _pickle(tmp_path / "gnd_x.pkl")
+    queries = _list(path, image_root=str(root), subset="query")
+    assert [p.id for p in queries.photos] == ["b/2", "c"]
+    assert queries.crop and queries.photos[0].box == (1, 2, 3, 4)
+    whole = _list(path, image_root=str(root), subset="query", crop_queries=False)
+    assert not whole.crop and whole.photos[0].box is None
+    index = _list(path, image_root=str(root), subset="index")
+    assert [p.id for p in index.photos] == ["c", "a/x.y", "b/10"]
+    assert not index.crop and all(p.box is None for p in index.photos)
+
+
+def test_a_missing_photo_is_listed(root):
+    (root / "list.csv").write_text("id\nb/none\nnowhere/x\nb/gone.png\n")
+    photos = _list(root / "list.csv").photos
+    assert [p.id for p in photos] == ["b/none", "nowhere/x", "b/gone"]
+    assert not any(p.path.exists() for p in photos)
+
+
+def test_fingerprint_tells_ids_boxes_and_contents(root, tmp_path):
+    path = _pickle(tmp_path / "gnd_x.pkl")
+
+    def prints():
+        whole = _list(path, image_root=str(root), subset="query", crop_queries=False)
+        boxed = _list(path, image_root=str(root), subset="query")
+        return [whole.fingerprint(), boxed.fingerprint(), _list(root).fingerprint()]
+
+    before = prints()
+    assert before == prints() and len(set(before)) == 3
+    (root / "c.jpg").write_bytes(b"another photo")
+    assert not set(before) & set(prints())
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd.jpg", "b/../../secret", "..", ""])
+def test_a_name_must_stay_in_the_root(root, name):
+    (root.parent / "secret.jpg").write_bytes(b"x")
+    (root / "list.csv").write_text(f"path,n\n{name},1\n")
+    with pytest.raises(InputError, match=r"leads out of|is no name"):
+        _list(root / "list.csv")
+
+
+def test_two_suffixes_of_one_id(root):
+    (root / "b/2.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="have one id, 'b/2'"):
+        _list(root)
+    (root / "list.csv").write_text("id\nb/2\n")
+    with pytest.raises(InputError, match=r"may be 2.JPG or 2.png"):
+        _list(root / "list.csv")
+    (root / "list.csv").write_text("id\nc\nc\n")
+    with pytest.raises(InputError, match="have one id, 'c'"):
+        _list(root / "list.csv")
+
+
+def test_what_cannot_be_listed(root, tmp_path):
+    path = _pickle(tmp_path / "gnd_x.pkl")
+    (tmp_path / "empty").mkdir()
+    (root / "list.csv").write_text("name\nx\n")
+    (root / "binary.csv").write_bytes(b"path\n\xff\xfe\n")
+    for images, options, told in [
+        (path, {}, "needs --subset"),
+        (root, {"subset": "query"}, "takes no --subset"),
+        (root / "none", {}, "no such file or folder"),
+        (tmp_path / "empty", {}, "no photos"),
+        (root / "list.csv", {}, "no column path or id"),
+        (root / "binary.csv", {}, "not a CSV in UTF-8"),
+        (root / "c.jpg", {}, "neither a folder"),
+        (root, {"image_root": str(root / "none")}, "no such folder"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            _list(images, **options)
+    for options in ({"subset": "all"}, {"batch_size": 0}, {"max_side": -1}, {"max_bad": -1}):
+        with pytest.raises(InputError, match="must be"):
+            _list(root, **options)
