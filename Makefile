@@ -1,6 +1,8 @@
 # `make quickstart`, `make test`: both set up their environment in .venv first.
 PYTHON ?= python3
 PHOTOS ?=
+# Further flags of the quickstart, such as --max_steps=100.
+FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 quickstart: $(STAMP)
-	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos=$(PHOTOS) --output=runs/quickstart_photos)
+	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ class TrainingConfig:
     logdir: str = option("run directory: checkpoints, metrics, configuration")
     init_from: str = option("model directory to start from; empty: none", "")
     backbone_weights: str = option(
-        "ImageNet weights of the backbone: a KerasHub preset, a local .weights.h5 or .keras, or none",
+        "ImageNet weights of the backbone: KerasHub preset, local .weights.h5 or .keras, or none",
         "none",
     )
     batch_size: int = option("photos in a step, over all replicas", 128, unit="photos")

@@ -34,6 +34,9 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
     """Returns a window of a JPEG as uint8 RGB of shape (height, width, 3), decoding little else.
 
+    Equal to a slice of the whole photo, but for the first and last column where chroma is
+    subsampled: its interpolation does not look beyond the window.
+
     Args:
       data: scalar string, an encoded JPEG.
       top, left: int32 scalars, corner of the window in pixels.

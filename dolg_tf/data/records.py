@@ -1,0 +1,273 @@
+"""DELG-schema TFRecords: writing, parsing, and reading any record of many files by its number.
+
+One record is one photo. The framing and the `tf.train.Example` inside are written here, byte by
+byte, so that the builder's processes need no TensorFlow; the tests hold both against TensorFlow.
+"""
+
+import functools
+import glob
+import os
+import pathlib
+import struct
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent import futures
+
+import numpy as np
+
+from dolg_tf import files
+from dolg_tf.config import InputError
+
+_BUILDER = "python -m dolg_tf.data.gldv2"
+_HEADER, _FOOTER = 12, 4  # bytes: length and its checksum before, checksum of the payload behind
+_BLOCK = 4096  # bytes that one NumPy call of the checksum works through
+
+
+# --- checksums ----------------------------------------------------------------------------
+
+
+@functools.cache
+def _crc_table() -> np.ndarray:
+    """Returns uint32 (_BLOCK, 256): the CRC-32C of byte b at position i of a block of zeros."""
+    crc = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        crc = np.where(crc & 1, (crc >> 1) ^ np.uint32(0x82F63B78), crc >> 1)
+    first, rows = crc, [crc]
+    for _ in range(_BLOCK - 1):
+        crc = first[crc & 255] ^ (crc >> 8)
+        rows.append(crc)
+    return np.stack(rows[::-1])
+
+
+def _crc_rows(rows: np.ndarray) -> np.ndarray:
+    """Returns the CRC register (uint32) after each row of uint8 (N, at most _BLOCK), from 0."""
+    table = _crc_table()[_BLOCK - rows.shape[1] :]
+    places = np.arange(rows.shape[1], dtype=np.intp) * 256 + rows
+    return np.bitwise_xor.reduce(table.reshape(-1).take(places), axis=1)
+
+
+def _masked(registers: np.ndarray) -> np.ndarray:
+    crc = ~registers
+    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Returns TFRecord's masked CRC-32C of at least 4 bytes.
+
+    The CRC is linear: the register before a block is the same as its 4 bytes XORed into the
+    block's first 4. So all blocks are summed at once, and only the registers one after another.
+    """
+    blocks = -(-len(data) // _BLOCK)
+    padded = np.zeros(blocks * _BLOCK, np.uint8)
+    start = len(padded) - len(data)  # zeros in front of the message change nothing
+    padded[start:] = np.frombuffer(data, np.uint8)
+    padded[start : start + 4] ^= 255
+    table = _crc_table()
+    register = 0
+    for crc in _crc_rows(padded.reshape(blocks, _BLOCK)).tolist():
+        for place in range(4):
+            crc ^= int(table[place, (register >> (8 * place)) & 255])
+        register = crc
+    return int(_masked(np.array([register], np.uint32))[0])
+
+
+# --- writing ------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Returns a length-delimited protobuf field."""
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | None) -> bytes:
+    """Returns one photo as a serialised `tf.train.Example` of DELG's schema.
+
+    Args:
+      jpeg: an RGB JPEG.
+      image_id: the photo's name.
+      height, width: in pixels.
+      label: the landmark, at least 0; None in test records.
+    """
+    values = {
+        "image/channels": 3,
+        "image/class/label": label,
+        "image/colorspace": b"RGB",
+        "image/encoded": jpeg,
+        "image/format": b"JPEG",
+        "image/height": height,
+        "image/id": image_id.encode(),
+        "image/width": width,
+    }
+    entries = b""
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))  # bytes_list
+        else:
+            feature = _field(3, _field(1, _varint(value)))  # int64_list, packed
+        entries += _field(1, _field(1, key.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def write_shard(path: files.Path, examples: Iterable[bytes]) -> int:
+    """Writes one TFRecord file, whole or not at all, and returns the number of its records."""
+    count = 0
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        for example in examples:
+            length = struct.pack("<Q", len(example))
+            file.write(length + struct.pack("<I", masked_crc32c(length)))
+            file.write(example)
+            file.write(struct.pack("<I", masked_crc32c(example)))
+            count += 1
+    return count
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """Returns a file name such as `train-00003-of-00128`."""
+    return f"{split}-{shard:05d}-of-{num_shards:05d}"
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def parse(serialized, labelled: bool = True) -> dict:
+    """Parses one record with TensorFlow ops.
+
+    Args:
+      serialized: scalar string.
+      labelled: False for test records, which have no label.
+
+    Returns:
+      Scalars `encoded` (string), `id` (string) and, when labelled, `label` (int64, -1 where the
+      record has none).
+    """
+    import tensorflow as tf
+
+    keys = {"encoded": "image/encoded", "id": "image/id"}
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys.values()}
+    if labelled:
+        keys["label"] = "image/class/label"
+        features[keys["label"]] = tf.io.FixedLenFeature([], tf.int64, default_value=-1)
+    values = tf.io.parse_single_example(serialized, features)
+    return {name: values[key] for name, key in keys.items()}
+
+
+def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns offset (int64) and length (uint32) of each payload, from the headers alone."""
+    headers, positions = [], [0]
+    with pathlib.Path(path).open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while positions[-1] < size:
+            header = os.pread(file.fileno(), _HEADER, positions[-1])
+            length = int.from_bytes(header[:8], "little")
+            headers.append(header)
+            positions.append(positions[-1] + _HEADER + length + _FOOTER)
+            if not any(header):
+                break  # a file of zeros; no checksum is 0
+    rows = np.frombuffer(b"".join(headers), np.uint8)
+    rows = rows[: len(rows) // _HEADER * _HEADER].reshape(-1, _HEADER)
+    sums = _masked(_crc_rows(rows[:, :8] ^ np.uint8([255] * 4 + [0] * 4)))
+    wrong = np.flatnonzero(sums != np.ascontiguousarray(rows[:, 8:]).view("<u4")[:, 0])
+    if len(wrong):
+        where = f"{path}, record {wrong[0]} at byte {positions[wrong[0]]}"
+        raise InputError(f"{where}: this is no TFRecord file, or it is damaged; write it again")
+    if positions[-1] > size:
+        where = f"{path}, record {len(headers) - 1} at byte {positions[-2]}"
+        raise InputError(f"{where}: the file ends inside the record; copy or write it again")
+    starts = np.array(positions, np.int64)
+    return starts[:-1] + _HEADER, (np.diff(starts) - _HEADER - _FOOTER).astype(np.uint32)
+
+
+class RecordIndex:
+    """All records of the files of a pattern, numbered in the order of the sorted file names.
+
+    Some 16 bytes of memory a record. Reading is safe in many threads.
+    """
+
+    def __init__(self, paths: list[str], scans: list[tuple[np.ndarray, np.ndarray]]):
+        self.paths = paths
+        self._offsets = np.concatenate([offsets for offsets, _ in scans])
+        self._lengths = np.concatenate([lengths for _, lengths in scans])
+        self._firsts = np.cumsum([0] + [len(offsets) for offsets, _ in scans])
+        self._descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        weakref.finalize(self, lambda open_files: [*map(os.close, open_files)], self._descriptors)
+
+    @classmethod
+    def open(cls, pattern: str) -> "RecordIndex":
+        """Reads the record headers of all files that match a glob.
+
+        Raises:
+          InputError: when no file matches, there is no record, or a file is cut short or foreign.
+        """
+        found = glob.glob(pattern)  # noqa: PTH207 - pathlib globs no absolute pattern
+        paths = sorted(path for path in found if pathlib.Path(path).is_file())
+        if not paths:
+            raise InputError(f"no file matches {pattern!r}; `{_BUILDER}` makes the records")
+        # Threads, because on a cold disk the scan is waiting for one page a record.
+        with futures.ThreadPoolExecutor(min(16, len(paths))) as pool:
+            index = cls(paths, list(pool.map(_scan, paths)))
+        if not len(index):
+            raise InputError(f"{pattern!r}: no record in {len(paths)} files; write them again")
+        return index
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _file(self, record: int) -> int:
+        return int(np.searchsorted(self._firsts, record, side="right")) - 1
+
+    def where(self, record: int) -> str:
+        """Returns where a record lies, for error messages: the file and its number in there."""
+        file = self._file(record)
+        return f"{self.paths[file]}, record {record - self._firsts[file]}"
+
+    def read(self, record: int) -> bytes:
+        """Returns the serialised `tf.train.Example` of a record.
+
+        Raises:
+          InputError: when its checksum is wrong, or the file has changed since it was opened.
+        """
+        length = int(self._lengths[record])
+        descriptor = self._descriptors[self._file(record)]
+        data = os.pread(descriptor, length + _FOOTER, int(self._offsets[record]))
+        checksum = int.from_bytes(data[length:], "little")
+        if len(data) < length + _FOOTER or masked_crc32c(data[:length]) != checksum:
+            raise InputError(f"{self.where(record)}: the checksum is wrong; write the file again")
+        return data[:length]
+
+    def reader(self) -> Callable:
+        """Returns a function of a record number (int64 scalar) to the serialised Example (string).
+
+        It is made of TensorFlow ops alone. A Python function inside tf.data would wait for ever
+        when an iterator is dropped half way: TensorFlow joins the threads that run it while holding
+        the lock they need. The op opens the file at the record and verifies its checksum.
+        """
+        import tensorflow as tf
+
+        with tf.device("CPU:0"):
+            paths, firsts = tf.constant(self.paths), tf.constant(self._firsts)
+            starts = tf.constant(self._offsets - _HEADER)
+
+        def read(record):
+            file = tf.searchsorted(firsts, record[None], side="right") - 1
+            dataset = tf.raw_ops.TFRecordDatasetV2(
+                filenames=tf.gather(paths, file),
+                compression_type="",
+                buffer_size=0,
+                byte_offsets=starts[record][None],
+            )
+            spec = {"output_types": [tf.string], "output_shapes": [()]}
+            first = tf.raw_ops.TakeDataset(input_dataset=dataset, count=1, **spec)
+            return tf.raw_ops.DatasetToSingleElement(dataset=first, **spec)[0]
+
+        return read

@@ -1,0 +1,286 @@
+"""The whole way, as the README tells it: photos, records, training, export, search, scores.
+
+Every stage leaves its files under the output folder and keeps what is there already, so an
+interrupted quickstart goes on where it stopped.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+from dolg_tf import config as configs
+from dolg_tf import files, progress
+from dolg_tf.config import InputError, option
+
+log = logging.getLogger(__name__)
+
+SCALES = (0.7071, 1.0, 1.4142)
+SHARDS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """What the quickstart runs on."""
+
+    output: str = option("folder of everything that it writes", "runs/quickstart")
+    photos: str = option(
+        "folder of your own photos with a labels.csv (path,landmark,split; split is train, index "
+        "or query); empty: procedural landmarks",
+        "",
+    )
+    train_flagfile: str = option("recipe of the training", "configs/quickstart.flags")
+    landmarks: int = option("procedural landmarks that are trained; half of them are searched", 60)
+    photos_per_landmark: int = option("training photos of a procedural landmark", 30)
+    batch_size: int = option("photos in a training step", 32, unit="photos")
+    max_steps: int = option("stop training early; 0: after the last epoch", 0, unit="steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Photos:
+    """What the first stage leaves: a photo folder and a ground truth for each split."""
+
+    root: pathlib.Path
+    ground_truths: dict[str, pathlib.Path]
+    records: dict  # arguments of the records builder
+
+
+def _announce(stage: str) -> None:
+    log.info("\n== %s", stage)
+
+
+def _show(program: str, **flags) -> None:
+    """Logs the command that does alone what is done next."""
+    log.info("$ python %s", shlex.join([*program.split(), *_words(flags)]))
+
+
+def _words(flags: dict) -> list[str]:
+    """Returns flags as command-line words."""
+    words = []
+    for name, value in flags.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        words.append(f"--{name}" if value is True else f"--{name}={text}")
+    return words
+
+
+def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
+    if settings.photos:
+        from dolg_tf.data.own_photos import write_ground_truths
+
+        folder = pathlib.Path(settings.photos)
+        labels = folder / "labels.csv"
+        _announce("your photos")
+        truths = write_ground_truths(labels, output / "ground_truth")
+        return _Photos(folder, truths, {"labels_csv": str(labels)})
+
+    from dolg_tf.data.toy import ToyConfig, write_toy
+
+    root = output / "photos"
+    toy = ToyConfig(
+        output=str(root),
+        landmarks=settings.landmarks,
+        unseen_landmarks=settings.landmarks // 2,
+        photos_per_landmark=settings.photos_per_landmark,
+    )
+    _announce("photos")
+    shown = ("output", "landmarks", "unseen_landmarks", "photos_per_landmark")
+    _show("-m dolg_tf.data.toy", **{name: getattr(toy, name) for name in shown})
+    write_toy(toy)
+    truths = {split: root / f"gnd_{split}.pkl" for split in ("seen", "unseen")}
+    lists = {
+        "images_dir": str(root / "train"),
+        "train_csv": str(root / "train.csv"),
+        "train_clean_csv": str(root / "train_clean.csv"),
+    }
+    return _Photos(root, truths, lists)
+
+
+def _records(photos: _Photos, output: pathlib.Path) -> dict:
+    from dolg_tf.data.gldv2 import RecordsConfig, build_records
+
+    arguments = {
+        **photos.records,
+        "output_dir": str(output / "records"),
+        "num_shards": SHARDS,
+        "validation_fraction": 0.1,
+    }
+    _announce("records")
+    _show("-m dolg_tf.data.gldv2", **arguments)
+    return build_records(RecordsConfig(**arguments))
+
+
+def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -> pathlib.Path:
+    """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save."""
+    logdir = output / "train"
+    flags = {
+        "flagfile": settings.train_flagfile,
+        "train_file_pattern": output / "records" / "train-*",
+        "validation_file_pattern": output / "records" / "validation-*",
+        "num_classes": num_classes,
+        "logdir": logdir,
+        "batch_size": settings.batch_size,
+        "max_steps": settings.max_steps,
+    }
+    _announce("training")
+    _show("train.py", **flags)
+    if not pathlib.Path("train.py").is_file():
+        raise InputError(
+            f"no train.py in {pathlib.Path.cwd()}; run this from the repository's root"
+        )
+    child = subprocess.Popen([sys.executable, "train.py", *_words(flags)])
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # the terminal interrupted it too: it is saving
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code:
+        # The child has said why.
+        raise SystemExit(code if code > 0 else 128 - code)
+    return logdir
+
+
+def _untrained(logdir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
+    """Writes the network of a run as it was before its first step."""
+    from dolg_tf.modeling.dolg import build_dolg
+    from dolg_tf.modeling.model_dir import save_dolg
+
+    run = files.read_json(logdir / "config.json", 1)
+    model = configs.from_dict(configs.DolgConfig, run["model"], str(logdir / "config.json"))
+    network = build_dolg(model, seed=run["training"]["seed"])
+    save_dolg(network, model, output / "untrained", {"source": "random weights"})
+    return output / "untrained"
+
+
+def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
+    from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
+
+    path = output / "saved_model" / variant
+    arguments = {
+        "model_dir": str(model_dir),
+        "output": str(path),
+        "scales": SCALES,
+        "overwrite": True,
+    }
+    _announce(f"export: {variant}")
+    _show("export/export_saved_model.py", **arguments)
+    return export_saved_model(ExportConfig(**arguments))
+
+
+def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output: pathlib.Path):
+    """Extracts the index once, and the queries of each ground truth; returns their folders."""
+    from dolg_tf.retrieval.colour_histogram import ColourHistogramConfig, extract_colour_histograms
+    from dolg_tf.retrieval.extract import ExtractConfig, extract
+
+    _announce(f"descriptors: {variant}")
+    sets, folder = {}, output / "descriptors" / variant
+    if model is not None:
+        # A network that was trained again describes anew; what another one saw stays as it is.
+        about = files.read_json(model / "assets.extra" / "dolg.json")
+        folder = folder / about["weights_sha256"][:12]
+    subsets = [("index", next(iter(photos.ground_truths.values())))]
+    subsets += [(split, path) for split, path in photos.ground_truths.items()]
+    for name, ground_truth in subsets:
+        path = folder / name
+        arguments = {
+            "images": str(ground_truth),
+            "image_root": str(photos.root),
+            "subset": "index" if name == "index" else "query",
+            "output": str(path),
+        }
+        if model is None:
+            _show("-m dolg_tf.retrieval.colour_histogram", **arguments)
+            extract_colour_histograms(ColourHistogramConfig(**arguments))
+        else:
+            arguments["saved_model"] = str(model)
+            _show("-m dolg_tf.retrieval.extract", **arguments)
+            extract(ExtractConfig(**arguments))
+        sets[name] = path
+    return sets
+
+
+def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> dict:
+    from dolg_tf.evaluation.revisited import RevisitedConfig, evaluate
+
+    _announce(f"scores: {variant}")
+    scores = {}
+    for split, ground_truth in photos.ground_truths.items():
+        arguments = {
+            "ground_truth": str(ground_truth),
+            "query_descriptors": str(sets[split]),
+            "index_descriptors": str(sets["index"]),
+            "output": str(output / "scores" / f"{variant}_{split}.json"),
+        }
+        _show("-m dolg_tf.evaluation.revisited", **arguments)
+        scores[split] = evaluate(RevisitedConfig(**arguments))
+    return scores
+
+
+def _pictures(sets: dict, photos: _Photos) -> list:
+    from dolg_tf.apps.rankings import rows_of_evaluation
+    from dolg_tf.apps.report import Picture
+    from dolg_tf.apps.visualize import ranked_list
+
+    pictures = []
+    for split, ground_truth in photos.ground_truths.items():
+        rows = rows_of_evaluation(ground_truth, photos.root, sets[split], sets["index"])
+        pictures.append(
+            Picture(
+                f"ranked_{split}",
+                ranked_list(rows),
+                f"Queries of {split} landmarks and the ten photos that the trained network "
+                "ranks first",
+                f"{split.capitalize()} landmarks: queries from the best to the worst average "
+                "precision, in even steps.",
+            )
+        )
+    return pictures
+
+
+def quickstart(settings: QuickstartConfig) -> pathlib.Path:
+    """Runs the whole chain, from photos to a scored report; run it again to continue.
+
+    Returns:
+      The path of report.md.
+    """
+    output, start, times = pathlib.Path(settings.output), time.monotonic(), {}
+
+    def timed(name, function, *arguments):
+        begin = time.monotonic()
+        result = function(*arguments)
+        times[name] = times.get(name, 0.0) + time.monotonic() - begin
+        return result
+
+    photos = timed("photos", _photos, settings, output)
+    records = timed("records", _records, photos, output)
+    logdir = timed("training", _train, settings, records["num_classes"], output)
+    untrained = timed("export", _untrained, logdir, output)
+    models = {
+        "trained": timed("export", _export, "trained", logdir, output),
+        "untrained": timed("export", _export, "untrained", untrained, output),
+        "colour_histogram": None,
+    }
+    scores, sets = {}, {}
+    for variant, model in models.items():
+        sets[variant] = timed("descriptors", _describe, variant, model, photos, output)
+        scores[variant] = timed("search and scores", _score, variant, sets[variant], photos, output)
+
+    from dolg_tf.apps.report import write_quickstart_report
+
+    pictures = timed("pictures", _pictures, sets["trained"], photos)
+    facts = {"training photos": records["train"], "landmarks": records["num_classes"]}
+    facts |= {f"time of {name}": progress.format_seconds(spent) for name, spent in times.items()}
+    facts["time in all"] = progress.format_seconds(time.monotonic() - start)
+    page = write_quickstart_report(output, scores, facts, pictures)
+    log.info("\nDone in %s: see %s", facts["time in all"], page)
+    return page
+
+
+if __name__ == "__main__":
+    configs.main(quickstart, QuickstartConfig)

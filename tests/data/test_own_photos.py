@@ -1,0 +1,65 @@
+"""labels.csv becomes ground truths, or an error that names the line."""
+
+import pytest
+from PIL import Image
+
+from dolg_tf.config import InputError
+from dolg_tf.data.own_photos import write_ground_truths
+from dolg_tf.retrieval.ground_truth import load_ground_truth
+
+ROWS = [
+    ("a/1.jpg", "arch", "train"),
+    ("a/2.jpg", "arch", "index"),
+    ("b/1.jpg", "bridge", "index"),
+    ("a/3.jpg", "arch", "index"),
+    ("a/4.jpg", "arch", "query"),
+    ("b/2.jpg", "bridge", "query"),
+]
+
+
+def _folder(path, rows, header="path,landmark,split"):
+    for i, row in enumerate(rows):
+        if not row[0].startswith(".."):
+            (path / row[0]).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (20 + i, 10)).save(path / row[0])
+    (path / "labels.csv").write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    return path / "labels.csv"
+
+
+def test_queries_find_the_index_photos_of_their_landmark(tmp_path):
+    written = write_ground_truths(_folder(tmp_path, ROWS), tmp_path / "out")
+    seen, unseen = (load_ground_truth(written[name]) for name in ("seen", "unseen"))
+    assert seen.index_ids == unseen.index_ids == ("a/2", "b/1", "a/3")
+    assert seen.query_ids == ("a/4",) and unseen.query_ids == ("b/2",)
+    assert list(seen.queries[0].easy) == [0, 2] and list(unseen.queries[0].easy) == [1]
+    assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
+
+
+def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
+    labels = _folder(tmp_path, [*ROWS, ("b/3.jpg", "bridge", "train")])
+    assert list(write_ground_truths(labels, tmp_path / "out")) == ["seen"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*ROWS, ("b/3.jpg", "bridge", "val")], "line 8: split is 'val'"),
+        (ROWS[:4], "no photo has split query"),
+        ([*ROWS, ("../x.jpg", "arch", "query")], "leads out of"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        write_ground_truths(_folder(tmp_path, rows), tmp_path / "out")
+
+
+def test_missing_file_column_and_photo_are_named(tmp_path):
+    with pytest.raises(InputError, match="header path,landmark,split"):
+        write_ground_truths(tmp_path / "labels.csv", tmp_path)
+    labels = _folder(tmp_path, ROWS, header="path,place,split")
+    with pytest.raises(InputError, match="line 1: no column 'landmark'"):
+        write_ground_truths(labels, tmp_path)
+    labels = _folder(tmp_path, ROWS)
+    (tmp_path / "a/4.jpg").write_bytes(b"no photo")
+    with pytest.raises(InputError, match="4.jpg: this query cannot be read"):
+        write_ground_truths(labels, tmp_path / "out")

@@ -1,0 +1,132 @@
+"""`make quickstart` as a newcomer runs it, small, interrupted, and then the README's commands."""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Small enough for a test; everything else is as in the README.
+FLAGS = "--landmarks=8 --photos_per_landmark=9 --max_steps=6"
+
+
+def _checkout(folder: pathlib.Path) -> pathlib.Path:
+    """A place that looks like the repository, so that runs/ does not fill the real one."""
+    for name in ("Makefile", "train.py", "configs", "export", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def _make(folder: pathlib.Path, **variables) -> list[str]:
+    """The README's command, on the environment that the tests run in."""
+    assert shutil.which("make"), "the README's commands need make"
+    settings = {"BIN": pathlib.Path(sys.executable).parent, **variables}
+    words = [f"{name}={value}" for name, value in settings.items()]
+    return ["make", "-o", ".venv/.installed", "quickstart", *words]
+
+
+def _run(command: list[str], folder: pathlib.Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def _readme_block(heading: str) -> list[str]:
+    """The shell commands of the first code block under a heading of the README."""
+    text = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1]
+    block = text.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
+    return [line for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A quickstart that was interrupted in training and run again; its folder and last log."""
+    folder = _checkout(tmp_path_factory.mktemp("checkout"))
+    command = _make(folder, FLAGS=FLAGS)
+    first = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in first.stderr:
+        if line.startswith("step 1/"):
+            os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+            break
+    rest = first.stderr.read()
+    assert first.wait() != 0
+    assert "the same command continues" in rest
+    assert not (folder / "runs/quickstart/report.json").exists()
+    return folder, _run(command, folder)
+
+
+def test_an_interrupted_quickstart_goes_on_where_it_stopped(finished):
+    folder, log = finished
+    assert "continuing runs/quickstart/train at step" in log
+    steps = [
+        json.loads(line)["step"]
+        for line in (folder / "runs/quickstart/train/metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(steps) and steps[-1] == 6
+
+
+def test_it_leaves_the_report_that_the_formats_promise(finished):
+    folder, _ = finished
+    report = json.loads((folder / "runs/quickstart/report.json").read_text())
+    assert set(report) == {"trained", "untrained", "colour_histogram"}
+    for splits in report.values():
+        assert set(splits) == {"seen", "unseen"}
+        for scores in splits.values():
+            assert 0 < scores["medium"]["mAP"] <= 1
+            assert scores["protocol"]["query_crop"] == "box"
+    hashes = {v: report[v]["seen"]["protocol"]["model_hash"] for v in report}
+    assert len(set(hashes.values())) == 3
+    page = (folder / "runs/quickstart/report.md").read_text()
+    for picture in ("ranked_seen.png", "ranked_unseen.png"):
+        assert f"({picture})" in page
+        assert (folder / "runs/quickstart" / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_third_run_computes_nothing_again(finished):
+    folder, _ = finished
+    log = _run(_make(folder, FLAGS=FLAGS), folder)
+    assert "kept" in log and "photos described" not in log
+    assert "continuing runs/quickstart/train at step 6 of 6" in log
+
+
+def test_the_readmes_commands_run(finished):
+    folder, _ = finished
+    commands = _readme_block("Stage by stage")
+    assert len(commands) >= 5
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "python"
+        _run([sys.executable, *words[1:]], folder)
+    report = json.loads((folder / "runs/mine/report.json").read_text())
+    assert report["medium"]["mAP"] > 0
+
+
+def test_own_photos_take_the_same_way(finished, tmp_path):
+    """PHOTOS=folder, with a labels.csv, on some of the procedural photos."""
+    folder, _ = finished
+    rows = ["path,landmark,split"]
+    lines = (folder / "runs/quickstart/photos/train_clean.csv").read_text().splitlines()[1:]
+    for line in lines[:4]:
+        landmark, ids = line.split(",")
+        for i, name in enumerate(ids.split()):
+            source = folder / "runs/quickstart/photos/train" / "/".join(name[:3]) / f"{name}.jpg"
+            shutil.copy(source, tmp_path / f"{name}.jpg")
+            split = ["query", "index", "index"][i] if i < 3 else "train"
+            rows.append(f"{name}.jpg,place {landmark},{split}")
+    # A landmark without training photos is one that was not seen.
+    rows = [row for row in rows if not (row.endswith("train") and landmark in row)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    _run(_make(folder, PHOTOS=tmp_path, FLAGS="--max_steps=1 --batch_size=8"), folder)
+    report = json.loads((folder / "runs/quickstart_photos/report.json").read_text())
+    for split, queries in (("seen", 3), ("unseen", 1)):
+        scores = report["trained"][split]
+        assert scores["protocol"]["queries"] == queries
+        assert scores["easy"]["mAP"] == scores["medium"]["mAP"] and scores["hard"]["mAP"] is None

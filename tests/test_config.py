@@ -1,0 +1,131 @@
+"""Dataclasses, flags and flagfiles say the same; commands fail in one line."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+
+from dolg_tf import config as configs
+from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig, option
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.flags"))
+
+
+def _parse(classes, *argv):
+    values = flags.FlagValues()
+    configs.define_flags(*classes, values=values)
+    values(["program", *argv])
+    return tuple(configs.from_flags(cls, values) for cls in classes)
+
+
+def _command(*argv):
+    return subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_flags_give_the_defaults_and_take_values():
+    (config,) = _parse([DolgConfig])
+    assert config == DolgConfig()
+    (config,) = _parse([DolgConfig], "--nomulti_atrous", "--dilations=1,2", "--gem_p=4.6")
+    assert config == DolgConfig(multi_atrous=False, dilations=(1, 2), gem_p=4.6)
+
+
+def test_a_flagfile_written_from_configs_gives_them_again(tmp_path):
+    model = DolgConfig(dilations=(1, 2), train_gem_p=True)
+    training = TrainingConfig(logdir="run", clip_norm=0.5)
+    path = tmp_path / "flags.txt"
+    path.write_text(configs.to_flagfile(model, training))
+    assert _parse([DolgConfig, TrainingConfig], f"--flagfile={path}") == (model, training)
+
+
+def test_json_gives_the_config_again():
+    config = DolgConfig(preprocessing=configs.OFFICIAL_PREPROCESSING)
+    assert configs.from_dict(DolgConfig, configs.to_dict(config), "here") == config
+    with pytest.raises(InputError, match="here: unknown DolgConfig field 'nonsense'"):
+        configs.from_dict(DolgConfig, {"nonsense": 1}, "here")
+
+
+def test_later_flags_override_the_flagfile():
+    recipe = f"--flagfile={ROOT / 'configs' / 'r50.flags'}"
+    training = _parse([DolgConfig, DataConfig, TrainingConfig], recipe, "--initial_lr=1")[2]
+    assert training.initial_lr == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_parses_and_says_what_it_is(recipe):
+    _parse([DolgConfig, DataConfig, TrainingConfig], f"--flagfile={recipe}")
+    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    for word in ("command", "data", "hardware", "time", "expected"):
+        assert any(line.startswith(f"# {word}") for line in header), f"{recipe} lacks {word}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dilations=1,x"], "--dilations=1,x: invalid literal"),
+        (["--backbone=resnet50 # small"], "comments only on lines of their own"),
+        (["--gem_p=0"], "--gem_p=0.0 must be above 0"),
+    ],
+)
+def test_bad_values_are_named(argv, message):
+    with pytest.raises(InputError, match=message):
+        _parse([DolgConfig], *argv)
+
+
+def test_a_required_flag_is_asked_for():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Stage:
+        images: str = option("folder of photos")
+
+    with pytest.raises(InputError, match="--images is required: folder of photos"):
+        _parse([Stage])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bach_size=3"], "Unknown command line flag 'bach_size'. Did you mean: batch_size"),
+        (["--batch_size=many"], "--batch_size=many"),
+        (["64"], "'64' is no flag; write --name=value"),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (["--flagfile=configs/r50.flags", "--batch_size=0"], "--batch_size=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_1(argv, message):
+    done = _command("train.py", *argv)
+    assert done.returncode == 1 and done.stdout == ""
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+COMMANDS = [
+    ["train.py"],
+    ["export/export_saved_model.py"],
+    *(
+        ["-m", f"dolg_tf.{name}"]
+        for name in (
+            "data.toy",
+            "data.gldv2",
+            "retrieval.extract",
+            "retrieval.colour_histogram",
+            "evaluation.revisited",
+            "pipelines.quickstart",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_help_is_quick_and_shows_defaults(command):
+    start = time.monotonic()
+    done = _command(*command, "--help")
+    seconds = time.monotonic() - start
+    assert done.returncode == 0 and "(default" in done.stdout
+    # 1.5 s alone on a machine; tests share theirs.
+    assert seconds < (1.5 if os.getloadavg()[0] < 1 else 6)
