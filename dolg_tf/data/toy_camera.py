@@ -49,12 +49,12 @@ class _Limits:
 _EASY = _Limits()
 # A hard view has one of these, a junk view one of the others.
 _HARDSHIPS = (
-    {"yaw": (32, 48), "pitch": (-6, 18), "roll": 7},
-    {"fill": (0.5, 0.62)},
-    {"fill": (1.12, 1.4), "inside": (0.66, 0.82)},
-    {"hidden": (0.18, 0.32)},
-    {"blur": (0.006, 0.01), "noise": (0.02, 0.04)},
-    {"exposure": (0.45, 0.65), "noise": (0.01, 0.03), "haze": (0.1, 0.25)},
+    {"yaw": (28, 42), "pitch": (-6, 16), "roll": 6},
+    {"fill": (0.62, 0.74)},
+    {"fill": (1.1, 1.3), "inside": (0.7, 0.85)},
+    {"hidden": (0.13, 0.25)},
+    {"blur": (0.006, 0.01), "noise": (0.015, 0.03)},
+    {"exposure": (0.5, 0.68), "noise": (0.01, 0.025), "haze": (0.1, 0.22)},
 )
 _RUINS = (
     {"fill": (0.8, 1.6), "inside": (0.05, 0.16)},

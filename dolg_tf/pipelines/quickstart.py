@@ -36,7 +36,7 @@ class QuickstartConfig:
     train_flagfile: str = option("recipe of the training", "configs/quickstart.flags")
     landmarks: int = option("procedural landmarks that are trained; half of them are searched", 60)
     photos_per_landmark: int = option("training photos of a procedural landmark", 30)
-    batch_size: int = option("photos in a training step", 32, unit="photos")
+    batch_size: int = option("photos in a training step", 16, unit="photos")
     max_steps: int = option("stop training early; 0: after the last epoch", 0, unit="steps")
 
 

@@ -38,6 +38,8 @@ def load_backbone(network: keras.Model, source: str) -> None:
             _copy(keras.models.load_model(path, compile=False), backbone, source)
         else:
             _copy(_preset(source), backbone, source)
+    except InputError:
+        raise
     except (ValueError, KeyError) as error:
         raise InputError(
             f"--backbone_weights={source} does not fit this backbone: {error}"
@@ -62,9 +64,10 @@ def _preset(name: str):
     try:
         return Backbone.from_preset(name)
     except Exception as error:  # the downloaders raise a dozen kinds, none of them common
+        reason = f"{type(error).__name__}: {str(error)[:160]}"
         raise InputError(
-            f"--backbone_weights={name} could not be downloaded ({type(error).__name__}: {error}); "
-            "give a local .weights.h5 or .keras file, or 'none' for random weights"
+            f"--backbone_weights={name} could not be downloaded: give a local .weights.h5 or "
+            f".keras file, or 'none' for random weights ({reason})"
         ) from error
 
 

@@ -37,11 +37,10 @@ def _run(command: list[str], folder: pathlib.Path) -> str:
     return done.stderr
 
 
-def _readme_block(heading: str) -> list[str]:
-    """The shell commands of the first code block under a heading of the README."""
+def _readme_block(heading: str, language: str) -> str:
+    """The first code block of a language under a heading of the README."""
     text = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1]
-    block = text.split("```bash\n")[1].split("```")[0].replace("\\\n", " ")
-    return [line for line in block.splitlines() if line and not line.startswith("#")]
+    return text.split(f"```{language}\n")[1].split("```")[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,8 @@ def test_a_third_run_computes_nothing_again(finished):
 
 def test_the_readmes_commands_run(finished):
     folder, _ = finished
-    commands = _readme_block("Stage by stage")
+    block = _readme_block("Stage by stage", "bash").replace("\\\n", " ")
+    commands = [line for line in block.splitlines() if line and not line.startswith("#")]
     assert len(commands) >= 5
     for command in commands:
         words = shlex.split(command)
@@ -107,6 +107,9 @@ def test_the_readmes_commands_run(finished):
         _run([sys.executable, *words[1:]], folder)
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["medium"]["mAP"] > 0
+    shutil.copy(next((folder / "runs/quickstart/photos/test").rglob("*.jpg")), folder / "photo.jpg")
+    code = _readme_block("Stage by stage", "python") + "\nassert descriptors.shape == (1, 512)"
+    _run([sys.executable, "-c", code], folder)
 
 
 def test_own_photos_take_the_same_way(finished, tmp_path):

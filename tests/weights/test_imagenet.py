@@ -1,0 +1,85 @@
+"""ImageNet weights are taken whole or refused in words."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from dolg_tf.config import DolgConfig, InputError
+from dolg_tf.modeling.backbones import RESNETS
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.weights import imagenet
+
+CONFIG = DolgConfig(backbone="resnet18", multi_atrous=False)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_dolg(CONFIG, seed=0)
+
+
+@pytest.fixture(scope="module")
+def kerashub_backbone():
+    """A backbone as KerasHub's presets hold it, with every weight another number."""
+    arguments = {**RESNETS["resnet18"], "stackwise_num_strides": [1, 2, 2, 2]}
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64], input_conv_kernel_sizes=[7], **arguments
+    )
+    rng = np.random.default_rng(0)
+    backbone.set_weights([rng.standard_normal(w.shape) for w in backbone.get_weights()])
+    return backbone
+
+
+def _same(network, backbone):
+    theirs = {layer.name: layer for layer in backbone.layers if layer.weights}
+    ours = [layer for layer in network.get_layer("backbone").layers if layer.weights]
+    assert len(ours) == len(theirs)
+    return all(
+        np.array_equal(a, b)
+        for layer in ours
+        for a, b in zip(layer.get_weights(), theirs[layer.name].get_weights(), strict=True)
+    )
+
+
+def test_a_preset_fills_every_layer(network, kerashub_backbone, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        keras_hub.models.Backbone,
+        "from_preset",
+        lambda name: asked.append(name) or kerashub_backbone,
+    )
+    assert not _same(network, kerashub_backbone)
+    imagenet.load_backbone(network, "resnet_18_imagenet")
+    assert asked == ["resnet_18_imagenet"] and _same(network, kerashub_backbone)
+
+
+def test_a_keras_file_of_a_kerashub_backbone_is_taken(kerashub_backbone, tmp_path):
+    kerashub_backbone.save(tmp_path / "backbone.keras")
+    network = build_dolg(CONFIG, seed=1)
+    imagenet.load_backbone(network, str(tmp_path / "backbone.keras"))
+    assert _same(network, kerashub_backbone)
+
+
+def test_another_depth_is_refused(kerashub_backbone, tmp_path):
+    kerashub_backbone.save(tmp_path / "backbone.keras")
+    other = build_dolg(DolgConfig(backbone="resnet34", multi_atrous=False))
+    with pytest.raises(InputError, match="has no layer stack0_block2_1_conv"):
+        imagenet.load_backbone(other, str(tmp_path / "backbone.keras"))
+
+
+def test_a_download_that_fails_is_one_sentence(network, monkeypatch):
+    def fail(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", fail)
+    with pytest.raises(InputError, match="could not be downloaded: give a local") as caught:
+        imagenet.load_backbone(network, "resnet_50_imagenet")
+    assert str(caught.value).count("--backbone_weights") == 1
+
+
+def test_random_weights_are_said_aloud(network, caplog):
+    before = keras.ops.convert_to_numpy(network.weights[0])
+    with caplog.at_level("INFO"):
+        imagenet.load_backbone(network, "none")
+    assert "random weights (--backbone_weights=none)" in caplog.text
+    np.testing.assert_array_equal(network.weights[0], before)
