@@ -49,10 +49,10 @@ class _Limits:
 _EASY = _Limits()
 # A hard view has one of these, a junk view one of the others.
 _HARDSHIPS = (
-    {"yaw": (28, 42), "pitch": (-6, 16), "roll": 6},
-    {"fill": (0.62, 0.74)},
-    {"fill": (1.1, 1.3), "inside": (0.7, 0.85)},
-    {"hidden": (0.13, 0.25)},
+    {"yaw": (30, 45), "pitch": (-6, 17), "roll": 6},
+    {"fill": (0.58, 0.7)},
+    {"fill": (1.12, 1.35), "inside": (0.68, 0.83)},
+    {"hidden": (0.15, 0.28)},
     {"blur": (0.006, 0.01), "noise": (0.015, 0.03)},
     {"exposure": (0.5, 0.68), "noise": (0.01, 0.025), "haze": (0.1, 0.22)},
 )
