@@ -321,7 +321,7 @@ def main(stage: Callable, *classes: type) -> typing.NoReturn:
         if rest:
             raise InputError(f"{rest[0]!r} is no flag; write --name=value")
         stage(*(from_flags(cls) for cls in classes))
-    except (flags.Error, InputError, OSError) as error:
+    except (flags.Error, InputError, FloatingPointError, OSError) as error:
         message = " ".join(str(error).split())
         sys.exit(f"{program}: error: {message}")
     except KeyboardInterrupt:

@@ -104,6 +104,32 @@ def test_a_wrong_flag_is_one_line_and_exit_code_1(argv, message):
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        ("InputError('no such\\nphoto')", 1, "error: no such photo"),
+        ("FloatingPointError('the loss is nan')", 1, "error: the loss is nan"),
+        ("PermissionError(13, 'Permission denied', 'out')", 1, "Permission denied: 'out'"),
+        ("KeyboardInterrupt", 130, "interrupted"),
+        ("SystemExit(143)", 143, ""),
+        ("ZeroDivisionError", 1, "Traceback"),  # a fault of ours is no one-liner
+    ],
+)
+def test_what_a_stage_raises_decides_line_and_exit_code(raised, code, message):
+    program = f"""
+from dolg_tf import config
+from dolg_tf.config import InputError
+
+def stage():
+    raise {raised}
+
+config.main(stage)
+"""
+    done = _command("-c", program)
+    assert done.returncode == code and message in done.stderr
+    assert ("Traceback" in done.stderr) == (message == "Traceback")
+
+
 COMMANDS = [
     ["train.py"],
     ["export/export_saved_model.py"],
