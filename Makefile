@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint clean
+.PHONY: help install quickstart pictures test test-slow lint clean
 
 help:
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
@@ -27,6 +27,12 @@ install: $(STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
+
+# The README's picture of a search, from the procedural set.
+pictures: quickstart
+	$(BIN)/python -c "from PIL import Image; \
+	  picture = Image.open('runs/quickstart/ranked_unseen.png').convert('RGB'); \
+	  picture.thumbnail((1200, 1200)); picture.save('docs/ranked_list.jpg', quality=88)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
