@@ -8,6 +8,7 @@ Order of initialisation:
   5. distributed iterator from the restored step on.
 """
 
+import dataclasses
 import logging
 import math
 import pathlib
@@ -91,8 +92,10 @@ class Trainer:
             load_backbone(self.network, self.training.backbone_weights)
             return
         source, config, _ = load_dolg(self.training.init_from)
-        for name in ("backbone", "gem_p", "multi_atrous", "self_attention", "preprocessing"):
-            if getattr(config, name) != getattr(self.model, name):
+        for name in (field.name for field in dataclasses.fields(config)):
+            # The exponent is one of the weights; whether it is trained is this run's choice.
+            free = name in ("gem_p", "train_gem_p")
+            if not free and getattr(config, name) != getattr(self.model, name):
                 raise InputError(
                     f"--init_from={self.training.init_from} has {name} {getattr(config, name)}, "
                     f"this run {getattr(self.model, name)}"
