@@ -40,7 +40,8 @@ def ranked_rows(
 
     Args:
       task: the ground truth.
-      query_photos: in the order of `task.query_ids`; a photo with a box gets it drawn.
+      query_photos: in the order of `task.query_ids`; a photo with a box gets it drawn,
+        unless it is the whole photo.
       index_photos: in the order of `task.index_ids`.
       found: (scores, ranks) of `dolg_tf.retrieval.index.search`, for all queries.
       chosen: which queries.
@@ -66,7 +67,9 @@ def ranked_rows(
         known = ap is not None and ap[query] is not None
         label = f"query, AP {100 * ap[query]:.0f} %" if known else "query"
         whole = _image(dataclasses.replace(photo, box=None), 0)
-        rows.append(RankedRow(whole, results, photo.box, label))
+        height, width = whole.shape[:2]
+        box = None if photo.box == (0, 0, width, height) else photo.box
+        rows.append(RankedRow(whole, results, box, label))
     return rows
 
 

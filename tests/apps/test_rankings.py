@@ -40,6 +40,8 @@ def test_ranked_rows(tmp_path):
     assert row.image.shape == (4, 6, 3) and row.box == (0, 0, 3, 3)
     assert row.label == "query, AP 25 %"
     assert [p.kind for p in draw("hard").found] == ["junk", "negative", "positive", "junk"]
+    query = Photo("q", photos[4].path, (0, 0, 6, 4))
+    assert draw("medium").box is None  # the whole photo
     photos[2].path.write_bytes(b"")
     with pytest.raises(InputError, match=r"2\.png"):
         draw("easy")
