@@ -130,8 +130,8 @@ class TrainingConfig:
         "sgd",
         choices=("sgd", "adamw"),
     )
-    momentum: float = option("momentum of SGD", 0.9)
-    nesterov: bool = option("Nesterov's momentum", False)
+    momentum: float = option("momentum of sgd", 0.9)
+    nesterov: bool = option("Nesterov's momentum, of sgd", False)
     weight_decay: float = option(
         "coupled L2 weight decay of kernels (not of norms and biases)", 1e-4
     )
@@ -155,6 +155,13 @@ class TrainingConfig:
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name}={getattr(self, name)} must be at least 1")
+        for name in ("max_steps", "warmup_epochs", "weight_decay", "clip_norm", "validate_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name}={getattr(self, name)} must be at least 0")
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"--warmup_epochs={self.warmup_epochs} must be less than --epochs={self.epochs}"
+            )
         for name in ("initial_lr", "scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name}={getattr(self, name)} must be above 0")

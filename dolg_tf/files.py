@@ -23,14 +23,16 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary, replaced = folder / path.name, folder / "replaced"
     try:
-        temporary = folder / path.name
         yield temporary
         if path.is_dir() and not path.is_symlink():
             # rename(2) does not replace a full directory: move the old one aside first.
-            path.rename(folder / "replaced")
+            path.rename(replaced)
         temporary.replace(path)
     finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(folder, ignore_errors=True)
 
 

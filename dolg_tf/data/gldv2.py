@@ -73,7 +73,7 @@ class RecordsConfig:
 # --- lists --------------------------------------------------------------------------------
 
 
-def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields ("FILE, line N", values of the columns) of each row of a CSV; "" for no column."""
     csv.field_size_limit(1 << 30)  # GLDv2 lists all photos of a landmark in one field
     if not pathlib.Path(path).is_file():
@@ -99,9 +99,9 @@ def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _gldv2_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, int]]:
     """Yields where, photo id and landmark."""
     if settings.train_clean_csv:
-        listed = _rows(settings.train_clean_csv, ("images", "landmark_id"))
+        listed = csv_rows(settings.train_clean_csv, ("images", "landmark_id"))
     else:
-        listed = _rows(settings.train_csv, ("id", "landmark_id"))
+        listed = csv_rows(settings.train_csv, ("id", "landmark_id"))
     for where, (ids, landmark) in listed:
         if not re.fullmatch(r"[0-9]{1,18}", landmark):
             raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
@@ -114,7 +114,7 @@ def _gldv2_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, int]]:
 def _own_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, str]]:
     """Yields where, path and landmark."""
     columns = ("path", "landmark", "split")
-    for where, (path, landmark, split) in _rows(settings.labels_csv, columns):
+    for where, (path, landmark, split) in csv_rows(settings.labels_csv, columns):
         if not path or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
         if split in ("", "train"):
@@ -205,14 +205,14 @@ def _start(output: pathlib.Path, identity: dict) -> dict | None:
             if changed:
                 raise InputError(
                     f"{output} holds records of another configuration ({changed[0]} was "
-                    f"{before.get(changed[0])!r}); delete it or give another --output_dir"
+                    f"{before.get(changed[0])!r}); delete that folder, or choose another"
                 )
             return found if path == summary else None
     foreign = sorted(
         path for split in ("train", "validation") for path in output.glob(f"{split}-*")
     )
     if foreign:
-        raise InputError(f"{foreign[0]} is in the way; delete it or give another --output_dir")
+        raise InputError(f"{foreign[0]} is in the way; delete that folder, or choose another")
     files.write_json(building, {"format_version": FORMAT_VERSION, "configuration": identity})
     return None
 

@@ -1,7 +1,6 @@
 """A person's own photos: the queries and the index of a labels.csv become ground truths."""
 
 import collections
-import csv
 import pathlib
 import pickle
 
@@ -9,34 +8,46 @@ from PIL import Image
 
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.data.gldv2 import csv_rows
 
 _SPLITS = ("train", "index", "query")
 
 
-def read_labels(path: files.Path) -> list[dict[str, str]]:
-    """Returns the rows of a CSV with the columns path, landmark and split.
+def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
+    """Reads a CSV with the columns path, landmark and split.
+
+    Returns:
+      {"train"|"index"|"query": [(path, landmark), ...]}; an empty split means train.
 
     Raises:
-      InputError: naming the file and line of what is missing or wrong.
+      InputError: naming file and line of what is missing or wrong, of a path that leads out of
+        the CSV's folder, and of a photo that is listed twice.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    labels = pathlib.Path(labels)
+    if not labels.is_file():
         raise InputError(
-            f"{path}: no such file; it lists your photos, header path,landmark,split, where "
+            f"{labels}: no such file; it lists your photos, header path,landmark,split, where "
             f"split is one of {', '.join(_SPLITS)}"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "landmark", "split"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{path}, line 1: no column {sorted(missing)[0]!r}")
-        rows = list(reader)
-    for line, row in enumerate(rows, 2):
-        if row["split"] not in _SPLITS:
-            raise InputError(
-                f"{path}, line {line}: split is {row['split']!r}, not one of {', '.join(_SPLITS)}"
-            )
-    return rows
+    by_split, seen = {split: [] for split in _SPLITS}, set()
+    for where, row in csv_rows(str(labels), ("path", "landmark", "split")):
+        path, landmark, split = row
+        if not path or not landmark:
+            raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
+        if (split or "train") not in _SPLITS:
+            raise InputError(f"{where}: split is {split!r}, not one of {', '.join(_SPLITS)}")
+        if path in seen:
+            raise InputError(f"{where}: {path!r} is listed twice")
+        seen.add(path)
+        try:
+            files.inside(labels.parent, path)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        by_split[split or "train"].append((path, landmark))
+    for split, rows in by_split.items():
+        if not rows:
+            raise InputError(f"{labels}: no photo has split {split}")
+    return by_split
 
 
 def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pathlib.Path]:
@@ -55,33 +66,31 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         query cannot be read.
     """
     labels, output = pathlib.Path(labels), pathlib.Path(output)
-    rows = read_labels(labels)
-    by_split = {split: [row for row in rows if row["split"] == split] for split in _SPLITS}
-    for split in _SPLITS:
-        if not by_split[split]:
-            raise InputError(f"{labels}: no photo has split {split}")
-    trained = {row["landmark"] for row in by_split["train"]}
+    by_split = read_labels(labels)
+    trained = {landmark for _, landmark in by_split["train"]}
     places = collections.defaultdict(list)
-    for place, row in enumerate(by_split["index"]):
-        places[row["landmark"]].append(place)
+    for place, (_, landmark) in enumerate(by_split["index"]):
+        places[landmark].append(place)
     written = {}
     for name in ("seen", "unseen"):
         queries = [
-            row for row in by_split["query"] if (row["landmark"] in trained) == (name == "seen")
+            (path, landmark)
+            for path, landmark in by_split["query"]
+            if (landmark in trained) == (name == "seen")
         ]
         if not queries:
             continue
         truth = {
-            "imlist": [_id(row) for row in by_split["index"]],
-            "qimlist": [_id(row) for row in queries],
+            "imlist": [_id(path) for path, _ in by_split["index"]],
+            "qimlist": [_id(path) for path, _ in queries],
             "gnd": [
                 {
-                    "bbx": [0, 0, *_size(labels.parent, row)],
-                    "easy": places[row["landmark"]],
+                    "bbx": [0, 0, *_size(labels.parent / path)],
+                    "easy": places[landmark],
                     "hard": [],
                     "junk": [],
                 }
-                for row in queries
+                for path, landmark in queries
             ],
         }
         written[name] = output / f"gnd_{name}.pkl"
@@ -90,13 +99,12 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
     return written
 
 
-def _id(row: dict[str, str]) -> str:
-    return str(pathlib.PurePosixPath(row["path"]).with_suffix(""))
+def _id(path: str) -> str:
+    return str(pathlib.PurePosixPath(path).with_suffix(""))
 
 
-def _size(folder: pathlib.Path, row: dict[str, str]) -> tuple[int, int]:
+def _size(path: pathlib.Path) -> tuple[int, int]:
     """Returns width and height in pixels."""
-    path = files.inside(folder, row["path"])
     try:
         with Image.open(path) as image:
             return image.size

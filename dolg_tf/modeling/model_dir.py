@@ -8,6 +8,7 @@ import pathlib
 
 import h5py
 import keras
+import numpy as np
 
 from dolg_tf import config as configs
 from dolg_tf import files
@@ -58,18 +59,10 @@ def load_dolg(path: files.Path, checkpoint: str = "latest") -> tuple[keras.Model
         fit its configuration.
     """
     path = pathlib.Path(path)
-    values = files.read_json(path / "config.json", FORMAT_VERSION)
-    if "training" in values:
-        return _load_run(path, values, checkpoint)
-    missing = {"model", "preprocessing", "provenance"} - set(values)
-    if missing:
-        raise InputError(f"{path / 'config.json'} has no {sorted(missing)[0]!r}")
-    config = configs.from_dict(
-        DolgConfig,
-        {**values["model"], "preprocessing": values["preprocessing"]},
-        str(path / "config.json"),
-    )
+    config, values = read_config(path)
     network = build_dolg(config)
+    if "training" in values:
+        return network, config, _restore(network, path, checkpoint)
     weights = path / _WEIGHTS
     if not weights.is_file():
         raise InputError(f"{weights}: no such file; {path} is no complete model directory")
@@ -82,6 +75,24 @@ def load_dolg(path: files.Path, checkpoint: str = "latest") -> tuple[keras.Model
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{weights} does not fit {path / 'config.json'}: {error}") from error
     return network, config, values["provenance"]
+
+
+def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
+    """Returns the network's configuration, and all of config.json, of a model or run directory.
+
+    Raises:
+      InputError: when there is none, or its format is another.
+    """
+    source = pathlib.Path(path) / "config.json"
+    values = files.read_json(source, FORMAT_VERSION)
+    run = "training" in values
+    for key in ("model", "data") if run else ("model", "preprocessing", "provenance"):
+        if key not in values:
+            raise InputError(f"{source} has no {key!r}")
+    model = dict(values["model"])
+    if not run:
+        model["preprocessing"] = values["preprocessing"]
+    return configs.from_dict(DolgConfig, model, str(source)), values
 
 
 def _count_arrays(weights: pathlib.Path) -> int:
@@ -104,7 +115,7 @@ def checkpoint_variables(network: keras.Model) -> dict:
     return variables
 
 
-def _load_run(path: pathlib.Path, values: dict, checkpoint: str):
+def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:
     import tensorflow as tf  # checkpoints of a run are TensorFlow's
 
     if checkpoint not in ("latest", "best"):
@@ -115,12 +126,32 @@ def _load_run(path: pathlib.Path, values: dict, checkpoint: str):
         raise InputError(
             f"{folder} holds no checkpoint; train first, or choose another --checkpoint"
         )
-    config = configs.from_dict(DolgConfig, values["model"], str(path / "config.json"))
-    network = build_dolg(config)
+    return found
+
+
+def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str) -> dict:
+    """Fills the network from a run's checkpoint; returns its provenance."""
+    import tensorflow as tf
+
+    found = _find_checkpoint(path, checkpoint)
     try:
         checkpoint = tf.train.Checkpoint(network=checkpoint_variables(network))
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
         raise InputError(f"{found} does not fit {path / 'config.json'}: {error}") from error
     step = int(tf.train.load_variable(found, "step/.ATTRIBUTES/VARIABLE_VALUE"))
-    return network, config, {"source": "training", "run": path.name, "step": step}
+    return {"source": "training", "run": path.name, "step": step}
+
+
+def load_head(path: files.Path, num_classes: int) -> np.ndarray | None:
+    """Returns the class head (num_classes, D) of a run's latest checkpoint.
+
+    None when the directory is a model directory, or the run had another number of classes.
+    """
+    import tensorflow as tf
+
+    _, values = read_config(path)
+    if "training" not in values or values["data"]["num_classes"] != num_classes:
+        return None
+    found = _find_checkpoint(pathlib.Path(path), "latest")
+    return tf.train.load_variable(found, "head/kernel/.ATTRIBUTES/VARIABLE_VALUE")

@@ -36,7 +36,7 @@ class QuickstartConfig:
     train_flagfile: str = option("recipe of the training", "configs/quickstart.flags")
     landmarks: int = option("procedural landmarks that are trained; half of them are searched", 60)
     photos_per_landmark: int = option("training photos of a procedural landmark", 30)
-    batch_size: int = option("photos in a training step", 16, unit="photos")
+    batch_size: int = option("photos in a training step; 0: as in the recipe", 0, unit="photos")
     max_steps: int = option("stop training early; 0: after the last epoch", 0, unit="steps")
 
 
@@ -122,9 +122,10 @@ def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -
         "validation_file_pattern": output / "records" / "validation-*",
         "num_classes": num_classes,
         "logdir": logdir,
-        "batch_size": settings.batch_size,
         "max_steps": settings.max_steps,
     }
+    if settings.batch_size:
+        flags["batch_size"] = settings.batch_size
     _announce("training")
     _show("train.py", **flags)
     if not pathlib.Path("train.py").is_file():
@@ -149,12 +150,13 @@ def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -
 def _untrained(logdir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
     """Writes the network of a run as it was before its first step."""
     from dolg_tf.modeling.dolg import build_dolg
-    from dolg_tf.modeling.model_dir import save_dolg
+    from dolg_tf.modeling.model_dir import read_config, save_dolg
+    from dolg_tf.weights.imagenet import load_backbone
 
-    run = files.read_json(logdir / "config.json", 1)
-    model = configs.from_dict(configs.DolgConfig, run["model"], str(logdir / "config.json"))
+    model, run = read_config(logdir)
     network = build_dolg(model, seed=run["training"]["seed"])
-    save_dolg(network, model, output / "untrained", {"source": "random weights"})
+    load_backbone(network, run["training"]["backbone_weights"])
+    save_dolg(network, model, output / "untrained", {"source": "before the first step"})
     return output / "untrained"
 
 

@@ -61,7 +61,7 @@ def load_describe(
     if "images" not in model.signatures:
         raise InputError(
             f"--saved_model={saved_model} has no signature 'images', only "
-            f"{sorted(model.signatures)}; export it with --mode=serving"
+            f"{sorted(model.signatures)}; export/export_saved_model.py writes it"
         )
     scales = tf.constant(scales, tf.float32)
 

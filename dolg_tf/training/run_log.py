@@ -14,7 +14,14 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 # What may differ between two starts of one run without making it another run.
-_MAY_CHANGE = ("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "max_steps")
+_MAY_CHANGE = (
+    "logdir",  # the same folder has many names, and may be moved
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "validate_every",
+    "max_steps",
+)
 
 
 def check_run(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:

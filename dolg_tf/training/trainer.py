@@ -1,9 +1,9 @@
 """The step loop: records and a configuration become a run directory.
 
 Order of initialisation:
-  1. input pipelines (bad records are found before anything slow);
-  2. run directory, refused when it holds another run;
-  3. strategy, then network, head, optimizer and step in its scope;
+  1. strategy, since several machines must meet before TensorFlow does anything else;
+  2. input pipelines and run directory (bad records, or another run, are found early);
+  3. network, head, optimizer and step in the strategy's scope;
   4. weights: own checkpoint, else --init_from, else --backbone_weights;
   5. distributed iterator from the restored step on.
 """
@@ -23,7 +23,7 @@ from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig
 from dolg_tf.data.pipeline import TrainingInput, describe_validation, validation_dataset
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import ArcFace
-from dolg_tf.modeling.model_dir import checkpoint_variables, load_dolg
+from dolg_tf.modeling.model_dir import checkpoint_variables, load_dolg, load_head, read_config
 from dolg_tf.progress import format_seconds
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import distribute, is_chief, make_strategy
@@ -57,8 +57,15 @@ def _make_optimizer(training: TrainingConfig, steps: int, variables: list):
 class Trainer:
     """Network, head and optimizer in the scope of a strategy, and one step of each kind."""
 
-    def __init__(self, model: DolgConfig, data: DataConfig, training: TrainingConfig, steps: int):
-        self.model, self.training, self.strategy = model, training, make_strategy()
+    def __init__(
+        self,
+        model: DolgConfig,
+        data: DataConfig,
+        training: TrainingConfig,
+        steps: int,
+        strategy: tf.distribute.Strategy,
+    ):
+        self.model, self.training, self.strategy = model, training, strategy
         replicas = self.strategy.num_replicas_in_sync
         if training.batch_size % replicas:
             raise InputError(
@@ -101,7 +108,14 @@ class Trainer:
                     f"this run {getattr(self.model, name)}"
                 )
         self.network.set_weights(source.get_weights())
-        log.info("weights from %s", self.training.init_from)
+        kernel = load_head(self.training.init_from, self.head.num_classes)
+        if kernel is not None:
+            self.head.kernel.assign(kernel)
+        log.info(
+            "weights from %s; class head: %s",
+            self.training.init_from,
+            "random" if kernel is None else "taken too, the number of classes is the same",
+        )
 
     def _update(self, gradients: list[tf.Tensor]) -> None:
         """Applies the gradients of one replica; Keras sums them over the replicas."""
@@ -208,13 +222,17 @@ def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> path
       InputError: on records, weights or a run directory that do not fit.
       FloatingPointError: when the loss is not finite.
     """
+    strategy = make_strategy()
     photos = TrainingInput(data, training.batch_size, training.seed)
     if data.validation_file_pattern:
         validation_dataset(data, training.batch_size)  # fails now rather than in an hour
     steps = photos.steps_per_epoch * training.epochs
     last = min(steps, training.max_steps or steps)
+    if training.init_from:  # what the source's weights expect is not this run's choice
+        source, _ = read_config(training.init_from)
+        model = dataclasses.replace(model, preprocessing=source.preprocessing)
     check_run(model, data, training)
-    trainer = Trainer(model, data, training, steps)
+    trainer = Trainer(model, data, training, steps, strategy)
     chief = is_chief(trainer.strategy)
     logdir = pathlib.Path(training.logdir)
     checkpoints = Checkpoints(logdir, trainer.state(), training.keep_checkpoints, chief)
@@ -263,8 +281,7 @@ def _loop(trainer, photos, data, checkpoints, run_log, stop, first: int, last: i
             raise photos.describe(error, step - 1) from error
         window.append(trainer.train_step(batch))
         trainer.step.assign(step)
-        stopping = stop.signal or step == last
-        saving = stopping or step % training.checkpoint_every == 0
+        saving = stop.signal or step == last or step % training.checkpoint_every == 0
         validating = data.validation_file_pattern and (
             step == last or (step % validate_every == 0 and not stop.signal)
         )
@@ -280,12 +297,17 @@ def _loop(trainer, photos, data, checkpoints, run_log, stop, first: int, last: i
             if values["accuracy"] > float(trainer.best.numpy()):
                 trainer.best.assign(values["accuracy"])
                 checkpoints.save_best()
-        if saving:
+        # A signal may have come while validating, or since: it leaves no step unsaved. Where
+        # the loss was not looked at, it is before saving.
+        leaving = bool(stop.signal)
+        if leaving and window:
+            _report(trainer, run_log, window, time.monotonic() - start, step, first, last)
+        if saving or leaving:
             checkpoints.save()
+        if leaving:
+            return
         if not window:
             start = time.monotonic()
-        if stop.signal:
-            return
 
 
 def _report(trainer, run_log, window, seconds: float, step: int, first: int, last: int) -> None:

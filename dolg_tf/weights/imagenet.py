@@ -72,11 +72,13 @@ def _preset(name: str):
 
 
 def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
-    """Copies layer by layer; every layer of the target must find its own."""
-    theirs = {layer.name: layer for layer in source.layers}
-    for layer in target.layers:
-        if not layer.weights:
-            continue
-        if layer.name not in theirs:
-            raise InputError(f"--backbone_weights={name} has no layer {layer.name}")
-        layer.set_weights(theirs[layer.name].get_weights())
+    """Copies layer by layer; both must have the same ones."""
+    theirs = {layer.name: layer for layer in source.layers if layer.weights}
+    ours = {layer.name: layer for layer in target.layers if layer.weights}
+    for layer in [*ours, *theirs]:
+        if layer not in theirs:
+            raise InputError(f"--backbone_weights={name} has no layer {layer}")
+        if layer not in ours:
+            raise InputError(f"this backbone has no layer {layer}, --backbone_weights={name} has")
+    for layer, variables in ours.items():
+        variables.set_weights(theirs[layer].get_weights())

@@ -45,7 +45,9 @@ def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
     [
         ([*ROWS, ("b/3.jpg", "bridge", "val")], "line 8: split is 'val'"),
         (ROWS[:4], "no photo has split query"),
-        ([*ROWS, ("../x.jpg", "arch", "query")], "leads out of"),
+        ([*ROWS, ("../x.jpg", "arch", "train")], "line 8: '../x.jpg' leads out of"),
+        ([*ROWS, ("a/4.jpg", "arch", "train")], "line 8: 'a/4.jpg' is listed twice"),
+        ([*ROWS, ("a/9.jpg", "", "train")], "line 8: an empty landmark"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, rows, message):

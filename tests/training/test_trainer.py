@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -13,10 +14,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig
+from dolg_tf.config import (
+    OFFICIAL_PREPROCESSING,
+    DataConfig,
+    DolgConfig,
+    InputError,
+    TrainingConfig,
+)
 from dolg_tf.data import records
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
+from dolg_tf.training import trainer as trainer_module
+from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.trainer import Trainer, train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,6 +74,10 @@ def _training(logdir, **changes):
     return TrainingConfig(**{**values, **changes})
 
 
+def _trainer(data, training, model=MODEL):
+    return Trainer(model, data, training, 10, make_strategy())
+
+
 def _metrics(logdir, split="train", name="loss"):
     rows = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
     return {r["step"]: r["value"] for r in rows if (r["split"], r["name"]) == (split, name)}
@@ -101,7 +114,11 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resuming(data, tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "split": "train", "name": "loss", "value": 99}\n{"step": 4, "sp')
     train(MODEL, data, _training(tmp_path, max_steps=4))
-    assert _metrics(tmp_path)[4] != 99
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    again = [
+        r["value"] for r in lines if (r["step"], r["split"], r["name"]) == (4, "train", "loss")
+    ]
+    assert len(again) == 1 and again[0] != 99
 
 
 def test_another_run_in_the_same_directory_is_refused(data, tmp_path):
@@ -116,13 +133,56 @@ def test_init_from_takes_the_network(data, tmp_path):
     source = build_dolg(MODEL, seed=5)
     save_dolg(source, MODEL, tmp_path / "model", {})
     training = _training(tmp_path / "run", init_from=str(tmp_path / "model"))
-    trainer = Trainer(MODEL, data, training, 10)
+    trainer = _trainer(data, training)
     trainer.initialize()
     for ours, theirs in zip(trainer.network.weights, source.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     other = dataclasses.replace(MODEL, multi_atrous=False)
     with pytest.raises(InputError, match="has multi_atrous True, this run False"):
-        Trainer(other, data, training, 10).initialize()
+        _trainer(data, training, other).initialize()
+
+
+def test_init_from_takes_preprocessing_and_a_head_of_as_many_classes(data, tmp_path):
+    bgr = dataclasses.replace(MODEL, preprocessing=OFFICIAL_PREPROCESSING)
+    train(bgr, data, _training(tmp_path / "first", max_steps=1))
+    train(MODEL, data, _training(tmp_path / "run", init_from=str(tmp_path / "first"), max_steps=1))
+    assert load_dolg(tmp_path / "run")[1] == bgr
+    training = _training(tmp_path / "next", init_from=str(tmp_path / "first"))
+    heads = []
+    for classes in (CLASSES, CLASSES + 1):
+        trainer = _trainer(dataclasses.replace(data, num_classes=classes), training, bgr)
+        trainer.initialize()
+        heads.append(np.asarray(trainer.head.kernel))
+    stored = load_head(tmp_path / "first", CLASSES)
+    np.testing.assert_array_equal(heads[0], stored)
+    assert load_head(tmp_path / "first", CLASSES + 1) is None
+    assert not np.array_equal(heads[1][:CLASSES], stored)
+
+
+def test_a_signal_while_validating_loses_nothing(data, tmp_path, monkeypatch):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(trainer_module, "_validate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        train(MODEL, data, _training(tmp_path, validate_every=2, checkpoint_every=100))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert load_dolg(tmp_path)[2]["step"] == 2
+
+
+def test_a_run_is_known_by_any_name_of_its_folder(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(MODEL, data, _training("run", max_steps=1))
+    train(MODEL, data, _training(tmp_path / "run" / ".", max_steps=2))
+    assert max(_metrics(tmp_path / "run")) == 2
+
+
+def test_two_replicas_step_like_one():
+    """Two logical CPUs, which only a fresh process can make; see two_replicas.py."""
+    script = pathlib.Path(__file__).with_name("two_replicas.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _batch(size=8):
@@ -135,7 +195,7 @@ def _batch(size=8):
 def test_a_step_is_gradient_decay_clip_and_momentum(data, tmp_path, clip):
     """One SGD step against the formula: clip the gradient with its L2 term, move by the rate."""
     training = _training(tmp_path, weight_decay=0.01, clip_norm=clip, momentum=0.0)
-    trainer = Trainer(MODEL, data, training, 10)
+    trainer = _trainer(data, training)
     images, labels = _batch()
     before = [np.asarray(v) for v in trainer.variables]
     with tf.GradientTape() as tape:
@@ -159,7 +219,7 @@ def test_a_step_is_gradient_decay_clip_and_momentum(data, tmp_path, clip):
 
 def test_adamw_decays_kernels_alone(data, tmp_path):
     training = _training(tmp_path, optimizer="adamw", weight_decay=0.1)
-    trainer = Trainer(MODEL, data, training, 10)
+    trainer = _trainer(data, training)
     zeros = [tf.zeros_like(v.value) for v in trainer.variables]
     before = [np.asarray(v) for v in trainer.variables]
     trainer.optimizer.apply_gradients(zip(zeros, trainer.variables, strict=True))
@@ -170,11 +230,12 @@ def test_adamw_decays_kernels_alone(data, tmp_path):
 
 def test_accuracy_is_without_margin(data, tmp_path):
     """With a margin of 3 the target's logit is never the largest; its cosine still is."""
-    trainer = Trainer(MODEL, data, _training(tmp_path, margin=3.0), 10)
+    trainer = _trainer(data, _training(tmp_path, margin=3.0))
     images, labels = _batch()
     cosines = trainer.head(trainer.network(images, training=True))
     _, accuracy = trainer.train_step((images, labels))
     expected = np.mean(np.argmax(cosines, axis=1) == labels.numpy())
+    assert expected > 0
     np.testing.assert_allclose(accuracy, expected)
 
 
@@ -207,7 +268,7 @@ def test_a_local_backbone_file_is_taken(data, tmp_path):
     source = build_dolg(MODEL, seed=9).get_layer("backbone")
     source.save_weights(tmp_path / "b.weights.h5")
     training = _training(tmp_path / "run", backbone_weights=str(tmp_path / "b.weights.h5"))
-    trainer = Trainer(MODEL, data, training, 10)
+    trainer = _trainer(data, training)
     trainer.initialize()
     for ours, theirs in zip(
         trainer.network.get_layer("backbone").weights, source.weights, strict=True

@@ -63,8 +63,16 @@ def test_a_keras_file_of_a_kerashub_backbone_is_taken(kerashub_backbone, tmp_pat
 def test_another_depth_is_refused(kerashub_backbone, tmp_path):
     kerashub_backbone.save(tmp_path / "backbone.keras")
     other = build_dolg(DolgConfig(backbone="resnet34", multi_atrous=False))
-    with pytest.raises(InputError, match="has no layer stack0_block2_1_conv"):
+    with pytest.raises(InputError, match="keras has no layer stack0_block2_1_conv"):
         imagenet.load_backbone(other, str(tmp_path / "backbone.keras"))
+
+
+def test_a_deeper_one_is_refused(network, monkeypatch):
+    deeper = build_dolg(DolgConfig(backbone="resnet34", multi_atrous=False))
+    deeper = deeper.get_layer("backbone")
+    monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda name: deeper)
+    with pytest.raises(InputError, match="this backbone has no layer stack0_block2_1_conv"):
+        imagenet.load_backbone(network, "resnet_18_imagenet")
 
 
 def test_a_download_that_fails_is_one_sentence(network, monkeypatch):
