@@ -73,7 +73,7 @@ class RecordsConfig:
 # --- lists --------------------------------------------------------------------------------
 
 
-def csv_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields ("FILE, line N", values of the columns) of each row of a CSV; "" for no column."""
     csv.field_size_limit(1 << 30)  # GLDv2 lists all photos of a landmark in one field
     if not pathlib.Path(path).is_file():
@@ -99,9 +99,9 @@ def csv_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]
 def _gldv2_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, int]]:
     """Yields where, photo id and landmark."""
     if settings.train_clean_csv:
-        listed = csv_rows(settings.train_clean_csv, ("images", "landmark_id"))
+        listed = _csv_rows(settings.train_clean_csv, ("images", "landmark_id"))
     else:
-        listed = csv_rows(settings.train_csv, ("id", "landmark_id"))
+        listed = _csv_rows(settings.train_csv, ("id", "landmark_id"))
     for where, (ids, landmark) in listed:
         if not re.fullmatch(r"[0-9]{1,18}", landmark):
             raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
@@ -111,13 +111,19 @@ def _gldv2_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, int]]:
             yield where, name, int(landmark)
 
 
-def _own_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, str]]:
-    """Yields where, path and landmark."""
+def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yields where, path, landmark and split of a person's own list; no split means train."""
     columns = ("path", "landmark", "split")
-    for where, (path, landmark, split) in csv_rows(settings.labels_csv, columns):
+    for where, (path, landmark, split) in _csv_rows(labels_csv, columns):
         if not path or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
-        if split in ("", "train"):
+        yield where, path, landmark, split or "train"
+
+
+def _own_training_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, str]]:
+    """Yields where, path and landmark."""
+    for where, path, landmark, split in own_rows(settings.labels_csv):
+        if split == "train":
             yield where, path, landmark
 
 
@@ -134,7 +140,7 @@ def read_photos(settings: RecordsConfig) -> tuple[list[Photo], list]:
     found, seen = [], set()
     own = bool(settings.labels_csv)
     root = pathlib.Path(settings.images_dir or pathlib.Path(settings.labels_csv).parent)
-    for where, name, landmark in _own_rows(settings) if own else _gldv2_rows(settings):
+    for where, name, landmark in _own_training_rows(settings) if own else _gldv2_rows(settings):
         if name in seen:
             raise InputError(f"{where}: {name!r} is listed twice")
         seen.add(name)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.data.gldv2 import csv_rows
+from dolg_tf.data.gldv2 import own_rows
 
 _SPLITS = ("train", "index", "query")
 
@@ -30,11 +30,8 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
             f"split is one of {', '.join(_SPLITS)}"
         )
     by_split, seen = {split: [] for split in _SPLITS}, set()
-    for where, row in csv_rows(str(labels), ("path", "landmark", "split")):
-        path, landmark, split = row
-        if not path or not landmark:
-            raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
-        if (split or "train") not in _SPLITS:
+    for where, path, landmark, split in own_rows(str(labels)):
+        if split not in _SPLITS:
             raise InputError(f"{where}: split is {split!r}, not one of {', '.join(_SPLITS)}")
         if path in seen:
             raise InputError(f"{where}: {path!r} is listed twice")
@@ -43,7 +40,7 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
             files.inside(labels.parent, path)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        by_split[split or "train"].append((path, landmark))
+        by_split[split].append((path, landmark))
     for split, rows in by_split.items():
         if not rows:
             raise InputError(f"{labels}: no photo has split {split}")

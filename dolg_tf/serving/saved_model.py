@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
 
@@ -71,8 +70,7 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     }
     with files.atomic_path(output) as temporary:
         _write(network, temporary)
-        (temporary / "assets.extra").mkdir()
-        (temporary / "assets.extra" / "dolg.json").write_text(json.dumps(about, indent=1) + "\n")
+        files.write_json(temporary / "assets.extra" / "dolg.json", about)
         _verify(network, temporary, config.scales)
     log.info("exported %s to %s", config.model_dir, output)
     return output
