@@ -6,6 +6,7 @@ FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTS := $(VENV)/.installed-tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart pictures test test-slow lint clean
@@ -20,6 +21,11 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dolg_tf needs Python 3.11 or newer; give make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report]'
+	@touch $@
+
+# Apart, because TFDS and Beam, which only the tests need, take long to install.
+$(TESTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -34,15 +40,15 @@ pictures: quickstart
 	  picture = Image.open('runs/quickstart/ranked_unseen.png').convert('RGB'); \
 	  picture.thumbnail((1200, 1200)); picture.save('docs/ranked_list.jpg', quality=88)"
 
-lint: $(STAMP)
+lint: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-test: $(STAMP) lint
+test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(TESTS)
 	$(BIN)/python -m pytest -m slow
 
 clean:

@@ -1,6 +1,6 @@
 """Trains a DOLG network: `python train.py --flagfile=configs/r50.flags`."""
 
-from dolg_tf import config
+from dolg_tf import config, recipe
 
 
 def train(model, data, training):
@@ -11,4 +11,4 @@ def train(model, data, training):
 
 
 if __name__ == "__main__":
-    config.main(train, config.DolgConfig, config.DataConfig, config.TrainingConfig)
+    config.main(train, recipe.DolgConfig, recipe.DataConfig, recipe.TrainingConfig)

@@ -1,7 +1,9 @@
 """Progress of long work: a bar on a terminal, a log line now and then elsewhere."""
 
+import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -43,3 +45,24 @@ def track(
             last, rate = now, done / (now - start)
             left = format_seconds((total - done) / rate)
             log.info("%s: %d/%d %s, %.1f/s, ETA %s", description, done, total, unit, rate, left)
+
+
+@contextlib.contextmanager
+def waiting_for(what: str, every: float = 30.0) -> Iterator[None]:
+    """Says every so often, while the block runs, that it is still waiting.
+
+    Args:
+      what: what the block waits for.
+      every: seconds between two log lines.
+    """
+    done, start = threading.Event(), time.monotonic()
+
+    def remind():
+        while not done.wait(every):
+            log.warning("waiting for %s since %s", what, format_seconds(time.monotonic() - start))
+
+    threading.Thread(target=remind, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -11,7 +11,8 @@ import pytest
 from absl import flags
 
 from dolg_tf import config as configs
-from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig, option
+from dolg_tf.config import InputError, option
+from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DataConfig, DolgConfig, TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.flags"))
@@ -46,7 +47,7 @@ def test_a_flagfile_written_from_configs_gives_them_again(tmp_path):
 
 
 def test_json_gives_the_config_again():
-    config = DolgConfig(preprocessing=configs.OFFICIAL_PREPROCESSING)
+    config = DolgConfig(preprocessing=OFFICIAL_PREPROCESSING)
     assert configs.from_dict(DolgConfig, configs.to_dict(config), "here") == config
     with pytest.raises(InputError, match="here: unknown DolgConfig field 'nonsense'"):
         configs.from_dict(DolgConfig, {"nonsense": 1}, "here")

@@ -1,7 +1,10 @@
-"""Random crops, flips and lighting, each a pure function of its arguments and a seed.
+"""Random crops, flips and lighting.
 
-A seed is int64 of shape (2,), one a photo and epoch, so the order of the work changes nothing.
+The random numbers of many photos are drawn at once, and what is done to a photo is a pure function
+of its own numbers, so the order of the work changes nothing.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,15 +16,58 @@ _EIGENVALUES = np.float32([0.2175, 0.0188, 0.0045])
 _EIGENVECTORS = np.float32(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
+_PHILOX = 1  # TensorFlow's number of the generator
+_UNIFORMS, _NORMALS = 36, 4  # drawn for a photo; Philox makes them in fours
 
 
-def split_seed(seed, count: int) -> list[tf.Tensor]:
-    """Returns `count` independent seeds made from one."""
-    return tf.unstack(tf.random.split(tf.cast(seed, tf.int64), count, alg="philox"))
+class Draws(NamedTuple):
+    """What chance decides for N photos, or for one where the first axis is missing.
+
+    Args:
+      tries: float32 (N, 10, 2), height and width of windows for a photo of area 1.
+      corner: float32 (N, 2) in [0, 1), the place of the window, top and left.
+      flipped: bool (N,), whether the photo is mirrored.
+      lighting: float32 (N, 3), standard normal weights of the components of colour.
+    """
+
+    tries: tf.Tensor
+    corner: tf.Tensor
+    flipped: tf.Tensor
+    lighting: tf.Tensor
 
 
-def _uniform(seed, shape, low=0.0, high=1.0):
-    return tf.random.stateless_uniform(shape, seed, low, high, alg="philox")
+def draw(key, first, count: int, area_min: float) -> Draws:
+    """Draws for the photos `first` to `first + count - 1` of a sequence.
+
+    Args:
+      key: uint64 scalar; another key is another sequence.
+      first: int64 scalar, at least 0.
+      count: how many photos.
+      area_min: smallest share of the photo's area that a window keeps.
+
+    Reference: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011 (Philox): any place
+    of a sequence can be computed by itself.
+    """
+
+    def numbers(op, each, stream):
+        block = tf.cast(tf.cast(first, tf.int64) * (each // 4), tf.uint64)
+        counter = tf.stack([block, tf.constant(stream, tf.uint64)])
+        return op(shape=[count, each], key=key[None], counter=counter, alg=_PHILOX)
+
+    uniforms = numbers(tf.raw_ops.StatelessRandomUniformV2, _UNIFORMS, 0)
+    normals = numbers(tf.raw_ops.StatelessRandomNormalV2, _NORMALS, 1)
+    area, aspect, exchange = tf.unstack(
+        tf.reshape(uniforms[:, : 3 * _TRIES], [count, 3, _TRIES]), axis=1
+    )
+    area = area_min + (1.0 - area_min) * area
+    aspect = _ASPECTS[0] + (_ASPECTS[1] - _ASPECTS[0]) * aspect
+    aspect = tf.where(exchange < 0.5, aspect, 1.0 / aspect)  # width / height
+    return Draws(
+        tries=tf.sqrt(tf.stack([area / aspect, area * aspect], axis=2)),
+        corner=uniforms[:, 3 * _TRIES : 3 * _TRIES + 2],
+        flipped=uniforms[:, 3 * _TRIES + 2] < 0.5,
+        lighting=normals[:, :3],
+    )
 
 
 def centre_window(height, width, share: float = 1.0) -> tf.Tensor:
@@ -40,7 +86,7 @@ def centre_window(height, width, share: float = 1.0) -> tf.Tensor:
     return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
 
 
-def crop_window(height, width, area_min: float, seed) -> tf.Tensor:
+def crop_window(height, width, draws: Draws) -> tf.Tensor:
     """Returns a random window: area uniform in [area_min, 1], aspect uniform in [3/4, 4/3].
 
     Height and width are exchanged half of the time. The first of 10 tries that fits is taken, else
@@ -48,48 +94,40 @@ def crop_window(height, width, area_min: float, seed) -> tf.Tensor:
 
     Args:
       height, width: int32 scalars, of the photo in pixels.
-      area_min: smallest share of the photo's area.
-      seed: int64 (2,).
+      draws: of this photo.
 
     Returns:
       int32 (4,): top, left, height, width, in pixels.
     """
-    seeds = split_seed(seed, 4)
     sides = tf.cast(tf.stack([height, width]), tf.float32)
-    areas = _uniform(seeds[0], [_TRIES], area_min, 1.0) * sides[0] * sides[1]
-    aspects = _uniform(seeds[1], [_TRIES], *_ASPECTS)
-    aspects = tf.where(_uniform(seeds[2], [_TRIES]) < 0.5, aspects, 1.0 / aspects)
-    tries = tf.round(tf.sqrt(tf.stack([areas / aspects, areas * aspects], axis=1)))
-    tries = tf.maximum(tries, 1.0)
+    tries = tf.maximum(tf.round(draws.tries * tf.sqrt(sides[0] * sides[1])), 1.0)
     fits = tf.reduce_all(tries <= sides, axis=1)
     size = tries[tf.argmax(tf.cast(fits, tf.int32))]  # the first that fits
     free = sides - size + 1.0
-    corner = tf.minimum(tf.floor(_uniform(seeds[3], [2]) * free), free - 1.0)
+    corner = tf.minimum(tf.floor(draws.corner * free), free - 1.0)
     window = tf.cast(tf.concat([corner, size], axis=0), tf.int32)
     return tf.where(tf.reduce_any(fits), window, centre_window(height, width))
 
 
-def flip(image: tf.Tensor, seed) -> tf.Tensor:
-    """Mirrors (H, W, C) left to right, half of the time."""
+def flip(image: tf.Tensor, flipped) -> tf.Tensor:
+    """Mirrors (H, W, C) left to right when `flipped`, a bool scalar, says so."""
     # tf.reverse on one branch: image[:, ::-1] under tf.where takes ten times as long.
-    return tf.cond(_uniform(seed, []) < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def lighting(image: tf.Tensor, std: float, seed) -> tf.Tensor:
+def lighting(image: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Adds AlexNet's PCA noise, one colour for the whole photo.
 
     The result is not clipped: it may leave [0, 1] by some hundredths, as in the authors' code.
 
     Args:
       image: float32 RGB in [0, 1], (H, W, 3).
-      std: standard deviation of the weight of each component.
-      seed: int64 (2,).
+      weights: float32 (3,), of the components.
 
     Reference: Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012, section 4.1.
     """
-    weights = tf.random.stateless_normal([3], seed, stddev=std, alg="philox")
     colour = tf.linalg.matvec(_EIGENVECTORS, weights * _EIGENVALUES)
     # Added as whole rows: TensorFlow is four times slower where the last axis is only 3 long.
     shape = tf.shape(image)
-    rows = tf.reshape(image, [shape[0], shape[1] * 3]) + tf.tile(colour, shape[1:2])
-    return tf.reshape(rows, shape)
+    rows = tf.reshape(image, [shape[0], shape[1] * 3])
+    return tf.reshape(tf.nn.bias_add(rows, tf.tile(colour, shape[1:2])), shape)

@@ -1,50 +1,53 @@
-"""GLDv2's lists, or a person's own CSV, and photo files -> DELG-schema TFRecords.
+"""GLDv2's lists, or a person's own CSV, and photo files or tars -> DELG-schema TFRecords.
 
     python -m dolg_tf.data.gldv2 --images_dir=train --train_csv=train.csv \
         --train_clean_csv=train_clean.csv --output_dir=records
+
+What becomes of odd photos; records.json counts each kind and odd_photos.tsv lists them all:
+
+  missing       no such file, or in no tar: left out
+  corrupt       cannot be decoded, or ends too early: left out
+  unsupported   pixels of more than 8 bits: left out
+  non_jpeg      a PNG, WebP, ... whatever its name says: encoded again as RGB JPEG, quality 95
+  grey, cmyk    JPEGs that are not RGB: encoded again likewise
+  exif_rotated  kept as stored, not turned: training and extraction ignore EXIF alike
+
+All other photos keep their bytes. A landmark's only photo is trained on. `--strict` refuses what
+would be left out; nothing is lost of the others. A disk that cannot be read stops the build.
 """
 
 import collections
-import csv
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
-import io
 import logging
-import os
 import pathlib
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from dolg_tf import config, files, progress
 from dolg_tf.config import InputError, option
-from dolg_tf.data import records, shards
-from dolg_tf.data.shards import Photo, Shard
+from dolg_tf.data import classes, records, shards, tars, workers
+from dolg_tf.data.lists import ListsConfig, PhotoTable, read_photos
+from dolg_tf.data.shards import Shard
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SUMMARY = "records.json"  # written last: a folder that has it is whole
+_ODD = "odd_photos.tsv"
 _BUILDING = ".building"  # finished shards wait here for the others
-_GLDV2_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordsConfig:
+class RecordsConfig(ListsConfig):
     """Photos and labels, and how they become records."""
 
-    images_dir: str = option(
-        "folder with GLDv2's a/b/c/ID.jpg, or of the paths in --labels_csv (empty: its own folder)",
-        "",
-    )
-    train_csv: str = option("GLDv2's train.csv: id,url,landmark_id", "")
-    train_clean_csv: str = option(
-        "GLDv2's train_clean.csv: landmark_id,images; when given, it alone decides", ""
-    )
-    labels_csv: str = option(
-        "your own list instead: path,landmark and perhaps split, of which train is taken", ""
+    md5_dir: str = option(
+        "folder with GLDv2's md5.images_000.txt and so on; each tar is checked; empty: none is", ""
     )
     output_dir: str = option("folder of the records")
     num_shards: int = option("record files of each split", 128, unit="files")
@@ -53,13 +56,15 @@ class RecordsConfig:
     )
     seed: int = option("of the split and the order", 0)
     processes: int = option("how many work at once; 0: one for each core", 0)
-    strict: bool = option("fail on the first missing or undecodable photo", False)
+    strict: bool = option(
+        "fail on the first photo that is missing, corrupt or unsupported, instead of leaving it "
+        "out; photos that are encoded again (not JPEG, grey, CMYK) or that EXIF turns are kept "
+        "and listed either way",
+        False,
+    )
 
     def __post_init__(self):
-        if bool(self.labels_csv) == bool(self.train_csv or self.train_clean_csv):
-            raise InputError("give --train_csv and --train_clean_csv, or else --labels_csv")
-        if not self.labels_csv and not self.images_dir:
-            raise InputError("--images_dir is required: the folder with GLDv2's a/b/c/ID.jpg")
+        super().__post_init__()
         if not 1 <= self.num_shards <= 99999:
             raise InputError(f"--num_shards={self.num_shards} must be 1 to 99999")
         if not 0 <= self.validation_fraction < 1:
@@ -69,97 +74,10 @@ class RecordsConfig:
         if self.processes < 0:
             raise InputError(f"--processes={self.processes} must be at least 0")
 
-
-# --- lists --------------------------------------------------------------------------------
-
-
-def _csv_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields ("FILE, line N", values of the columns) of each row of a CSV; "" for no column."""
-    csv.field_size_limit(1 << 30)  # GLDv2 lists all photos of a landmark in one field
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    with pathlib.Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            header = next(reader, [])
-            for name in columns:
-                if name not in header and name != "split":
-                    raise InputError(f"{path}, line 1: no column {name!r}, only {','.join(header)}")
-            places = [header.index(name) if name in header else None for name in columns]
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if row and len(row) != len(header):
-                    raise InputError(f"{where}: {len(row)} fields, the header has {len(header)}")
-                if row:
-                    yield where, ["" if place is None else row[place] for place in places]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}, after line {reader.line_num}: {error}") from error
-
-
-def _gldv2_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, int]]:
-    """Yields where, photo id and landmark."""
-    if settings.train_clean_csv:
-        listed = _csv_rows(settings.train_clean_csv, ("images", "landmark_id"))
-    else:
-        listed = _csv_rows(settings.train_csv, ("id", "landmark_id"))
-    for where, (ids, landmark) in listed:
-        if not re.fullmatch(r"[0-9]{1,18}", landmark):
-            raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
-        for name in ids.split() if settings.train_clean_csv else [ids]:
-            if not _GLDV2_ID.fullmatch(name):
-                raise InputError(f"{where}: {name!r} is no image id")
-            yield where, name, int(landmark)
-
-
-def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yields where, path, landmark and split of a person's own list; no split means train."""
-    columns = ("path", "landmark", "split")
-    for where, (path, landmark, split) in _csv_rows(labels_csv, columns):
-        if not path or not landmark:
-            raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
-        yield where, path, landmark, split or "train"
-
-
-def _own_training_rows(settings: RecordsConfig) -> Iterator[tuple[str, str, str]]:
-    """Yields where, path and landmark."""
-    for where, path, landmark, split in own_rows(settings.labels_csv):
-        if split == "train":
-            yield where, path, landmark
-
-
-def read_photos(settings: RecordsConfig) -> tuple[list[Photo], list]:
-    """Reads the lists.
-
-    Returns:
-      The photos, ordered by label and id, and the landmark of each label: labels are dense and
-      ascend with the landmark.
-
-    Raises:
-      InputError: naming file and line of what is wrong in a list, or when it names no photo.
-    """
-    found, seen = [], set()
-    own = bool(settings.labels_csv)
-    root = pathlib.Path(settings.images_dir or pathlib.Path(settings.labels_csv).parent)
-    for where, name, landmark in _own_training_rows(settings) if own else _gldv2_rows(settings):
-        if name in seen:
-            raise InputError(f"{where}: {name!r} is listed twice")
-        seen.add(name)
-        if own:
-            try:
-                path = str(files.inside(root, name))
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            name = str(pathlib.PurePosixPath(name).with_suffix(""))
-        else:
-            path = f"{root}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
-        found.append((landmark, name, path))
-    if not found:
-        source = settings.labels_csv or settings.train_clean_csv or settings.train_csv
-        raise InputError(f"{source}: it lists no photo to train on")
-    found.sort()
-    landmarks = sorted({landmark for landmark, _, _ in found})
-    labels = {landmark: label for label, landmark in enumerate(landmarks)}
-    return [Photo(name, path, labels[landmark]) for landmark, name, path in found], landmarks
+    @property
+    def in_tars(self) -> bool:
+        """Whether the photos lie in GLDv2's tars."""
+        return not self.labels_csv and bool(tars.find_tars(self.images_dir))
 
 
 def split_photos(labels: np.ndarray, validation_fraction: float, seed: int) -> dict:
@@ -183,95 +101,150 @@ def split_photos(labels: np.ndarray, validation_fraction: float, seed: int) -> d
     return {"train": order[~validation[order]], "validation": order[validation[order]]}
 
 
-# --- building -----------------------------------------------------------------------------
+# --- plan ---------------------------------------------------------------------------------
 
 
-def _identity(settings: RecordsConfig, photos: list[Photo]) -> dict:
-    """Returns what must be equal for a rerun to go on: the options and the listed photos."""
-    digest = hashlib.sha256()
-    for photo in photos:
-        digest.update(f"{photo.id}\t{photo.path}\t{photo.label}\n".encode())
-    free = ("output_dir", "processes", "strict")
-    options = {k: v for k, v in config.to_dict(settings).items() if k not in free}
-    return {**options, "photos_sha256": digest.hexdigest()}
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """One record file: where it is built, and the numbers of its photos."""
+
+    path: pathlib.Path
+    numbers: np.ndarray
+
+    @property
+    def note(self) -> pathlib.Path:
+        """What became of its photos; the file is done when this is there."""
+        return pathlib.Path(f"{self.path}.json")
 
 
-def _start(output: pathlib.Path, identity: dict) -> dict | None:
-    """Prepares the output folder; returns the summary when all is built already.
-
-    Raises:
-      InputError: when the folder holds records of another configuration, or foreign ones.
-    """
-    summary, building = output / _SUMMARY, output / _BUILDING / "configuration.json"
-    for path in (summary, building):
-        if path.exists():
-            found = files.read_json(path, FORMAT_VERSION)
-            before = found["configuration"]
-            changed = sorted(key for key in identity if before.get(key) != identity[key])
-            if changed:
-                raise InputError(
-                    f"{output} holds records of another configuration ({changed[0]} was "
-                    f"{before.get(changed[0])!r}); delete that folder, or choose another"
-                )
-            return found if path == summary else None
-    foreign = sorted(
-        path for split in ("train", "validation") for path in output.glob(f"{split}-*")
-    )
-    if foreign:
-        raise InputError(f"{foreign[0]} is in the way; delete that folder, or choose another")
-    files.write_json(building, {"format_version": FORMAT_VERSION, "configuration": identity})
-    return None
-
-
-def _plan(settings: RecordsConfig, photos: list[Photo], building: pathlib.Path) -> list[Shard]:
-    labels = np.array([photo.label for photo in photos])
+def _plan(settings: RecordsConfig, labels: np.ndarray, building: pathlib.Path) -> list[_Planned]:
     plan = []
     splits = split_photos(labels, settings.validation_fraction, settings.seed)
     for split, numbers in splits.items():
         count = min(settings.num_shards, len(numbers))  # no empty files
         for shard in range(count):
-            members = [photos[number] for number in numbers[shard::count]]
             name = records.shard_name(split, shard, count)
-            plan.append(Shard(building / name, members, settings.strict))
+            plan.append(_Planned(building / name, numbers[shard::count]))
     return plan
 
 
-def _write(plan: list[Shard], processes: int) -> list[dict]:
-    """Writes the shards that are not there yet; returns the results of all, in their order."""
-    notes = [pathlib.Path(f"{shard.path}.json") for shard in plan]
-    missing = [shard for shard, note in zip(plan, notes, strict=True) if not note.exists()]
+def _identity(settings: RecordsConfig, photos: PhotoTable, landmarks: list) -> dict:
+    """Returns what must be equal for a rerun to go on: the options and the listed photos."""
+    free = ("output_dir", "processes", "strict", "md5_dir")
+    options = {k: v for k, v in config.to_dict(settings).items() if k not in free}
+    names = hashlib.sha256("\n".join(map(str, landmarks)).encode()).hexdigest()
+    return {**options, "photos_sha256": photos.sha256(), "landmarks_sha256": names}
+
+
+def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dict | None:
+    """Returns the summary of a finished folder, None when it is not finished.
+
+    Raises:
+      InputError: when the folder holds records of another configuration.
+    """
+    path = output / name
+    if not path.exists():
+        return None
+    found = files.read_json(path, FORMAT_VERSION)
+    before = found["configuration"]
+    changed = sorted(key for key in identity if before.get(key) != identity[key])
+    if changed:
+        raise InputError(
+            f"{output} holds records of another configuration ({changed[0]} was "
+            f"{before.get(changed[0])!r}); delete that folder, or choose another"
+        )
+    return found
+
+
+# --- building -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _lock(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the folder of unfinished work, which no other builder uses meanwhile.
+
+    The lock ends with this process, however it ends.
+    """
+    building = output / _BUILDING
+    building.mkdir(parents=True, exist_ok=True)
+    with (building / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is building records in {output}; wait for it, or choose another "
+                "--output_dir"
+            ) from error
+        yield building
+
+
+def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None:
+    """Notes what is built here, and clears away what a killed run left half done.
+
+    Raises:
+      InputError: when the folder holds records of another configuration, or foreign ones.
+    """
+    if _finished(output, identity, f"{_BUILDING}/configuration.json") is None:
+        foreign = sorted(
+            path for split in ("train", "validation") for path in output.glob(f"{split}-*")
+        )
+        if foreign:
+            shutil.rmtree(building)
+            raise InputError(f"{foreign[0]} is in the way; delete that folder, or choose another")
+        value = {"format_version": FORMAT_VERSION, "configuration": identity}
+        files.write_json(building / "configuration.json", value)
+    for half in [*building.glob(".*"), *building.glob("tars/.*")]:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _write(plan: list[_Planned], photos: PhotoTable, settings: RecordsConfig) -> None:
+    """Writes the record files that are not there yet."""
+    missing = [planned for planned in plan if not planned.note.exists()]
     if len(missing) < len(plan):
         log.info("%d of %d record files are kept", len(plan) - len(missing), len(plan))
-    processes = min(processes or os.cpu_count() or 1, max(len(missing), 1))
-    written = shards.write_shards(missing, processes)
+    # A file's photos are gathered when its turn comes: never more than a few files' are there.
+    tasks = (
+        Shard(planned.path, photos.take(planned.numbers), settings.strict) for planned in missing
+    )
+    processes = workers.count(settings.processes, len(missing))
+    written = workers.run(shards.write_shard, tasks, processes)
     for _ in progress.track(written, len(missing), "records", "files"):
         pass
-    return [files.read_json(note) for note in notes]
 
 
-def _summarise(plan: list[Shard], results: list[dict], num_classes: int, identity: dict) -> dict:
-    totals, reencoded = collections.Counter(), collections.Counter()
-    trained = np.zeros(num_classes, np.int64)
-    for shard, result in zip(plan, results, strict=True):
-        split = shard.path.name.split("-")[0]
+def _summarise(plan: list[_Planned], photos: PhotoTable, identity: dict) -> tuple[dict, np.ndarray]:
+    """Returns the contents of records.json, and the training photos of each label."""
+    totals, kinds = collections.Counter(), collections.Counter()
+    counts = np.zeros(int(photos.labels[-1]) + 1, np.int64)
+    for planned in plan:
+        split, result = planned.path.name.split("-")[0], files.read_json(planned.note)
         totals[split] += result["records"]
-        totals["bad"] += len(result["bad"])
-        totals["exif_rotated"] += result["exif_rotated"]
-        reencoded.update(result["reencoded"])
+        kinds.update(result["kinds"])
         if split == "train":
-            np.add.at(trained, [photo.label for photo in shard.photos], 1)
-            np.subtract.at(trained, [label for _, label, _, _ in result["bad"]], 1)
-    return {
+            np.add.at(counts, photos.labels[planned.numbers], 1)
+            np.subtract.at(counts, result["left_out"], 1)
+    summary = {
         "format_version": FORMAT_VERSION,
         "configuration": identity,
-        "num_classes": num_classes,
+        "num_classes": len(counts),
         "train": totals["train"],
         "validation": totals["validation"],
-        "bad": totals["bad"],
-        "reencoded": dict(sorted(reencoded.items())),
-        "exif_rotated": totals["exif_rotated"],
-        "landmarks_without_training_photo": int((trained == 0).sum()),
+        "left_out": sum(kinds[kind] for kind in shards.LEFT_OUT),
+        "odd_photos": {kind: kinds[kind] for kind in shards.KINDS},
+        "excluded": photos.excluded,
+        "excluded_not_listed": photos.excluded_not_listed,
+        "landmarks_without_training_photo": int((counts == 0).sum()),
     }
+    return summary, counts
+
+
+def _write_odd(plan: list[_Planned], path: pathlib.Path) -> None:
+    """Joins the lists of odd photos, file by file, under one header."""
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(b"id\tpath\tkind\tdetail\n")
+        for planned in plan:
+            with pathlib.Path(f"{planned.path}.tsv").open("rb") as part:
+                shutil.copyfileobj(part, file)
 
 
 def _report(summary: dict, output: pathlib.Path) -> None:
@@ -279,57 +252,88 @@ def _report(summary: dict, output: pathlib.Path) -> None:
         "%s: %d landmarks, %d training and %d validation photos",
         *(output, summary["num_classes"], summary["train"], summary["validation"]),
     )
-    again = ", ".join(f"{count} {source}" for source, count in summary["reencoded"].items())
+    odd = summary["odd_photos"]
+
+    def listed(kinds):
+        return ", ".join(f"{odd[kind]} {kind}" for kind in kinds if odd[kind]) or "0"
+
     log.info(
-        "bad photos left out: %d (%s); encoded again as RGB JPEG: %s; rotated by EXIF, kept as "
-        "stored: %d; landmarks without a training photo: %d",
-        *(summary["bad"], output / "bad_photos.txt" if summary["bad"] else "no list"),
-        *(again or "0", summary["exif_rotated"], summary["landmarks_without_training_photo"]),
+        "left out: %s; encoded again as RGB JPEG: %s; rotated by EXIF, kept as stored: %d; "
+        "landmarks without a training photo: %d",
+        *(listed(shards.LEFT_OUT), listed(shards.ENCODED_AGAIN), odd["exif_rotated"]),
+        summary["landmarks_without_training_photo"],
     )
+    if summary["configuration"]["exclude"]:
+        log.info(
+            "excluded: %d photos; ids of --exclude that are in no list: %d",
+            *(summary["excluded"], summary["excluded_not_listed"]),
+        )
+    if any(odd.values()):
+        log.info("these photos are listed in %s", output / _ODD)
+
+
+def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identity: dict) -> dict:
+    output = pathlib.Path(settings.output_dir)
+    with _lock(output) as building:
+        summary = _finished(output, identity)
+        if summary is not None:  # by another builder, a moment ago
+            shutil.rmtree(building)
+            return summary
+        _start(output, building, identity)
+        if settings.in_tars:
+            photos = tars.locate(photos, building / "tars", settings.md5_dir, settings.processes)
+        plan = _plan(settings, photos.labels, building)
+        _write(plan, photos, settings)
+        summary, counts = _summarise(plan, photos, identity)
+        if not summary["train"]:
+            listed = pathlib.Path(f"{plan[0].path}.tsv").read_text(encoding="utf-8")
+            _, path, kind, detail = listed.splitlines()[0].split("\t")
+            shutil.rmtree(building)
+            raise InputError(f"none of {len(photos)} photos can be used: {path}: {kind}, {detail}")
+        if any(summary["odd_photos"].values()):
+            _write_odd(plan, output / _ODD)
+        classes.write_classes(output, landmarks, counts)
+        for planned in plan:
+            if planned.path.exists():  # else an interrupted run moved it already
+                planned.path.replace(output / planned.path.name)
+        files.write_json(output / _SUMMARY, summary)
+        shutil.rmtree(building)
+    return summary
 
 
 def build_records(settings: RecordsConfig) -> dict:
-    """Builds training and validation TFRecords from photo files and their labels.
+    """Builds training and validation TFRecords from photo files or tars and their labels.
+    Photos that are missing, corrupt or of more than 8 bits are left out; those that are not JPEG,
+    grey or CMYK are encoded again as RGB JPEG (quality 95); those that EXIF turns are kept as
+    stored, not turned. All of them are counted in records.json and listed in odd_photos.tsv. A
+    landmark's only photo is trained on. Run again after an interruption, the same command keeps
+    the files that are done.
 
-    Writes `train-*` and `validation-*` files, relabeling.csv (new_label,old_label), bad_photos.txt
-    (id, path, reason) when there are any, and last records.json. Run again after an interruption,
-    it keeps the files that are done; the same holds when all are.
+    Writes `train-*` and `validation-*` files, relabeling.csv (new_label,old_label),
+    class_counts.csv (label,photos), odd_photos.tsv (id, path, kind, detail) when there are any,
+    and last records.json.
 
     Returns:
-      The contents of records.json: counts of photos by split, of classes, of bad photos.
+      The contents of records.json: counts of photos by split, of classes, of odd photos.
 
     Raises:
-      InputError: on a list that is wrong, photos none of which can be used, or an output folder
-        with records of another configuration.
+      InputError: on a list that is wrong, a tar that is damaged, photos none of which can be used,
+        a full disk, another builder at work in the output folder, or an output folder with
+        records of another configuration.
     """
     output = pathlib.Path(settings.output_dir)
-    building = output / _BUILDING
+    if settings.md5_dir and not settings.in_tars:
+        raise InputError(
+            f"--md5_dir={settings.md5_dir} checks tars, and there is no images_000.tar or other "
+            f"in {settings.root}"
+        )
     photos, landmarks = read_photos(settings)
-    identity = _identity(settings, photos)
-    summary = _start(output, identity)
-    if summary is None:
-        plan = _plan(settings, photos, building)
-        results = _write(plan, settings.processes)
-        summary = _summarise(plan, results, len(landmarks), identity)
-        bad = [entry for result in results for entry in result["bad"]]
-        if not summary["train"]:
-            shutil.rmtree(building)
-            raise InputError(f"none of {len(photos)} photos can be used: {bad[0][2]}: {bad[0][3]}")
-        if bad:
-            lines = [f"{name}\t{path}\t{reason}\n" for name, _, path, reason in sorted(bad)]
-            files.write_text(output / "bad_photos.txt", "".join(lines))
-        table = io.StringIO()
-        rows = [("new_label", "old_label"), *enumerate(landmarks)]
-        csv.writer(table, lineterminator="\n").writerows(rows)
-        files.write_text(output / "relabeling.csv", table.getvalue())
-        for shard in plan:
-            if shard.path.exists():  # else an interrupted run moved it already
-                shard.path.replace(output / shard.path.name)
-        files.write_json(output / _SUMMARY, summary)
-        shutil.rmtree(building)
+    identity = _identity(settings, photos, landmarks)
+    summary = _finished(output, identity) or _build(settings, photos, landmarks, identity)
     _report(summary, output)
-    if settings.strict and summary["bad"]:
-        raise InputError(f"{summary['bad']} bad photos, see {output / 'bad_photos.txt'} (--strict)")
+    if settings.strict and summary["left_out"]:
+        where = output / _ODD
+        raise InputError(f"{summary['left_out']} photos were left out, see {where} (--strict)")
     return summary
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.data.gldv2 import own_rows
+from dolg_tf.data.lists import own_rows
 
 _SPLITS = ("train", "index", "query")
 

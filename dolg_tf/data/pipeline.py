@@ -5,36 +5,50 @@ computed by itself, and a record is read where it lies. So a run resumes at once
 the batch of a step depends on nothing but the seed and the step. No Python runs inside.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf.config import DataConfig, InputError
-from dolg_tf.data import augment, images, records
-
-VALIDATION_CROP = 0.875  # of the shorter side
+from dolg_tf.config import InputError
+from dolg_tf.data import augment, loading, photo_faults, records
+from dolg_tf.recipe import DataConfig
 
 
 class TrainingInput:
     """The training photos.
 
+    With `shard_by="photo"` the batch of a step is the same for any number of workers, and each
+    reads its slice of it from all the files. With `shard_by="file"` worker w has files w,
+    w + num_workers, ... of the sorted list to itself and draws its slice from these alone; the
+    batch of a step then depends on the number of workers too.
+
     Args:
       data: which records, and how their photos are augmented.
       batch_size: photos in a step over all workers.
       seed: of order and augmentation.
+      num_workers: among how many workers the files are divided; only `shard_by="file"` asks.
 
     Raises:
-      InputError: when there are no records, or fewer than one batch.
+      InputError: when there are no records, fewer than one batch, or fewer files than workers.
     """
 
-    def __init__(self, data: DataConfig, batch_size: int, seed: int):
+    def __init__(self, data: DataConfig, batch_size: int, seed: int, num_workers: int = 1):
         self._data, self._batch_size, self._seed = data, batch_size, seed
-        self._index = records.RecordIndex.open(data.train_file_pattern)
-        if len(self._index) < batch_size:
+        # Who draws from the same records is a group: all workers, or each by itself.
+        groups = num_workers if data.shard_by == "file" else 1
+        self._share, _ = _slice(batch_size, 0, groups)
+        self._index = records.RecordIndex.open(
+            data.train_file_pattern, groups, data.skip_bad_records
+        )
+        self._sizes = self._index.group_sizes
+        smallest = int(np.argmin(self._sizes))
+        if self._sizes[smallest] < self._share:
+            whose = f" for worker {smallest}" if groups > 1 else ""
             raise InputError(
-                f"{data.train_file_pattern!r} holds {len(self._index)} photos, less than one batch "
-                f"of {batch_size}; lower --batch_size or add photos"
+                f"{data.train_file_pattern!r} holds {self._sizes[smallest]} photos{whose}, less "
+                f"than one batch of {self._share}; lower --batch_size or add photos"
             )
 
     @property
@@ -43,22 +57,29 @@ class TrainingInput:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the photos left over are other ones in each epoch."""
-        return len(self._index) // self._batch_size
+        """Whole batches in an epoch; the photos left over are other ones in each epoch.
 
-    def photos_of_step(self, step) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns record numbers int64 (batch_size,) and seeds int64 (batch_size, 2) of a step."""
+        With `shard_by="file"` the worker with the fewest photos sets the number for all, so that
+        of the others more are left over.
+        """
+        return int(self._sizes.min()) // self._share
+
+    def photos_of_step(self, step) -> tuple[tf.Tensor, augment.Draws]:
+        """Returns record numbers int64 (batch_size,) of a step, and what chance does to each."""
         step = tf.cast(step, tf.int64)
         epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch
-        positions = place * self._batch_size + tf.range(self._batch_size, dtype=tf.int64)
-        # A permutation of all the photos: position -> number, without a table.
-        numbers = tf.random.experimental.index_shuffle(
-            positions,
-            seed=tf.stack([tf.constant(self._seed, tf.int64), epoch]),
-            max_index=len(self._index) - 1,
-        )
-        seeds = tf.stack([tf.fill(numbers.shape, (self._seed << 32) + epoch), numbers], axis=1)
-        return numbers, seeds
+        positions = place * self._share + tf.range(self._share, dtype=tf.int64)
+        numbers, begin = [], 0
+        for group, size in enumerate(self._sizes.tolist()):
+            # A permutation of all the photos of the group: position -> number, without a table.
+            seed = tf.stack([tf.constant(self._seed + (group << 32), tf.int64), epoch])
+            shuffled = tf.random.experimental.index_shuffle(positions, seed, max_index=size - 1)
+            numbers.append(begin + shuffled)
+            begin += size
+        # A photo has one position in an epoch, so this is by (seed, epoch, photo).
+        key = np.uint64((self._seed % 2**32) << 32) + tf.cast(epoch, tf.uint64)
+        first, count = place * self._batch_size, self._batch_size
+        return tf.concat(numbers, 0), augment.draw(key, first, count, self._data.crop_area_min)
 
     def dataset(
         self,
@@ -77,23 +98,37 @@ class TrainingInput:
           replicas: in how many pieces the slice comes, one for each replica of the worker.
 
         Returns:
-          Dataset of images float32 RGB (b, S, S, 3) and labels int32 (b,), b = batch_size /
-          num_workers / replicas, S = image_size: `replicas` elements a step. Images are in [0, 1],
-          but for lighting noise, which may lead out by some hundredths.
+          Dataset of images float32 RGB (b, S, S, 3), labels int32 (b,) and weights float32 (b,), b
+          = batch_size / num_workers / replicas, S = image_size: `replicas` elements a step. Images
+          are in [0, 1], but for lighting noise, which may lead out by some hundredths. A photo
+          counts with its weight: 1, or 0 for a bad record that is skipped (zeros, label 0).
         """
         size, begin = _slice(self._batch_size, worker, num_workers)
-        read = _labelled_reader(self._index, self._data.num_classes)
+        if self._data.shard_by == "file" and num_workers != len(self._sizes):
+            raise ValueError(f"files divided among {len(self._sizes)} workers, not {num_workers}")
+        read = loading.labelled_reader(self._index, self._data.num_classes)
 
         def photos(step):
-            numbers, seeds = self.photos_of_step(step)
-            return numbers[begin : begin + size], seeds[begin : begin + size]
+            return tf.nest.map_structure(
+                lambda values: values[begin : begin + size], self.photos_of_step(step)
+            )
 
-        def load(number, seed):
+        def load(number, draws):
             encoded, label = read(number)
-            return _augmented(encoded, self._data, seed), label
+            return loading.training_photo(encoded, self._data, draws), label, 1.0
 
         steps = tf.data.Dataset.range(start_step, start_step + num_steps)
-        return _batches(steps.map(photos).unbatch(), load, _piece(size, replicas))
+        return _batches(steps.map(photos).unbatch(), load, self._data, _piece(size, replicas))
+
+    def ids_of_step(self, step: int) -> list[str]:
+        """Returns the image ids of a step's batch; "FILE, record N" for one that has none."""
+        numbers = self.photos_of_step(step)[0].numpy().tolist()
+        return [photo_faults.image_id(self._index, number) for number in numbers]
+
+    def faults_of_step(self, step: int) -> list[str]:
+        """Returns what is wrong with records of a step's batch: the place and the fault of each."""
+        numbers = self.photos_of_step(step)[0].numpy().tolist()
+        return photo_faults.find_faults(self._index, numbers, self._data.num_classes)
 
     def describe(self, error: Exception, step: int) -> Exception:
         """Returns an InputError that names the file and record behind a failed step.
@@ -105,8 +140,13 @@ class TrainingInput:
         Returns:
           `error` itself when no record of the step is at fault.
         """
-        numbers = self.photos_of_step(step)[0].numpy()
-        return _describe(error, self._index, numbers, self._data.num_classes)
+        return photo_faults.explain(error, self.faults_of_step(step))
+
+
+@functools.lru_cache(maxsize=1)  # a run validates often, and the headers are many
+def _validation_index(data: DataConfig) -> records.RecordIndex:
+    pattern = data.validation_file_pattern
+    return records.RecordIndex.open(pattern, skip_damaged=data.skip_bad_records)
 
 
 def validation_dataset(
@@ -124,90 +164,34 @@ def validation_dataset(
       Dataset of images float32 RGB (b, S, S, 3) in [0, 1], labels int32 (b,) and weights float32
       (b,), b = batch_size / num_workers / replicas; and the number of photos over all workers. The
       last batch is filled up with photos of weight 0, so all workers have the same number of them.
+      Where bad records are skipped, they have weight 0 too (zeros, label 0), but are among the
+      number of photos.
 
     Raises:
       InputError: when there are no records.
     """
-    index = records.RecordIndex.open(data.validation_file_pattern)
+    index = _validation_index(data)
     size, begin = _slice(batch_size, worker, num_workers)
     batches = -(-len(index) // batch_size)
     numbers = np.arange(batches * batch_size).reshape(batches, batch_size)
     numbers = numbers[:, begin : begin + size].ravel()
-    read = _labelled_reader(index, data.num_classes)
+    read = loading.labelled_reader(index, data.num_classes)
 
     def load(number):
         counts = number < len(index)
         encoded, label = read(tf.where(counts, number, 0))
-        image = _resized_window(encoded, data.image_size, _validation_window)
+        image = loading.validation_photo(encoded, data.image_size)
         return image, label, tf.cast(counts, tf.float32)
 
     photos = tf.data.Dataset.from_tensor_slices(numbers)
-    return _batches(photos, load, _piece(size, replicas)), len(index)
+    return _batches(photos, load, data, _piece(size, replicas)), len(index)
 
 
 def describe_validation(error: Exception, data: DataConfig) -> Exception:
     """Returns an InputError that names the first bad validation record, or `error` itself."""
-    index = records.RecordIndex.open(data.validation_file_pattern)
-    return _describe(error, index, range(len(index)), data.num_classes)
-
-
-# --- one photo ----------------------------------------------------------------------------
-
-
-def _labelled_reader(index: records.RecordIndex, num_classes: int) -> Callable:
-    """Returns a function of a record number to encoded photo (string) and label (int32)."""
-    read_record = index.reader()
-
-    def read(number):
-        photo = records.parse(read_record(number))
-        label = photo["label"]
-        fault = ["record", number, "has label", label, "and num_classes is", num_classes]
-        tf.debugging.Assert((label >= 0) & (label < num_classes), fault)
-        return photo["encoded"], tf.cast(label, tf.int32)
-
-    return read
-
-
-def _validation_window(height, width) -> tf.Tensor:
-    return augment.centre_window(height, width, VALIDATION_CROP)
-
-
-def _resized_window(encoded, size: int, choose: Callable) -> tf.Tensor:
-    """Returns float32 (size, size, 3) in [0, 1] of the window that `choose(height, width)` gives.
-
-    Of a JPEG, only the window is decoded.
-    """
-
-    def of_jpeg():
-        shape = tf.io.extract_jpeg_shape(encoded)
-        return images.decode_jpeg_crop(encoded, *tf.unstack(choose(shape[0], shape[1])))
-
-    def of_other():
-        image = images.decode(encoded)
-        shape = tf.shape(image)
-        top, left, height, width = tf.unstack(choose(shape[0], shape[1]))
-        return image[top : top + height, left : left + width]
-
-    window = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
-    window.set_shape((None, None, 3))
-    return images.resize(images.to_float(window), size, size)
-
-
-def _augmented(encoded, data: DataConfig, seed) -> tf.Tensor:
-    """Returns a training photo, float32 (S, S, 3)."""
-    crop_seed, flip_seed, lighting_seed = augment.split_seed(seed, 3)
-
-    def window(height, width):
-        if data.augment_crop:
-            return augment.crop_window(height, width, data.crop_area_min, crop_seed)
-        return augment.centre_window(height, width)
-
-    image = _resized_window(encoded, data.image_size, window)
-    if data.augment_flip:
-        image = augment.flip(image, flip_seed)
-    if data.augment_lighting:
-        image = augment.lighting(image, data.augment_lighting, lighting_seed)
-    return tf.ensure_shape(image, (data.image_size, data.image_size, 3))
+    index = _validation_index(data)
+    faults = photo_faults.find_faults(index, range(len(index)), data.num_classes)
+    return photo_faults.explain(error, faults)
 
 
 # --- many photos --------------------------------------------------------------------------
@@ -230,41 +214,14 @@ def _piece(size: int, replicas: int) -> int:
     return size // replicas
 
 
-def _batches(photos: tf.data.Dataset, load: Callable, size: int) -> tf.data.Dataset:
+def _batches(
+    photos: tf.data.Dataset, load: Callable, data: DataConfig, size: int
+) -> tf.data.Dataset:
+    if data.skip_bad_records:
+        load = loading.skip_bad(load, data.image_size)
     options = tf.data.Options()
     options.deterministic = True
     # The slices of the workers are already made.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     loaded = photos.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return loaded.batch(size, drop_remainder=True).prefetch(2).with_options(options)
-
-
-# --- errors -------------------------------------------------------------------------------
-
-
-def _fault(index: records.RecordIndex, number: int, num_classes: int) -> str | None:
-    """Returns what is wrong with a record and where it lies; None when nothing is."""
-    where = index.where(number)
-    try:
-        photo = {key: value.numpy() for key, value in records.parse(index.read(number)).items()}
-    except InputError as error:
-        return str(error)
-    except tf.errors.InvalidArgumentError as error:
-        return f"{where}: no photo in DELG's schema ({error.message[:200]})"
-    where = f"{where} (image {photo['id'].decode(errors='replace')})"
-    if photo["label"] < 0:
-        return f"{where} has no label; training and validation records need one"
-    if photo["label"] >= num_classes:
-        return f"{where} has label {photo['label']}, but --num_classes={num_classes}"
-    try:
-        images.decode(photo["encoded"])
-    except tf.errors.InvalidArgumentError:
-        return f"{where}: the photo cannot be decoded; mend it or build the records again"
-    return None
-
-
-def _describe(
-    error: Exception, index: records.RecordIndex, numbers: Iterable[int], num_classes: int
-) -> Exception:
-    faults = (_fault(index, int(number), num_classes) for number in numbers)
-    return next((InputError(fault) for fault in faults if fault), error)

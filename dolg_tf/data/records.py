@@ -6,10 +6,11 @@ byte, so that the builder's processes need no TensorFlow; the tests hold both ag
 
 import functools
 import glob
+import logging
 import os
 import pathlib
+import stat
 import struct
-import weakref
 from collections.abc import Callable, Iterable
 from concurrent import futures
 
@@ -17,6 +18,8 @@ import numpy as np
 
 from dolg_tf import files
 from dolg_tf.config import InputError
+
+log = logging.getLogger(__name__)
 
 _BUILDER = "python -m dolg_tf.data.gldv2"
 _HEADER, _FOOTER = 12, 4  # bytes: length and its checksum before, checksum of the payload behind
@@ -162,66 +165,106 @@ def parse(serialized, labelled: bool = True) -> dict:
     return {name: values[key] for name, key in keys.items()}
 
 
-def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns offset (int64) and length (uint32) of each payload, from the headers alone."""
-    headers, positions = [], [0]
+def _scan(path: str) -> tuple[np.ndarray, str]:
+    """Returns where each whole record of a file starts (int64), and what is wrong behind them.
+
+    The headers alone are read. Where a length is damaged, nobody knows where the next record
+    begins: the first fault ends the file.
+    """
+    headers, starts = [], [0]
     with pathlib.Path(path).open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        while positions[-1] < size:
-            header = os.pread(file.fileno(), _HEADER, positions[-1])
+        while starts[-1] < size:
+            header = os.pread(file.fileno(), _HEADER, starts[-1])
             length = int.from_bytes(header[:8], "little")
             headers.append(header)
-            positions.append(positions[-1] + _HEADER + length + _FOOTER)
+            starts.append(starts[-1] + _HEADER + length + _FOOTER)
             if not any(header):
                 break  # a file of zeros; no checksum is 0
     rows = np.frombuffer(b"".join(headers), np.uint8)
     rows = rows[: len(rows) // _HEADER * _HEADER].reshape(-1, _HEADER)
     sums = _masked(_crc_rows(rows[:, :8] ^ np.uint8([255] * 4 + [0] * 4)))
     wrong = np.flatnonzero(sums != np.ascontiguousarray(rows[:, 8:]).view("<u4")[:, 0])
+    whole, fault = len(headers), ""
     if len(wrong):
-        where = f"{path}, record {wrong[0]} at byte {positions[wrong[0]]}"
-        raise InputError(f"{where}: this is no TFRecord file, or it is damaged; write it again")
-    if positions[-1] > size:
-        where = f"{path}, record {len(headers) - 1} at byte {positions[-2]}"
-        raise InputError(f"{where}: the file ends inside the record; copy or write it again")
-    starts = np.array(positions, np.int64)
-    return starts[:-1] + _HEADER, (np.diff(starts) - _HEADER - _FOOTER).astype(np.uint32)
+        whole, fault = int(wrong[0]), "this is no TFRecord file, or it is damaged; write it again"
+    elif starts[-1] > size:
+        whole, fault = whole - 1, "the file ends inside the record; copy or write it again"
+    if fault:
+        fault = f"{path}, record {whole} at byte {starts[whole]}: {fault}"
+    return np.array(starts[:whole], np.int64), fault
+
+
+def _scan_file(path: str) -> tuple[np.ndarray, str]:
+    try:
+        if not stat.S_ISREG(pathlib.Path(path).stat().st_mode):  # opening a FIFO may never end
+            raise InputError(f"{path} is no regular file; move it away, or narrow the pattern")
+        return _scan(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class RecordIndex:
     """All records of the files of a pattern, numbered in the order of the sorted file names.
 
     Some 16 bytes of memory a record. Reading is safe in many threads.
+
+    Attributes:
+      paths: of the files.
+      group_sizes: how many records each group of files holds.
+      left_out: what was left out of damaged files, one message a file.
     """
 
-    def __init__(self, paths: list[str], scans: list[tuple[np.ndarray, np.ndarray]]):
-        self.paths = paths
-        self._offsets = np.concatenate([offsets for offsets, _ in scans])
-        self._lengths = np.concatenate([lengths for _, lengths in scans])
-        self._firsts = np.cumsum([0] + [len(offsets) for offsets, _ in scans])
-        self._descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
-        weakref.finalize(self, lambda open_files: [*map(os.close, open_files)], self._descriptors)
+    def __init__(self, paths: list[str], starts: list[np.ndarray], groups: int, left_out: list):
+        self.paths, self.left_out = paths, left_out
+        self._starts = np.concatenate(starts)
+        counts = [len(of_file) for of_file in starts]
+        self._firsts = np.cumsum([0, *counts])
+        group = np.sort(np.arange(len(paths)) % groups)
+        self.group_sizes = np.bincount(group, counts, groups).astype(np.int64)
 
     @classmethod
-    def open(cls, pattern: str) -> "RecordIndex":
+    def open(cls, pattern: str, groups: int = 1, skip_damaged: bool = False) -> "RecordIndex":
         """Reads the record headers of all files that match a glob.
 
+        Args:
+          pattern: the glob.
+          groups: the sorted files are dealt out to so many groups in turn, and the records
+            numbered group by group.
+          skip_damaged: of a file that is cut short or damaged, use the records before the damage
+            and warn, instead of refusing it.
+
         Raises:
-          InputError: when no file matches, there is no record, or a file is cut short or foreign.
+          InputError: when no file matches, there is no record, a file cannot be read, there are
+            fewer files than groups, or a file is cut short or foreign.
         """
-        found = glob.glob(pattern)  # noqa: PTH207 - pathlib globs no absolute pattern
-        paths = sorted(path for path in found if pathlib.Path(path).is_file())
+        paths = sorted(glob.glob(pattern))  # noqa: PTH207 - pathlib globs no absolute pattern
         if not paths:
             raise InputError(f"no file matches {pattern!r}; `{_BUILDER}` makes the records")
+        if len(paths) < groups:
+            raise InputError(
+                f"{pattern!r} matches {len(paths)} files, too few for {groups} workers; write more "
+                "files, or choose --shard_by=photo"
+            )
+        paths = [path for group in range(groups) for path in paths[group::groups]]
         # Threads, because on a cold disk the scan is waiting for one page a record.
         with futures.ThreadPoolExecutor(min(16, len(paths))) as pool:
-            index = cls(paths, list(pool.map(_scan, paths)))
+            starts, faults = zip(*pool.map(_scan_file, paths), strict=True)
+        left_out = [fault for fault in faults if fault]
+        if left_out and not skip_damaged:
+            raise InputError(left_out[0])
+        index = cls(paths, starts, groups, left_out)
+        for fault in left_out:
+            log.warning("left out: %s; nothing from there on is read", fault)
         if not len(index):
             raise InputError(f"{pattern!r}: no record in {len(paths)} files; write them again")
+        empty = [path for path, of_file in zip(paths, starts, strict=True) if not len(of_file)]
+        if empty:
+            log.info("%s: %d of %d files have no record", empty[0], len(empty), len(paths))
         return index
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._starts)
 
     def _file(self, record: int) -> int:
         return int(np.searchsorted(self._firsts, record, side="right")) - 1
@@ -237,13 +280,17 @@ class RecordIndex:
         Raises:
           InputError: when its checksum is wrong, or the file has changed since it was opened.
         """
-        length = int(self._lengths[record])
-        descriptor = self._descriptors[self._file(record)]
-        data = os.pread(descriptor, length + _FOOTER, int(self._offsets[record]))
-        checksum = int.from_bytes(data[length:], "little")
-        if len(data) < length + _FOOTER or masked_crc32c(data[:length]) != checksum:
+        try:
+            with pathlib.Path(self.paths[self._file(record)]).open("rb") as file:
+                file.seek(self._starts[record])
+                length = int.from_bytes(file.read(_HEADER)[:8], "little")
+                left = os.fstat(file.fileno()).st_size - file.tell() - _FOOTER
+                data, footer = file.read(min(length, max(left, 0))), file.read(_FOOTER)
+        except OSError as error:
+            raise InputError(f"{self.where(record)} cannot be read: {error.strerror}") from error
+        if len(data) != length or masked_crc32c(data) != int.from_bytes(footer, "little"):
             raise InputError(f"{self.where(record)}: the checksum is wrong; write the file again")
-        return data[:length]
+        return data
 
     def reader(self) -> Callable:
         """Returns a function of a record number (int64 scalar) to the serialised Example (string).
@@ -256,7 +303,7 @@ class RecordIndex:
 
         with tf.device("CPU:0"):
             paths, firsts = tf.constant(self.paths), tf.constant(self._firsts)
-            starts = tf.constant(self._offsets - _HEADER)
+            starts = tf.constant(self._starts)
 
         def read(record):
             file = tf.searchsorted(firsts, record[None], side="right") - 1

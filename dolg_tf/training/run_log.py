@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from dolg_tf import config as configs
 from dolg_tf import files
-from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig
+from dolg_tf.config import InputError
+from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf.config import DataConfig, DolgConfig, InputError, TrainingConfig
+from dolg_tf.config import InputError
 from dolg_tf.data.pipeline import TrainingInput, describe_validation, validation_dataset
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import ArcFace
 from dolg_tf.modeling.model_dir import checkpoint_variables, load_dolg, load_head, read_config
 from dolg_tf.progress import format_seconds
+from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import distribute, is_chief, make_strategy
 from dolg_tf.training.run_log import RunLog, check_run, write_run

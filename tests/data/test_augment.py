@@ -7,18 +7,18 @@ import tensorflow as tf
 from dolg_tf.data import augment
 
 
-def seed(i, j=0):
-    return tf.constant([i, j], tf.int64)
+def draw(count, key=1, first=0, area_min=0.08):
+    return augment.draw(tf.constant(key, tf.uint64), first, count, area_min)
 
 
-def draw(function, count):
-    """Returns function(seed) for many seeds."""
-    seeds = tf.data.Dataset.range(count).map(lambda i: tf.stack([i, i + 7]))
-    return next(iter(seeds.map(function, num_parallel_calls=2).batch(count))).numpy()
+def photo_of(draws, i):
+    return tf.nest.map_structure(lambda values: values[i], draws)
 
 
 def windows(height, width, area_min, count):
-    return draw(lambda seed: augment.crop_window(height, width, area_min, seed), count)
+    photos = tf.data.Dataset.from_tensor_slices(draw(count, area_min=area_min))
+    found = photos.map(lambda one: augment.crop_window(height, width, one))
+    return next(iter(found.batch(count))).numpy()
 
 
 def naive_window(rng, height, width, area_min):
@@ -90,18 +90,17 @@ def test_centre_window(size, share, expected):
 
 def test_flip_half_of_the_time():
     image = tf.reshape(tf.range(24.0), (2, 4, 3))
-    flipped = 0
-    for i in range(200):
-        result = augment.flip(image, seed(i)).numpy()
-        mirrored = np.array_equal(result, image.numpy()[:, ::-1])
-        assert mirrored or np.array_equal(result, image)
-        flipped += mirrored
-    assert 75 <= flipped <= 125
+    for flipped in (False, True):
+        expected = image.numpy()[:, ::-1] if flipped else image
+        np.testing.assert_array_equal(augment.flip(image, tf.constant(flipped)), expected)
+    assert abs(draw(4000).flipped.numpy().mean() - 0.5) < 0.03
 
 
 def test_lighting_is_one_colour_with_the_covariance_of_the_components():
     image = tf.random.stateless_uniform((4, 5, 3), [1, 2])
-    shifts = draw(lambda seed: augment.lighting(image, 0.1, seed), 1500) - image.numpy()
+    weights = tf.data.Dataset.from_tensor_slices(0.1 * draw(1500).lighting)
+    lit = weights.map(lambda one: augment.lighting(image, one)).batch(1500)
+    shifts = next(iter(lit)).numpy() - image.numpy()
     np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-6)
     shifts = shifts[:, 0, 0]
     values = np.array([0.2175, 0.0188, 0.0045])
@@ -115,21 +114,43 @@ def test_lighting_is_one_colour_with_the_covariance_of_the_components():
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
 
 
-def test_same_seed_same_result_everywhere():
+def test_same_draws_same_result_everywhere():
     image = tf.random.stateless_uniform((30, 40, 3), [1, 2])
+    draws = draw(20)
 
-    def work(i):
-        one = tf.stack([i, 3])
-        window = augment.crop_window(30, 40, 0.08, one)
-        return window, augment.lighting(augment.flip(image, one), 0.1, one)
+    def work(one):
+        flipped = augment.flip(image, one.flipped)
+        return augment.crop_window(30, 40, one), augment.lighting(flipped, one.lighting)
 
-    parallel = tf.data.Dataset.range(20).map(work, num_parallel_calls=4)
+    parallel = tf.data.Dataset.from_tensor_slices(draws).map(work, num_parallel_calls=4)
     for i, (window, result) in enumerate(parallel):
-        expected = work(tf.constant(i, tf.int64))
+        expected = work(photo_of(draws, i))
         np.testing.assert_array_equal(window, expected[0])
         np.testing.assert_array_equal(result, expected[1])
 
 
-def test_seeds_differ():
-    parts = np.stack([augment.split_seed(seed(i, j), 3) for i in range(4) for j in range(4)])
-    assert len(np.unique(parts.reshape(-1, 2), axis=0)) == 48
+def test_draws_of_a_photo_do_not_depend_on_how_many_are_drawn():
+    whole = draw(100)
+    for first, count in ((0, 1), (37, 20), (99, 1)):
+        for part, expected in zip(draw(count, first=first), whole, strict=True):
+            np.testing.assert_array_equal(part, expected[first : first + count])
+
+
+def test_draws_are_uniform_and_independent():
+    draws = draw(20_000)
+    columns = np.concatenate(
+        [draws.tries[:, 0], draws.corner, draws.lighting, np.float32(draws.flipped)[:, None]], 1
+    )
+    correlation = np.corrcoef(columns.T) - np.eye(8)
+    correlation[0, 1] = correlation[1, 0] = 0  # height and width, of the same area
+    assert np.abs(correlation).max() < 0.03
+    deciles = np.percentile(draws.corner, np.arange(10, 100, 10), axis=0)
+    np.testing.assert_allclose(deciles, np.tile(np.arange(0.1, 1, 0.1)[:, None], 2), atol=0.015)
+    np.testing.assert_allclose(np.std(draws.lighting, axis=0), 1, atol=0.03)
+    areas = np.prod(draws.tries, axis=2)
+    np.testing.assert_allclose([areas.min(), areas.mean(), areas.max()], [0.08, 0.54, 1], atol=2e-3)
+
+
+def test_keys_differ():
+    corners = np.concatenate([draw(4, key).corner for key in (0, 1, 2**32, 2**63)])
+    assert len(np.unique(corners)) == 32

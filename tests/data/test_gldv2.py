@@ -1,86 +1,31 @@
-"""The records builder: lists, split, policies for odd photos, and runs that were cut off."""
+"""The records builder: split, policies for odd photos, own photos and options."""
 
 import collections
 import csv
 import io
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from gldv2_files import files_of, jpeg, name_of, put, read, settings, write_gldv2
 from PIL import Image
 
 from dolg_tf.config import InputError
-from dolg_tf.data import gldv2, records, shards
+from dolg_tf.data import gldv2
 from dolg_tf.data.gldv2 import RecordsConfig, build_records
-
-
-def jpeg(number, mode="RGB", kind="JPEG", **options):
-    coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(coarse).resize((30, 24)).convert(mode).save(out, kind, **options)
-    return out.getvalue()
-
-
-def name_of(number):
-    return f"{number * 7919:016x}"[::-1]
-
-
-def put(root, name, data):
-    path = root / name[0] / name[1] / name[2] / f"{name}.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 @pytest.fixture
 def gldv2_folder(tmp_path):
-    """Landmarks 900, 70, 8 with 10, 5, 1 photos."""
-    labels = [900] * 10 + [70] * 5 + [8]
-    rows, clean = [], collections.defaultdict(list)
-    for number, landmark in enumerate(labels):
-        name = name_of(number)
-        put(tmp_path / "train", name, jpeg(number))
-        rows.append(f"{name},http://x/y,{landmark}")
-        clean[landmark].append(name)
-    (tmp_path / "train.csv").write_text("\n".join(["id,url,landmark_id", *rows]) + "\n")
-    lines = [f"{landmark},{' '.join(names)}" for landmark, names in clean.items()]
-    (tmp_path / "train_clean.csv").write_text("\n".join(["landmark_id,images", *lines]) + "\n")
+    write_gldv2(tmp_path)
     return tmp_path
-
-
-def settings(folder, **changes):
-    values = {
-        "images_dir": str(folder / "train"),
-        "train_csv": str(folder / "train.csv"),
-        "train_clean_csv": str(folder / "train_clean.csv"),
-        "output_dir": str(folder / "records"),
-        "num_shards": 3,
-        "processes": 1,
-    }
-    return RecordsConfig(**values | changes)
-
-
-def read(folder, split):
-    """Returns {id: (label, JPEG bytes)} as TensorFlow reads the records."""
-    paths = sorted(str(path) for path in pathlib.Path(folder).glob(f"{split}-*"))
-    photos = [records.parse(data) for data in tf.data.TFRecordDataset(paths)]
-    found = {p["id"].numpy().decode(): (int(p["label"]), p["encoded"].numpy()) for p in photos}
-    assert len(found) == len(photos)
-    return found
 
 
 def test_gldv2_becomes_records(gldv2_folder):
     summary = build_records(settings(gldv2_folder))
     train, validation = (read(gldv2_folder / "records", s) for s in ("train", "validation"))
     assert (summary["train"], summary["validation"]) == (len(train), len(validation)) == (13, 3)
-    assert summary["num_classes"] == 3 and summary["bad"] == 0
+    assert summary["num_classes"] == 3 and summary["left_out"] == 0
     everything = train | validation
     assert len(everything) == 16
     expected = [2] * 10 + [1] * 5 + [0]
@@ -89,10 +34,12 @@ def test_gldv2_becomes_records(gldv2_folder):
     assert collections.Counter(label for label, _ in validation.values()) == {2: 2, 1: 1}
     text = (gldv2_folder / "records" / "relabeling.csv").read_text()
     assert text == "new_label,old_label\n0,8\n1,70\n2,900\n"
+    text = (gldv2_folder / "records" / "class_counts.csv").read_text()
+    assert text == "label,photos\n0,1\n1,4\n2,8\n"
     assert json.loads((gldv2_folder / "records" / "records.json").read_text()) == summary
     names = sorted(path.name for path in (gldv2_folder / "records").iterdir())
     split = [f"{s}-{i:05d}-of-00003" for s in ("train", "validation") for i in range(3)]
-    assert names == sorted([*split, "records.json", "relabeling.csv"])
+    assert names == sorted([*split, "class_counts.csv", "records.json", "relabeling.csv"])
 
 
 def test_train_csv_alone_gives_the_same(gldv2_folder):
@@ -107,9 +54,8 @@ def test_train_csv_alone_gives_the_same(gldv2_folder):
 def test_processes_change_nothing(gldv2_folder):
     build_records(settings(gldv2_folder))
     build_records(settings(gldv2_folder, processes=2, output_dir=str(gldv2_folder / "other")))
-    ours = {path.name: path.read_bytes() for path in (gldv2_folder / "records").glob("*-of-*")}
-    other = {path.name: path.read_bytes() for path in (gldv2_folder / "other").glob("*-of-*")}
-    assert ours == other and len(ours) == 6
+    ours = files_of(gldv2_folder / "records")
+    assert ours == files_of(gldv2_folder / "other") and len(ours) == 8
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.99])
@@ -161,19 +107,31 @@ def test_odd_photos(gldv2_folder, caplog):
     exif = Image.Exif()
     exif[0x0112] = 6
     put(root, name_of(0), jpeg(0, "L"))
-    put(root, name_of(1), jpeg(1, "CMYK"))
+    put(root, name_of(1), jpeg(1, "CMYK", exif=exif))
     png = put(root, name_of(2), jpeg(2, "RGBA", "PNG"))
     rotated = put(root, name_of(3), jpeg(3, exif=exif)).read_bytes()
     put(root, name_of(4), jpeg(4)).unlink()
     put(root, name_of(5), jpeg(5)[:300])
     put(root, name_of(6), b"<html>not found</html>")
+    put(root, name_of(7), jpeg(7, "I", "TIFF"))
     put(root, name_of(15), b"")  # the only photo of landmark 8
     summary = build_records(settings(gldv2_folder))
-    assert summary["reencoded"] == {"JPEG CMYK": 1, "JPEG L": 1, "PNG RGBA": 1}
-    assert summary["exif_rotated"] == 1 and summary["bad"] == 4
-    assert summary["train"] + summary["validation"] == 12
+    assert summary["odd_photos"] == {
+        "missing": 1,
+        "corrupt": 3,
+        "unsupported": 1,
+        "non_jpeg": 1,
+        "grey": 1,
+        "cmyk": 1,
+        "exif_rotated": 2,
+    }
+    assert summary["left_out"] == 5 and summary["train"] + summary["validation"] == 11
     assert summary["landmarks_without_training_photo"] == 1 and summary["num_classes"] == 3
-    found = read(gldv2_folder / "records", "train") | read(gldv2_folder / "records", "validation")
+    train, validation = (read(gldv2_folder / "records", s) for s in ("train", "validation"))
+    counts = collections.Counter(label for label, _ in train.values())
+    text = (gldv2_folder / "records" / "class_counts.csv").read_text()
+    assert text == f"label,photos\n0,0\n1,{counts[1]}\n2,{counts[2]}\n"
+    found = train | validation
     assert found[name_of(3)][1] == rotated
     for number in range(3):
         data = found[name_of(number)][1]
@@ -182,11 +140,32 @@ def test_odd_photos(gldv2_folder, caplog):
     with Image.open(png) as image, Image.open(io.BytesIO(found[name_of(2)][1])) as again:
         difference = np.asarray(image.convert("RGB"), float) - np.asarray(again)
         assert np.abs(difference).mean() < 6
-    lines = (gldv2_folder / "records" / "bad_photos.txt").read_text().splitlines()
-    reasons = {line.split("\t")[0]: line.split("\t")[2] for line in lines}
-    assert set(reasons) == {name_of(number) for number in (4, 5, 6, 15)}
-    assert reasons[name_of(4)] == "missing" and "truncated" in reasons[name_of(5)].lower()
-    assert "bad photos left out: 4" in caplog.text and "1 PNG RGBA" in caplog.text
+    header, *lines = (gldv2_folder / "records" / "odd_photos.tsv").read_text().splitlines()
+    assert header == "id\tpath\tkind\tdetail"
+    odd = {(cells[0], cells[2]): cells for cells in (line.split("\t") for line in lines)}
+    assert len(odd) == len(lines) == 10
+    name = name_of(4)
+    assert odd[name, "missing"][1] == f"{root}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
+    assert "truncated" in odd[name_of(5), "corrupt"][3].lower()
+    assert odd[name_of(6), "corrupt"][3] == odd[name_of(15), "corrupt"][3] == "no picture"
+    assert odd[name_of(7), "unsupported"][3] == "TIFF with pixels of I"
+    assert odd[name_of(1), "cmyk"][3] == "JPEG CMYK"
+    assert odd[name_of(1), "exif_rotated"][3] == odd[name_of(3), "exif_rotated"][3]
+    assert odd[name_of(3), "exif_rotated"][3] == "orientation 6"
+    assert "left out: 1 missing, 3 corrupt, 1 unsupported" in caplog.text
+    assert "as RGB JPEG: 1 non_jpeg, 1 grey, 1 cmyk" in caplog.text
+
+
+def test_pillows_remarks_on_odd_exif_are_not_shown(gldv2_folder, recwarn):
+    exif = Image.Exif()
+    exif[0x010E] = "a long enough description"
+    data = exif.tobytes()
+    put(gldv2_folder / "train", name_of(3), jpeg(3, exif=data[: len(data) - 9]))
+    with Image.open(io.BytesIO(jpeg(3, exif=data[: len(data) - 9]))) as image:
+        image.getexif().get(0x010E)
+    assert len(recwarn) == 1
+    assert not any(build_records(settings(gldv2_folder))["odd_photos"].values())
+    assert len(recwarn) == 1
 
 
 def test_strict(gldv2_folder):
@@ -195,137 +174,31 @@ def test_strict(gldv2_folder):
     with pytest.raises(InputError, match=f"{name_of(4)}.jpg: missing"):
         build_records(settings(gldv2_folder, strict=True))
     assert not (gldv2_folder / "records" / "records.json").exists()
-    missing.write_bytes(jpeg(4))
-    assert build_records(settings(gldv2_folder, strict=True))["bad"] == 0
+    missing.write_bytes(jpeg(4, "L"))  # is encoded again: nothing is lost
+    assert build_records(settings(gldv2_folder, strict=True))["left_out"] == 0
+
+
+def test_strict_refuses_what_was_built_without(gldv2_folder):
+    put(gldv2_folder / "train", name_of(4), b"")
+    build_records(settings(gldv2_folder))
+    with pytest.raises(InputError, match=r"1 photos were left out, see .*odd_photos\.tsv"):
+        build_records(settings(gldv2_folder, strict=True))
+
+
+def test_unreadable_photo_stops_the_build(gldv2_folder):
+    path = put(gldv2_folder / "train", name_of(4), b"")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=rf"{name_of(4)}\.jpg: cannot be read \(Is a directory\)"):
+        build_records(settings(gldv2_folder))
 
 
 def test_no_photo_can_be_used(gldv2_folder):
-    with pytest.raises(InputError, match=r"none of 16 photos can be used: nowhere/.*: missing"):
+    with pytest.raises(
+        InputError, match=r"none of 16 photos can be used: nowhere/.*: missing, no such"
+    ):
         build_records(settings(gldv2_folder, images_dir="nowhere"))
     assert build_records(settings(gldv2_folder))["train"] == 13
-
-
-def test_finished_shards_are_kept(gldv2_folder, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    written = []
-    write_shard = shards.write_shard
-
-    def fails_at_the_fourth(shard):
-        if len(written) == 3:
-            raise OSError("disk full")
-        written.append(shard.path.name)
-        return write_shard(shard)
-
-    monkeypatch.setattr(shards, "write_shard", fails_at_the_fourth)
-    with pytest.raises(OSError, match="disk full"):
-        build_records(settings(gldv2_folder))
-    output = gldv2_folder / "records"
-    assert not list(output.glob("train-*"))  # nobody trains on a part
-    with pytest.raises(InputError, match=r"another configuration \(seed was 0\)"):
-        build_records(settings(gldv2_folder, seed=1))
-
-    def works(shard):
-        written.append(shard.path.name)
-        return write_shard(shard)
-
-    monkeypatch.setattr(shards, "write_shard", works)
-    build_records(settings(gldv2_folder))
-    assert len(written) == len(set(written)) == 6
-    assert "3 of 6 record files are kept" in caplog.text
-    build_records(settings(gldv2_folder, processes=2))
-    assert len(written) == 6
-    with pytest.raises(InputError, match="another configuration"):
-        build_records(settings(gldv2_folder, num_shards=4))
-
-
-def test_foreign_records_are_not_mixed_in(gldv2_folder):
-    (gldv2_folder / "records").mkdir()
-    (gldv2_folder / "records" / "train-00000-of-00128").write_bytes(b"")
-    with pytest.raises(InputError, match="train-00000-of-00128 is in the way"):
-        build_records(settings(gldv2_folder))
-
-
-def test_killed_run_goes_on(gldv2_folder):
-    big = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(big, "PNG")
-    for number in range(16):
-        put(gldv2_folder / "train", name_of(number), big.getvalue())
-    config = settings(gldv2_folder, processes=2, num_shards=8)
-    flags = [f"--{k}={getattr(config, k)}" for k in ("images_dir", "train_csv", "output_dir")]
-    command = [sys.executable, "-m", "dolg_tf.data.gldv2", *flags, "--num_shards=8"]
-    process = subprocess.Popen([*command, "--processes=2"], start_new_session=True)
-    building = gldv2_folder / "records" / ".building"
-    deadline = time.monotonic() + 60
-    while not list(building.glob("*-of-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while time.monotonic() < deadline:  # its processes end by themselves
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("processes outlived the builder")
-    kept = {path: path.stat().st_mtime_ns for path in building.glob("*-of-*.json")}
-    assert 0 < len(kept) < 11 and not (gldv2_folder / "records" / "records.json").exists()
-    for number in range(16):  # what was done is not looked at again
-        put(gldv2_folder / "train", name_of(number), jpeg(number))
-    subprocess.run(command, check=True, capture_output=True)
-    output = gldv2_folder / "records"
-    found = read(output, "train") | read(output, "validation")
-    assert len(found) == 16 and not building.exists()
-    sizes = [len(data) for _, data in found.values()]
-    assert min(sizes) < 3000 and max(sizes) > 100_000
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "message"),
-    [
-        ("clean", "landmark_id,pictures\n", "list.csv, line 1: no column 'images'"),
-        ("clean", "", "list.csv, line 1: no column 'images'"),
-        ("clean", "landmark_id,images\n", "it lists no photo"),
-        ("clean", "landmark_id,images\n3,abcd\n4,../etc\n", "line 3: '../etc' is no image id"),
-        ("clean", "landmark_id,images\n3,abcd abcd\n", "line 2: 'abcd' is listed twice"),
-        ("clean", "landmark_id,images\nx3,abcd\n", "line 2: landmark_id is 'x3', not a number"),
-        ("train", "id,url,landmark_id\nabcd,u,1\nab,u,1\n", "line 3: 'ab' is no image id"),
-        ("train", "id,url,landmark_id\nabcd,1\n", "line 2: 2 fields, the header has 3"),
-        ("train", "id,landmark_id\nabcd,\xff1\n", "after line 0"),
-        ("own", "path,landmark\n../x.jpg,a\n", "line 2: '../x.jpg' leads out of"),
-        ("own", "path,landmark\nx.jpg,\n", "line 2: an empty landmark"),
-        ("own", "path,landmark,split\nx.jpg,a,query\n", "it lists no photo to train on"),
-        ("own", "path,label\nx.jpg,a\n", "line 1: no column 'landmark', only path,label"),
-    ],
-)
-def test_wrong_list_is_named(tmp_path, kind, text, message):
-    path = tmp_path / "list.csv"
-    path.write_bytes(text.encode("latin-1"))
-    option = {"clean": "train_clean_csv", "train": "train_csv", "own": "labels_csv"}[kind]
-    with pytest.raises(InputError) as error:
-        build_records(
-            RecordsConfig(**{option: str(path)}, images_dir="photos", output_dir=str(tmp_path))
-        )
-    assert message in str(error.value) and str(path) in str(error.value)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["list.csv"]
-
-
-def test_no_list(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
-        build_records(RecordsConfig(labels_csv="nowhere.csv", output_dir=str(tmp_path)))
-
-
-def test_landmark_with_very_many_photos(tmp_path):
-    """GLDv2's longest field is longer than the csv module takes by default."""
-    names = " ".join(f"{number:016x}" for number in range(12_000))
-    (tmp_path / "clean.csv").write_text(f"landmark_id,images\n5,{names}\n")
-    photos, landmarks = gldv2.read_photos(
-        RecordsConfig(train_clean_csv=str(tmp_path / "clean.csv"), images_dir="x", output_dir="y")
-    )
-    assert len(photos) == 12_000 and landmarks == [5]
-    assert photos[1] == shards.Photo("0000000000000001", "x/0/0/0/0000000000000001.jpg", 0)
 
 
 @pytest.mark.parametrize(
@@ -349,5 +222,5 @@ def test_real_photos(real_photos, tmp_path):
     with labels.open() as file:
         wanted = sum(row["split"] == "train" for row in csv.DictReader(file))
     summary = build_records(RecordsConfig(labels_csv=str(labels), output_dir=str(tmp_path)))
-    assert summary["train"] + summary["validation"] + summary["bad"] == wanted
-    assert summary["bad"] == 0
+    assert summary["train"] + summary["validation"] == wanted
+    assert summary["left_out"] == 0

@@ -127,6 +127,15 @@ def test_resize_equals_naive_bilinear(size):
     np.testing.assert_allclose(images.resize(batch, *size)[1], expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [(40, 97), (200, 150)])
+def test_resized_levels_equal_resized_floats(pixels, size):
+    expected = images.resize(images.to_float(tf.constant(pixels)), *size)
+    resize = tf.function(lambda image: images.resize_levels(image, *size))
+    for found in (resize(tf.constant(pixels)), images.resize_levels(tf.constant(pixels), *size)):
+        assert found.dtype == tf.float32
+        np.testing.assert_allclose(found, expected, atol=3e-7)
+
+
 @pytest.mark.parametrize(
     ("size", "scale", "expected"),
     [

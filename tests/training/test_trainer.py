@@ -14,16 +14,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from dolg_tf.config import (
-    OFFICIAL_PREPROCESSING,
-    DataConfig,
-    DolgConfig,
-    InputError,
-    TrainingConfig,
-)
+from dolg_tf.config import InputError
 from dolg_tf.data import records
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
+from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.training import trainer as trainer_module
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.trainer import Trainer, train
@@ -218,7 +213,7 @@ def test_a_step_is_gradient_decay_clip_and_momentum(data, tmp_path, clip):
 
 
 def test_adamw_decays_kernels_alone(data, tmp_path):
-    training = _training(tmp_path, optimizer="adamw", weight_decay=0.1)
+    training = _training(tmp_path, optimizer="adam", decay="decoupled", weight_decay=0.1)
     trainer = _trainer(data, training)
     zeros = [tf.zeros_like(v.value) for v in trainer.variables]
     before = [np.asarray(v) for v in trainer.variables]

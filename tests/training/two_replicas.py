@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf.config import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import distribute
 from dolg_tf.training.trainer import Trainer
