@@ -124,51 +124,65 @@ class MultiAtrous(keras.layers.Layer):
     """Convolutions at several dilations and a pooled branch, concatenated and reduced.
 
     A 1x1 convolution, one 3x3 convolution a dilation and (mean of the map, 1x1, ReLU,
-    broadcast), each of half the input's channels; then 1x1 and ReLU back to the input's
-    channels. The paper's figure 2 omits the 1x1 branch; the authors' code has it.
+    broadcast), each of half the output's channels; then 1x1 and ReLU. The paper's figure 2
+    omits the 1x1 branch; the authors' code has it.
 
     Args:
       dilations: of the 3x3 convolutions.
+      channels: of the output; None: those of the input.
+      context: whether there are a 1x1 and a pooled branch beside the dilated ones. The winner
+        of Kaggle's landmark recognition 2021 had neither.
 
-    Shapes: (B, H, W, C) -> (B, H, W, C).
+    Shapes: (B, H, W, C) -> (B, H, W, channels).
     """
 
-    def __init__(self, dilations=(6, 12, 18), **kwargs):
+    def __init__(self, dilations=(6, 12, 18), channels=None, context=True, **kwargs):
         super().__init__(**kwargs)
-        self.dilations = tuple(dilations)
+        self.dilations, self.channels, self.context = tuple(dilations), channels, context
 
     def build(self, inputs_shape):
-        channels = inputs_shape[-1]
+        channels = self.channels or inputs_shape[-1]
         half, dtype = channels // 2, self.dtype_policy
-        self.point = keras.layers.Conv2D(half, 1, dtype=dtype, name="point")
+        if self.context:
+            self.point = keras.layers.Conv2D(half, 1, dtype=dtype, name="point")
+            self.point.build(inputs_shape)
         self.dilated = [
             DilatedConv2D(half, 3, dilation_rate=d, dtype=dtype, name=f"dilated_{i}")
             for i, d in enumerate(self.dilations)
         ]
-        self.pooled = keras.layers.Conv2D(half, 1, activation="relu", dtype=dtype, name="pooled")
+        for layer in self.dilated:
+            layer.build(inputs_shape)
+        if self.context:
+            self.pooled = keras.layers.Conv2D(
+                half, 1, activation="relu", dtype=dtype, name="pooled"
+            )
+            self.pooled.build((inputs_shape[0], 1, 1, inputs_shape[-1]))
         self.reduce = keras.layers.Conv2D(
             channels, 1, activation="relu", dtype=dtype, name="reduce"
         )
-        for layer in (self.point, *self.dilated):
-            layer.build(inputs_shape)
-        self.pooled.build((inputs_shape[0], 1, 1, channels))
-        branches = half * (2 + len(self.dilations))
-        self.reduce.build((*inputs_shape[:-1], branches))
+        self.reduce.build((*inputs_shape[:-1], half * (2 * self.context + len(self.dilations))))
 
     def call(self, inputs):
-        shape = ops.shape(inputs)
-        pooled = self.pooled(ops.mean(inputs, axis=(1, 2), keepdims=True))  # (B, 1, 1, C/2)
-        # Bilinear upsampling from 1x1, as the authors' code has it, is exactly a broadcast.
-        pooled = ops.broadcast_to(pooled, (shape[0], shape[1], shape[2], pooled.shape[-1]))
-        # The order of the authors' checkpoints.
-        branches = [pooled, self.point(inputs), *(conv(inputs) for conv in self.dilated)]
+        branches = [conv(inputs) for conv in self.dilated]
+        if self.context:
+            shape = ops.shape(inputs)
+            pooled = self.pooled(ops.mean(inputs, axis=(1, 2), keepdims=True))  # (B, 1, 1, C/2)
+            # Bilinear upsampling from 1x1, as the authors' code has it, is exactly a broadcast.
+            pooled = ops.broadcast_to(pooled, (shape[0], shape[1], shape[2], pooled.shape[-1]))
+            # The order of the authors' checkpoints.
+            branches = [pooled, self.point(inputs), *branches]
         return self.reduce(ops.concatenate(branches, axis=-1))
 
     def compute_output_shape(self, inputs_shape):
-        return inputs_shape
+        return (*inputs_shape[:-1], self.channels or inputs_shape[-1])
 
     def get_config(self):
-        return {**super().get_config(), "dilations": self.dilations}
+        options = {
+            "dilations": self.dilations,
+            "channels": self.channels,
+            "context": self.context,
+        }
+        return {**super().get_config(), **options}
 
 
 @keras.saving.register_keras_serializable("dolg_tf")
@@ -182,25 +196,28 @@ class SpatialAttention(keras.layers.Layer):
     Args:
       use_attention: without it, the batch-normalised features are returned as they are, with
         an attention of one (the paper's ablation).
+      channels: of the local features; None: those of the input.
 
-    Shapes: (B, H, W, C) -> local (B, H, W, C), attention (B, H, W, 1), both float32.
+    Shapes: (B, H, W, C) -> local (B, H, W, channels), attention (B, H, W, 1), both float32.
     """
 
-    def __init__(self, use_attention=True, **kwargs):
+    def __init__(self, use_attention=True, channels=None, **kwargs):
         super().__init__(**kwargs)
-        self.use_attention = use_attention
+        self.use_attention, self.channels = use_attention, channels
 
     def build(self, inputs_shape):
         dtype = self.dtype_policy
-        self.conv = keras.layers.Conv2D(inputs_shape[-1], 1, dtype=dtype, name="conv")
+        channels = self.channels or inputs_shape[-1]
+        features_shape = (*inputs_shape[:-1], channels)
+        self.conv = keras.layers.Conv2D(channels, 1, dtype=dtype, name="conv")
         self.norm = keras.layers.BatchNormalization(
             epsilon=1e-5, momentum=0.9, dtype=dtype, name="norm"
         )
         self.conv.build(inputs_shape)
-        self.norm.build(inputs_shape)
+        self.norm.build(features_shape)
         if self.use_attention:
             self.score = keras.layers.Conv2D(1, 1, dtype=dtype, name="score")
-            self.score.build(inputs_shape)
+            self.score.build(features_shape)
 
     def call(self, inputs, training=None):
         features = self.norm(self.conv(inputs), training=training)
@@ -212,11 +229,13 @@ class SpatialAttention(keras.layers.Layer):
         return attention * l2_normalize(local), attention
 
     def compute_output_spec(self, inputs, training=None):
-        local = keras.KerasTensor(inputs.shape, dtype="float32")
-        return local, keras.KerasTensor((*inputs.shape[:-1], 1), dtype="float32")
+        area = inputs.shape[:-1]
+        local = keras.KerasTensor((*area, self.channels or inputs.shape[-1]), dtype="float32")
+        return local, keras.KerasTensor((*area, 1), dtype="float32")
 
     def get_config(self):
-        return {**super().get_config(), "use_attention": self.use_attention}
+        options = {"use_attention": self.use_attention, "channels": self.channels}
+        return {**super().get_config(), **options}
 
 
 @keras.saving.register_keras_serializable("dolg_tf")

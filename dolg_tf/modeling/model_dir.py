@@ -8,12 +8,12 @@ import pathlib
 
 import h5py
 import keras
-import numpy as np
 
 from dolg_tf import config as configs
 from dolg_tf import files
-from dolg_tf.config import DolgConfig, InputError
+from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.recipe import DolgConfig
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.weights.h5"
@@ -44,12 +44,15 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
         )
 
 
-def load_dolg(path: files.Path, checkpoint: str = "latest") -> tuple[keras.Model, DolgConfig, dict]:
+def load_dolg(
+    path: files.Path, checkpoint: str = "latest", weights: str = "raw"
+) -> tuple[keras.Model, DolgConfig, dict]:
     """Builds the network that a directory holds, in float32.
 
     Args:
       path: a model directory, or a run directory of training.
       checkpoint: "latest" or "best", for a run directory.
+      weights: "raw", or "ema" for their moving average, for a run directory.
 
     Returns:
       The network, its configuration and its provenance.
@@ -62,18 +65,20 @@ def load_dolg(path: files.Path, checkpoint: str = "latest") -> tuple[keras.Model
     config, values = read_config(path)
     network = build_dolg(config)
     if "training" in values:
-        return network, config, _restore(network, path, checkpoint)
-    weights = path / _WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"{weights}: no such file; {path} is no complete model directory")
+        return network, config, _restore(network, path, checkpoint, weights)
+    if weights != "raw":
+        raise InputError(f"--weights={weights}: {path} is a model directory, it has only one kind")
+    file = path / _WEIGHTS
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; {path} is no complete model directory")
     try:
         # Keras passes over arrays that a network has no use for: count them.
-        stored, needed = _count_arrays(weights), len(network.weights)
+        stored, needed = _count_arrays(file), len(network.weights)
         if stored != needed:
             raise ValueError(f"{stored} arrays for {needed} variables")
-        network.load_weights(weights)
+        network.load_weights(file)
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{weights} does not fit {path / 'config.json'}: {error}") from error
+        raise InputError(f"{file} does not fit {path / 'config.json'}: {error}") from error
     return network, config, values["provenance"]
 
 
@@ -84,6 +89,8 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
       InputError: when there is none, or its format is another.
     """
     source = pathlib.Path(path) / "config.json"
+    if not source.is_file():
+        raise InputError(f"{path} is no model or run directory: it holds no config.json")
     values = files.read_json(source, FORMAT_VERSION)
     run = "training" in values
     for key in ("model", "data") if run else ("model", "preprocessing", "provenance"):
@@ -129,29 +136,49 @@ def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:
     return found
 
 
-def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str) -> dict:
+def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights: str) -> dict:
     """Fills the network from a run's checkpoint; returns its provenance."""
     import tensorflow as tf
 
+    if weights not in ("raw", "ema"):
+        raise InputError(f"--weights={weights} must be raw or ema")
     found = _find_checkpoint(path, checkpoint)
+    section = "network" if weights == "raw" else "ema"
+    stored = tf.train.load_checkpoint(found).get_variable_to_shape_map()
+    if not any(name.startswith(f"{section}/") for name in stored):
+        raise InputError(f"--weights={weights}: {path} was trained without --ema_decay")
     try:
-        checkpoint = tf.train.Checkpoint(network=checkpoint_variables(network))
+        checkpoint = tf.train.Checkpoint(**{section: checkpoint_variables(network)})
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
         raise InputError(f"{found} does not fit {path / 'config.json'}: {error}") from error
     step = int(tf.train.load_variable(found, "step/.ATTRIBUTES/VARIABLE_VALUE"))
-    return {"source": "training", "run": path.name, "step": step}
+    return {"source": "training", "run": path.name, "step": step, "weights": weights}
 
 
-def load_head(path: files.Path, num_classes: int) -> np.ndarray | None:
-    """Returns the class head (num_classes, D) of a run's latest checkpoint.
+def load_head(path: files.Path, num_classes: int, landmarks: str | None) -> dict | None:
+    """Returns the variables of the class head of a run's latest checkpoint, by name.
 
-    None when the directory is a model directory, or the run had another number of classes.
+    Args:
+      path: a model or run directory.
+      num_classes: of the head that wants them.
+      landmarks: sha256 of the list of landmarks that its labels stand for; None: unknown.
+
+    Returns:
+      Arrays by name; None when the directory is a model directory, or the run had other classes.
     """
     import tensorflow as tf
 
     _, values = read_config(path)
     if "training" not in values or values["data"]["num_classes"] != num_classes:
         return None
-    found = _find_checkpoint(pathlib.Path(path), "latest")
-    return tf.train.load_variable(found, "head/kernel/.ATTRIBUTES/VARIABLE_VALUE")
+    before = values.get("landmarks_sha256")
+    if before and landmarks and before != landmarks:
+        return None
+    reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), "latest"))
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    return {
+        name.removeprefix("head/").removesuffix(suffix): reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith("head/")
+    }

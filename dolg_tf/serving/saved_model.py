@@ -25,6 +25,11 @@ class ExportConfig:
     checkpoint: str = configs.option(
         "which checkpoint of a run directory", "latest", choices=("latest", "best")
     )
+    weights: str = configs.option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
     scales: tuple[float, ...] = configs.option(
         "default scales, stored beside the model", SCALES, unit="of the photo's sides"
     )
@@ -49,7 +54,8 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     """Exports a trained or converted network as a SavedModel in mode `serving`.
 
     Signatures: `images` (uint8 (B, H, W, 3), float32 scales (S,)) -> descriptors (B, D), unit
-    norm; `maps` (uint8 (H, W, 3)) -> attention, orthogonal_norm, explained_energy (h, w).
+    norm; `maps` (uint8 (H, W, 3)) -> attention, orthogonal_norm, explained_energy (h, w), left
+    out where the network has no local branch.
 
     Returns:
       The directory.
@@ -60,7 +66,9 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
 
     from dolg_tf.modeling.model_dir import load_dolg
 
-    network, dolg_config, provenance = load_dolg(config.model_dir, config.checkpoint)
+    network, dolg_config, provenance = load_dolg(
+        config.model_dir, config.checkpoint, config.weights
+    )
     about = {
         "format_version": FORMAT_VERSION,
         "preprocessing": configs.to_dict(dolg_config.preprocessing),
@@ -79,13 +87,13 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
 def _write(network, path: pathlib.Path) -> None:
     import tensorflow as tf
 
+    from dolg_tf.modeling.dolg import has_local_branch
     from dolg_tf.serving import signatures
 
     module = tf.Module()
     # Not the network itself: a Keras 3 model as an attribute loads in Python but not in the
     # C++ loader ("Could not find variable").
     module.weights = [variable.value for variable in network.variables]
-    describe_maps = signatures.maps(network)
 
     @tf.function(
         input_signature=[
@@ -96,12 +104,12 @@ def _write(network, path: pathlib.Path) -> None:
     def images(images, scales):
         return {"descriptors": signatures.multi_scale(network, images, scales)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8, "image")])
-    def maps(image):
-        return describe_maps(image)
-
-    module.images, module.maps = images, maps
-    tf.saved_model.save(module, str(path), signatures={"images": images, "maps": maps})
+    functions = {"images": images}
+    if has_local_branch(network):
+        photo = tf.TensorSpec([None, None, 3], tf.uint8, "image")
+        functions["maps"] = tf.function(signatures.maps(network), input_signature=[photo])
+    module.functions = functions
+    tf.saved_model.save(module, str(path), signatures=functions)
 
 
 def _verify(network, path: pathlib.Path, scales) -> None:

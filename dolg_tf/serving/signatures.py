@@ -46,7 +46,7 @@ def multi_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> t
 
 
 def maps(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Returns a function from one photo to what the network saw in it.
+    """Returns a function from one photo to what the local branch of the network saw in it.
 
     It takes uint8 RGB (H, W, 3) and gives, float32 (h, w) at stride 16:
       attention: weight of each local feature, above 0;
@@ -55,8 +55,8 @@ def maps(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """
     network = intermediates(network)
 
-    def compute(photo):
-        outputs = network(images.to_float(photo)[None], training=False)
+    def compute(image):
+        outputs = network(images.to_float(image)[None], training=False)
         f_local = outputs["local"]  # (1, h, w, C)
         orthogonal = orthogonal_components(f_local, outputs["global"])
         left = tf.reduce_sum(tf.square(orthogonal), -1)[0]

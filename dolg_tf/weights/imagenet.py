@@ -10,6 +10,10 @@ from dolg_tf.config import InputError
 log = logging.getLogger(__name__)
 
 NONE = "none"
+# Presets of networks that `build_backbone` can build.
+_FITTING = ("resnet_", "efficientnet_b")
+# What an EfficientNet has behind its last block; DOLG has no use for it.
+_TOP = ("top_conv", "top_bn")
 
 
 def load_backbone(network: keras.Model, source: str) -> None:
@@ -18,8 +22,9 @@ def load_backbone(network: keras.Model, source: str) -> None:
     Args:
       network: from `build_dolg`.
       source: "none" (random, said aloud), the name of a KerasHub preset such as
-        "resnet_50_imagenet" (RGB, ImageNet mean and deviation: our default preprocessing), or a
-        local file: `.weights.h5` of the backbone of `build_dolg`, `.keras` of a KerasHub backbone.
+        "resnet_50_imagenet" or "efficientnet_b5_sw_imagenet" (RGB, ImageNet mean and deviation:
+        our default preprocessing), or a local file: `.weights.h5` of the backbone of
+        `build_dolg`, `.keras` of a KerasHub backbone.
 
     Raises:
       InputError: when the weights cannot be had, or do not fit.
@@ -53,13 +58,14 @@ def _need(path: pathlib.Path) -> None:
 
 
 def _preset(name: str):
-    from keras_hub.models import Backbone, ResNetBackbone
+    from keras_hub.models import Backbone, EfficientNetBackbone, ResNetBackbone
 
-    if name not in ResNetBackbone.presets:
-        known = ", ".join(sorted(p for p in ResNetBackbone.presets if p.startswith("resnet_1")))
+    presets = [*ResNetBackbone.presets, *EfficientNetBackbone.presets]
+    if name not in presets:
+        known = ", ".join(sorted(preset for preset in presets if preset.startswith(_FITTING)))
         raise InputError(
-            f"--backbone_weights={name} is neither a file nor a ResNet preset of KerasHub "
-            f"({known}, resnet_50_imagenet, ...), nor 'none' for random weights"
+            f"--backbone_weights={name} is neither a file nor a ResNet or EfficientNet preset of "
+            f"KerasHub ({known}), nor 'none' for random weights"
         )
     try:
         return Backbone.from_preset(name)
@@ -72,8 +78,10 @@ def _preset(name: str):
 
 
 def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
-    """Copies layer by layer; both must have the same ones."""
-    theirs = {layer.name: layer for layer in source.layers if layer.weights}
+    """Copies layer by layer; both must have the same ones, but for an EfficientNet's top."""
+    theirs = {
+        layer.name: layer for layer in source.layers if layer.weights and layer.name not in _TOP
+    }
     ours = {layer.name: layer for layer in target.layers if layer.weights}
     for layer in [*ours, *theirs]:
         if layer not in theirs:

@@ -1,17 +1,38 @@
 """The network: against the authors' own outputs, and its parts against each other."""
 
+import functools
 import pathlib
 
 import keras
 import numpy as np
 import pytest
+from keras_hub.models import EfficientNetBackbone
 
-from dolg_tf.config import DolgConfig, InputError
+from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.modeling.dolg import build_dolg, intermediates
+from dolg_tf.recipe import DolgConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = DolgConfig(backbone="resnet17_small", dilations=(1, 2, 3), descriptor_size=32)
+# Each part of the 2021 Kaggle winner's network, and DELG's global descriptor.
+VARIANTS = [
+    {"fusion": "global_only"},
+    {"local_channels": 24},
+    {"local_channels": 24, "multi_atrous": False},
+    {"global_layer": "conv"},
+    {"multi_atrous_context": False},
+    {"neck": "bn_prelu"},
+]
+KAGGLE = {
+    "backbone": "efficientnet_b0",
+    "local_channels": 1024,
+    "global_layer": "conv",
+    "train_gem_p": True,
+    "multi_atrous_context": False,
+    "dilations": (3, 6, 9),
+    "neck": "bn_prelu",
+}
 
 
 def _images(*shape, seed=0):
@@ -69,10 +90,48 @@ def test_r101_has_as_many_parameters_as_the_authors():
         assert sum(np.prod(v.shape) for v in network.trainable_weights) + 1 == parameters
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet17_small"])
-def test_backbones_give_stride_16_and_32(name):
-    p4, p5 = build_backbone(name)(_images(1, 97, 130, 3))
-    assert p4.shape[1:3] == (7, 9) and p5.shape[1:3] == (4, 5)
+@pytest.mark.parametrize("name", ["resnet18", "resnet17_small", "efficientnet_b0"])
+def test_backbones_give_stride_16_and_32_rounded_up(name):
+    backbone = build_backbone(name)
+    for height, width in ((97, 130), (32, 33)):
+        for stride, output in zip((16, 32), backbone(_images(1, height, width, 3)), strict=True):
+            assert output.shape[1:3] == (-(-height // stride), -(-width // stride))
+
+
+def _efficientnet_parameters(name):
+    """Returns the published number of parameters, less top convolution and classifier."""
+    published = {
+        preset: v["metadata"]["params"] for preset, v in EfficientNetBackbone.presets.items()
+    }
+    published = {"_".join(preset.split("_")[:2]): count for preset, count in published.items()}
+    # timm's efficientnet_b6 and _b7, of which KerasHub has no preset
+    published |= {"efficientnet_b6": 43_040_704, "efficientnet_b7": 66_347_960}
+    last = {"0": 320, "1": 320, "2": 352, "3": 384, "4": 448, "5": 512, "6": 576, "7": 640}[
+        name[-1]
+    ]
+    top = 4 * last
+    return published[name] - (last * top + 2 * top) - (top + 1) * 1000, last
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet_b0",
+        *(pytest.param(f"efficientnet_b{i}", marks=pytest.mark.slow) for i in range(1, 8)),
+    ],
+)
+def test_efficientnets_have_the_published_size_up_to_their_last_block(name):
+    backbone = build_backbone(name)
+    parameters, last = _efficientnet_parameters(name)
+    assert sum(np.prod(v.shape) for v in backbone.trainable_weights) == parameters
+    assert backbone.output_shape[1][-1] == last
+    assert not any(layer.name.startswith("top_") for layer in backbone.layers)
+
+
+def test_an_efficientnet_computes_in_the_asked_precision_and_leaves_the_global_one():
+    backbone = build_backbone("efficientnet_b0", "mixed_bfloat16")
+    assert backbone.get_layer("block2a_dwconv").compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -110,12 +169,65 @@ def test_intermediates_are_named_and_shaped():
     }
 
 
+def test_without_local_branch_there_is_none():
+    network = build_dolg(DolgConfig(**{**vars(SMALL), "fusion": "global_only"}))
+    outputs = intermediates(network)(_images(2, 64, 96, 3))
+    shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+    assert shapes == {"p5": (2, 2, 3, 512), "global": (2, 512), "descriptor": (2, 32)}
+    # DELG: GeM with p = 3 and one linear layer.
+    pooled = np.mean(np.maximum(outputs["p5"], 1e-6) ** 3.0, axis=(1, 2)) ** (1 / 3)
+    np.testing.assert_allclose(outputs["global"], pooled, rtol=1e-4)
+    weight, bias = (np.asarray(w) for w in network.get_layer("descriptor").weights)
+    np.testing.assert_allclose(outputs["descriptor"], pooled @ weight + bias, rtol=1e-3, atol=1e-5)
+
+
+def test_the_kaggle_winners_network_is_his_layers():
+    network = build_dolg(DolgConfig(**KAGGLE), seed=0)
+    outputs = intermediates(network)(_images(2, 64, 96, 3))
+    shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+    assert shapes == {
+        "p4": (2, 4, 6, 112),
+        "p5": (2, 2, 3, 320),
+        "global": (2, 1024),
+        "local": (2, 4, 6, 1024),
+        "attention": (2, 4, 6, 1),
+        "fused": (2, 2048),
+        "descriptor": (2, 512),
+    }
+    conv, norm = network.get_layer("global_conv"), network.get_layer("global_norm")
+    x = np.asarray(outputs["p5"]) @ np.asarray(conv.kernel)[0, 0] + np.asarray(conv.bias)
+    x = x / np.sqrt(1 + norm.epsilon)
+    x = np.maximum(x / (1 + np.exp(-x)), 1e-6)
+    pooled = np.mean(x**3, axis=(1, 2)) ** (1 / 3)
+    np.testing.assert_allclose(outputs["global"], pooled, rtol=1e-3)
+    linear, slope = network.get_layer("neck_linear"), network.get_layer("descriptor").alpha
+    assert slope.shape == (1,) and float(slope[0]) == 0.25
+    x = np.asarray(outputs["fused"]) @ np.asarray(linear.kernel) + np.asarray(linear.bias)
+    x = x / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(
+        outputs["descriptor"], np.where(x > 0, x, 0.25 * x), rtol=1e-3, atol=1e-6
+    )
+    atrous = network.get_layer("multi_atrous")
+    assert [tuple(conv.kernel.shape) for conv in atrous.dilated] == [(3, 3, 112, 512)] * 3
+
+
+@functools.cache
+def _small_network():
+    return build_dolg(SMALL, seed=1)
+
+
 @pytest.mark.parametrize(
-    "change", [{"multi_atrous": False}, {"self_attention": False}, {"fused_pooling": "gem"}]
+    "change",
+    [
+        {"multi_atrous": False},
+        {"self_attention": False},
+        {"fused_pooling": "gem"},
+        *VARIANTS,
+    ],
 )
 def test_every_switch_changes_the_network(change):
     image = _images(1, 64, 64, 3)
-    full = build_dolg(SMALL, seed=1)(image)
+    full = np.asarray(_small_network()(image))
     config = DolgConfig(**{**vars(SMALL), **change})
     assert np.abs(np.asarray(build_dolg(config, seed=1)(image)) - full).max() > 1e-6
 

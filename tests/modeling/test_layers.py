@@ -25,6 +25,14 @@ LAYERS = {
         lambda dtype: _float32_out(layers.MultiAtrous((1, 2, 9), dtype=dtype), dtype),
         [_normal(2, 5, 4, 6)],
     ),
+    "wide_multi_atrous": (
+        lambda dtype: _float32_out(layers.MultiAtrous((1, 2), 8, False, dtype=dtype), dtype),
+        [_normal(2, 5, 4, 6)],
+    ),
+    "wide_attention": (
+        lambda dtype: layers.SpatialAttention(channels=8, dtype=dtype),
+        [_normal(2, 5, 4, 6)],
+    ),
     "attention": (lambda dtype: layers.SpatialAttention(dtype=dtype), [_normal(2, 5, 4, 6)]),
     "no_attention": (
         lambda dtype: layers.SpatialAttention(False, dtype=dtype),
@@ -159,21 +167,38 @@ def test_fusion_refuses_what_does_not_fit():
         layers.OrthogonalFusion()(_normal(1, 2, 2, 6), _normal(1, 5))
 
 
+def _reduced(layer, branches):
+    weight, bias = (np.asarray(w) for w in layer.reduce.weights)
+    return np.maximum(np.concatenate(branches, -1) @ weight[0, 0] + bias, 0)
+
+
+def _plain_dilated(layer, x, filters):
+    """Returns the dilated branches, computed by Keras' own convolution."""
+    branches = []
+    for conv, dilation in zip(layer.dilated, (1, 2), strict=True):
+        keras_conv = keras.layers.Conv2D(filters, 3, padding="same", dilation_rate=dilation)
+        keras_conv.build(x.shape)
+        keras_conv.set_weights(conv.get_weights())
+        branches.append(np.asarray(keras_conv(x)))
+    return branches
+
+
 def test_multi_atrous_is_its_branches_concatenated_and_reduced():
     layer = layers.MultiAtrous((1, 2))
     x = _normal(1, 4, 5, 6)
     layer(x)
-    plain = []
-    for conv, dilation in zip(layer.dilated, (1, 2), strict=True):
-        keras_conv = keras.layers.Conv2D(3, 3, padding="same", dilation_rate=dilation)
-        keras_conv.build(x.shape)
-        keras_conv.set_weights(conv.get_weights())
-        plain.append(np.asarray(keras_conv(x)))
     weight, bias = (np.asarray(w) for w in layer.pooled.weights)
     pooled = np.maximum(x.mean(axis=(1, 2), keepdims=True) @ weight[0, 0] + bias, 0)
     weight, bias = (np.asarray(w) for w in layer.point.weights)
     point = x @ weight[0, 0] + bias
-    branches = [np.broadcast_to(pooled, point.shape), point, *plain]
-    weight, bias = (np.asarray(w) for w in layer.reduce.weights)
-    expected = np.maximum(np.concatenate(branches, -1) @ weight[0, 0] + bias, 0)
-    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+    branches = [np.broadcast_to(pooled, point.shape), point, *_plain_dilated(layer, x, 3)]
+    np.testing.assert_allclose(layer(x), _reduced(layer, branches), rtol=1e-4, atol=1e-5)
+
+
+def test_without_context_multi_atrous_is_its_dilated_branches():
+    layer = layers.MultiAtrous((1, 2), channels=8, context=False)
+    x = _normal(1, 4, 5, 6)
+    outputs = layer(x)
+    expected = _reduced(layer, _plain_dilated(layer, x, 4))
+    assert outputs.shape == (1, 4, 5, 8)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)

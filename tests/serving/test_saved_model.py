@@ -1,5 +1,6 @@
 """The exported SavedModel: the authors' descriptors, its signatures, its refusals."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,12 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dolg_tf.config import DolgConfig, InputError
+from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.model_dir import save_dolg
+from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.serving import saved_model
 from dolg_tf.serving.saved_model import SCALES, ExportConfig, export_saved_model
 from dolg_tf.serving.signatures import multi_scale
+from dolg_tf.training.checkpoints import Checkpoints
+from dolg_tf.training.distribution import make_strategy
+from dolg_tf.training.run_log import write_run
+from dolg_tf.training.steps import Trainer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG = DolgConfig(backbone="resnet17_small", dilations=(1, 2), descriptor_size=16)
@@ -86,6 +92,15 @@ def test_maps_are_what_the_network_saw(exported, network):
     np.testing.assert_allclose(maps["explained_energy"], explained / energy, atol=1e-5)
 
 
+def test_without_local_branch_there_are_no_maps(tmp_path):
+    config = dataclasses.replace(CONFIG, fusion="global_only")
+    save_dolg(build_dolg(config, seed=1), config, tmp_path / "model", {})
+    exported = export_saved_model(
+        ExportConfig(model_dir=str(tmp_path / "model"), output=str(tmp_path / "saved_model"))
+    )
+    assert list(tf.saved_model.load(str(exported)).signatures) == ["images"]
+
+
 def test_about_tells_where_it_comes_from(exported):
     about = json.loads((exported / "assets.extra" / "dolg.json").read_text())
     assert about["format_version"] == 1 and about["provenance"] == {"source": "test"}
@@ -108,7 +123,7 @@ def test_an_existing_output_is_kept_unless_told(exported, model_dir):
 
 
 def test_a_failed_export_leaves_nothing(model_dir, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no model or run directory"):
         export_saved_model(
             ExportConfig(model_dir=str(tmp_path / "none"), output=str(tmp_path / "out"))
         )
@@ -119,6 +134,33 @@ def test_a_failed_export_leaves_nothing(model_dir, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="differ"):
         export_saved_model(ExportConfig(model_dir=str(model_dir), output=str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_moving_average_of_a_run_is_exported_when_asked(tmp_path, monkeypatch):
+    recipe = DataConfig(train_file_pattern="train-*", num_classes=2)
+    training = TrainingConfig(logdir=str(tmp_path / "run"), batch_size=1, ema_decay=0.9)
+    trainer = Trainer(CONFIG, training, 2, 1, make_strategy())
+    averages = trainer.state()["ema"]
+    for average in averages.values():
+        average.assign(average + 0.5)
+    write_run(CONFIG, recipe, training, None)
+    Checkpoints(tmp_path / "run", trainer.state(), 1, chief=True).save()
+    written = []
+    monkeypatch.setattr(saved_model, "_write", lambda network, path: written.append(network))
+    monkeypatch.setattr(saved_model, "_verify", lambda *_: None)
+    hashes = set()
+    for kind in ("raw", "ema"):
+        output = tmp_path / kind
+        arguments = {"model_dir": training.logdir, "output": str(output), "weights": kind}
+        export_saved_model(ExportConfig(**arguments))
+        about = json.loads((output / "assets.extra" / "dolg.json").read_text())
+        assert about["provenance"]["weights"] == kind
+        hashes.add(about["weights_sha256"])
+    assert len(hashes) == 2
+    for raw, variable in zip(trainer.network.variables, written[0].variables, strict=True):
+        np.testing.assert_array_equal(variable, raw)
+    for variable in written[1].variables:
+        np.testing.assert_array_equal(variable, averages[variable.path])
 
 
 def _write_other(path, _):

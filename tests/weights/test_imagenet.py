@@ -5,9 +5,10 @@ import keras_hub
 import numpy as np
 import pytest
 
-from dolg_tf.config import DolgConfig, InputError
-from dolg_tf.modeling.backbones import RESNETS
+from dolg_tf.config import InputError
+from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS, RESNETS
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.recipe import DolgConfig
 from dolg_tf.weights import imagenet
 
 CONFIG = DolgConfig(backbone="resnet18", multi_atrous=False)
@@ -51,6 +52,34 @@ def test_a_preset_fills_every_layer(network, kerashub_backbone, monkeypatch):
     assert not _same(network, kerashub_backbone)
     imagenet.load_backbone(network, "resnet_18_imagenet")
     assert asked == ["resnet_18_imagenet"] and _same(network, kerashub_backbone)
+
+
+def test_an_efficientnet_preset_fills_every_block_and_its_top_is_left(network, monkeypatch):
+    preset = keras_hub.models.EfficientNetBackbone(
+        width_coefficient=1.0, depth_coefficient=1.0, **EFFICIENTNET_STACKS
+    )
+    rng = np.random.default_rng(0)
+    preset.set_weights([rng.standard_normal(w.shape) for w in preset.get_weights()])
+    monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda name: preset)
+    efficient = build_dolg(DolgConfig(backbone="efficientnet_b0", multi_atrous=False), seed=0)
+    imagenet.load_backbone(efficient, "efficientnet_b0_ra_imagenet")
+    theirs = {layer.name: layer.get_weights() for layer in preset.layers if layer.weights}
+    ours = {
+        layer.name: layer.get_weights()
+        for layer in efficient.get_layer("backbone").layers
+        if layer.weights
+    }
+    assert set(theirs) - set(ours) == {"top_conv", "top_bn"}
+    for name, weights in ours.items():
+        for mine, other in zip(weights, theirs[name], strict=True):
+            np.testing.assert_array_equal(mine, other)
+    with pytest.raises(InputError, match="efficientnet_b0_ra_imagenet has no layer conv1_conv"):
+        imagenet.load_backbone(network, "efficientnet_b0_ra_imagenet")  # a ResNet
+
+
+def test_a_preset_of_another_kind_is_refused(network):
+    with pytest.raises(InputError, match="neither a file nor a ResNet or EfficientNet preset"):
+        imagenet.load_backbone(network, "vgg_16_imagenet")
 
 
 def test_a_keras_file_of_a_kerashub_backbone_is_taken(kerashub_backbone, tmp_path):

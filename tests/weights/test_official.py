@@ -6,8 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from dolg_tf.config import DolgConfig, InputError
+from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.recipe import DolgConfig
 from dolg_tf.weights.official import load_state_dict, official_entries
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
