@@ -1,13 +1,20 @@
 """Trains a DOLG network: `python train.py --flagfile=configs/r50.flags`."""
 
+import os
+
 from dolg_tf import config, recipe
 
 
 def train(model, data, training):
     """Trains a DOLG network on TFRecords and writes a run directory; run it again to continue."""
-    from dolg_tf.training.trainer import train  # takes seconds: not for --help
+    # Batches of photos are large, and without a pool each of them is fresh memory.
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+    # Both take seconds to import: not for --help.
+    from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
+    from dolg_tf.training.trainer import train
 
-    train(model, data, training)
+    retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
+    train(model, data, training, retrieval)
 
 
 if __name__ == "__main__":

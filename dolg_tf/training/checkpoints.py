@@ -1,11 +1,15 @@
 """Checkpoints of a run: the latest ones and the best one."""
 
 import pathlib
+import shutil
 import tempfile
 
 import tensorflow as tf
 
 from dolg_tf.config import InputError
+
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + _SUFFIX)
 
 
 class Checkpoints:
@@ -13,15 +17,19 @@ class Checkpoints:
 
     Args:
       logdir: run directory.
-      state: names to trackable objects, all of them built; `step` is an int64 variable.
+      state: names to variables, or to dicts of them, all of them built; `step` is an int64
+        variable.
       keep: how many of the latest are kept.
       chief: only the chief writes to the run directory. The others must save too, since reading
         a mirrored variable takes part in a collective, and do so to a temporary folder.
     """
 
     def __init__(self, logdir: pathlib.Path, state: dict, keep: int, chief: bool):
-        self._step = state["step"]
+        self._state = state
         self._checkpoint = tf.train.Checkpoint(**state)
+        self._source = logdir / "checkpoints"
+        for name in ("checkpoints", "best"):
+            _listed(logdir / name)  # a damaged list is refused before anything is written over it
         if not chief:
             self._scratch = tempfile.TemporaryDirectory(prefix="dolg_worker_")
             logdir = pathlib.Path(self._scratch.name)
@@ -32,27 +40,110 @@ class Checkpoints:
         self._latest, self._best = manager("checkpoints", keep), manager("best", 1)
 
     def save(self) -> None:
-        self._latest.save(checkpoint_number=int(self._step.numpy()))
-
-    def save_best(self) -> None:
-        self._best.save(checkpoint_number=int(self._step.numpy()))
-
-    def restore(self, logdir: pathlib.Path) -> bool:
-        """Restores the latest checkpoint of a run directory; returns whether there was one.
+        """Saves the state of this step.
 
         Raises:
-          InputError: when it does not hold exactly the state of this run.
+          OSError: when it cannot be written; the earlier checkpoints are whole.
         """
-        found = tf.train.latest_checkpoint(str(logdir / "checkpoints"))
-        if found is None:
-            return False
+        self._save(self._latest)
+
+    def save_best(self) -> None:
+        """Saves the state of this step as the best one, in place of the one before."""
+        self._save(self._best)
+
+    def _save(self, manager: tf.train.CheckpointManager) -> None:
+        step = int(self._state["step"].numpy())
+        folder = pathlib.Path(manager.directory)
         try:
-            status = self._checkpoint.restore(found)
-            status.assert_existing_objects_matched().assert_consumed()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
+            manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            for path in folder.glob(f"ckpt-{step}[._]*"):  # what was written of it
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{found} does not fit this run ({reason}); give another --logdir, or the flags "
-                f"of {logdir / 'flags.txt'}"
+            raise OSError(
+                f"{folder}: step {step} cannot be saved ({reason}); the earlier checkpoints are "
+                "whole: make room, and the same command goes on from the latest"
             ) from error
+
+    def restore(self, which: str = "latest") -> bool:
+        """Restores a checkpoint of the run directory; returns whether there was one.
+
+        Args:
+          which: "latest", or "previous" for the one before it.
+
+        Raises:
+          InputError: when it is damaged, or does not hold exactly the state of this run.
+        """
+        folder = self._source
+        paths = _listed(folder)
+        if which == "previous":
+            if len(paths) < 2:
+                raise InputError(f"{folder} holds no checkpoint before the latest one")
+            paths.pop()
+        if not paths:
+            return False
+        remedy = "give another --logdir"
+        if which == "latest" and len(paths) > 1:
+            remedy += ", or --restore=previous to go on from the checkpoint before it"
+        try:
+            stored = tf.train.load_checkpoint(paths[-1]).get_variable_to_shape_map()
+            self._compare(stored, paths[-1])
+            self._checkpoint.restore(paths[-1]).assert_existing_objects_matched()
+        except (tf.errors.OpError, ValueError, LookupError, AssertionError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{paths[-1]} is damaged ({reason}); {remedy}") from error
         return True
+
+    def _compare(self, stored: dict, path: str) -> None:
+        """Holds names and shapes against this run's.
+
+        Raises:
+          InputError: naming the first tensor that differs.
+        """
+        needed = {}
+        for section, value in self._state.items():
+            entries = value.items() if isinstance(value, dict) else [(None, value)]
+            for name, variable in entries:
+                key = section if name is None else f"{section}/{_escaped(name)}"
+                needed[key + _SUFFIX] = variable.shape.as_list()
+        stored = {name: shape for name, shape in stored.items() if name not in _BOOKKEEPING}
+        for name in sorted(needed.keys() | stored.keys()):
+            was, now = stored.get(name), needed.get(name)
+            if was != now:
+                raise InputError(
+                    f"{path} does not fit this run: {name.removesuffix(_SUFFIX)} is "
+                    f"{_shape(was)} in the checkpoint, {_shape(now)} in this run; give another "
+                    "--logdir, or the flags of the run's flags.txt"
+                )
+
+
+def _listed(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of the checkpoints of a folder, the latest last.
+
+    Raises:
+      InputError: when there is a list of them, and it cannot be read: no fresh start.
+    """
+    try:
+        known = tf.train.get_checkpoint_state(str(folder))
+    except ValueError:
+        known = None
+    if known is not None:
+        return list(known.all_model_checkpoint_paths) or [known.model_checkpoint_path]
+    if (folder / "checkpoint").exists():
+        raise InputError(
+            f"{folder / 'checkpoint'}, which lists the checkpoints, is damaged; replace it by the "
+            "line 'model_checkpoint_path: \"ckpt-N\"', N the highest step there, or give another "
+            "--logdir"
+        )
+    return []
+
+
+def _escaped(name: str) -> str:
+    """Returns a dict key as `tf.train.Checkpoint` writes it."""
+    return name.replace(".", "..").replace("/", ".S")
+
+
+def _shape(shape) -> str:
+    return "missing" if shape is None else f"of shape {tuple(shape)}"

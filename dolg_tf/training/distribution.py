@@ -1,18 +1,68 @@
 """On which devices and machines a run goes."""
 
+import contextlib
+import json
+import logging
 import os
+import re
+import signal
+from collections.abc import Iterator
 
 import tensorflow as tf
 
+from dolg_tf.config import InputError
+
+log = logging.getLogger(__name__)
+
+# What an operation that takes two workers fails with when one of them is gone.
+LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.UnavailableError,
+)
+
 
 def make_strategy() -> tf.distribute.Strategy:
-    """Returns MultiWorkerMirroredStrategy when TF_CONFIG is set, MirroredStrategy otherwise.
+    """Returns how the run is spread.
 
-    MirroredStrategy takes every GPU of the machine, or its CPU.
+    MultiWorkerMirroredStrategy when TF_CONFIG is set, MirroredStrategy over the GPUs of this
+    machine when there are several, else TensorFlow's default, one device.
+
+    Raises:
+      InputError: when TF_CONFIG is not what TensorFlow expects.
+      ConnectionError: when the other workers do not come within TensorFlow's hour.
     """
     if os.environ.get("TF_CONFIG"):
+        try:
+            values = json.loads(os.environ["TF_CONFIG"])
+            workers = values["cluster"]["worker"] + values["cluster"].get("chief", [])
+            values["task"]["type"], values["task"]["index"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"TF_CONFIG={os.environ['TF_CONFIG']!r} is not like "
+                '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}'
+            ) from error
+        return _meet(workers)
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _meet(workers: list[str]) -> tf.distribute.Strategy:
+    # Once only, and before: TensorFlow keeps other threads from running while it waits. It would
+    # keep Ctrl-C from being seen, too.
+    log.info("waiting for all workers of TF_CONFIG: %s", ", ".join(workers))
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    return tf.distribute.MirroredStrategy()
+    except tf.errors.OpError as error:
+        raise ConnectionError(
+            f"the workers of TF_CONFIG did not meet ({error.message.splitlines()[0]}); start all "
+            "of them, on the hosts and ports that it says"
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -21,8 +71,39 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     if resolver is None or resolver.task_type is None:
         return True
     return resolver.task_type == "chief" or (
-        resolver.task_type == "worker" and resolver.task_id == 0
+        resolver.task_type == "worker"
+        and resolver.task_id == 0
+        and "chief" not in resolver.cluster_spec().as_dict()
     )
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many processes train together."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type is None:
+        return 1
+    jobs = resolver.cluster_spec().as_dict()
+    return len(jobs.get("worker", [])) + len(jobs.get("chief", []))
+
+
+@contextlib.contextmanager
+def naming_a_lost_worker(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns what TensorFlow says of a broken connection into a sentence.
+
+    Raises:
+      ConnectionError: when one of several workers is gone.
+    """
+    try:
+        yield
+    except LOST as error:
+        if num_workers(strategy) == 1:
+            raise
+        found = re.search(r"aborted by: (.*)", error.message)
+        reason = found[1] if found else type(error).__name__
+        raise ConnectionError(
+            f"another worker is gone ({reason}); start all workers again, they go on from the last "
+            "checkpoint"
+        ) from error
 
 
 def distribute(strategy: tf.distribute.Strategy, make_dataset):

@@ -1,7 +1,8 @@
 """What a run leaves in writing: its configuration, metrics.jsonl, TensorBoard, the console."""
 
+import contextlib
+import fcntl
 import json
-import logging
 import pathlib
 
 import tensorflow as tf
@@ -10,8 +11,6 @@ from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 # What may differ between two starts of one run without making it another run.
@@ -22,7 +21,30 @@ _MAY_CHANGE = (
     "keep_checkpoints",
     "validate_every",
     "max_steps",
+    "restore",
+    "profile_steps",
+    "retrieval_image_root",
 )
+
+
+def lock_run(logdir: pathlib.Path):
+    """Keeps other processes from training in the run directory while the returned file is open.
+
+    The lock goes with the process, however it ends; the empty file stays.
+
+    Raises:
+      InputError: when another process has it.
+    """
+    logdir.mkdir(parents=True, exist_ok=True)
+    file = (logdir / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"another process is training in {logdir}; wait for it, or give another --logdir"
+        ) from error
+    return file
 
 
 def check_run(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
@@ -45,10 +67,21 @@ def check_run(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> 
                 )
 
 
-def write_run(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
-    """Writes config.json and flags.txt of a run that starts or goes on."""
+def write_run(
+    model: DolgConfig, data: DataConfig, training: TrainingConfig, landmarks: str | None
+) -> None:
+    """Writes config.json and flags.txt of a run that starts or goes on.
+
+    Args:
+      model, data, training: the recipe.
+      landmarks: `landmarks_sha256` of the training records.
+    """
     logdir = pathlib.Path(training.logdir)
-    values = {"format_version": FORMAT_VERSION, **_sections(model, data, training)}
+    values = {
+        "format_version": FORMAT_VERSION,
+        **_sections(model, data, training),
+        "landmarks_sha256": landmarks,
+    }
     files.write_json(logdir / "config.json", values)
     files.write_text(logdir / "flags.txt", configs.to_flagfile(model, data, training))
 
@@ -69,33 +102,57 @@ class RunLog:
     """
 
     def __init__(self, logdir: pathlib.Path, step: int, chief: bool):
-        self._file = self._writer = None
+        self._path, self._writer = logdir / "metrics.jsonl", None
         if not chief:
             return
-        path = logdir / "metrics.jsonl"
+        path = self._path
         if path.exists():
             # The last line may be half written.
             lines = [
                 line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
             ]
             files.write_text(path, "".join(x for x in lines if json.loads(x)["step"] <= step))
-        self._file = path.open("a", encoding="utf-8")
         self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes the scalars of one step of "train" or "validation"."""
-        if self._file is None:
+        """Writes the scalars of one step of "train", "validation" or "retrieval".
+
+        Raises:
+          OSError: when it cannot be written.
+        """
+        if self._writer is None:
             return
-        for name, value in values.items():
-            row = {"step": step, "split": split, "name": name, "value": float(value)}
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        with self._writer.as_default():
+        rows = [
+            {"step": step, "split": split, "name": name, "value": float(value)}
+            for name, value in values.items()
+        ]
+        with self._writing(), self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        with self._writing(), self._writer.as_default():
             for name, value in values.items():
                 tf.summary.scalar(f"{split}/{name}", float(value), step=step)
-        self._writer.flush()
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(
+                f"the log in {self._path.parent} cannot be written ({reason}); make room, and the "
+                "same command goes on from the last checkpoint"
+            ) from error
+
+    def write_pictures(self, step: int, name: str, pictures) -> None:
+        """Shows uint8 RGB pictures (B, H, W, 3) in TensorBoard."""
+        if self._writer is None:
+            return
+        with self._writing(), self._writer.as_default():
+            tf.summary.image(name, pictures, step=step, max_outputs=len(pictures))
+            self._writer.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._writer.close()
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()

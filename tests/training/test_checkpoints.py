@@ -15,31 +15,72 @@ def _state(**values):
 def test_the_latest_is_restored_and_old_ones_go(tmp_path):
     state = _state(a=[1.0, 2.0])
     checkpoints = Checkpoints(tmp_path, state, keep=2, chief=True)
-    assert not checkpoints.restore(tmp_path)
+    assert not checkpoints.restore()
     for step in (1, 2, 3):
         state["step"].assign(step)
         state["network"]["a"].assign([step, step])
         checkpoints.save()
     found = _state(a=[0.0, 0.0])
-    assert Checkpoints(tmp_path, found, keep=2, chief=True).restore(tmp_path)
+    assert Checkpoints(tmp_path, found, keep=2, chief=True).restore()
     assert int(found["step"]) == 3 and found["network"]["a"].numpy().tolist() == [3, 3]
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.index"))
     assert kept == ["ckpt-2.index", "ckpt-3.index"]
 
 
 @pytest.mark.parametrize(
-    "other", [{"a": [0.0, 0.0], "b": 0.0}, {"b": [0.0, 0.0]}, {"a": [0.0, 0.0, 0.0]}]
+    ("stored", "needed", "named"),
+    [
+        ({"a": [1.0, 2.0]}, {"a": [0.0, 0.0], "x/b": 0.0}, r"network/x\.Sb is missing in the"),
+        (
+            {"a": 1.0, "b": 2.0},
+            {"a": 1.0},
+            r"network/b is of shape \(\) in the checkpoint, missing",
+        ),
+        (
+            {"a": [1.0, 2.0]},
+            {"a": [0.0] * 3},
+            r"network/a is of shape \(2,\) .* of shape \(3,\) in",
+        ),
+    ],
 )
-def test_another_state_is_refused(tmp_path, other):
-    Checkpoints(tmp_path, _state(a=[1.0, 2.0]), keep=1, chief=True).save()
-    with pytest.raises(InputError, match="does not fit this run"):
-        Checkpoints(tmp_path, _state(**other), keep=1, chief=True).restore(tmp_path)
+def test_another_state_is_refused_by_its_first_tensor(tmp_path, stored, needed, named):
+    Checkpoints(tmp_path, _state(**stored), keep=1, chief=True).save()
+    with pytest.raises(InputError, match=f"ckpt-0 does not fit this run: {named}"):
+        Checkpoints(tmp_path, _state(**needed), keep=1, chief=True).restore()
 
 
-def test_less_than_was_saved_is_refused(tmp_path):
-    Checkpoints(tmp_path, _state(a=1.0, b=2.0), keep=1, chief=True).save()
-    with pytest.raises(InputError, match="does not fit this run"):
-        Checkpoints(tmp_path, _state(a=1.0), keep=1, chief=True).restore(tmp_path)
+def _saved_twice(folder):
+    state = _state(a=[1.0] * 1000)
+    checkpoints = Checkpoints(folder, state, keep=2, chief=True)
+    for step in (1, 2):
+        state["step"].assign(step)
+        checkpoints.save()
+    return state, checkpoints
+
+
+@pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
+@pytest.mark.parametrize("fault", ["cut", "gone", "changed"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken_when_asked(tmp_path, part, fault):
+    state, checkpoints = _saved_twice(tmp_path)
+    file = tmp_path / "checkpoints" / f"ckpt-2.{part}"
+    data = bytearray(file.read_bytes())
+    if fault == "gone":
+        file.unlink()
+    elif fault == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(InputError, match=r"ckpt-2 is damaged .*--restore=previous"):
+        checkpoints.restore()
+    assert checkpoints.restore("previous")
+    assert int(state["step"]) == 1
+
+
+def test_the_one_before_is_asked_for_in_vain(tmp_path):
+    Checkpoints(tmp_path, _state(a=1.0), keep=1, chief=True).save()
+    with pytest.raises(InputError, match="no checkpoint before the latest"):
+        Checkpoints(tmp_path, _state(a=1.0), keep=1, chief=True).restore("previous")
 
 
 def test_other_workers_write_elsewhere(tmp_path):

@@ -1,15 +1,93 @@
-"""The paper's recipe as users type it."""
+"""The recipes: each flagfile says what it needs, parses, builds, and trains as users type it."""
 
+import dataclasses
+import functools
+import itertools
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 
+from dolg_tf import config
 from dolg_tf.data.gldv2 import RecordsConfig, build_records
 from dolg_tf.data.toy import ToyConfig, write_toy
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.heads import build_head
+from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.flags"))
+# What a person gives beside the flagfile.
+COMMAND_LINE = {"finetune": ["--num_classes=7", "--init_from=runs/mine"]}
+CHAIN = [f"effnet_kaggle2021_{size}" for size in (256, 448, 768)]
+
+
+@functools.cache
+def _recipe(name) -> tuple[DolgConfig, DataConfig, TrainingConfig]:
+    lines = (ROOT / "configs" / f"{name}.flags").read_text().splitlines()
+    values, classes = flags.FlagValues(), (DolgConfig, DataConfig, TrainingConfig)
+    config.define_flags(*classes, values=values)
+    arguments = [line for line in lines if not line.startswith("#")]
+    values(["train.py", *arguments, *COMMAND_LINE.get(name, [])])
+    return tuple(config.from_flags(cls, values) for cls in classes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses_and_names_its_cost(name):
+    text = (ROOT / "configs" / f"{name}.flags").read_text()
+    for key in ("command", "data", "hardware", "time", "expected"):
+        assert f"\n# {key}  " in text, key
+    assert f"configs/{name}.flags" in text
+    model, data, training = _recipe(name)
+    assert f"runs/{name}" in training.logdir
+    counts = None
+    if training.margin_range:
+        counts = [1 + label % 100 for label in range(data.num_classes)]
+    head = build_head(training, data.num_classes, counts)
+    assert head.compute_output_shape((None, model.descriptor_size)) == (None, data.num_classes)
+
+
+def _networks():
+    """Returns the networks of the recipes, each once; of those that start from another, none."""
+    recipes = [_recipe(name) for name in RECIPES]
+    return list(dict.fromkeys(model for model, _, training in recipes if not training.init_from))
+
+
+def test_every_recipes_network_builds_on_a_small_backbone():
+    small = {dataclasses.replace(model, backbone="resnet17_small") for model in _networks()}
+    for model in small:
+        assert build_dolg(model).output_shape == (None, model.descriptor_size)
+
+
+@pytest.mark.slow
+def test_every_recipes_network_builds():
+    for model in _networks():
+        assert build_dolg(model).output_shape == (None, model.descriptor_size)
+
+
+def test_the_kaggle_steps_follow_one_another():
+    for before, after in itertools.pairwise(CHAIN):
+        model, data, training = _recipe(after)
+        assert training.init_from == _recipe(before)[2].logdir
+        assert data.train_file_pattern == _recipe(before)[1].train_file_pattern
+        # The network comes from the run before; only this is the run's own choice.
+        assert model == dataclasses.replace(DolgConfig(), train_gem_p=True)
+
+
+def test_fine_tuning_takes_the_network_it_is_given():
+    model, _, training = _recipe("finetune")
+    assert model == DolgConfig() and training.freeze_batch_norm
+    done = _train(f"--flagfile={ROOT / 'configs' / 'finetune.flags'}")
+    assert done.returncode == 1 and "no relabeling.csv beside 'data/mine/train-*'" in _last_line(done)
+
+
+def test_one_gpu_scales_the_learning_rate_with_the_batch():
+    _, _, paper = _recipe("r50")
+    _, _, one = _recipe("r50_1gpu_16gb")
+    assert one.initial_lr / paper.initial_lr == one.batch_size / paper.batch_size
+    assert one.batch_size / one.accumulate == paper.batch_size / 8  # batch norm sees as many
 
 
 def _train(*flags, cwd=ROOT):

@@ -1,0 +1,96 @@
+"""What a fresh run starts from: another network, ImageNet, or chance."""
+
+import dataclasses
+import logging
+import pathlib
+
+from dolg_tf.config import InputError
+from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
+from dolg_tf.recipe import DolgConfig
+from dolg_tf.training.steps import Trainer
+from dolg_tf.weights.imagenet import load_backbone
+
+log = logging.getLogger(__name__)
+
+
+def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgConfig:
+    """Returns the configuration of the network in `init_from`, which the run takes over.
+
+    Whether the GeM exponent is trained stays the run's own choice.
+
+    Args:
+      model: what the flags of the run ask for.
+      init_from: model or run directory.
+      logdir: run directory; once the run has begun from `init_from`, the network is told by it, so
+        that `init_from` may be gone when the run goes on.
+
+    Raises:
+      InputError: when a flag of the run, other than by its default, asks for another network.
+    """
+    begun = logdir and pathlib.Path(logdir, "config.json").exists()
+    if begun:
+        source, values = read_config(logdir)
+        begun = values.get("training", {}).get("init_from") == init_from
+    if not begun:
+        source, _ = read_config(init_from)
+    default = DolgConfig()
+    for field in dataclasses.fields(DolgConfig):
+        ours, theirs = getattr(model, field.name), getattr(source, field.name)
+        if field.name == "train_gem_p" or ours == theirs:
+            continue
+        if ours != getattr(default, field.name):
+            raise InputError(
+                f"--init_from={init_from} has {field.name} {theirs}, this run {ours}; leave "
+                f"--{field.name} out"
+            )
+        log.info("%s %s, as in %s", field.name, theirs, init_from)
+    return dataclasses.replace(source, train_gem_p=model.train_gem_p)
+
+
+def initialize(trainer: Trainer, landmarks: str | None) -> None:
+    """Fills the weights of a fresh run: from --init_from, else from --backbone_weights.
+
+    Args:
+      trainer: the run; its network is of the configuration that `adopt_network` gave.
+      landmarks: `landmarks_sha256` of the training records: the class head of another run is taken
+        when its classes are the same.
+    """
+    training = trainer.training
+    if not training.init_from:
+        load_backbone(trainer.network, training.backbone_weights)
+    else:
+        source, _, _ = load_dolg(training.init_from)
+        # By path, since layers that are not trained come last in `weights`.
+        values = {variable.path: variable.numpy() for variable in source.variables}
+        for variable in trainer.network.variables:
+            variable.assign(values[variable.path])
+        head = _take_head(trainer, landmarks)
+        log.info("weights from %s; class head: %s", training.init_from, head)
+    trainer.reset_averages()
+
+
+def _take_head(trainer: Trainer, landmarks: str | None) -> str:
+    """Takes over the class head of --init_from when it is for the same classes.
+
+    Returns:
+      What became of it, for the log.
+    """
+    init_from, ours = trainer.training.init_from, trainer.head.num_classes
+    _, values = read_config(init_from)
+    if "training" not in values:
+        return "random, a model directory has none"
+    theirs = values["data"]["num_classes"]
+    if theirs != ours:
+        return f"random, this run has {ours} classes and that one {theirs}"
+    stored = load_head(init_from, ours, landmarks)
+    if stored is None:
+        return f"random, the {ours} classes are other landmarks (relabeling.csv differs)"
+    needed = {variable.name: variable for variable in trainer.head.variables}
+    shapes = {name: tuple(variable.shape) for name, variable in needed.items()}
+    if shapes != {name: tuple(value.shape) for name, value in stored.items()}:
+        return "random, that one's is of another --loss or --sub_centers"
+    for name, variable in needed.items():
+        variable.assign(stored[name])
+    if landmarks and values.get("landmarks_sha256"):
+        return "taken too, the landmarks are the same"
+    return f"taken too, of {ours} classes; no relabeling.csv tells whether they are the same"

@@ -1,0 +1,257 @@
+"""One step of training and one of validation, on all replicas."""
+
+import contextlib
+import logging
+
+import keras
+import tensorflow as tf
+
+from dolg_tf.config import InputError
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.heads import build_head
+from dolg_tf.modeling.model_dir import checkpoint_variables
+from dolg_tf.recipe import DolgConfig, TrainingConfig
+from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
+
+log = logging.getLogger(__name__)
+
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+# What a training step returns, summed over the global batch; `stop` counts the replicas whose
+# worker was asked to stop, so that all workers stop at the same step.
+LOSS, HITS, PHOTOS, STOP, GRADIENT_NORM = range(5)
+
+
+class Trainer:
+    """Network, head and optimizer in the scope of a strategy, and one step of each kind.
+
+    Args:
+      model, training: the recipe.
+      num_classes: of the head.
+      steps_per_epoch: for the learning rate.
+      strategy: where it runs.
+      class_counts: int (num_classes,), training photos of each class, for margins by class.
+
+    Raises:
+      InputError: when the batch cannot be shared by replicas and accumulation pieces.
+    """
+
+    def __init__(
+        self,
+        model: DolgConfig,
+        training: TrainingConfig,
+        num_classes: int,
+        steps_per_epoch: int,
+        strategy: tf.distribute.Strategy,
+        class_counts=None,
+    ):
+        self.model, self.training, self.strategy = model, training, strategy
+        replicas = strategy.num_replicas_in_sync
+        if training.batch_size % (replicas * training.accumulate):
+            raise InputError(
+                f"--batch_size={training.batch_size} is not divisible by {replicas} replicas x "
+                f"--accumulate={training.accumulate}"
+            )
+        if training.jit_compile and replicas > 1:
+            raise InputError(f"--jit_compile works on one device; this run has {replicas}")
+        with strategy.scope():
+            self.network = build_dolg(model, _POLICIES[training.precision], seed=training.seed)
+            _set_batch_norms(self.network, training)
+            self.head = build_head(training, num_classes, class_counts)
+            self.head.build((None, model.descriptor_size))
+            self.variables = self.network.trainable_variables + self.head.trainable_variables
+            self.optimizer = make_optimizer(training, steps_per_epoch, self.variables)
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self.best = tf.Variable(-1.0, trainable=False, name="best")
+            self._scale = LossScale() if training.precision == "float16" else None
+            self._totals = self._make_totals() if training.accumulate > 1 else []
+            self._averages = self._make_averages() if training.ema_decay else []
+        self._sums_and_gradients = self._replica_gradients
+        if training.jit_compile:
+            self._sums_and_gradients = tf.function(self._replica_gradients, jit_compile=True)
+
+    def _make_totals(self) -> list[tf.Variable]:
+        """Returns the gradient of the pieces so far, of each replica by itself."""
+        return [
+            tf.Variable(
+                tf.zeros(variable.shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+            for variable in self.variables
+        ]
+
+    def _make_averages(self) -> list[tuple]:
+        """Returns pairs of a moving average and the variable that it follows."""
+        return [
+            (tf.Variable(variable.value, trainable=False), variable)
+            for variable in self.network.variables
+        ]
+
+    def state(self) -> dict:
+        """Returns what a checkpoint holds."""
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "network": checkpoint_variables(self.network),
+            "head": {variable.name: variable.value for variable in self.head.variables},
+            "optimizer": {slot.path: slot.value for slot in self.optimizer.variables},
+        }
+        if self._averages:
+            state["ema"] = {variable.path: average for average, variable in self._averages}
+        if self._scale is not None:
+            state["loss_scale"] = self._scale.state()
+        return state
+
+    def reset_averages(self) -> None:
+        """Starts the moving average at the weights as they are."""
+        for average, variable in self._averages:
+            average.assign(variable.numpy())
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Puts the moving average of the weights, where there is one, in their place."""
+        raw = [variable.numpy() for _, variable in self._averages]
+        for average, variable in self._averages:
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for (_, variable), value in zip(self._averages, raw, strict=True):
+                variable.assign(value)
+
+    def train_step(self, pieces, stop: bool = False) -> tf.Tensor:
+        """Moves the weights by one global batch.
+
+        Args:
+          pieces: `accumulate` distributed batches of images, labels and weights.
+          stop: whether this worker was asked to stop.
+
+        Returns:
+          float32 (5,): mean loss; photos whose margin-free cosine is largest for their own class;
+          photos that counted; replicas asked to stop; norm of the gradient of the loss.
+        """
+        sums = [self._accumulate_step(piece) for piece in pieces[:-1]]
+        last = self._update_step(pieces[-1], tf.constant(float(stop)))
+        return tf.add_n([*(tf.pad(part, [[0, 2]]) for part in sums), last]) if sums else last
+
+    def agreed_step(self) -> int:
+        """Returns how many steps are done.
+
+        Raises:
+          InputError: when not all workers restored the same step.
+        """
+        step = int(self.step.numpy())
+
+        def total():
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(step)))
+
+        sums = self.strategy.experimental_local_results(self.strategy.run(tf.function(total)))
+        if float(sums[0]) != step * self.strategy.num_replicas_in_sync:
+            raise InputError(
+                f"this worker found step {step} in {self.training.logdir}, another one a different "
+                "step; --logdir must be one folder that all machines see"
+            )
+        return step
+
+    def watched(self) -> dict[str, float]:
+        """Returns what is worth watching besides the loss."""
+        norm = tf.linalg.global_norm([variable.value for variable in self.variables])
+        gem_p = self.network.get_layer("gem").p.numpy().item()
+        values = {"weight_norm": float(norm), "gem_p": gem_p}
+        if "t" in {variable.name for variable in self.head.variables}:
+            values["curricular_t"] = float(self.head.t.numpy())
+        if self._scale is not None:
+            values["loss_scale"] = float(self._scale.value.numpy())
+        return values
+
+    @tf.function
+    def _accumulate_step(self, batch):
+        def accumulate(*piece):
+            sums, gradients = self._sums_and_gradients(*piece)
+            for total, gradient in zip(self._totals, gradients, strict=True):
+                total.assign_add(gradient)
+            return sums
+
+        return self.strategy.reduce("SUM", self.strategy.run(accumulate, args=batch), axis=None)
+
+    @tf.function
+    def _update_step(self, batch, stop):
+        results, gradients, norm = self.strategy.run(self._replica_reduce, args=(*batch, stop))
+        norm = self.strategy.experimental_local_results(norm)[0]
+
+        def apply():
+            self.strategy.run(self._replica_apply, args=(gradients, norm))
+            for average, variable in self._averages:
+                self.strategy.extended.update(average, self._move_average, args=(variable.value,))
+            return tf.constant(0)
+
+        if self._scale is None:
+            apply()
+        else:
+            finite = tf.math.is_finite(norm)
+            tf.cond(finite, apply, lambda: tf.constant(0))
+            self._scale.update(finite)
+        sums = self.strategy.reduce("SUM", results, axis=None)
+        return tf.concat([sums, norm[None]], axis=0)
+
+    def _replica_gradients(self, images, labels, weights):
+        """Returns this replica's share of loss, hits and photos, and the (scaled) gradient."""
+        with tf.GradientTape() as tape:
+            cosines = self.head(self.network(images, training=True))
+            logits = self.head.logits(cosines, labels, weights, training=True)
+            losses = weights * keras.ops.sparse_categorical_crossentropy(
+                labels, logits, from_logits=True
+            )
+            loss = tf.reduce_sum(losses) / self.training.batch_size
+            scaled = loss if self._scale is None else loss * self._scale.value
+        gradients = tape.gradient(scaled, [variable.value for variable in self.variables])
+        hits = tf.cast(tf.argmax(cosines, axis=1, output_type=tf.int32) == labels, tf.float32)
+        sums = tf.stack([loss, tf.reduce_sum(hits * weights), tf.reduce_sum(weights)])
+        return sums, gradients
+
+    def _replica_reduce(self, images, labels, weights, stop):
+        """Returns the results of this replica, and gradient and norm of the global batch."""
+        sums, gradients = self._sums_and_gradients(images, labels, weights)
+        if self._totals:
+            gradients = [x + total for x, total in zip(gradients, self._totals, strict=True)]
+            for total in self._totals:
+                total.assign(tf.zeros_like(total))
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if self._scale is not None:
+            gradients = [gradient / self._scale.value for gradient in gradients]
+        return tf.concat([sums, stop[None]], axis=0), gradients, tf.linalg.global_norm(gradients)
+
+    def _replica_apply(self, gradients, norm):
+        gradients = clip_and_decay(gradients, norm, self.variables, self.training)
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+
+    def _move_average(self, average, value):
+        # The first steps count more, as in tf.train.ExponentialMovingAverage.
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        decay = tf.minimum(self.training.ema_decay, step / (step + 9.0))
+        average.assign_sub((1.0 - decay) * (average - value))
+
+    @tf.function
+    def validation_step(self, batch) -> tf.Tensor:
+        """Returns float32 (3,), sums over one batch: loss (without margin), hits, photos."""
+
+        def replica_step(images, labels, weights):
+            cosines = self.head(self.network(images, training=False))
+            losses = keras.ops.sparse_categorical_crossentropy(
+                labels, self.training.scale * cosines, from_logits=True
+            )
+            hits = tf.cast(tf.argmax(cosines, axis=1, output_type=tf.int32) == labels, tf.float32)
+            return tf.stack([tf.reduce_sum(x * weights) for x in (losses, hits, weights)])
+
+        return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
+
+
+def _set_batch_norms(network: keras.Model, training: TrainingConfig) -> None:
+    layers = network._flatten_layers(include_self=False, recursive=True)
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = training.sync_batch_norm
+            layer.trainable = not training.freeze_batch_norm

@@ -1,0 +1,54 @@
+"""What a run is judged by: the whole validation split, and a picture of the attention."""
+
+import numpy as np
+import tensorflow as tf
+
+from dolg_tf.config import InputError
+from dolg_tf.data.pipeline import describe_validation, validation_dataset
+from dolg_tf.modeling.dolg import intermediates
+from dolg_tf.recipe import DataConfig
+from dolg_tf.training.distribution import LOST, distribute
+from dolg_tf.training.steps import Trainer
+
+PICTURES = 4
+
+
+def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
+    """Returns loss and top-1 accuracy, both without margin, over the whole validation split."""
+
+    def make(*place):
+        return validation_dataset(data, trainer.training.batch_size, *place)[0]
+
+    sums = np.zeros(3)
+    try:
+        for batch in distribute(trainer.strategy, make):
+            sums += trainer.validation_step(batch).numpy()
+    except LOST:  # another worker's fault, for which no record need be looked through
+        raise
+    except tf.errors.OpError as error:
+        raise describe_validation(error, data) from error
+    if not sums[2]:
+        raise InputError(f"{data.validation_file_pattern!r}: none of the photos can be used")
+    return {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
+
+
+def attention_pictures(trainer: Trainer, images) -> np.ndarray | None:
+    """Returns photos beside their attention.
+
+    Args:
+      trainer: of the run.
+      images: float32 RGB in [0, 1], (B, H, W, 3).
+
+    Returns:
+      uint8 (B, H, 2 W, 3), white where the attention of the photo is largest; None for a network
+      without local branch.
+    """
+    results = intermediates(trainer.network)(images, training=False)
+    if "attention" not in results:
+        return None
+    attention = tf.cast(results["attention"], tf.float32)
+    attention /= tf.reduce_max(attention, axis=(1, 2, 3), keepdims=True) + 1e-9
+    shape = tf.shape(images)
+    attention = tf.image.resize(attention, shape[1:3], method="nearest")
+    pair = tf.concat([images, tf.repeat(attention, 3, axis=3)], axis=2)
+    return tf.cast(tf.round(255 * tf.clip_by_value(pair, 0.0, 1.0)), tf.uint8).numpy()

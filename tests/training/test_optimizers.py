@@ -1,0 +1,68 @@
+"""One step of each optimizer against its formula in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny import recipe
+
+from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
+
+RATE, DECAY = 0.02, 0.1
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+def test_two_steps_are_those_of_the_formula(optimizer, decay, decay_all):
+    training = recipe(
+        "",
+        optimizer="adam" if optimizer == "adam" else "sgd",
+        nesterov=optimizer == "nesterov",
+        decay=decay,
+        decay_all=decay_all,
+        weight_decay=DECAY,
+        clip_norm=1.0,
+        epochs=10**6,  # so that the rate stays
+    )
+    rng = np.random.default_rng(0)
+    variables = [
+        keras.Variable(rng.normal(size=(2, 3)), dtype="float32", name=name)
+        for name in ("kernel", "gamma")
+    ]
+    expected = [np.asarray(v, np.float64) for v in variables]
+    optimize = make_optimizer(training, 10, variables)
+    first, second = np.zeros((2, 2, 3)), np.zeros((2, 2, 3))  # momenta of both variables
+    for step in (1, 2):
+        gradients = rng.normal(size=(2, 2, 3)).astype(np.float32) * 3
+        norm = np.sqrt(np.sum(np.square(gradients)))
+        clipped = gradients / max(norm, 1.0)
+        for i, decayed in enumerate((True, decay_all)):
+            gradient, w = clipped[i].astype(np.float64), expected[i]
+            if decayed and decay == "coupled":
+                gradient = gradient + DECAY * w
+            if decayed and decay == "decoupled":
+                w = w * (1 - DECAY * RATE)
+            if optimizer == "adam":
+                first[i] = 0.9 * first[i] + 0.1 * gradient
+                second[i] = 0.999 * second[i] + 0.001 * gradient**2
+                mean, square = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
+                w = w - RATE * mean / (np.sqrt(square) + 1e-7)
+            else:
+                first[i] = 0.9 * first[i] - RATE * gradient
+                w = w + (0.9 * first[i] - RATE * gradient if optimizer == "nesterov" else first[i])
+            expected[i] = w
+        applied = clip_and_decay(list(tf.constant(gradients)), norm, variables, training)
+        optimize.apply_gradients(zip(applied, variables, strict=True))
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_scale_falls_at_once_and_rises_slowly():
+    scale = LossScale()
+    scale.update(tf.constant(False))
+    assert float(scale.value) == 2.0**14
+    scale.state()["good_steps"].assign(1997)
+    for expected in (14, 14, 15, 15):  # after 2,000 good steps
+        scale.update(tf.constant(True))
+        assert float(scale.value) == 2.0**expected

@@ -1,0 +1,163 @@
+"""What a run starts from: the network of another run, and its class head for the same landmarks."""
+
+import dataclasses
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from dolg_tf.config import InputError
+from dolg_tf.data.classes import landmarks_sha256, write_classes
+from dolg_tf.modeling.heads import build_head
+from dolg_tf.modeling.model_dir import load_head, save_dolg
+from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.training import start
+from dolg_tf.training import trainer as trainer_module
+from dolg_tf.training.checkpoints import Checkpoints
+from dolg_tf.training.distribution import make_strategy
+from dolg_tf.training.run_log import write_run
+from dolg_tf.training.start import adopt_network, initialize
+from dolg_tf.training.steps import Trainer
+
+BGR = dataclasses.replace(tiny.MODEL, preprocessing=OFFICIAL_PREPROCESSING)
+FIRST, OTHER = "a" * 64, "b" * 64  # landmarks_sha256 of two sets of records
+
+
+def _trainer(training, model=BGR):
+    return Trainer(model, training, tiny.CLASSES, 10, make_strategy())
+
+
+@pytest.fixture(scope="module")
+def source(data, tmp_path_factory):
+    """A run directory with two checkpoints, of steps 3 and 4; and the trainer of the last."""
+    training = tiny.recipe(tmp_path_factory.mktemp("source") / "run", seed=7)
+    trainer = _trainer(training)
+    write_run(BGR, data, training, FIRST)
+    logdir = tmp_path_factory.getbasetemp() / training.logdir
+    checkpoints = Checkpoints(logdir, trainer.state(), 2, chief=True)
+    for step in (3, 4):
+        trainer.step.assign(step)
+        for variable in (*trainer.network.variables, *trainer.head.variables):
+            variable.assign(variable.value + 0.125)
+        checkpoints.save()
+    return training.logdir, trainer
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A trainer that tests start anew, since building one takes a second."""
+    return _trainer(tiny.recipe(tmp_path_factory.mktemp("fresh"), ema_decay=0.9))
+
+
+def _start(trainer, init_from, landmarks, caplog) -> str:
+    """Starts a trainer whose network holds zeros; returns the last line of the log."""
+    caplog.set_level(logging.INFO)
+    for variable in trainer.network.variables:
+        variable.assign(np.zeros(variable.shape))
+    trainer.training = dataclasses.replace(trainer.training, init_from=str(init_from))
+    initialize(trainer, landmarks)
+    return caplog.messages[-1]
+
+
+def _assert_same(ours, theirs):
+    for variable, other in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_array_equal(variable, other, err_msg=variable.path)
+
+
+def test_a_run_gives_its_latest_network_and_the_head_of_the_same_landmarks(source, fresh, caplog):
+    path, theirs = source
+    said = _start(fresh, path, FIRST, caplog)
+    _assert_same(fresh.network, theirs.network)
+    _assert_same(fresh.head, theirs.head)
+    assert said.endswith("class head: taken too, the landmarks are the same")
+    state = fresh.state()
+    for path, average in state["ema"].items():
+        np.testing.assert_array_equal(average, state["network"][path])
+
+
+def test_a_model_directory_gives_its_network_alone(source, fresh, tmp_path, caplog):
+    _, theirs = source
+    save_dolg(theirs.network, BGR, tmp_path / "model", {})
+    before = [np.asarray(variable) for variable in fresh.head.variables]
+    said = _start(fresh, tmp_path / "model", FIRST, caplog)
+    _assert_same(fresh.network, theirs.network)
+    assert said.endswith("class head: random, a model directory has none")
+    for variable, was in zip(fresh.head.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, was)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "classes", "loss", "message"),
+    [
+        (OTHER, 4, "arcface", "random, the 4 classes are other landmarks (relabeling.csv differs)"),
+        (FIRST, 5, "arcface", "random, this run has 5 classes and that one 4"),
+        (FIRST, 4, "curricularface", "random, that one's is of another --loss or --sub_centers"),
+        (FIRST, 4, "subcenter_arcface", "random, that one's is of another --loss or --sub_centers"),
+        (None, 4, "arcface", "taken too, of 4 classes; no relabeling.csv tells whether they are"),
+    ],
+    ids=["landmarks", "classes", "variables", "shapes", "unknown"],
+)
+def test_a_head_of_other_landmarks_or_classes_or_loss_is_left(
+    source, fresh, caplog, monkeypatch, landmarks, classes, loss, message
+):
+    path, theirs = source
+    monkeypatch.setattr(start, "load_dolg", lambda _: (theirs.network, BGR, {}))  # tested above
+    head = build_head(dataclasses.replace(fresh.training, loss=loss), classes)
+    head.build((None, BGR.descriptor_size))
+    before = [np.asarray(variable) for variable in head.variables]
+    monkeypatch.setattr(fresh, "head", head)
+    assert f"class head: {message}" in _start(fresh, path, landmarks, caplog)
+    if message.startswith("taken"):
+        _assert_same(head, theirs.head)
+    else:
+        for variable, was in zip(head.variables, before, strict=True):
+            np.testing.assert_array_equal(variable, was)
+
+
+def test_the_network_is_the_sources_without_any_flag(source, caplog):
+    caplog.set_level(logging.INFO)
+    path, _ = source
+    assert adopt_network(DolgConfig(), path) == BGR  # preprocessing too
+    assert f"backbone resnet17_small, as in {path}" in caplog.messages
+
+
+def test_a_flag_that_contradicts_the_source_is_refused_by_name(source, tmp_path):
+    path, _ = source
+    for name, value in (("backbone", "resnet18"), ("multi_atrous", False), ("gem_p", 4.6)):
+        with pytest.raises(
+            InputError, match=f"has {name} .*, this run {value}; leave --{name} out"
+        ):
+            adopt_network(DolgConfig(**{name: value}), path)
+    assert adopt_network(DolgConfig(train_gem_p=True), path).train_gem_p
+    with pytest.raises(InputError, match="nowhere is no model or run directory"):
+        adopt_network(DolgConfig(), str(tmp_path / "nowhere"))
+
+
+def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
+    data, tmp_path, monkeypatch, caplog
+):
+    """256, then 448: each run starts from the last. The steps themselves are not computed."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
+    monkeypatch.setattr(trainer_module, "attention_pictures", lambda *_: None)
+    folder = tmp_path / "records"
+    shutil.copytree(data.train_file_pattern.removesuffix("/train-*"), folder)
+    write_classes(folder, "abcd", np.full(tiny.CLASSES, 8))
+    pattern = str(folder / "train-*")
+    small = dataclasses.replace(data, train_file_pattern=pattern, validation_file_pattern="")
+    large = dataclasses.replace(small, image_size=48)
+    first, second = tmp_path / "small", tmp_path / "large"
+    trainer_module.train(tiny.MODEL, small, tiny.recipe(first, max_steps=1))
+    training = tiny.recipe(second, init_from=str(first), seed=1, max_steps=1)
+    trainer_module.train(DolgConfig(), large, training)
+    assert any("the landmarks are the same" in line for line in caplog.messages)
+    landmarks = landmarks_sha256(pattern)
+    heads = [load_head(path, tiny.CLASSES, landmarks)["kernel"] for path in (first, second)]
+    np.testing.assert_array_equal(*heads)
+    # What the run needs is its own now.
+    shutil.rmtree(first)
+    trainer_module.train(DolgConfig(), large, dataclasses.replace(training, max_steps=2))
+    assert tf.train.latest_checkpoint(str(second / "checkpoints")).endswith("ckpt-2")

@@ -1,0 +1,88 @@
+"""Two workers on this machine train like one process, stop together and miss one another."""
+
+import dataclasses
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from processes import run, start_workers
+from tiny import metrics, recipe
+
+from dolg_tf.config import InputError
+from dolg_tf.training import distribution
+
+# A connection to a process that is gone is reset at once; the rest is for a busy machine.
+_NOTICE = 60  # seconds
+
+
+def _saved(logdir):
+    return int(tf.train.latest_checkpoint(str(logdir / "checkpoints")).rsplit("-", 1)[1])
+
+
+@pytest.mark.slow
+def test_two_workers_train_like_one_whatever_stops_them(data, tmp_path):
+    """SIGTERM to one, kill -9 of one, kill -9 of the chief: always the same command again."""
+    together, alone, elsewhere = (tmp_path / name for name in ("together", "alone", "elsewhere"))
+    training = recipe(
+        together,
+        epochs=5,
+        initial_lr=0.002,
+        log_every=1,
+        validate_every=20,
+        sync_batch_norm=True,
+        deterministic=True,
+    )
+    # The other worker has a folder of its own here, to see that it writes nothing.
+    workers = start_workers(data, training, dataclasses.replace(training, logdir=str(elsewhere)))
+    workers[0].wait_for("step 3/")
+    workers[1].signal(signal.SIGTERM)
+    for worker in workers:
+        log = worker.end(128 + signal.SIGTERM)
+        assert f"interrupted and saved at step {_saved(together)};" in log
+    assert not elsewhere.exists()
+
+    for victim, survivor in ((1, 0), (0, 1)):
+        before = _saved(together)
+        workers = start_workers(data, training, training)
+        workers[survivor].wait_for(f"step {before + 2}/")
+        workers[victim].signal(signal.SIGKILL)
+        killed = time.monotonic()
+        error = workers[survivor].error(_NOTICE)
+        print(f"noticed and ended after {time.monotonic() - killed:.1f} s: {error}")
+        assert "another worker is gone" in error and "start all workers again" in error
+        assert f"at step {before} of 20" in workers[survivor].log
+
+    workers = start_workers(data, training, training)
+    for worker in workers:
+        worker.end(0)
+    run(data, dataclasses.replace(training, logdir=str(alone)))
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        found, expected = metrics(together, name=name), metrics(alone, name=name)
+        assert sorted(found) == sorted(expected) == list(range(1, 21))
+        steps = sorted(found)
+        found, expected = ([values[s] for s in steps] for values in (found, expected))
+        print(name, "differs by", np.abs(np.subtract(found, expected)).max())
+        np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
+    loss = [metrics(folder, "validation")[20] for folder in (together, alone)]
+    np.testing.assert_allclose(*loss, rtol=1e-3)
+    files = [sorted(p.name for p in folder.iterdir()) for folder in (together, alone)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_worker_says_that_it_waits_for_the_others(data, tmp_path):
+    (worker,) = start_workers(data, recipe(tmp_path))
+    worker.wait_for("waiting for all workers of TF_CONFIG: localhost:")
+    time.sleep(2)  # so that it does wait
+    worker.signal(signal.SIGINT)
+    worker.end(-signal.SIGINT)
+
+
+@pytest.mark.parametrize("value", ["{", "{}", '{"cluster": {"worker": ["a:1"]}}', "[]"])
+def test_a_tf_config_that_is_none_is_refused(monkeypatch, value):
+    monkeypatch.setitem(os.environ, "TF_CONFIG", value)
+    with pytest.raises(InputError, match="is not like"):
+        distribution.make_strategy()
