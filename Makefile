@@ -46,7 +46,7 @@ lint: $(TESTS)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(TESTS)
 	$(BIN)/python -m pytest -m slow

@@ -139,6 +139,7 @@ COMMANDS = [
         for name in (
             "data.toy",
             "data.gldv2",
+            "data.own_photos",
             "data.verify",
             "retrieval.extract",
             "retrieval.colour_histogram",

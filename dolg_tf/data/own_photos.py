@@ -1,14 +1,21 @@
-"""A person's own photos: the queries and the index of a labels.csv become ground truths."""
+"""A person's own photos: the queries and the index of a labels.csv become ground truths.
+
+python -m dolg_tf.data.own_photos --labels_csv=photos/labels.csv --output=data/mine
+"""
 
 import collections
+import dataclasses
+import logging
 import pathlib
 import pickle
 
 from PIL import Image
 
-from dolg_tf import files
-from dolg_tf.config import InputError
+from dolg_tf import config, files
+from dolg_tf.config import InputError, option
 from dolg_tf.data.lists import own_rows
+
+log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "index", "query")
 
@@ -107,3 +114,26 @@ def _size(path: pathlib.Path) -> tuple[int, int]:
             return image.size
     except OSError as error:
         raise InputError(f"{path}: this query cannot be read ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroundTruthsConfig:
+    """Which photos are searched, and where that is written."""
+
+    labels_csv: str = option("your list: path,landmark,split; split is train, index or query")
+    output: str = option("folder of gnd_seen.pkl and gnd_unseen.pkl")
+
+
+def ground_truths(settings: GroundTruthsConfig) -> dict[str, pathlib.Path]:
+    """Writes ground truths of your own photos: a query matches the index photos of its landmark.
+
+    gnd_seen.pkl has the queries whose landmark has training photos, gnd_unseen.pkl the others.
+    """
+    written = write_ground_truths(settings.labels_csv, settings.output)
+    for path in written.values():
+        log.info("%s", path)
+    return written
+
+
+if __name__ == "__main__":
+    config.main(ground_truths, GroundTruthsConfig)

@@ -15,6 +15,8 @@ from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.serving.signatures import multi_scale
 
+BATCH = 16  # photos of equal size that go through the network together
+
 
 class RetrievalValidation:
     """Function of a network to its scores on a retrieval set, for `training.trainer.train`.
@@ -75,9 +77,6 @@ class RetrievalValidation:
         images = progress.track(images, len(photos), "retrieval validation")
         rows, _ = batches.describe_batches(_readable(images), self._describe, len(photos), BATCH)
         return rows
-
-
-BATCH = 16  # photos of equal size that go through the network together
 
 
 def _photos(path: pathlib.Path, root: pathlib.Path, subset: str) -> tuple[Photo, ...]:

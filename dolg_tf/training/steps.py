@@ -142,18 +142,21 @@ class Trainer:
           InputError: when not all workers restored the same step.
         """
         step = int(self.step.numpy())
-
-        def total():
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(step)))
-
-        sums = self.strategy.experimental_local_results(self.strategy.run(tf.function(total)))
-        if float(sums[0]) != step * self.strategy.num_replicas_in_sync:
+        if self.mean(step) != step:
             raise InputError(
                 f"this worker found step {step} in {self.training.logdir}, another one a different "
                 "step; --logdir must be one folder that all machines see"
             )
         return step
+
+    def mean(self, value: float) -> float:
+        """Returns the mean of a number over the replicas of all workers."""
+        total = self._sum(tf.constant(value, tf.float64))
+        return float(total) / self.strategy.num_replicas_in_sync
+
+    @tf.function
+    def _sum(self, value):
+        return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(value,)), axis=None)
 
     def watched(self) -> dict[str, float]:
         """Returns what is worth watching besides the loss."""

@@ -120,8 +120,7 @@ def train(
 
 def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     chief, workers = is_chief(strategy), num_workers(strategy)
-    if not data.num_classes:
-        data = dataclasses.replace(data, num_classes=_listed_classes(data.train_file_pattern))
+    data = _with_classes(data)
     photos = TrainingInput(data, training.batch_size, training.seed, workers)
     if data.validation_file_pattern:
         validation_dataset(data, training.batch_size)  # fails now rather than in an hour
@@ -182,14 +181,20 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     return logdir
 
 
-def _listed_classes(file_pattern: str) -> int:
-    count = count_landmarks(file_pattern)
-    if count is None:
+def _with_classes(data: DataConfig) -> DataConfig:
+    """Returns the configuration with the number of landmarks, which the records' list may give."""
+    listed = count_landmarks(data.train_file_pattern)
+    if not data.num_classes and listed is None:
         raise InputError(
-            f"no relabeling.csv beside {file_pattern!r}: give --num_classes, or make the records "
-            "with `python -m dolg_tf.data.gldv2`, which writes it"
+            f"no relabeling.csv beside {data.train_file_pattern!r}: give --num_classes, or make "
+            "the records with `python -m dolg_tf.data.gldv2`, which writes it"
         )
-    return count
+    if data.num_classes and (listed or 0) > data.num_classes:
+        raise InputError(
+            f"--num_classes={data.num_classes}, but relabeling.csv beside "
+            f"{data.train_file_pattern!r} lists {listed} landmarks"
+        )
+    return dataclasses.replace(data, num_classes=data.num_classes or listed)
 
 
 def _loop(run: _Run, stop: _Stop) -> None:
@@ -197,10 +202,11 @@ def _loop(run: _Run, stop: _Stop) -> None:
     training, trainer = run.training, run.trainer
     validate_every = training.validate_every or run.photos.steps_per_epoch
     batches = _batches(run.trainer, run.photos, run.first, run.last)
-    result = None
+    result, profiling = None, False
     for step in range(run.first + 1, run.last + 1):
-        if training.profile_steps and step == training.profile_steps[0]:
+        if step in training.profile_steps[:1]:
             tf.profiler.experimental.start(str(run.logdir / "tensorboard"))
+            profiling = True
         start = time.monotonic()
         with waiting_for(f"the photos of step {step}"):
             pieces = next(batches)
@@ -213,9 +219,10 @@ def _loop(run: _Run, stop: _Stop) -> None:
             log.info("step %d/%d  loss %.4g", step, run.last, result[LOSS])
             run.reports.restart_clock()
         leaving = _stopping(run, stop, before)
-        if training.profile_steps and step == training.profile_steps[1]:
+        if profiling and step in (training.profile_steps[1], run.last):
             result.numpy()  # so that it is done
             tf.profiler.experimental.stop()
+            profiling = False
         validating = not leaving and (step == run.last or step % validate_every == 0)
         saving = leaving or step == run.last or step % training.checkpoint_every == 0
         if saving or validating or step % training.log_every == 0:
@@ -301,6 +308,7 @@ def _judge(run: _Run, pieces: tuple, step: int) -> None:
         score = judged["validation"]["accuracy"]
     else:
         return
+    score = trainer.mean(score)  # saving takes all workers: they must decide alike
     if math.isfinite(score) and score > float(trainer.best.numpy()):
         trainer.best.assign(score)
         run.checkpoints.save_best()

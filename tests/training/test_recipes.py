@@ -80,7 +80,9 @@ def test_fine_tuning_takes_the_network_it_is_given():
     model, _, training = _recipe("finetune")
     assert model == DolgConfig() and training.freeze_batch_norm
     done = _train(f"--flagfile={ROOT / 'configs' / 'finetune.flags'}")
-    assert done.returncode == 1 and "no relabeling.csv beside 'data/mine/train-*'" in _last_line(done)
+    assert done.returncode == 1 and "no relabeling.csv beside 'data/mine/train-*'" in _last_line(
+        done
+    )
 
 
 def test_one_gpu_scales_the_learning_rate_with_the_batch():

@@ -23,7 +23,10 @@ def _reports(folder, weight_norm=1.0, **changes):
         optimizer=types.SimpleNamespace(learning_rate=0.1),
         watched=lambda: {"weight_norm": weight_norm},
     )
-    photos = types.SimpleNamespace(ids_of_step=lambda step: [f"photo of {step}"])
+    photos = types.SimpleNamespace(
+        ids_of_step=lambda step: [f"photo of {step}"],
+        faults_of_step=lambda step: [f"fault of {step}"],
+    )
     return Reports(trainer, photos, RunLog(folder, 0, chief=True), 100)
 
 
@@ -31,7 +34,7 @@ def _result(loss=1.0, hits=4.0, photos=8.0, norm=2.0):
     return tf.constant([loss, hits, photos, 0.0, norm])
 
 
-def test_means_are_over_the_steps_since_the_last_report(tmp_path):
+def test_means_are_over_the_steps_since_the_last_report(tmp_path, caplog):
     reports = _reports(tmp_path)
     for loss in (1.0, 2.0, 6.0):
         reports.add(_result(loss, hits=2.0, photos=6.0), waited=0.0)
@@ -41,6 +44,7 @@ def test_means_are_over_the_steps_since_the_last_report(tmp_path):
     assert metrics(tmp_path) == {3: 3.0, 4: 10.0}
     assert metrics(tmp_path, name="accuracy") == {3: pytest.approx(1 / 3), 4: 0.5}
     assert metrics(tmp_path, name="bad_photos") == {3: 6.0}
+    assert [f"left out: fault of {step}" for step in range(3)] == caplog.messages
     assert metrics(tmp_path, name="gradient_norm") == {3: 2.0, 4: 2.0}
 
 

@@ -29,7 +29,7 @@ def test_two_workers_train_like_one_whatever_stops_them(data, tmp_path):
     training = recipe(
         together,
         epochs=5,
-        initial_lr=0.002,
+        clip_norm=1.0,  # steps that throw the loss about magnify the last digit of a float
         log_every=1,
         validate_every=20,
         sync_batch_norm=True,
