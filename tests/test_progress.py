@@ -1,5 +1,7 @@
 """Progress yields everything, and speaks now and then."""
 
+import time
+
 from dolg_tf import progress
 
 
@@ -24,3 +26,12 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     assert list(progress.track(range(3), 3, "extract")) == [0, 1, 2]
     assert "extract" in capsys.readouterr().err
+
+
+def test_who_waits_long_says_for_what(caplog):
+    with caplog.at_level("INFO"), progress.waiting_for("the photos", every=0.05):
+        time.sleep(0.2)
+    assert caplog.messages and set(caplog.messages) == {"waiting for the photos since 0s"}
+    said = len(caplog.messages)
+    time.sleep(0.15)
+    assert len(caplog.messages) == said  # it ended with the block

@@ -30,6 +30,8 @@ class Checkpoints:
         self._source = logdir / "checkpoints"
         for name in ("checkpoints", "best"):
             _listed(logdir / name)  # a damaged list is refused before anything is written over it
+            for path in (logdir / name).glob("ckpt-*_temp") if chief else ():
+                shutil.rmtree(path)  # of a process that was killed while it saved
         if not chief:
             self._scratch = tempfile.TemporaryDirectory(prefix="dolg_worker_")
             logdir = pathlib.Path(self._scratch.name)
@@ -59,7 +61,7 @@ class Checkpoints:
         except (tf.errors.OpError, OSError) as error:
             for path in folder.glob(f"ckpt-{step}[._]*"):  # what was written of it
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0].split("}} ")[-1]
             raise OSError(
                 f"{folder}: step {step} cannot be saved ({reason}); the earlier checkpoints are "
                 "whole: make room, and the same command goes on from the latest"

@@ -68,11 +68,10 @@ def _kill_at(step, data, training):
 
 def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(data, tmp_path):
     data = dataclasses.replace(data, validation_file_pattern="")
-    settings = {"epochs": 9, "log_every": 1, "checkpoint_every": 7, "deterministic": True}
+    settings = {"epochs": 7, "log_every": 1, "checkpoint_every": 5, "deterministic": True}
     whole, killed = recipe(tmp_path / "whole", **settings), recipe(tmp_path / "killed", **settings)
-    _kill_at(_seed().randrange(2, 20), data, killed)
-    again = run(data, killed)
-    assert "continuing" in again or "backbone: random weights" in again
+    _kill_at(_seed().randrange(7, 17), data, killed)
+    assert "continuing" in run(data, killed)
     run(data, whole)
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 

@@ -53,6 +53,7 @@ def test_two_replicas_step_like_one(check):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_pieces_of_a_batch_are_the_batch_where_batch_norms_are_frozen():
     """And these keep what they came with."""
     frozen = {"freeze_batch_norm": True, "weight_decay": 0.1, "decay_all": True}
@@ -75,6 +76,7 @@ def test_pieces_of_a_batch_are_the_batch_where_batch_norms_are_frozen():
         assert np.array_equal(value, before[path]) == kept, path
 
 
+@pytest.mark.slow
 def test_the_moving_average_follows_its_formula_and_is_what_is_judged(tmp_path):
     trainer = _trainer(tmp_path, ema_decay=0.5)
     trainer.reset_averages()

@@ -95,13 +95,6 @@ def test_a_run_is_known_by_any_name_of_its_folder(data, tmp_path, monkeypatch):
     assert max(metrics(tmp_path / "run")) == 2
 
 
-def test_two_replicas_step_like_one():
-    """Two logical CPUs, which only a fresh process can make; see two_replicas.py."""
-    script = pathlib.Path(__file__).with_name("two_replicas.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def _batch(size=8):
     rng = np.random.default_rng(0)
     images = tf.constant(rng.random((size, 32, 32, 3)), tf.float32)

@@ -127,7 +127,7 @@ def check_real_batches():
     with tempfile.TemporaryDirectory() as folder:
         data = write_records(pathlib.Path(folder))
         for devices in (ONE, TWO):
-            training = recipe("", epochs=5, clip_norm=1.0, sync_batch_norm=True)
+            training = recipe("", epochs=5, initial_lr=0.002, clip_norm=1.0, sync_batch_norm=True)
             strategy = strategy_on(devices)
             photos = TrainingInput(data, training.batch_size, training.seed)
             trainer = Trainer(MODEL, training, data.num_classes, 4, strategy)
