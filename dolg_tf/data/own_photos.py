@@ -121,7 +121,9 @@ class GroundTruthsConfig:
     """Which photos are searched, and where that is written."""
 
     labels_csv: str = option("your list: path,landmark,split; split is train, index or query")
-    output: str = option("folder of gnd_seen.pkl and gnd_unseen.pkl")
+    output: str = option(
+        "folder of gnd_seen.pkl and gnd_unseen.pkl; empty: that of the labels.csv", ""
+    )
 
 
 def ground_truths(settings: GroundTruthsConfig) -> dict[str, pathlib.Path]:
@@ -129,7 +131,8 @@ def ground_truths(settings: GroundTruthsConfig) -> dict[str, pathlib.Path]:
 
     gnd_seen.pkl has the queries whose landmark has training photos, gnd_unseen.pkl the others.
     """
-    written = write_ground_truths(settings.labels_csv, settings.output)
+    output = settings.output or pathlib.Path(settings.labels_csv).parent
+    written = write_ground_truths(settings.labels_csv, output)
     for path in written.values():
         log.info("%s", path)
     return written

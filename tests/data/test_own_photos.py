@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dolg_tf.config import InputError
-from dolg_tf.data.own_photos import write_ground_truths
+from dolg_tf.data.own_photos import GroundTruthsConfig, ground_truths, write_ground_truths
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 
 ROWS = [
@@ -65,3 +65,12 @@ def test_missing_file_column_and_photo_are_named(tmp_path):
     (tmp_path / "a/4.jpg").write_bytes(b"no photo")
     with pytest.raises(InputError, match=r"4\.jpg: this query cannot be read"):
         write_ground_truths(labels, tmp_path / "out")
+
+
+def test_the_command_writes_beside_the_list_unless_told(tmp_path):
+    labels = _folder(tmp_path, ROWS)
+    written = ground_truths(GroundTruthsConfig(labels_csv=str(labels)))
+    assert {path.parent for path in written.values()} == {labels.parent}
+    out = tmp_path / "out"
+    ground_truths(GroundTruthsConfig(labels_csv=str(labels), output=str(out)))
+    assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in written.values())
