@@ -1,6 +1,7 @@
 """What a run leaves in writing: its configuration, metrics.jsonl, TensorBoard, the console."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import pathlib
@@ -77,6 +78,7 @@ def write_run(
       landmarks: `landmarks_sha256` of the training records.
     """
     logdir = pathlib.Path(training.logdir)
+    training = dataclasses.replace(training, restore="latest")  # "previous" was meant once
     values = {
         "format_version": FORMAT_VERSION,
         **_sections(model, data, training),

@@ -19,6 +19,7 @@ from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, read_config
 from dolg_tf.training import trainer as trainer_module
 from dolg_tf.training.distribution import make_strategy
+from dolg_tf.training.run_log import write_run
 from dolg_tf.training.start import initialize
 from dolg_tf.training.steps import HITS, LOSS, Trainer
 from dolg_tf.training.trainer import train
@@ -211,3 +212,8 @@ def test_the_number_of_classes_is_that_of_the_records(data, tmp_path):
     assert not (logdir / "config.json").exists()
     train(MODEL, unknown, recipe(logdir, max_steps=1))
     assert read_config(logdir)[1]["data"]["num_classes"] == CLASSES
+
+
+def test_the_written_flags_go_on_from_the_latest_checkpoint(data, tmp_path):
+    write_run(MODEL, data, recipe(tmp_path, restore="previous"), None)
+    assert "--restore=latest\n" in (tmp_path / "flags.txt").read_text()
