@@ -6,6 +6,7 @@ import tempfile
 
 import tensorflow as tf
 
+from dolg_tf import files
 from dolg_tf.config import InputError
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -25,7 +26,8 @@ class Checkpoints:
     """
 
     def __init__(self, logdir: pathlib.Path, state: dict, keep: int, chief: bool):
-        self._state = state
+        self._state, self._keep, self._chief = state, keep, chief
+        self._passed_over = False  # whether the latest checkpoint was not to be restored
         self._checkpoint = tf.train.Checkpoint(**state)
         self._source = logdir / "checkpoints"
         for name in ("checkpoints", "best"):
@@ -47,6 +49,13 @@ class Checkpoints:
         Raises:
           OSError: when it cannot be written; the earlier checkpoints are whole.
         """
+        if self._passed_over:
+            self._passed_over = False
+            if self._chief:  # not while restoring, when other workers may be reading the list
+                _forget_latest(self._source)
+                self._latest = tf.train.CheckpointManager(
+                    self._checkpoint, str(self._source), self._keep
+                )
         self._save(self._latest)
 
     def save_best(self) -> None:
@@ -96,6 +105,7 @@ class Checkpoints:
                 raise
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{paths[-1]} is damaged ({reason}); {remedy}") from error
+        self._passed_over = which == "previous"
         return True
 
     def _compare(self, stored: dict, path: str) -> None:
@@ -140,6 +150,16 @@ def _listed(folder: pathlib.Path) -> list[str]:
             "--logdir"
         )
     return []
+
+
+def _forget_latest(folder: pathlib.Path) -> None:
+    """Takes the latest checkpoint off the list of a folder; its files stay."""
+    known = tf.train.get_checkpoint_state(str(folder))
+    names = [pathlib.Path(path).name for path in known.all_model_checkpoint_paths[:-1]]
+    known.model_checkpoint_path = names[-1]
+    known.all_model_checkpoint_paths[:] = names
+    known.all_model_checkpoint_timestamps[:] = known.all_model_checkpoint_timestamps[:-1]
+    files.write_text(folder / "checkpoint", str(known))
 
 
 def _escaped(name: str) -> str:

@@ -16,7 +16,8 @@ from dolg_tf.training.steps import GRADIENT_NORM, HITS, LOSS, PHOTOS, Trainer
 log = logging.getLogger(__name__)
 
 _STARVED = 0.5  # share of the time spent waiting for photos that is worth a word
-_SHOWN = ("loss", "accuracy", "learning_rate", "gradient_norm", "images_per_second", "bad_photos")
+_SHOWN = ("loss", "accuracy", "learning_rate", "gradient_norm", "images_per_second")
+_SHOWN += ("bad_photos", "skipped_steps")
 
 
 class Reports:
@@ -51,7 +52,7 @@ class Reports:
         """
         results = np.stack([result.numpy() for result in self.results])
         watched = self._trainer.watched()
-        self._refuse_nonfinite(step, results, watched["weight_norm"])
+        self._refuse_nonfinite(step, results, watched)
         norms = results[np.isfinite(results[:, GRADIENT_NORM]), GRADIENT_NORM]
         seconds = time.monotonic() - self._start
         batch_size, photos = self._trainer.training.batch_size, results[:, PHOTOS].sum()
@@ -63,10 +64,13 @@ class Reports:
         }
         if norms.size:  # else float16 left out all these steps
             values["gradient_norm"] = norms.mean()
+        if norms.size < len(results):
+            values["skipped_steps"] = len(results) - norms.size
         if photos < len(results) * batch_size:
             values["bad_photos"] = len(results) * batch_size - photos
             for i in np.flatnonzero(results[:, PHOTOS] < batch_size):
-                for fault in self._photos.faults_of_step(step - len(results) + int(i)):
+                faults = self._photos.faults_of_step(step - len(results) + int(i))
+                for fault in faults or ["photos that could not be read at the time"]:
                     log.warning("left out: %s", fault)
         if self._timed:
             values["images_per_second"] = self._timed * batch_size / seconds
@@ -82,7 +86,13 @@ class Reports:
         self.results = []
         self.restart_clock()
 
-    def _refuse_nonfinite(self, step: int, results: np.ndarray, weight_norm: float) -> None:
+    def _refuse_nonfinite(self, step: int, results: np.ndarray, watched: dict) -> None:
+        weight_norm, scale = watched["weight_norm"], watched.get("loss_scale", 1.0)
+        if scale < 1:
+            raise FloatingPointError(
+                f"step {step}: float16 gradients are not finite even with a loss scale of {scale}; "
+                "use --precision=bfloat16 or float32 in another --logdir, with --init_from this one"
+            )
         losses, norms = results[:, LOSS], results[:, GRADIENT_NORM]
         bad = ~np.isfinite(losses)
         if self._trainer.training.precision != "float16":  # which leaves such a step out

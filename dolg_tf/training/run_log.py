@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
+import math
 import pathlib
 
 import tensorflow as tf
@@ -12,6 +14,8 @@ from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 # What may differ between two starts of one run without making it another run.
@@ -25,6 +29,17 @@ _MAY_CHANGE = (
     "restore",
     "profile_steps",
     "retrieval_image_root",
+)
+# What may be changed to save a run that met a bad record, a loss that is not finite, or a device
+# that is too small; it is said aloud.
+_MAY_BE_MENDED = (
+    "skip_bad_records",
+    "initial_lr",
+    "clip_norm",
+    "accumulate",
+    "jit_compile",
+    "train_file_pattern",
+    "validation_file_pattern",
 )
 
 
@@ -48,20 +63,38 @@ def lock_run(logdir: pathlib.Path):
     return file
 
 
-def check_run(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
-    """Makes sure that the run directory holds no other run.
+def check_run(
+    model: DolgConfig, data: DataConfig, training: TrainingConfig, landmarks: str | None
+) -> None:
+    """Makes sure that the run directory holds no other run; one without checkpoint is none.
+
+    Args:
+      model, data, training: the recipe.
+      landmarks: `landmarks_sha256` of the training records.
 
     Raises:
-      InputError: naming the first flag that differs from the run that is there.
+      InputError: naming the first flag that differs from the run that is there, or when its
+        records had other landmarks.
     """
     logdir = pathlib.Path(training.logdir)
-    if not (logdir / "config.json").exists():
+    saved = (logdir / "checkpoints" / "checkpoint").exists()
+    if not saved or not (logdir / "config.json").exists():
         return
     before = files.read_json(logdir / "config.json", FORMAT_VERSION)
+    trained_on = before.get("landmarks_sha256")
+    if trained_on and landmarks and trained_on != landmarks:
+        raise InputError(
+            f"{logdir} was trained on other landmarks than relabeling.csv beside "
+            f"{data.train_file_pattern!r} lists; give another --logdir"
+        )
     for section, values in _sections(model, data, training).items():
         for name, value in values.items():
             was = before.get(section, {}).get(name)
-            if was != value and name not in _MAY_CHANGE:
+            if was == value or name in _MAY_CHANGE:
+                continue
+            if name in _MAY_BE_MENDED:
+                log.warning("--%s was %s, and is %s from here on", name, was, value)
+            else:
                 raise InputError(
                     f"{logdir} holds a run with --{name}={was}, not {value}; give another "
                     "--logdir, or remove that run"
@@ -109,11 +142,8 @@ class RunLog:
             return
         path = self._path
         if path.exists():
-            # The last line may be half written.
-            lines = [
-                line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
-            ]
-            files.write_text(path, "".join(x for x in lines if json.loads(x)["step"] <= step))
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            files.write_text(path, "".join(line for line in lines if _step_of(line) <= step))
         self._writer = tf.summary.create_file_writer(str(logdir / "tensorboard"))
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -158,3 +188,11 @@ class RunLog:
         if self._writer is not None:
             with self._writing():
                 self._writer.close()
+
+
+def _step_of(line: str) -> float:
+    """Returns the step of a line of metrics.jsonl; infinity of one that was not written whole."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf

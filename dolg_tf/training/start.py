@@ -59,13 +59,13 @@ def initialize(trainer: Trainer, landmarks: str | None) -> None:
     if not training.init_from:
         load_backbone(trainer.network, training.backbone_weights)
     else:
-        source, _, _ = load_dolg(training.init_from)
+        source, _, provenance = load_dolg(training.init_from)
         # By path, since layers that are not trained come last in `weights`.
         values = {variable.path: variable.numpy() for variable in source.variables}
         for variable in trainer.network.variables:
             variable.assign(values[variable.path])
         head = _take_head(trainer, landmarks)
-        log.info("weights from %s; class head: %s", training.init_from, head)
+        log.info("weights from %s %s; class head: %s", training.init_from, provenance, head)
     trainer.reset_averages()
 
 

@@ -85,7 +85,7 @@ class Trainer:
         """Returns pairs of a moving average and the variable that it follows."""
         return [
             (tf.Variable(variable.value, trainable=False), variable)
-            for variable in self.network.variables
+            for variable in [*self.network.variables, *self.head.trainable_variables]
         ]
 
     def state(self) -> dict:

@@ -144,7 +144,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
         _overfit(trainer, photos, min(training.max_steps or OVERFIT_STEPS, OVERFIT_STEPS))
         return logdir
     with lock_run(logdir) if chief else contextlib.nullcontext():
-        check_run(model, data, training)
+        check_run(model, data, training, landmarks)
         trainer = make_trainer()
         checkpoints = Checkpoints(logdir, trainer.state(), training.keep_checkpoints, chief)
         if checkpoints.restore(training.restore):
@@ -223,7 +223,8 @@ def _loop(run: _Run, stop: _Stop) -> None:
             result.numpy()  # so that it is done
             tf.profiler.experimental.stop()
             profiling = False
-        validating = not leaving and (step == run.last or step % validate_every == 0)
+        due = step % validate_every == 0 and not leaving
+        validating = due or step == run.last
         saving = leaving or step == run.last or step % training.checkpoint_every == 0
         if saving or validating or step % training.log_every == 0:
             run.reports.report(step)

@@ -23,13 +23,17 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     try:
         for batch in distribute(trainer.strategy, make):
             sums += trainer.validation_step(batch).numpy()
-    except LOST:  # another worker's fault, for which no record need be looked through
+    except (*LOST, tf.errors.ResourceExhaustedError):  # no record's fault: none is looked through
         raise
     except tf.errors.OpError as error:
         raise describe_validation(error, data) from error
     if not sums[2]:
         raise InputError(f"{data.validation_file_pattern!r}: none of the photos can be used")
-    return {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
+    values = {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
+    total = validation_dataset(data, trainer.training.batch_size)[1]
+    if sums[2] < total:
+        values["bad_photos"] = total - sums[2]
+    return values
 
 
 def attention_pictures(trainer: Trainer, images) -> np.ndarray | None:

@@ -75,6 +75,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken_when_asked(tmp
         checkpoints.restore()
     assert checkpoints.restore("previous")
     assert int(state["step"]) == 1
+    state["step"].assign(3)
+    checkpoints.save()
+    assert checkpoints.restore("previous") and int(state["step"]) == 1  # 2 is forgotten
 
 
 def test_the_one_before_is_asked_for_in_vain(tmp_path):

@@ -131,3 +131,11 @@ def test_one_batch_is_learnt_by_heart_or_the_check_fails(data, tmp_path, caplog)
     with pytest.raises(InputError, match=r"--overfit_batch: the loss went from .*, not to a tenth"):
         train(MODEL, data, recipe(tmp_path, overfit_batch=True, max_steps=5, initial_lr=1e-9))
     assert not list(tmp_path.iterdir())
+
+
+def test_float16_that_overflows_at_any_scale_stops(tmp_path):
+    reports = _reports(tmp_path, precision="float16")
+    reports._trainer.watched = lambda: {"weight_norm": 1.0, "loss_scale": 0.5}
+    reports.add(_result(norm=float("inf")), waited=0.0)
+    with pytest.raises(FloatingPointError, match=r"not finite even with a loss scale of 0\.5"):
+        reports.report(1)

@@ -19,7 +19,7 @@ from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, read_config
 from dolg_tf.training import trainer as trainer_module
 from dolg_tf.training.distribution import make_strategy
-from dolg_tf.training.run_log import write_run
+from dolg_tf.training.run_log import check_run, write_run
 from dolg_tf.training.start import initialize
 from dolg_tf.training.steps import HITS, LOSS, Trainer
 from dolg_tf.training.trainer import train
@@ -58,8 +58,8 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resuming(data, tmp_path):
 
 def test_another_run_in_the_same_directory_is_refused(data, tmp_path):
     train(MODEL, data, recipe(tmp_path, max_steps=1))
-    with pytest.raises(InputError, match=r"holds a run with --initial_lr=0\.02, not 0\.1"):
-        train(MODEL, data, recipe(tmp_path, initial_lr=0.1))
+    with pytest.raises(InputError, match=r"holds a run with --margin=0\.15, not 0\.3"):
+        train(MODEL, data, recipe(tmp_path, margin=0.3))
     with pytest.raises(InputError, match="holds a run with --multi_atrous=True, not False"):
         train(dataclasses.replace(MODEL, multi_atrous=False), data, recipe(tmp_path))
 
@@ -217,3 +217,16 @@ def test_the_number_of_classes_is_that_of_the_records(data, tmp_path):
 def test_the_written_flags_go_on_from_the_latest_checkpoint(data, tmp_path):
     write_run(MODEL, data, recipe(tmp_path, restore="previous"), None)
     assert "--restore=latest\n" in (tmp_path / "flags.txt").read_text()
+
+
+def test_a_run_may_be_mended_but_keeps_its_landmarks(data, tmp_path, caplog):
+    write_run(MODEL, data, recipe(tmp_path), "a")
+    check_run(MODEL, data, recipe(tmp_path, margin=0.4), "b")  # no checkpoint yet: no run
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint").touch()
+    skipping = dataclasses.replace(data, skip_bad_records=True)
+    check_run(MODEL, skipping, recipe(tmp_path, accumulate=2), "a")
+    assert "--skip_bad_records was False, and is True from here on" in caplog.text
+    assert "--accumulate was 1, and is 2 from here on" in caplog.text
+    with pytest.raises(InputError, match="was trained on other landmarks"):
+        check_run(MODEL, data, recipe(tmp_path), "b")
