@@ -264,3 +264,8 @@ class TrainingConfig:
             )
         if self.sync_batch_norm and self.freeze_batch_norm:
             raise InputError("--sync_batch_norm and --freeze_batch_norm exclude one another")
+        if self.jit_compile and self.deterministic:
+            raise InputError(
+                "--jit_compile and --deterministic exclude one another: XLA's gradient of max "
+                "pooling is not deterministic"
+            )

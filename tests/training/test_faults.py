@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from processes import Process, run
+from tensorflow.python.framework.config import disable_op_determinism
 from tiny import MODEL, metrics, recipe
 
 from dolg_tf.config import InputError
@@ -30,6 +31,13 @@ sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
 _RATES = ("images_per_second", "input_wait")  # of the machine, not of the run
+
+
+@pytest.fixture(autouse=True)
+def _determinism_ends_with_the_test():
+    """A run switches it on for its process; XLA, which other tests use, cannot do with it."""
+    yield
+    disable_op_determinism()
 
 
 def _curve(logdir):

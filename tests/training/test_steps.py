@@ -162,3 +162,5 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         _trainer(accumulate=3)
     with pytest.raises(InputError, match="exclude one another"):
         dataclasses.replace(recipe(""), sync_batch_norm=True, freeze_batch_norm=True)
+    with pytest.raises(InputError, match="--jit_compile and --deterministic exclude one another"):
+        dataclasses.replace(recipe(""), jit_compile=True, deterministic=True)
