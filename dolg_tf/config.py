@@ -31,6 +31,17 @@ def option(help: str, default=dataclasses.MISSING, *, unit: str = "", choices: S
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def at_least(config, **least: int) -> None:
+    """Holds options of a configuration against their least values.
+
+    Raises:
+      InputError: naming the first option below.
+    """
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise InputError(f"--{name}={getattr(config, name)} must be at least {low}")
+
+
 # --- dataclasses <-> JSON ------------------------------------------------------------
 
 

@@ -1,12 +1,14 @@
 """Files that are either whole or not there, and JSON with a format version."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 from dolg_tf.config import InputError
 
@@ -71,6 +73,29 @@ def read_json(path: Path, format_version: int | None = None):
                 "install the release that wrote it, or write it again"
             )
     return value
+
+
+def lock(path: Path, taken: str) -> IO:
+    """Returns an open file that no other process can lock until it is closed.
+
+    The lock goes with the process, however it ends; the empty file stays.
+
+    Args:
+      path: of the file; its folder is made.
+      taken: what to say when another process has it.
+
+    Raises:
+      InputError: when another process has it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(taken) from error
+    return file
 
 
 def inside(folder: Path, name: str) -> pathlib.Path:

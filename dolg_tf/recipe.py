@@ -5,7 +5,7 @@ No TensorFlow here, as in `config`.
 
 import dataclasses
 
-from dolg_tf.config import InputError, option
+from dolg_tf.config import InputError, at_least, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,9 @@ class DolgConfig:
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
-        if self.descriptor_size < 1:
-            raise InputError(f"--descriptor_size={self.descriptor_size} must be at least 1")
+        at_least(self, descriptor_size=1, local_channels=0)
         if self.gem_p <= 0:
             raise InputError(f"--gem_p={self.gem_p} must be above 0")
-        if self.local_channels < 0:
-            raise InputError(f"--local_channels={self.local_channels} must be at least 0")
         if self.multi_atrous and (not self.dilations or min(self.dilations) < 1):
             raise InputError(
                 f"--dilations={self.dilations} must be one or more numbers, each at least 1"
@@ -118,8 +115,7 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        if self.image_size < 32:
-            raise InputError(f"--image_size={self.image_size} must be at least 32")
+        at_least(self, image_size=32)
         if self.num_classes < 2 and self.num_classes != 0:
             raise InputError(f"--num_classes={self.num_classes} must be at least 2, or 0")
         if not 0 < self.crop_area_min <= 1:
@@ -223,28 +219,23 @@ class TrainingConfig:
     )
 
     def __post_init__(self):
-        for name in (
-            "batch_size",
-            "accumulate",
-            "epochs",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "sub_centers",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}={getattr(self, name)} must be at least 1")
-        for name in (
-            "max_steps",
-            "warmup_epochs",
-            "weight_decay",
-            "clip_norm",
-            "validate_every",
-            "margin_range",
-            "retrieval_image_size",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name}={getattr(self, name)} must be at least 0")
+        at_least(
+            self,
+            batch_size=1,
+            accumulate=1,
+            epochs=1,
+            log_every=1,
+            checkpoint_every=1,
+            keep_checkpoints=1,
+            sub_centers=1,
+            max_steps=0,
+            warmup_epochs=0,
+            weight_decay=0,
+            clip_norm=0,
+            validate_every=0,
+            margin_range=0,
+            retrieval_image_size=0,
+        )
         for name in ("ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name}={getattr(self, name)} must be at least 0 and below 1")

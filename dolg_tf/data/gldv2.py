@@ -17,14 +17,11 @@ would be left out; nothing is lost of the others. A disk that cannot be read sto
 """
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -71,8 +68,7 @@ class RecordsConfig(ListsConfig):
             raise InputError(
                 f"--validation_fraction={self.validation_fraction} must be at least 0 and below 1"
             )
-        if self.processes < 0:
-            raise InputError(f"--processes={self.processes} must be at least 0")
+        config.at_least(self, processes=0)
 
     @property
     def in_tars(self) -> bool:
@@ -159,25 +155,6 @@ def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dic
 # --- building -----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _lock(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of unfinished work, which no other builder uses meanwhile.
-
-    The lock ends with this process, however it ends.
-    """
-    building = output / _BUILDING
-    building.mkdir(parents=True, exist_ok=True)
-    with (building / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process is building records in {output}; wait for it, or choose another "
-                "--output_dir"
-            ) from error
-        yield building
-
-
 def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None:
     """Notes what is built here, and clears away what a killed run left half done.
 
@@ -241,7 +218,7 @@ def _summarise(plan: list[_Planned], photos: PhotoTable, identity: dict) -> tupl
 def _write_odd(plan: list[_Planned], path: pathlib.Path) -> None:
     """Joins the lists of odd photos, file by file, under one header."""
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(b"id\tpath\tkind\tdetail\n")
+        file.write(shards.ODD_HEADER.encode())
         for planned in plan:
             with pathlib.Path(f"{planned.path}.tsv").open("rb") as part:
                 shutil.copyfileobj(part, file)
@@ -274,7 +251,12 @@ def _report(summary: dict, output: pathlib.Path) -> None:
 
 def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identity: dict) -> dict:
     output = pathlib.Path(settings.output_dir)
-    with _lock(output) as building:
+    building = output / _BUILDING
+    taken = (
+        f"another process is building records in {output}; wait for it, or choose another "
+        "--output_dir"
+    )
+    with files.lock(building / "lock", taken):
         summary = _finished(output, identity)
         if summary is not None:  # by another builder, a moment ago
             shutil.rmtree(building)

@@ -1,6 +1,6 @@
 """What is wrong with records, in words: asked only once something went wrong, so it may be slow."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
@@ -37,12 +37,15 @@ def _fault(index: records.RecordIndex, number: int, num_classes: int) -> str | N
     return None
 
 
-def find_faults(index: records.RecordIndex, numbers: Iterable[int], num_classes: int) -> list[str]:
-    """Returns the fault of each of the records that has one."""
+def find_faults(
+    index: records.RecordIndex, numbers: Iterable[int], num_classes: int
+) -> Iterator[str]:
+    """Yields the fault of each of the records that has one; those behind are not read ahead."""
     found = (_fault(index, number, num_classes) for number in numbers)
-    return [fault for fault in found if fault]
+    return (fault for fault in found if fault)
 
 
-def explain(error: Exception, faults: list[str]) -> Exception:
+def explain(error: Exception, faults: Iterable[str]) -> Exception:
     """Returns an InputError of the first fault; `error` itself when there is none."""
-    return InputError(f"{faults[0]}, or give --skip_bad_records") if faults else error
+    first = next(iter(faults), None)
+    return InputError(f"{first}, or give --skip_bad_records") if first else error

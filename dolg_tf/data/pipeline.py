@@ -6,7 +6,7 @@ the batch of a step depends on nothing but the seed and the step. No Python runs
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -122,13 +122,11 @@ class TrainingInput:
 
     def ids_of_step(self, step: int) -> list[str]:
         """Returns the image ids of a step's batch; "FILE, record N" for one that has none."""
-        numbers = self.photos_of_step(step)[0].numpy().tolist()
-        return [photo_faults.image_id(self._index, number) for number in numbers]
+        return [photo_faults.image_id(self._index, number) for number in self._numbers(step)]
 
     def faults_of_step(self, step: int) -> list[str]:
         """Returns what is wrong with records of a step's batch: the place and the fault of each."""
-        numbers = self.photos_of_step(step)[0].numpy().tolist()
-        return photo_faults.find_faults(self._index, numbers, self._data.num_classes)
+        return list(self._faults(step))
 
     def describe(self, error: Exception, step: int) -> Exception:
         """Returns an InputError that names the file and record behind a failed step.
@@ -140,7 +138,14 @@ class TrainingInput:
         Returns:
           `error` itself when no record of the step is at fault.
         """
-        return photo_faults.explain(error, self.faults_of_step(step))
+        return photo_faults.explain(error, self._faults(step))
+
+    def _numbers(self, step: int) -> list[int]:
+        return self.photos_of_step(step)[0].numpy().tolist()
+
+    def _faults(self, step: int) -> Iterator[str]:
+        numbers = self._numbers(step)
+        return photo_faults.find_faults(self._index, numbers, self._data.num_classes)
 
 
 @functools.lru_cache(maxsize=1)  # a run validates often, and the headers are many

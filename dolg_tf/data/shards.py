@@ -23,6 +23,7 @@ LEFT_OUT = ("missing", "corrupt", "unsupported")
 ENCODED_AGAIN = ("non_jpeg", "grey", "cmyk")
 KINDS = (*LEFT_OUT, *ENCODED_AGAIN, "exif_rotated")  # of odd photos
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind the first
+ODD_HEADER = "id\tpath\tkind\tdetail\n"  # of the list of odd photos
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
@@ -53,6 +54,13 @@ class Encoded(NamedTuple):
     kind: str  # one of ENCODED_AGAIN; empty: these are the photo's own bytes
     source: str  # what it was: "PNG RGBA"
     orientation: int  # EXIF's, 1 to 8; above 1 the photo is shown turned or mirrored
+
+    def oddities(self) -> Iterator[tuple[str, str]]:
+        """Yields kind and detail of what is odd about the photo."""
+        if self.kind:
+            yield self.kind, self.source
+        if self.orientation > 1:
+            yield "exif_rotated", f"orientation {self.orientation}"
 
 
 class UnusablePhoto(ValueError):
@@ -168,10 +176,8 @@ def _examples(shard: Shard, notes: _Notes) -> Iterator[bytes]:
                 ) from error
             notes.add(photo, error.kind, error.reason)
             continue
-        if encoded.kind:
-            notes.add(photo, encoded.kind, encoded.source)
-        if encoded.orientation > 1:
-            notes.add(photo, "exif_rotated", f"orientation {encoded.orientation}")
+        for kind, detail in encoded.oddities():
+            notes.add(photo, kind, detail)
         size = (encoded.height, encoded.width)
         yield records.encode(encoded.jpeg, photo.id, *size, photo.label)
 

@@ -104,10 +104,8 @@ class _Convert(beam.DoFn):
                 raise InputError(f"{photo.path}: {what} (image {photo.id}; strict)") from error
             yield odd(error.kind, error.reason)
             return
-        if encoded.kind:
-            yield odd(encoded.kind, encoded.source)
-        if encoded.orientation > 1:
-            yield odd("exif_rotated", f"orientation {encoded.orientation}")
+        for kind, detail in encoded.oddities():
+            yield odd(kind, detail)
         split = "validation" if self._in_validation[number] else "train"
         image = {
             "channels": 3,
@@ -214,8 +212,7 @@ class DolgLandmarks(tfds.core.GeneratorBasedBuilder):
             (self.data_path / _TARS).rmtree()
         if odd:
             lines = [shards.odd_line(photos[number], *what) for number, *what in odd]
-            header = "id\tpath\tkind\tdetail\n"
-            (self.data_path / "odd_photos.tsv").write_text(header + "".join(lines))
+            (self.data_path / "odd_photos.tsv").write_text(shards.ODD_HEADER + "".join(lines))
         used = ~in_validation
         left_out = [number for number, kind, _ in odd if kind in shards.LEFT_OUT]
         used[np.array(left_out, int)] = False

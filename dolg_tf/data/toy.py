@@ -27,7 +27,7 @@ import numpy as np
 
 from dolg_tf import config as config_lib
 from dolg_tf import files, progress
-from dolg_tf.config import InputError, option
+from dolg_tf.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +62,16 @@ class ToyConfig:
     processes: int = option("processes that render; 0: one for each core", 0, unit="processes")
 
     def __post_init__(self):
-        least = {
-            "landmarks": 2,
-            "unseen_landmarks": 1,
-            "photos_per_landmark": 1,
-            "index_per_landmark": 3,
-            "queries_per_landmark": 1,
-            "seed": 0,
-            "processes": 0,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"--{name}={getattr(self, name)} must be at least {low}")
+        at_least(
+            self,
+            landmarks=2,
+            unseen_landmarks=1,
+            photos_per_landmark=1,
+            index_per_landmark=3,
+            queries_per_landmark=1,
+            seed=0,
+            processes=0,
+        )
         if not 48 <= self.size <= 1024:
             raise InputError(f"--size={self.size} must be 48 to 1024 pixels")
 

@@ -66,9 +66,7 @@ class VerifyConfig:
     processes: int = option("how many work at once; 0: one for each core", 0)
 
     def __post_init__(self):
-        for name in ("num_classes", "processes"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name}={getattr(self, name)} must be at least 0")
+        config.at_least(self, num_classes=0, processes=0)
 
 
 class Fault(NamedTuple):

@@ -17,6 +17,7 @@ from dolg_tf.recipe import DolgConfig
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.weights.h5"
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what follows a variable's name in a checkpoint
 
 
 def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, provenance: dict) -> None:
@@ -152,33 +153,17 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
         raise InputError(f"{found} does not fit {path / 'config.json'}: {error}") from error
-    step = int(tf.train.load_variable(found, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+    step = int(tf.train.load_variable(found, f"step{VALUE}"))
     return {"source": "training", "run": path.name, "step": step, "weights": weights}
 
 
-def load_head(path: files.Path, num_classes: int, landmarks: str | None) -> dict | None:
-    """Returns the variables of the class head of a run's latest checkpoint, by name.
-
-    Args:
-      path: a model or run directory.
-      num_classes: of the head that wants them.
-      landmarks: sha256 of the list of landmarks that its labels stand for; None: unknown.
-
-    Returns:
-      Arrays by name; None when the directory is a model directory, or the run had other classes.
-    """
+def load_head(path: files.Path) -> dict:
+    """Returns the variables of the class head of a run's latest checkpoint, arrays by name."""
     import tensorflow as tf
 
-    _, values = read_config(path)
-    if "training" not in values or values["data"]["num_classes"] != num_classes:
-        return None
-    before = values.get("landmarks_sha256")
-    if before and landmarks and before != landmarks:
-        return None
     reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), "latest"))
-    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     return {
-        name.removeprefix("head/").removesuffix(suffix): reader.get_tensor(name)
+        name.removeprefix("head/").removesuffix(VALUE): reader.get_tensor(name)
         for name in reader.get_variable_to_shape_map()
         if name.startswith("head/")
     }

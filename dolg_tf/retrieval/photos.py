@@ -8,7 +8,7 @@ import os
 import pathlib
 
 from dolg_tf import files
-from dolg_tf.config import InputError, option
+from dolg_tf.config import InputError, at_least, option
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,7 @@ class PhotosConfig:
     def __post_init__(self):
         if self.subset not in ("", "query", "index"):
             raise InputError(f"--subset={self.subset} must be query or index")
-        for name, least in (("max_side", 0), ("batch_size", 1), ("max_bad", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}={getattr(self, name)} must be at least {least}")
+        at_least(self, max_side=0, batch_size=1, max_bad=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.modeling.model_dir import VALUE
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + _SUFFIX)
+_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + VALUE)
 
 
 class Checkpoints:
@@ -119,13 +119,13 @@ class Checkpoints:
             entries = value.items() if isinstance(value, dict) else [(None, value)]
             for name, variable in entries:
                 key = section if name is None else f"{section}/{_escaped(name)}"
-                needed[key + _SUFFIX] = variable.shape.as_list()
+                needed[key + VALUE] = variable.shape.as_list()
         stored = {name: shape for name, shape in stored.items() if name not in _BOOKKEEPING}
         for name in sorted(needed.keys() | stored.keys()):
             was, now = stored.get(name), needed.get(name)
             if was != now:
                 raise InputError(
-                    f"{path} does not fit this run: {name.removesuffix(_SUFFIX)} is "
+                    f"{path} does not fit this run: {name.removesuffix(VALUE)} is "
                     f"{_shape(was)} in the checkpoint, {_shape(now)} in this run; give another "
                     "--logdir, or the flags of the run's flags.txt"
                 )

@@ -16,8 +16,15 @@ from dolg_tf.training.steps import GRADIENT_NORM, HITS, LOSS, PHOTOS, Trainer
 log = logging.getLogger(__name__)
 
 _STARVED = 0.5  # share of the time spent waiting for photos that is worth a word
-_SHOWN = ("loss", "accuracy", "learning_rate", "gradient_norm", "images_per_second")
-_SHOWN += ("bad_photos", "skipped_steps")
+_SHOWN = (
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "gradient_norm",
+    "images_per_second",
+    "bad_photos",
+    "skipped_steps",
+)
 
 
 class Reports:

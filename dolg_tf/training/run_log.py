@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import math
@@ -46,21 +45,11 @@ _MAY_BE_MENDED = (
 def lock_run(logdir: pathlib.Path):
     """Keeps other processes from training in the run directory while the returned file is open.
 
-    The lock goes with the process, however it ends; the empty file stays.
-
     Raises:
       InputError: when another process has it.
     """
-    logdir.mkdir(parents=True, exist_ok=True)
-    file = (logdir / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(
-            f"another process is training in {logdir}; wait for it, or give another --logdir"
-        ) from error
-    return file
+    taken = f"another process is training in {logdir}; wait for it, or give another --logdir"
+    return files.lock(logdir / ".lock", taken)
 
 
 def check_run(

@@ -82,15 +82,16 @@ def _take_head(trainer: Trainer, landmarks: str | None) -> str:
     theirs = values["data"]["num_classes"]
     if theirs != ours:
         return f"random, this run has {ours} classes and that one {theirs}"
-    stored = load_head(init_from, ours, landmarks)
-    if stored is None:
+    before = values.get("landmarks_sha256")
+    if before and landmarks and before != landmarks:
         return f"random, the {ours} classes are other landmarks (relabeling.csv differs)"
+    stored = load_head(init_from)
     needed = {variable.name: variable for variable in trainer.head.variables}
     shapes = {name: tuple(variable.shape) for name, variable in needed.items()}
     if shapes != {name: tuple(value.shape) for name, value in stored.items()}:
         return "random, that one's is of another --loss or --sub_centers"
     for name, variable in needed.items():
         variable.assign(stored[name])
-    if landmarks and values.get("landmarks_sha256"):
+    if landmarks and before:
         return "taken too, the landmarks are the same"
     return f"taken too, of {ours} classes; no relabeling.csv tells whether they are the same"

@@ -1,7 +1,6 @@
 """One step of training and one of validation, on all replicas."""
 
 import contextlib
-import logging
 
 import keras
 import tensorflow as tf
@@ -12,8 +11,6 @@ from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
-
-log = logging.getLogger(__name__)
 
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 # What a training step returns, summed over the global batch; `stop` counts the replicas whose
@@ -44,7 +41,7 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         class_counts=None,
     ):
-        self.model, self.training, self.strategy = model, training, strategy
+        self.training, self.strategy = training, strategy
         replicas = strategy.num_replicas_in_sync
         if training.batch_size % (replicas * training.accumulate):
             raise InputError(
@@ -204,14 +201,10 @@ class Trainer:
         with tf.GradientTape() as tape:
             cosines = self.head(self.network(images, training=True))
             logits = self.head.logits(cosines, labels, weights, training=True)
-            losses = weights * keras.ops.sparse_categorical_crossentropy(
-                labels, logits, from_logits=True
-            )
-            loss = tf.reduce_sum(losses) / self.training.batch_size
+            loss = _weighted_loss(labels, logits, weights) / self.training.batch_size
             scaled = loss if self._scale is None else loss * self._scale.value
         gradients = tape.gradient(scaled, [variable.value for variable in self.variables])
-        hits = tf.cast(tf.argmax(cosines, axis=1, output_type=tf.int32) == labels, tf.float32)
-        sums = tf.stack([loss, tf.reduce_sum(hits * weights), tf.reduce_sum(weights)])
+        sums = tf.stack([loss, _weighted_hits(labels, cosines, weights), tf.reduce_sum(weights)])
         return sums, gradients
 
     def _replica_reduce(self, images, labels, weights, stop):
@@ -243,13 +236,23 @@ class Trainer:
 
         def replica_step(images, labels, weights):
             cosines = self.head(self.network(images, training=False))
-            losses = keras.ops.sparse_categorical_crossentropy(
-                labels, self.training.scale * cosines, from_logits=True
-            )
-            hits = tf.cast(tf.argmax(cosines, axis=1, output_type=tf.int32) == labels, tf.float32)
-            return tf.stack([tf.reduce_sum(x * weights) for x in (losses, hits, weights)])
+            loss = _weighted_loss(labels, self.training.scale * cosines, weights)
+            hits = _weighted_hits(labels, cosines, weights)
+            return tf.stack([loss, hits, tf.reduce_sum(weights)])
 
         return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
+
+
+def _weighted_loss(labels, logits, weights) -> tf.Tensor:
+    """Returns the sum of the cross-entropies of the photos that count."""
+    losses = keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return tf.reduce_sum(weights * losses)
+
+
+def _weighted_hits(labels, cosines, weights) -> tf.Tensor:
+    """Returns how many photos that count have their largest cosine for their own class."""
+    hits = tf.argmax(cosines, axis=1, output_type=tf.int32) == labels
+    return tf.reduce_sum(weights * tf.cast(hits, tf.float32))
 
 
 def _set_batch_norms(network: keras.Model, training: TrainingConfig) -> None:

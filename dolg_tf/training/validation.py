@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from dolg_tf.config import InputError
 from dolg_tf.data.pipeline import describe_validation, validation_dataset
-from dolg_tf.modeling.dolg import intermediates
+from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.recipe import DataConfig
 from dolg_tf.training.distribution import LOST, distribute
 from dolg_tf.training.steps import Trainer
@@ -16,8 +16,12 @@ PICTURES = 4
 def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     """Returns loss and top-1 accuracy, both without margin, over the whole validation split."""
 
+    total = 0
+
     def make(*place):
-        return validation_dataset(data, trainer.training.batch_size, *place)[0]
+        nonlocal total
+        dataset, total = validation_dataset(data, trainer.training.batch_size, *place)
+        return dataset
 
     sums = np.zeros(3)
     try:
@@ -30,7 +34,6 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     if not sums[2]:
         raise InputError(f"{data.validation_file_pattern!r}: none of the photos can be used")
     values = {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
-    total = validation_dataset(data, trainer.training.batch_size)[1]
     if sums[2] < total:
         values["bad_photos"] = total - sums[2]
     return values
@@ -47,9 +50,9 @@ def attention_pictures(trainer: Trainer, images) -> np.ndarray | None:
       uint8 (B, H, 2 W, 3), white where the attention of the photo is largest; None for a network
       without local branch.
     """
-    results = intermediates(trainer.network)(images, training=False)
-    if "attention" not in results:
+    if not has_local_branch(trainer.network):
         return None
+    results = intermediates(trainer.network)(images, training=False)
     attention = tf.cast(results["attention"], tf.float32)
     attention /= tf.reduce_max(attention, axis=(1, 2, 3), keepdims=True) + 1e-9
     shape = tf.shape(images)
