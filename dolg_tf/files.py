@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -63,7 +64,7 @@ def read_json(path: Path, format_version: int | None = None):
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if format_version is not None:
         found = value.get("format_version") if isinstance(value, dict) else None
@@ -73,6 +74,12 @@ def read_json(path: Path, format_version: int | None = None):
                 "install the release that wrote it, or write it again"
             )
     return value
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal digits."""
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock(path: Path, taken: str) -> IO:
