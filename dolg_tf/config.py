@@ -59,23 +59,57 @@ def from_dict(cls: type, values: dict, source: str):
       source: where they were read, for the error.
 
     Raises:
-      InputError: on a field that `cls` does not know, or one it needs and is not there.
+      InputError: on a field that `cls` does not know, one it needs and is not there, or a value
+        that is not of its kind or none of its choices.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: {cls.__name__} is {values!r:.60}; it must be an object")
     hints = typing.get_type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{source}: unknown {cls.__name__} field {sorted(unknown)[0]!r}")
     kwargs = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value, source)
-        elif isinstance(value, list):
-            value = tuple(value)
-        kwargs[name] = value
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            value = _plain(hints[field.name], values[field.name], field.name, source)
+            choices = field.metadata.get("choices")
+            if choices and value not in choices:
+                raise InputError(
+                    f"{source}: {field.name} is {value!r:.60}; it must be one of "
+                    + ", ".join(choices)
+                )
+            kwargs[field.name] = value
     try:
         return cls(**kwargs)
-    except TypeError as error:
+    except InputError as error:
         raise InputError(f"{source}: {error}") from error
+    except TypeError as error:  # a field without default is missing
+        raise InputError(f"{source}: {error}") from error
+
+
+_KINDS = {  # what JSON may hold for a field's type: it writes 3.0 as 3, too
+    str: (str, "a string"),
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a finite number"),
+}
+
+
+def _plain(hint: type, value, name: str, source: str):
+    """Returns a JSON value as the type that its field has."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, source)
+    element = _element(hint)
+    if element is not None:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{source}: {name} is {value!r:.60}; it must be a list")
+        return tuple(_plain(element, item, name, source) for item in value)
+    kind, words = _KINDS[hint]
+    fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
+    # Neither NaN, nor infinite, nor a whole number too large for a float.
+    if not fits or (hint is float and not abs(value) <= sys.float_info.max):
+        raise InputError(f"{source}: {name} is {value!r:.60}; it must be {words}")
+    return value
 
 
 # --- dataclasses <-> flags -----------------------------------------------------------

@@ -53,6 +53,36 @@ def test_json_gives_the_config_again():
         configs.from_dict(DolgConfig, {"nonsense": 1}, "here")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1], r"here: DolgConfig is \[1\]; it must be an object"),
+        (None, "DolgConfig is None; it must be an object"),
+        ({"preprocessing": "bgr"}, "Preprocessing is 'bgr'; it must be an object"),
+        ({"dilations": "abc"}, "here: dilations is 'abc'; it must be a list"),
+        ({"dilations": [1, 2.5]}, "dilations is 2.5; it must be a whole number"),
+        ({"dilations": [1, [2]]}, r"dilations is \[2\]; it must be a whole number"),
+        ({"descriptor_size": True}, "descriptor_size is True; it must be a whole number"),
+        ({"descriptor_size": None}, "descriptor_size is None; it must be a whole number"),
+        ({"descriptor_size": -1}, "here: --descriptor_size=-1 must be at least 1"),
+        ({"multi_atrous": 1}, "multi_atrous is 1; it must be true or false"),
+        ({"backbone": 50}, "backbone is 50; it must be a string"),
+        ({"fusion": "none"}, "fusion is 'none'; it must be one of orthogonal, global_only"),
+        ({"gem_p": "3"}, "gem_p is '3'; it must be a finite number"),
+        ({"gem_p": float("inf")}, "gem_p is inf; it must be a finite number"),
+        ({"gem_p": 10**400}, "gem_p is 1000.*; it must be a finite number"),
+        ({"preprocessing": {"mean": [0, float("nan"), 0]}}, "mean is nan; it must be a finite"),
+    ],
+)
+def test_json_of_another_kind_is_named(values, message):
+    with pytest.raises(InputError, match=message):
+        configs.from_dict(DolgConfig, values, "here")
+
+
+def test_json_may_write_a_float_without_fraction():
+    assert configs.from_dict(DolgConfig, {"gem_p": 3}, "here") == DolgConfig(gem_p=3.0)
+
+
 def test_later_flags_override_the_flagfile():
     recipe = f"--flagfile={ROOT / 'configs' / 'r50.flags'}"
     training = _parse([DolgConfig, DataConfig, TrainingConfig], recipe, "--initial_lr=1")[2]
@@ -144,6 +174,7 @@ COMMANDS = [
             "retrieval.extract",
             "retrieval.colour_histogram",
             "evaluation.revisited",
+            "modeling.summary",
             "pipelines.quickstart",
         )
     ),

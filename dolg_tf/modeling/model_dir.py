@@ -4,15 +4,17 @@ config.json       {format_version, model, preprocessing, provenance}
 model.weights.h5  every variable of the network; the class head is not part of it
 """
 
+import hashlib
+import json
 import pathlib
 
-import h5py
 import keras
 
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.weights_file import check_finite, load_weights
 from dolg_tf.recipe import DolgConfig
 
 FORMAT_VERSION = 1
@@ -59,28 +61,31 @@ def load_dolg(
       The network, its configuration and its provenance.
 
     Raises:
-      InputError: when there is no such directory, its format is another, or its weights do not
-        fit its configuration.
+      InputError: when there is no such directory, its format is another, its weights do not
+        fit its configuration, or one of them is NaN or infinite.
     """
     path = pathlib.Path(path)
     config, values = read_config(path)
-    network = build_dolg(config)
+    network = _build(config, path / "config.json")
     if "training" in values:
         return network, config, _restore(network, path, checkpoint, weights)
     if weights != "raw":
         raise InputError(f"--weights={weights}: {path} is a model directory, it has only one kind")
-    file = path / _WEIGHTS
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; {path} is no complete model directory")
-    try:
-        # Keras passes over arrays that a network has no use for: count them.
-        stored, needed = _count_arrays(file), len(network.weights)
-        if stored != needed:
-            raise ValueError(f"{stored} arrays for {needed} variables")
-        network.load_weights(file)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{file} does not fit {path / 'config.json'}: {error}") from error
+    if not (path / _WEIGHTS).is_file():
+        raise InputError(f"{path / _WEIGHTS}: no such file; {path} is no complete model directory")
+    load_weights(network, path / _WEIGHTS)
     return network, config, values["provenance"]
+
+
+def _build(config: DolgConfig, source: pathlib.Path) -> keras.Model:
+    import tensorflow as tf
+
+    try:
+        return build_dolg(config)
+    except InputError:
+        raise
+    except (ValueError, tf.errors.ResourceExhaustedError) as error:  # enormous numbers
+        raise InputError(f"{source}: no network can be built of it: {error}") from error
 
 
 def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
@@ -94,21 +99,30 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
         raise InputError(f"{path} is no model or run directory: it holds no config.json")
     values = files.read_json(source, FORMAT_VERSION)
     run = "training" in values
-    for key in ("model", "data") if run else ("model", "preprocessing", "provenance"):
+    for key in ("model", "data", "training") if run else ("model", "preprocessing", "provenance"):
         if key not in values:
             raise InputError(f"{source} has no {key!r}")
+        if not isinstance(values[key], dict):
+            raise InputError(f"{source}: {key} is {values[key]!r:.60}; it must be an object")
     model = dict(values["model"])
     if not run:
         model["preprocessing"] = values["preprocessing"]
     return configs.from_dict(DolgConfig, model, str(source)), values
 
 
-def _count_arrays(weights: pathlib.Path) -> int:
-    """Returns how many arrays a weights file holds."""
-    arrays = []
-    with h5py.File(weights) as file:
-        file.visititems(lambda _, item: arrays.append(1) if hasattr(item, "shape") else None)
-    return len(arrays)
+def weights_hash(network: keras.Model, config: DolgConfig) -> str:
+    """Returns the SHA-256 of what decides a network's descriptors.
+
+    That is every variable's name, shape and bytes, in order, and the configuration: neither the
+    preprocessing nor a dilation shows in a variable.
+    """
+    model = json.dumps(configs.to_dict(config), sort_keys=True)
+    digest = hashlib.sha256(f"{model}\n".encode())
+    for variable in network.variables:
+        array = variable.numpy()
+        digest.update(f"{variable.path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def checkpoint_variables(network: keras.Model) -> dict:
@@ -153,15 +167,21 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
     except (ValueError, AssertionError, tf.errors.OpError) as error:
         raise InputError(f"{found} does not fit {path / 'config.json'}: {error}") from error
+    check_finite(network, found)
     step = int(tf.train.load_variable(found, f"step{VALUE}"))
     return {"source": "training", "run": path.name, "step": step, "weights": weights}
 
 
-def load_head(path: files.Path) -> dict:
-    """Returns the variables of the class head of a run's latest checkpoint, arrays by name."""
+def load_head(path: files.Path, checkpoint: str = "latest") -> dict:
+    """Returns the variables of the class head of a run, arrays by name.
+
+    Args:
+      path: run directory.
+      checkpoint: "latest" or "best".
+    """
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), "latest"))
+    reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), checkpoint))
     return {
         name.removeprefix("head/").removesuffix(VALUE): reader.get_tensor(name)
         for name in reader.get_variable_to_shape_map()

@@ -257,10 +257,3 @@ def test_mixed_precision_gives_float32_descriptors_near_the_others():
         np.sum(exact * rough, 1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
     )
     assert cosine.min() > 0.99
-
-
-def test_keras_saves_and_loads_it_in_safe_mode(tmp_path):
-    network, image = build_dolg(SMALL), _images(1, 64, 64, 3)
-    network.save(tmp_path / "dolg.keras")
-    loaded = keras.models.load_model(tmp_path / "dolg.keras", safe_mode=True)
-    np.testing.assert_allclose(loaded(image), network(image), rtol=1e-6)

@@ -1,13 +1,21 @@
 """The model directory: what is written is read, and nothing else is."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.model_dir import (
+    checkpoint_variables,
+    load_dolg,
+    read_config,
+    save_dolg,
+    weights_hash,
+)
 from dolg_tf.recipe import DolgConfig, Preprocessing
 
 CONFIG = DolgConfig(
@@ -88,13 +96,81 @@ def test_a_directory_that_does_not_fit_is_refused(network, tmp_path, change, mes
         load_dolg(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "format_version is None, this release reads 1"),
+        ('{"model": {}}', "format_version is None"),
+        ('{"format_version": "1"}', "format_version is '1'"),
+        ('{"format_version": 1, "model": null}', "model is None; it must be an object"),
+        (
+            '{"format_version": 1, "model": {}, "preprocessing": {}, "provenance": "web"}',
+            "provenance is 'web'; it must be an object",
+        ),
+        (
+            '{"format_version": 1, "model": {}, "preprocessing": [], "provenance": {}}',
+            r"preprocessing is \[\]; it must be an object",
+        ),
+        (
+            '{"format_version": 1, "model": {"gem_p": NaN}, "preprocessing": {}, "provenance": {}}',
+            "gem_p is nan; it must be a finite number",
+        ),
+        ('{"format_version": 1, "model": {}, "data": {}, "training": 1}', "training is 1"),
+    ],
+)
+def test_a_config_of_another_kind_is_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_config(tmp_path)
+
+
+def test_a_network_too_large_for_any_machine_is_refused(tmp_path):
+    model = {"backbone": "resnet17_small", "descriptor_size": 10**30}
+    values = {"format_version": 1, "model": model, "preprocessing": {}, "provenance": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
+        load_dolg(tmp_path)
+
+
+def test_the_hash_tells_networks_apart(network):
+    def changed(**change):
+        return weights_hash(network, dataclasses.replace(CONFIG, **change))
+
+    first = changed()
+    assert len(first) == 64 and first == changed()
+    assert first != changed(preprocessing=Preprocessing(channel_order="rgb"))
+    assert first != changed(dilations=(1, 3))
+    variable = network.get_layer("descriptor").bias
+    variable.assign(variable + 1e-6)
+    assert first != changed()
+    variable.assign(variable - 1e-6)
+
+
+def test_a_run_of_nan_is_refused(network, tmp_path):
+    bias = network.get_layer("descriptor").bias
+    before = bias.numpy()
+    bias.assign(np.full(16, np.inf))
+    state = {"network": checkpoint_variables(network), "step": tf.Variable(7)}
+    tf.train.CheckpointManager(
+        tf.train.Checkpoint(**state), str(tmp_path / "checkpoints"), max_to_keep=1
+    ).save()
+    bias.assign(before)
+    model = dataclasses.asdict(CONFIG)
+    values = {"format_version": 1, "model": model, "data": {}, "training": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"ckpt-1: descriptor/bias holds NaN or infinity"):
+        load_dolg(tmp_path)
+
+
 def test_missing_and_damaged_files_are_named(network, tmp_path):
     with pytest.raises(InputError, match="is no model or run directory"):
         load_dolg(tmp_path)
     save_dolg(network, CONFIG, tmp_path / "model", {})
     weights = tmp_path / "model" / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"model\.weights\.h5 does not fit"):
+    with pytest.raises(InputError, match=r"model\.weights\.h5 is no HDF5 file of weights, or dam"):
         load_dolg(tmp_path / "model")
     weights.unlink()
     with pytest.raises(InputError, match="no complete model directory"):

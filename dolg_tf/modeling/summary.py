@@ -1,0 +1,214 @@
+"""Says what a network on disk is: its parts, its size, its arithmetic, where it comes from."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+from dolg_tf import config as configs
+from dolg_tf.config import at_least
+from dolg_tf.recipe import DolgConfig
+
+# Part of the network that each layer of `build_dolg` belongs to.
+_PARTS = {
+    "image": "preprocessing",
+    "normalization": "preprocessing",
+    "backbone": "backbone",
+    "p4": "backbone",
+    "p5": "backbone",
+    "multi_atrous": "multi-atrous",
+    "local": "local features",
+    "gem": "global branch",
+    "global_conv": "global branch",
+    "global_norm": "global branch",
+    "global_silu": "global branch",
+    "global": "global branch",
+    "fused": "fusion",
+    "neck_linear": "descriptor",
+    "neck_norm": "descriptor",
+    "descriptor": "descriptor",
+}
+# Operations that move numbers, or do a few steps for each: batch norm, activations, pooling.
+_ELEMENTWISE = """
+    AddV2 BiasAdd BroadcastTo ConcatV2 Const Identity IdentityN MaxPool Maximum Mean Mul Neg NoOp
+    Pad Placeholder Pow ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 Rsqrt Sigmoid Softplus
+    Square Squeeze StridedSlice Sub Sum
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SummaryConfig:
+    """Which network is described, and at which size."""
+
+    model_dir: str = configs.option("run directory or model directory")
+    checkpoint: str = configs.option(
+        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+    )
+    weights: str = configs.option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
+    image_size: int = configs.option(
+        "side of the square photo whose arithmetic is counted", 512, unit="pixels"
+    )
+
+    def __post_init__(self):
+        at_least(self, image_size=32)
+
+
+def print_summary(config: SummaryConfig) -> None:
+    """Prints what a network is: parts, parameters, arithmetic, preprocessing, provenance."""
+    from dolg_tf.modeling.model_dir import load_dolg
+
+    loaded = load_dolg(config.model_dir, config.checkpoint, config.weights)
+    print(as_text(summarize(*loaded, config.image_size)))
+
+
+def summarize(network, config: DolgConfig, provenance: dict, image_size: int) -> dict:
+    """Returns what a network is, as plain JSON values.
+
+    Args:
+      network: from `build_dolg(config)`, in float32.
+      config: its configuration.
+      provenance: where its weights come from.
+      image_size: side of the square photo whose arithmetic is counted, in pixels.
+
+    Returns:
+      `network`, in words, a line a part; `image_size`; `descriptor_size`; `preprocessing`;
+      `parts`, for each part and "all" how many `parameters`, how many of them `trainable`, and
+      `multiply_adds` for one photo; `not_counted`, operations that these leave out though they
+      may cost as much, by kind; `weights_sha256`; `provenance`.
+    """
+    from dolg_tf.modeling.model_dir import weights_hash
+
+    multiply_adds, not_counted = count_multiply_adds(network, image_size)
+    columns = ("parameters", "trainable", "multiply_adds")
+    parts = {name: dict.fromkeys(columns, 0) for name in (*_PARTS.values(), "all")}
+    for layer in network.layers:
+        part = parts[_PARTS[layer.name]]
+        part["parameters"] += layer.count_params()
+        part["trainable"] += sum(math.prod(v.shape) for v in layer.trainable_variables)
+    for name, number in multiply_adds.items():
+        parts[name]["multiply_adds"] = number
+    parts["all"] = {key: sum(part[key] for part in parts.values()) for key in columns}
+    return {
+        "network": describe(network, config),
+        "image_size": image_size,
+        "descriptor_size": network.output_shape[-1],
+        "preprocessing": configs.to_dict(config.preprocessing),
+        "parts": {name: part for name, part in parts.items() if any(part.values())},
+        "not_counted": dict(not_counted),
+        "weights_sha256": weights_hash(network, config),
+        "provenance": provenance,
+    }
+
+
+def describe(network, config: DolgConfig) -> list[str]:
+    """Returns what the network computes in words, a line a part."""
+    p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
+    p = float(network.get_layer("gem").p.numpy()[0])
+    pooled = f"global branch: GeM of p {p:.3g} ({'trained' if config.train_gem_p else 'fixed'})"
+    if config.global_layer == "conv":
+        pooled += ", after 1x1 convolution, batch norm and SiLU"
+    elif config.fusion == "orthogonal":
+        pooled += ", then a linear layer"
+    words = [f"backbone {config.backbone} (stride 16: {p4} channels, stride 32: {p5})"]
+    if config.fusion == "global_only":
+        words += ["no local branch (DELG's global descriptor)", pooled]
+    else:
+        local = ["attention" if config.self_attention else "no attention"]
+        if config.multi_atrous:
+            context = "" if config.multi_atrous_context else ", without context"
+            local.insert(0, f"multi-atrous {', '.join(map(str, config.dilations))}{context}")
+        words += [
+            f"local branch: {'; '.join(local)}",
+            pooled,
+            f"orthogonal fusion, its components pooled by {config.fused_pooling}",
+        ]
+    neck = {"linear": "a linear layer", "bn_prelu": "a linear layer, batch norm and PReLU"}
+    return [*words, f"descriptor of {config.descriptor_size} numbers: {neck[config.neck]}"]
+
+
+def count_multiply_adds(network, image_size: int) -> tuple[Counter, Counter]:
+    """Returns the multiply-adds of one photo by part, and the operations not known, by kind.
+
+    Those of convolutions and matrix products, as the traced graph has them; products with the
+    zeros of padding count too. Batch norm, activations and pooling, a few steps a number, do not.
+    """
+    import tensorflow as tf
+
+    photo = tf.TensorSpec((1, image_size, image_size, 3), tf.float32)
+    traced = tf.function(lambda x: network(x, training=False)).get_concrete_function(photo)
+    names = {layer.name for layer in network.layers}
+    elementwise = _ELEMENTWISE.split()
+    counted, unknown = Counter(), Counter()
+    for op in traced.graph.get_operations():
+        if op.type in _PRODUCTS:
+            counted[_PARTS[_layer(op.name, names)]] += _PRODUCTS[op.type](op)
+        elif op.type not in elementwise:
+            unknown[op.type] += 1
+    return counted, unknown
+
+
+def _layer(scope: str, names: set[str]) -> str:
+    """Returns the layer that an operation `dolg_1/backbone_1/...` was traced in."""
+    plain = (re.sub(r"_\d+$", "", name) for name in scope.split("/"))
+    return next(name for name in plain if name in names)
+
+
+def _convolution(op) -> int:
+    height, width, channels, _ = op.inputs[1].shape  # channels: of one group
+    return op.outputs[0].shape.num_elements() * height * width * channels
+
+
+def _depthwise(op) -> int:
+    height, width, *_ = op.inputs[1].shape
+    return op.outputs[0].shape.num_elements() * height * width
+
+
+def _matrix_product(op) -> int:
+    inner = op.inputs[0].shape[0 if op.get_attr("transpose_a") else 1]
+    return op.outputs[0].shape.num_elements() * inner
+
+
+_PRODUCTS = {
+    "Conv2D": _convolution,
+    "DepthwiseConv2dNative": _depthwise,
+    "MatMul": _matrix_product,
+}
+
+
+def as_text(summary: dict) -> str:
+    """Returns what `summarize` gave, for a person."""
+    size, preprocessing = summary["image_size"], summary["preprocessing"]
+    lines = [
+        *summary["network"],
+        "",
+        f"{'part':15}{'parameters':>14}{'trainable':>14}{'GMAC':>10}{'GFLOP':>10}",
+    ]
+    for name, part in summary["parts"].items():
+        giga = part["multiply_adds"] / 1e9
+        lines.append(
+            f"{name:15}{part['parameters']:14,}{part['trainable']:14,}{giga:10.3f}{2 * giga:10.3f}"
+        )
+    lines += [
+        f"GMAC: 10^9 multiply-adds of convolutions and matrix products, one photo of {size}x{size}",
+        "pixels; products with the zeros of padding count, batch norm, activations and pooling do",
+        "not. GFLOP: twice as many.",
+    ]
+    for kind, number in summary["not_counted"].items():
+        lines.append(f"NOT COUNTED, though it may cost as much: {number} x {kind}")
+    lines += ["", "preprocessing of float32 RGB in [0, 1]: (x[channel_order] - mean) / std"]
+    lines += [f"  {key}: {_plain(value)}" for key, value in preprocessing.items()]
+    lines += ["", f"weights_sha256: {summary['weights_sha256']}", "provenance"]
+    lines += [f"  {key}: {_plain(value)}" for key, value in summary["provenance"].items()]
+    return "\n".join(lines)
+
+
+def _plain(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+if __name__ == "__main__":
+    configs.main(print_summary, SummaryConfig)
