@@ -37,9 +37,15 @@ class DolgConfig:
     """The network, without its class head."""
 
     backbone: str = option(
-        "resnet18, resnet34, resnet50, resnet101, resnet152, resnet17_small, or efficientnet_b0 to "
-        "efficientnet_b7",
+        "resnet18, resnet34, resnet50, resnet101, resnet152, resnet17_small, efficientnet_b0 to "
+        "efficientnet_b7, or efficientnet_lite0 to efficientnet_lite4",
         "resnet50",
+    )
+    stride32: str = option(
+        "which map of an EfficientNet is the stride-32 map: last_block, or top_conv, the 1x1 "
+        "convolution behind it",
+        "last_block",
+        choices=("last_block", "top_conv"),
     )
     fusion: str = option(
         "orthogonal: DOLG; global_only: no local branch, DELG's global descriptor",
@@ -131,7 +137,9 @@ class TrainingConfig:
         "model or run directory to start from; its network is taken as it is; empty: none", ""
     )
     backbone_weights: str = option(
-        "ImageNet weights of the backbone: KerasHub preset, local .weights.h5 or .keras, or none",
+        "ImageNet weights of the backbone: KerasHub preset; efficientnet_lite0 or "
+        "efficientnet_lite2, of the pip package; a file .weights.h5, .keras, .pth, .npz or "
+        ".safetensors; or none",
         "none",
     )
     restore: str = option(

@@ -1,5 +1,7 @@
 """Backbones: KerasHub networks that give a stride-16 and a stride-32 map."""
 
+import math
+
 import keras
 
 from dolg_tf.config import InputError
@@ -25,7 +27,6 @@ RESNETS = {
         "block_type": "bottleneck_block",
     },
 }
-
 
 # Arguments of KerasHub's EfficientNetBackbone, as its presets have them: zero padding on both
 # sides, no drop of whole blocks.
@@ -54,31 +55,50 @@ EFFICIENTNETS = {
     "efficientnet_b6": (1.8, 2.6),
     "efficientnet_b7": (2.0, 3.1),
 }
+# Lite: no squeeze-and-excitation, ReLU6; stem, top convolution, first and last stack are not
+# scaled in width and in depth. Published weights were trained in TensorFlow, with its 'same'
+# padding: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
+LITES = {
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+    "efficientnet_lite3": (1.2, 1.4),
+    "efficientnet_lite4": (1.4, 1.8),
+}
 
 
-def build_backbone(name: str, dtype=None) -> keras.Model:
+def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras.Model:
     """Returns a randomly initialised backbone.
 
     Args:
-      name: a key of `RESNETS` or `EFFICIENTNETS`.
+      name: a key of `RESNETS`, `EFFICIENTNETS` or `LITES`.
       dtype: dtype policy of its layers.
+      stride32: which map of an EfficientNet is the stride-32 map: "last_block", or "top_conv", the
+        1x1 convolution with batch norm and activation behind it.
 
     Returns:
       A model (B, H, W, 3) -> [(B, H/16, W/16, C1), (B, H/32, W/32, C2)], the f3 and f4 of the
-      paper; sides are rounded up. Of an EfficientNet, the second is the last block's map, not
-      that of the top convolution behind it, which is left out.
+      paper; sides are rounded up.
+
+    Raises:
+      InputError: when there is no such backbone, or it is a ResNet and has no top convolution.
     """
     if name in RESNETS:
+        if stride32 != "last_block":
+            raise InputError(f"--stride32={stride32}: {name} has no top convolution; leave it out")
         backbone = _resnet(name, dtype)
         levels = sorted(backbone.pyramid_outputs)[-2:]
         maps = [backbone.pyramid_outputs[level] for level in levels]
-    elif name in EFFICIENTNETS:
+    elif name in EFFICIENTNETS or name in LITES:
         backbone = _efficientnet(name, dtype)
-        maps = [backbone.pyramid_outputs["P4"], backbone.get_layer("top_conv").input]
+        maps = [backbone.pyramid_outputs["P4"], backbone.pyramid_outputs["P5"]]
+        if stride32 == "last_block":
+            maps[1] = backbone.get_layer("top_conv").input
     else:
-        known = ", ".join([*RESNETS, *EFFICIENTNETS])
+        known = ", ".join([*RESNETS, *EFFICIENTNETS, *LITES])
         raise InputError(f"--backbone={name} is unknown; choose one of {known}")
-    return keras.Model(backbone.input, maps, name="backbone")
+    model = keras.Model(backbone.input, maps, name="backbone")
+    return _padded_as_tensorflow(model) if name in LITES else model
 
 
 def _resnet(name: str, dtype) -> keras.Model:
@@ -106,13 +126,61 @@ def _resnet(name: str, dtype) -> keras.Model:
 def _efficientnet(name: str, dtype) -> keras.Model:
     from keras_hub.models import EfficientNetBackbone
 
-    width, depth = EFFICIENTNETS[name]
+    arguments = EFFICIENTNET_STACKS
+    if name in LITES:
+        arguments = {**arguments, **_lite_arguments(*LITES[name])}
+    else:
+        width, depth = EFFICIENTNETS[name]
+        arguments = {**arguments, "width_coefficient": width, "depth_coefficient": depth}
     before = keras.config.dtype_policy()
     # KerasHub's EfficientNet hands no dtype on to its layers: they take the global policy.
     keras.config.set_dtype_policy(dtype or before)
     try:
-        return EfficientNetBackbone(
-            width_coefficient=width, depth_coefficient=depth, **EFFICIENTNET_STACKS
-        )
+        return EfficientNetBackbone(**arguments)
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _lite_arguments(width: float, depth: float) -> dict:
+    """Returns what Lite has otherwise; widths and repeats are scaled here, the stem's is not."""
+    outputs = [_scaled(n, width) for n in EFFICIENTNET_STACKS["stackwise_output_filters"]]
+    first, *middle, last = EFFICIENTNET_STACKS["stackwise_num_repeats"]
+    return {
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "stackwise_input_filters": [32, *outputs[:-1]],
+        "stackwise_output_filters": outputs,
+        "stackwise_num_repeats": [first, *(math.ceil(depth * n) for n in middle), last],
+        "stackwise_squeeze_and_excite_ratios": [0] * 7,
+        "activation": "relu6",
+        "batch_norm_epsilon": 1e-3,
+        "include_stem_padding": False,
+        "stem_conv_padding": "same",
+    }
+
+
+def _scaled(channels: int, width: float) -> int:
+    """Returns the multiple of 8 nearest to `channels * width`, at most a tenth less."""
+    wanted = channels * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * wanted else rounded + 8
+
+
+def _padded_as_tensorflow(model: keras.Model) -> keras.Model:
+    """Returns the model with 'same' depthwise convolutions in place of padding layers.
+
+    KerasHub pads k // 2 zeros on every side. At stride 2 'same' puts one less before than behind a
+    side of even length, so that the whole map would lie one pixel off.
+    """
+
+    def clone(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            config["padding"] = "same"
+        return type(layer).from_config(config)
+
+    def call(layer, *inputs, **options):
+        padding = isinstance(layer, keras.layers.ZeroPadding2D)
+        return inputs[0] if padding else layer(*inputs, **options)
+
+    return keras.models.clone_model(model, clone_function=clone, call_function=call)

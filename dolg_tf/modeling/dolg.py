@@ -39,7 +39,7 @@ def build_dolg(config: DolgConfig, dtype=None, seed: int | None = None) -> keras
     x = layers.ChannelNormalization(
         **dataclasses.asdict(config.preprocessing), dtype="float32", name="normalization"
     )(image)
-    p4, p5 = build_backbone(config.backbone, dtype)(x)
+    p4, p5 = build_backbone(config.backbone, dtype, config.stride32)(x)
     p4 = keras.layers.Identity(dtype=dtype, name="p4")(p4)
     p5 = keras.layers.Identity(dtype=dtype, name="p5")(p5)
     if config.fusion == "global_only":

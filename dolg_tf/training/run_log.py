@@ -52,10 +52,17 @@ def lock_run(logdir: pathlib.Path):
     return files.lock(logdir / ".lock", taken)
 
 
+def has_begun(logdir: files.Path) -> bool:
+    """Returns whether the folder holds a run to go on with; one without checkpoint is none."""
+    logdir = pathlib.Path(logdir)
+    saved = (logdir / "checkpoints" / "checkpoint").exists()
+    return saved and (logdir / "config.json").exists()
+
+
 def check_run(
     model: DolgConfig, data: DataConfig, training: TrainingConfig, landmarks: str | None
 ) -> None:
-    """Makes sure that the run directory holds no other run; one without checkpoint is none.
+    """Makes sure that the run directory holds no other run.
 
     Args:
       model, data, training: the recipe.
@@ -66,8 +73,7 @@ def check_run(
         records had other landmarks.
     """
     logdir = pathlib.Path(training.logdir)
-    saved = (logdir / "checkpoints" / "checkpoint").exists()
-    if not saved or not (logdir / "config.json").exists():
+    if not has_begun(logdir):
         return
     before = files.read_json(logdir / "config.json", FORMAT_VERSION)
     trained_on = before.get("landmarks_sha256")
@@ -76,9 +82,16 @@ def check_run(
             f"{logdir} was trained on other landmarks than relabeling.csv beside "
             f"{data.train_file_pattern!r} lists; give another --logdir"
         )
+    # An option that the release of that run did not have stood at its default.
+    stored = _sections(
+        *(
+            configs.from_dict(type(ours), before.get(section, {}), str(logdir / "config.json"))
+            for section, ours in (("model", model), ("data", data), ("training", training))
+        )
+    )
     for section, values in _sections(model, data, training).items():
         for name, value in values.items():
-            was = before.get(section, {}).get(name)
+            was = stored[section][name]
             if was == value or name in _MAY_CHANGE:
                 continue
             if name in _MAY_BE_MENDED:

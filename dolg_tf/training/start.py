@@ -6,9 +6,10 @@ import pathlib
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.recipe import DolgConfig, TrainingConfig
+from dolg_tf.training.run_log import has_begun
 from dolg_tf.training.steps import Trainer
-from dolg_tf.weights.imagenet import load_backbone
+from dolg_tf.weights.imagenet import load_backbone, preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,23 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
             )
         log.info("%s %s, as in %s", field.name, theirs, init_from)
     return dataclasses.replace(source, train_gem_p=model.train_gem_p)
+
+
+def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConfig:
+    """Returns the configuration with the preprocessing that --backbone_weights was trained with.
+
+    A run that has begun keeps its own, so that the weights may be gone when it goes on.
+
+    Raises:
+      InputError: when the weights cannot be had.
+    """
+    if has_begun(training.logdir):
+        values = read_config(training.logdir)[0].preprocessing
+    else:
+        values = preprocessing(training.backbone_weights, model)
+    if values != model.preprocessing:
+        log.info("preprocessing of %s: %s", training.backbone_weights, values)
+    return dataclasses.replace(model, preprocessing=values)
 
 
 def initialize(trainer: Trainer, landmarks: str | None) -> None:

@@ -35,7 +35,7 @@ from dolg_tf.training.distribution import (
 )
 from dolg_tf.training.reports import Reports, format_values
 from dolg_tf.training.run_log import RunLog, check_run, lock_run, write_run
-from dolg_tf.training.start import adopt_network, initialize
+from dolg_tf.training.start import adopt_network, adopt_preprocessing, initialize
 from dolg_tf.training.steps import LOSS, STOP, Trainer
 from dolg_tf.training.validation import PICTURES, attention_pictures, validate
 
@@ -128,6 +128,8 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     last = min(steps, training.max_steps or steps)
     if training.init_from:
         model = adopt_network(model, training.init_from, training.logdir)
+    else:
+        model = adopt_preprocessing(model, training)
     counts = None
     if training.margin_range:
         counts = read_class_counts(data.train_file_pattern, data.num_classes)

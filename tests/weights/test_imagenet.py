@@ -73,7 +73,7 @@ def test_an_efficientnet_preset_fills_every_block_and_its_top_is_left(network, m
     for name, weights in ours.items():
         for mine, other in zip(weights, theirs[name], strict=True):
             np.testing.assert_array_equal(mine, other)
-    with pytest.raises(InputError, match="efficientnet_b0_ra_imagenet has no layer conv1_conv"):
+    with pytest.raises(InputError, match="efficientnet_b0_ra_imagenet: it has no layer conv1_conv"):
         imagenet.load_backbone(network, "efficientnet_b0_ra_imagenet")  # a ResNet
 
 
@@ -92,7 +92,7 @@ def test_a_keras_file_of_a_kerashub_backbone_is_taken(kerashub_backbone, tmp_pat
 def test_another_depth_is_refused(kerashub_backbone, tmp_path):
     kerashub_backbone.save(tmp_path / "backbone.keras")
     other = build_dolg(DolgConfig(backbone="resnet34", multi_atrous=False))
-    with pytest.raises(InputError, match="keras has no layer stack0_block2_1_conv"):
+    with pytest.raises(InputError, match="keras: it has no layer stack0_block2_1_conv"):
         imagenet.load_backbone(other, str(tmp_path / "backbone.keras"))
 
 
