@@ -5,116 +5,210 @@ block. Convolutions are [out, in, h, w] there and [h, w, in, out] here, dense la
 there and [in, out] here.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from dolg_tf.config import InputError
+from dolg_tf.modeling.backbones import RESNETS
+from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.weights.filling import CONV, SAME, Entry, fill, norm_entries, values
+from dolg_tf.weights.imagenet_names import PYCLS
+from dolg_tf.weights.tensor_files import Tensor
 
-_CONV, _DENSE, _SAME = (2, 3, 1, 0), (1, 0), None
-# Counters and training state that inference has no use for.
-IGNORED_SUFFIXES = ("num_batches_tracked",)
-IGNORED_PREFIXES = ("desc_cls.",)
+_DENSE = (1, 0)
+_COUNTER, _HEAD = "num_batches_tracked", "desc_cls."
+# The depths that their code knows.
+_BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 
 
-def _norm(prefix, layer):
-    return [
-        (f"{prefix}.weight", layer.gamma, _SAME),
-        (f"{prefix}.bias", layer.beta, _SAME),
-        (f"{prefix}.running_mean", layer.moving_mean, _SAME),
-        (f"{prefix}.running_var", layer.moving_variance, _SAME),
-    ]
+def official_name(name: str) -> str:
+    """Returns the name that the authors' present code gives a tensor.
+
+    Some files have `module.` in front, from training on several GPUs, or `conv1.block1` for
+    `s1.b1`.
+    """
+    name = name.removeprefix("module.")
+    return re.sub(r"\bconv([1-4])\.block(\d+)\.", r"s\1.b\2.", name)
+
+
+def ignored_because(name: str) -> str:
+    """Returns why a tensor of an official checkpoint is left out; "" when it is needed."""
+    if name.endswith(_COUNTER):
+        return "counts training steps; batch norms with a fixed momentum do not read it"
+    if name.startswith(_HEAD):
+        return "class head; a model directory holds none"
+    return ""
+
+
+def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
+    """Returns the configuration of the network that an official state dict holds.
+
+    Args:
+      state: by `official_name`.
+
+    Raises:
+      InputError: when it is no DOLG of the authors' code.
+    """
+    if not any(name.startswith("globalmodel.") for name in state):
+        example = next(iter(state), "no tensor at all")
+        raise InputError(
+            f"this is no DOLG checkpoint: no tensor's name starts with globalmodel. (it holds "
+            f"{example}, for one); ImageNet weights are for --backbone_weights of train.py"
+        )
+    found = re.findall(r"globalmodel\.s([1-4])\.b(\d+)\.f\.a\.weight\n", "\n".join([*state, ""]))
+    blocks = Counter(int(stage) for stage, _ in found)
+    depths = [blocks[stage] for stage in (1, 2, 3, 4)]
+    known = {name: RESNETS[name]["stackwise_num_blocks"] for name in _BOTTLENECKS}
+    backbone = next((name for name, numbers in known.items() if numbers == depths), None)
+    if backbone is None:
+        raise InputError(
+            f"its stages have {depths} blocks; ResNet-50, 101 and 152 have "
+            + ", ".join(map(str, known.values()))
+        )
+    if "fc.weight" not in state or len(state["fc.weight"].shape) != 2:
+        raise InputError("the checkpoint has no matrix fc.weight, which makes the descriptor")
+    trained_p = "pool_g.p" in state
+    return DolgConfig(
+        backbone=backbone,
+        multi_atrous=any(name.startswith("localmodel.aspp.") for name in state),
+        gem_p=_gem_p(state["pool_g.p"]) if trained_p else 3.0,
+        train_gem_p=trained_p,
+        descriptor_size=state["fc.weight"].shape[0],
+        preprocessing=OFFICIAL_PREPROCESSING,
+    )
+
+
+def _gem_p(tensor) -> float:
+    if tensor.shape not in ((1,), ()):
+        raise InputError(f"pool_g.p has shape {tensor.shape}; the exponent of GeM is one number")
+    exponent = float(values("pool_g.p", tensor).reshape(()))
+    if not exponent > 0:
+        raise InputError(f"pool_g.p is {exponent}; the exponent of GeM is above 0")
+    return exponent
+
+
+# --- names -----------------------------------------------------------------------------
 
 
 def _affine(prefix, layer, axes):
-    return [(f"{prefix}.weight", layer.kernel, axes), (f"{prefix}.bias", layer.bias, _SAME)]
+    return [(f"{prefix}.weight", layer.kernel, axes), (f"{prefix}.bias", layer.bias, SAME)]
 
 
-def _backbone(backbone):
-    """Returns the entries of a bottleneck ResNet."""
-    entries = []
-    for layer in backbone.layers:
-        if not layer.weights:
-            continue
-        parts = layer.name.split("_")  # conv1_conv, stack0_block1_2_bn
-        if parts[0] == "conv1":
-            name = f"globalmodel.stem.{parts[1]}"
-        else:
-            block = f"globalmodel.s{int(parts[0][5:]) + 1}.b{int(parts[1][5:]) + 1}"
-            if parts[2] == "0":
-                name = f"{block}.{'proj' if parts[3] == 'conv' else 'bn'}"
-            else:
-                letter = "abc"[int(parts[2]) - 1]
-                name = f"{block}.f.{letter}" + ("_bn" if parts[3] == "bn" else "")
-        if parts[-1] == "bn":
-            entries += _norm(name, layer)
-        else:
-            entries.append((f"{name}.weight", layer.kernel, _CONV))
-    return entries
-
-
-def official_entries(network: keras.Model) -> list[tuple[str, keras.Variable, tuple | None]]:
+def official_entries(network: keras.Model) -> list[Entry]:
     """Returns (official name, our variable, transposition from theirs to ours) of each tensor.
 
-    Raises:
-      InputError: when the authors' code has no network like this one.
+    Args:
+      network: of a configuration that `check_official` lets pass.
     """
-    backbone = network.get_layer("backbone")
-    if not any(layer.name == "stack0_block0_3_conv" for layer in backbone.layers):
-        raise InputError("the authors' code has bottleneck ResNets only (resnet50, 101, 152)")
-    names = {layer.name for layer in network.layers}
-    entries = _backbone(backbone)
-    entries.append(("pool_g.p", network.get_layer("gem").p, _SAME))
+    entries = [("pool_g.p", network.get_layer("gem").p, SAME)]
     entries += _affine("fc_t", network.get_layer("global"), _DENSE)
     entries += _affine("fc", network.get_layer("descriptor"), _DENSE)
+    backbone = PYCLS.entries(network.get_layer("backbone"))
+    entries += [(f"globalmodel.{name}", variable, axes) for name, variable, axes in backbone]
     local = network.get_layer("local")
-    entries += _affine("localmodel.conv1", local.conv, _CONV) + _norm("localmodel.bn", local.norm)
-    if local.use_attention:
-        entries += _affine("localmodel.conv2", local.score, _CONV)
-    if "multi_atrous" in names:
+    if any(layer.name == "multi_atrous" for layer in network.layers):
         atrous = network.get_layer("multi_atrous")
         for i, layer in enumerate([atrous.point, *atrous.dilated]):
-            entries += _affine(f"localmodel.aspp.aspp.{i}", layer, _CONV)
-        entries += _affine("localmodel.aspp.im_pool.1", atrous.pooled, _CONV)
-        entries += _affine("localmodel.aspp.conv_after.0", atrous.reduce, _CONV)
-    return entries
+            entries += _affine(f"localmodel.aspp.aspp.{i}", layer, CONV)
+        entries += _affine("localmodel.aspp.im_pool.1", atrous.pooled, CONV)
+        entries += _affine("localmodel.aspp.conv_after.0", atrous.reduce, CONV)
+    entries += _affine("localmodel.conv1", local.conv, CONV) + norm_entries(
+        "localmodel.bn", local.norm
+    )
+    return entries + _affine("localmodel.conv2", local.score, CONV)
 
 
-def load_state_dict(network: keras.Model, state: Mapping[str, np.ndarray]) -> list[str]:
-    """Fills every variable of the network from an official `state_dict`.
-
-    Args:
-      network: from `build_dolg`, with a bottleneck ResNet and the official preprocessing.
-      state: arrays by official name.
-
-    Returns:
-      The names that were ignored: counters and the class head.
+def check_official(config: DolgConfig) -> None:
+    """Holds a configuration against what the authors' code can build.
 
     Raises:
-      InputError: naming the first tensor that is missing, of another shape, or left over.
+      InputError: naming the first option that it has otherwise.
+    """
+    if config.backbone not in _BOTTLENECKS:
+        raise InputError(
+            f"the authors' code has the backbones {', '.join(_BOTTLENECKS)}, not {config.backbone}"
+        )
+    theirs = DolgConfig()
+    free = ("backbone", "multi_atrous", "gem_p", "train_gem_p", "descriptor_size", "preprocessing")
+    for name, ours in vars(config).items():
+        same = ours == getattr(theirs, name) or (name == "local_channels" and ours == 1024)
+        if name in ("dilations", "multi_atrous_context") and not config.multi_atrous:
+            same = True
+        if name not in free and not same:
+            raise InputError(
+                f"the authors' code has {name} {getattr(theirs, name)}; this network has {ours}"
+            )
+
+
+# --- values ----------------------------------------------------------------------------
+
+
+def load_state_dict(
+    network: keras.Model, state: Mapping[str, np.ndarray | Tensor]
+) -> dict[str, str]:
+    """Fills every variable of the network from an official state dict.
+
+    Args:
+      network: from `build_dolg(detect(state))`.
+      state: arrays, or tensors of a file, by `official_name`.
+
+    Returns:
+      {name of a tensor that was not needed: why}.
+
+    Raises:
+      InputError: naming the first tensor that is missing, left over, of another shape or type, or
+        not finite.
     """
     entries = official_entries(network)
-    for name, variable, axes in entries:
-        if name not in state:
-            raise InputError(f"the checkpoint has no {name}, which {variable.path} needs")
-        array = np.asarray(state[name])
-        if axes is not None and array.ndim == len(axes):
-            array = array.transpose(axes)
-        if array.shape != tuple(variable.shape):
-            raise InputError(
-                f"{name} has shape {array.shape} in our layout, {variable.path} needs "
-                f"{tuple(variable.shape)}"
-            )
-        variable.assign(array)
-    used = {name for name, _, _ in entries}
-    rest = [name for name in state if name not in used]
-    ignored = [
-        name
-        for name in rest
-        if name.endswith(IGNORED_SUFFIXES) or name.startswith(IGNORED_PREFIXES)
-    ]
-    unknown = sorted(set(rest) - set(ignored))
-    if unknown:
-        raise InputError(f"the checkpoint's {unknown[0]} fits nothing in this network")
-    return ignored
+    if "pool_g.p" not in state:  # a constant in their later code, which `detect` told the network
+        entries = [entry for entry in entries if entry[0] != "pool_g.p"]
+    return fill(entries, state, ignored_because)
+
+
+def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray]:
+    """Returns the network as an official state dict, without class head.
+
+    The authors' code feeds BGR. A network for RGB gets the input channels of its first kernel
+    turned around, which is the same network, since mean and deviation belong to the channel.
+
+    Raises:
+      InputError: when the authors' code cannot build this network, or normalises otherwise.
+    """
+    check_official(config)
+    theirs, ours = OFFICIAL_PREPROCESSING, config.preprocessing
+    turned = ours.channel_order != theirs.channel_order
+    step = -1 if turned else 1
+    if (ours.mean[::step], ours.std[::step]) != (theirs.mean, theirs.std):
+        raise InputError(
+            f"the authors' code normalises by mean {theirs.mean} and std {theirs.std} in BGR; this "
+            f"network by {ours.mean} and {ours.std} in {ours.channel_order.upper()}"
+        )
+    state = {}
+    for name, variable, axes in official_entries(network):
+        array = keras.ops.convert_to_numpy(variable)
+        if axes is not None:
+            array = array.transpose(np.argsort(axes))
+        if turned and name == "globalmodel.stem.conv.weight":
+            array = array[:, ::-1]
+        state[name] = np.ascontiguousarray(array)
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", _COUNTER)
+            state[counter] = np.zeros((), np.int64)
+    return state
+
+
+def head_state(head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a class head as the authors' code names it; nothing, where it has sub-centres.
+
+    Args:
+      head: variables by name, as `model_dir.load_head` gives them.
+    """
+    kernel = head["kernel"]
+    if kernel.ndim != 2:
+        return {}
+    t = np.asarray(head.get("t", 0), np.float32).reshape(1)
+    return {f"{_HEAD}weight": kernel, f"{_HEAD}t": t}

@@ -1,0 +1,183 @@
+"""The authors' checkpoints become model directories, and our networks checkpoints for them."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from collections import defaultdict
+
+from dolg_tf import config as configs
+from dolg_tf import files
+from dolg_tf.config import InputError
+from dolg_tf.recipe import DolgConfig
+
+log = logging.getLogger(__name__)
+
+# Of a network and its preprocessing from a reference: far above float32 rounding (3e-6), far below
+# what a wrong layer, pixel or channel order makes.
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Which weights become what."""
+
+    input: str = configs.option(
+        "checkpoint of the authors' code: .pyth, .pt, .npz or .safetensors; with --to=official a "
+        "run or model directory"
+    )
+    output: str = configs.option(
+        "model directory; with --to=official a .pyth, .pt, .npz or .safetensors file"
+    )
+    to: str = configs.option(
+        "model_dir: from the authors' code to ours; official: from ours to theirs",
+        "model_dir",
+        choices=("model_dir", "official"),
+    )
+    reference: str = configs.option(
+        ".npz file of photos and the authors' outputs, to hold the converted network against; "
+        "nothing is written when it is more than 1e-4 off; empty: none",
+        "",
+    )
+    checkpoint: str = configs.option(
+        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+    )
+    weights: str = configs.option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
+    overwrite: bool = configs.option("replace an existing output", False)
+
+
+def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
+    """Converts the authors' DOLG checkpoints to model directories, or back with --to=official.
+
+    Returns:
+      The output.
+
+    Raises:
+      InputError: when the input is damaged, or not every tensor of it finds its place.
+    """
+    output = pathlib.Path(config.output)
+    if output.exists() and not config.overwrite:
+        raise InputError(f"{output} exists; give --overwrite or another --output")
+    if config.to == "official":
+        _to_official(config, output)
+    else:
+        _from_official(config, output)
+    log.info("wrote %s", output)
+    return output
+
+
+def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
+    from dolg_tf.modeling.dolg import build_dolg
+    from dolg_tf.modeling.model_dir import save_dolg
+    from dolg_tf.weights import official
+    from dolg_tf.weights.tensor_files import open_tensors
+
+    path = pathlib.Path(config.input)
+    file = open_tensors(path)
+    state = {}
+    for name, tensor in file.tensors.items():
+        ours = official.official_name(name)
+        if ours in state:
+            raise InputError(f"{path} holds {ours} twice, once as {name}")
+        state[ours] = tensor
+    try:
+        dolg_config = official.detect(state)
+        network = build_dolg(dolg_config)
+        ignored = official.load_state_dict(network, state)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    digest = files.sha256(path)
+    head = state.get("desc_cls.weight")
+    classes = head.shape[0] if head is not None else None
+    log.info("%s, %s, sha256 %s", path, file.format, digest)
+    log.info(describe(dolg_config, classes))
+    log.info(table(state, ignored, file.beside))
+    if config.reference:
+        _compare(network, config.reference)
+    provenance = {
+        "source": "checkpoint of the authors' code",
+        "file": path.name,
+        "sha256": digest,
+        "format": file.format,
+        "num_classes": classes,
+        "reference": pathlib.Path(config.reference).name or None,
+    }
+    save_dolg(network, dolg_config, output, provenance)
+
+
+def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
+    from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
+    from dolg_tf.weights import official
+    from dolg_tf.weights.tensor_files import write_tensors
+
+    if config.reference:
+        raise InputError("--reference is for checkpoints of the authors' code, not --to=official")
+    path = pathlib.Path(config.input)
+    network, dolg_config, _ = load_dolg(path, config.checkpoint, config.weights)
+    state = official.state_dict(network, dolg_config)
+    if "training" in read_config(path)[1]:
+        head = official.head_state(load_head(path, config.checkpoint))
+        if not head:
+            log.info("class head left out: it has sub-centres, which the authors' code has not")
+        state |= head
+    log.info(describe(dolg_config, None))
+    log.info(table(state, {}, ()))
+    write_tensors(output, state)
+
+
+def describe(config: DolgConfig, classes: int | None) -> str:
+    """Returns what a checkpoint of the authors' code holds, in words."""
+    trained = "trained" if config.train_gem_p else "fixed"
+    parts = [
+        f"DOLG, {config.backbone}, {'with' if config.multi_atrous else 'without'} multi-atrous",
+        f"GeM p {config.gem_p:.4g} ({trained})",
+        f"{config.descriptor_size}-d descriptor",
+        f"{config.preprocessing.channel_order.upper()} input",
+    ]
+    return ", ".join(parts + ([f"{classes:,} classes"] if classes else []))
+
+
+def table(state, ignored, beside) -> str:
+    """Returns how many tensors and values of each part were used, or why they were left out."""
+    parts = defaultdict(lambda: [0, 0])
+    for name, tensor in state.items():
+        part = name.split(".")[0]
+        row = parts[
+            (ignored.get(name, ""), "*.num_batches_tracked" if name.endswith("tracked") else part)
+        ]
+        row[0] += 1
+        row[1] += math.prod(tensor.shape)
+    lines = [f"{'part':<22}{'tensors':>8}{'values':>13}  "]
+    for (reason, part), (tensors, values) in sorted(parts.items()):
+        lines.append(
+            f"{part:<22}{tensors:>8}{values:>13,}  {f'ignored: {reason}' if reason else 'used'}"
+        )
+    lines += [f"{name:<22}{'-':>8}{'-':>13}  ignored: stands beside the weights" for name in beside]
+    return "\n".join(lines)
+
+
+def _compare(network, reference: str) -> None:
+    """Logs how far the network is from a reference.
+
+    Raises:
+      InputError: when it is further than `TOLERANCE`.
+    """
+    from dolg_tf.weights.reference import compare
+
+    rows = compare(network, reference)
+    lines = [f"{'photo':<12}{'what':<24}{'relative error':>14}"]
+    lines += [f"{photo or '-':<12}{what:<24}{error:>14.1e}" for photo, what, error in rows]
+    log.info("\n".join(lines))
+    if not any(what == "preprocessing" for _, what, _ in rows):
+        log.info("the reference holds no input: errors of network and preprocessing stand together")
+    wrong = [row for row in rows if not row[2] <= TOLERANCE]
+    if wrong:
+        photo, what, error = wrong[0]
+        raise InputError(
+            f"--reference={reference}: {photo}{what} is {error:.1e} off, more than {TOLERANCE:.0e}"
+        )
