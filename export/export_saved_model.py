@@ -1,4 +1,4 @@
-"""Exports a run or model directory: `python export/export_saved_model.py --model_dir --output`."""
+"""Exports a network as a SavedModel: `--model_dir --output [--mode=serving|delg|kaggle|tf1]`."""
 
 from dolg_tf import config
 from dolg_tf.serving.saved_model import ExportConfig, export_saved_model

@@ -7,6 +7,8 @@ in a SavedModel.
 
 import tensorflow as tf
 
+from dolg_tf.data import headers
+
 # TensorFlow's default, a faster DCT, is up to 4 levels off what Pillow, OpenCV and browsers decode.
 _DCT = "INTEGER_ACCURATE"
 
@@ -14,19 +16,20 @@ _DCT = "INTEGER_ACCURATE"
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Returns the photo as uint8 RGB of shape (H, W, 3).
 
-    EXIF rotation is ignored, grey becomes RGB, transparency is dropped, and of an animation the
-    first frame is taken.
+    EXIF rotation is ignored, grey and CMYK become RGB, 16 bits become 8, transparency is dropped,
+    and of an animation the first frame is taken.
 
     Args:
-      data: scalar string, an encoded JPEG, PNG, GIF or BMP.
+      data: scalar string, an encoded JPEG, PNG, GIF, BMP or WebP.
 
     Raises:
-      tf.errors.InvalidArgumentError: when the data cannot be decoded.
+      tf.errors.InvalidArgumentError: when the data cannot be decoded; so it is with cut JPEGs.
     """
+    # JPEG apart: to tell the others from each other takes longer than to decode a small photo.
     image = tf.cond(
         tf.io.is_jpeg(data),
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method=_DCT),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+        lambda: _decode_other(data),
     )
     return tf.ensure_shape(image, (None, None, 3))
 
@@ -44,6 +47,40 @@ def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
     """
     window = tf.stack([top, left, height, width])
     return tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method=_DCT)
+
+
+# Traced, since op by op, as extraction calls it, reading the header takes 7 ms.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode_other(data: tf.Tensor) -> tf.Tensor:
+    decoders = {
+        headers.UNKNOWN: _decode_nothing,
+        headers.PNG: lambda: _decode_image(data, 3),
+        headers.GIF: lambda: _decode_image(headers.first_gif_frame(data)[0], 3),
+        headers.BMP: lambda: _decode_bmp(data),
+        # A WebP is decoded with the channels that it has, or not at all.
+        headers.WEBP: lambda: _decode_image(headers.animated_webp_with_alpha(data), 0)[:, :, :3],
+    }
+    return tf.switch_case(headers.kind(data), decoders)
+
+
+def _decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
+    return tf.io.decode_image(data, channels=channels, expand_animations=False)
+
+
+def _decode_nothing() -> tf.Tensor:
+    # Not left to TensorFlow's decoder: it knows formats whose size `headers` cannot read.
+    with tf.control_dependencies([tf.debugging.Assert(False, ["the photo's format is unknown"])]):
+        return tf.zeros([0, 0, 3], tf.uint8)
+
+
+def _decode_bmp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a BMP; of one with a palette TensorFlow returns the indices as if they were grey."""
+    image = _decode_image(data, 0)  # (H, W, 1, 3 or 4)
+    return tf.cond(
+        tf.shape(image)[2] == 1,
+        lambda: tf.gather(headers.bmp_palette(data), tf.cast(image[:, :, 0], tf.int32)),
+        lambda: image[:, :, :3],
+    )
 
 
 def to_float(image: tf.Tensor) -> tf.Tensor:

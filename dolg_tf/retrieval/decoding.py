@@ -59,7 +59,7 @@ def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
     except OSError as error:
         return f"{photo.path}: {error.strerror or error}"
     except tf.errors.InvalidArgumentError:
-        return f"{photo.path}: not a JPEG or PNG that can be decoded"
+        return f"{photo.path}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
     if photo.box is not None:
         image = _cut(image, photo)
     return _shrink(image, max_side)

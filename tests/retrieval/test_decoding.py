@@ -52,7 +52,7 @@ def test_unreadable_photos_give_a_reason(tmp_path, png):
     (tmp_path / "half.png").write_bytes(png.read_bytes()[:200])
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name in ("text.jpg", "half.png", "empty.jpg"):
-        assert "not a JPEG or PNG that can be decoded" in load_photo(Photo("x", tmp_path / name))
+        assert "not a photo that can be decoded" in load_photo(Photo("x", tmp_path / name))
     assert "No such file" in load_photo(Photo("x", tmp_path / "none.jpg"))
 
 

@@ -1,0 +1,174 @@
+"""What an encoded photo says about itself in its first bytes, in graph ops that never decode.
+
+A header may promise more pixels than a machine has memory: whoever decodes photos of strangers asks
+here first. The layouts are those of the format specifications: PNG 11.2.2, GIF89a 18 to 20, the
+BITMAPINFOHEADER, the WebP container.
+"""
+
+import tensorflow as tf
+
+UNKNOWN, PNG, GIF, BMP, WEBP = range(5)
+
+_HEAD = 64  # bytes, more than any header read here
+
+# Blocks of a GIF's first frame and of the extensions before it; each holds up to 255 bytes.
+_MAX_BLOCKS = 2**16
+
+
+def kind(data: tf.Tensor) -> tf.Tensor:
+    """Returns what a scalar string begins as: int32 scalar, PNG, GIF, BMP, WEBP or UNKNOWN.
+
+    For a JPEG there is `tf.io.is_jpeg`, which is faster.
+    """
+    head = _head(data)
+    begins = [
+        _says(head, 0, b"\x89PNG\r\n\x1a\n"),
+        _says(head, 0, b"GIF8"),
+        _says(head, 0, b"BM"),
+        _says(head, 0, b"RIFF") & _says(head, 8, b"WEBP"),
+    ]
+    return tf.reduce_sum(tf.cast(tf.stack(begins), tf.int32) * [PNG, GIF, BMP, WEBP])
+
+
+def photo_size(data: tf.Tensor) -> tf.Tensor:
+    """Returns the size of a photo, as its header promises it and a decoder would allocate it.
+
+    Args:
+      data: scalar string, an encoded photo or anything else.
+
+    Returns:
+      int64 (2,), height and width in pixels; zeros for what is no JPEG, PNG, GIF, BMP or WebP.
+
+    Raises:
+      tf.errors.InvalidArgumentError: on a JPEG without a readable header.
+    """
+    sizes = {
+        UNKNOWN: lambda: tf.zeros([2], tf.int64),
+        PNG: lambda: _png_size(_head(data)),
+        GIF: lambda: first_gif_frame(data)[1],
+        BMP: lambda: _bmp_size(_head(data)),
+        WEBP: lambda: _webp_size(_head(data)),
+    }
+    return tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.cast(tf.image.extract_jpeg_shape(data)[:2], tf.int64),
+        lambda: tf.switch_case(kind(data), sizes),
+    )
+
+
+def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cuts a GIF behind its first frame.
+
+    TensorFlow's decoder unpacks all frames before it drops all but the first, so that a small file
+    can take any amount of memory; and it makes the canvas as large as the largest of them.
+
+    Args:
+      data: scalar string, an encoded GIF.
+
+    Returns:
+      (gif, size): scalar string, a GIF of that frame alone, in the canvas' corner; int64 (2,), its
+      height and width in pixels, zeros where there is no frame. A damaged GIF gives a string that
+      a decoder refuses.
+    """
+    raw = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros([1], tf.uint8)], 0)
+
+    def byte(at):
+        # Behind the end there are zeros, which end a chain of blocks.
+        return tf.cast(raw[tf.minimum(at, tf.size(raw) - 1)], tf.int32)
+
+    def palette(flags):
+        return tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
+
+    def behind_blocks(at):
+        (last,) = tf.while_loop(
+            lambda at: byte(at) > 0,
+            lambda at: (at + 1 + byte(at),),
+            (at,),
+            maximum_iterations=_MAX_BLOCKS,
+        )
+        return last + 1
+
+    (frame,) = tf.while_loop(
+        lambda at: byte(at) == ord("!"),
+        lambda at: (behind_blocks(at + 2),),
+        (13 + palette(byte(10)),),
+        maximum_iterations=_MAX_BLOCKS,
+    )
+    end = behind_blocks(frame + 11 + palette(byte(frame + 9)))
+    gif = tf.strings.join(
+        [_substr(data, 0, frame + 1), b"\0\0\0\0", _substr(data, frame + 5, end - frame - 5), b";"]
+    )
+    width, height = (byte(frame + at) + 256 * byte(frame + at + 1) for at in (5, 7))
+    size = tf.where(byte(frame) == ord(","), tf.stack([height, width]), 0)
+    return gif, tf.cast(size, tf.int64)
+
+
+def animated_webp_with_alpha(data: tf.Tensor) -> tf.Tensor:
+    """Returns a WebP, with the flag of an alpha channel set if it is an animation.
+
+    TensorFlow 2.21 decodes animations to four channels, and where the flag is missing writes them
+    into memory allotted for three.
+    """
+    head = _head(data)
+    animated = _says(head, 12, b"VP8X") & (head[20] // 2 % 2 == 1)
+    flags = tf.bitwise.bitwise_or(head[20], 16)
+    byte = tf.constant([bytes([value]) for value in range(256)])[flags]
+    flagged = tf.strings.join([_substr(data, 0, 20), byte, _substr(data, 21, 2**31 - 1)])
+    return tf.where(animated, flagged, data)
+
+
+def bmp_palette(data: tf.Tensor) -> tf.Tensor:
+    """Returns the palette of a BMP with 8 bits a pixel, uint8 (colours, 3), RGB.
+
+    Args:
+      data: scalar string, an encoded BMP.
+    """
+    head = _head(data)
+    colours = _integer(head, 46, 4)
+    colours = tf.where(colours == 0, tf.constant(256, tf.int64), tf.minimum(colours, 256))
+    palette = tf.io.decode_raw(_substr(data, 14 + _integer(head, 14, 4), 4 * colours), tf.uint8)
+    return tf.reshape(palette, [-1, 4])[:, 2::-1]  # from blue, green, red, 0
+
+
+def _head(data: tf.Tensor) -> tf.Tensor:
+    """Returns the first bytes as int64 (64,), with zeros where there are fewer."""
+    padded = tf.strings.join([_substr(data, 0, _HEAD), b"\0" * _HEAD])
+    return tf.cast(tf.io.decode_raw(padded, tf.uint8)[:_HEAD], tf.int64)
+
+
+def _substr(data: tf.Tensor, start, length) -> tf.Tensor:
+    # A start behind the end is an error, and only there.
+    start = tf.minimum(tf.cast(start, tf.int64), tf.cast(tf.strings.length(data), tf.int64))
+    return tf.strings.substr(data, start, tf.cast(length, tf.int64))
+
+
+def _says(head: tf.Tensor, place: int, text: bytes) -> tf.Tensor:
+    return tf.reduce_all(head[place : place + len(text)] == tf.constant(list(text), tf.int64))
+
+
+def _integer(head: tf.Tensor, start: int, width: int, *, big: bool = False) -> tf.Tensor:
+    """Returns an unsigned integer of the header as int64."""
+    places = range(width - 1, -1, -1) if big else range(width)
+    weights = tf.constant([256**place for place in places], tf.int64)
+    return tf.reduce_sum(head[start : start + width] * weights)
+
+
+def _png_size(head: tf.Tensor) -> tf.Tensor:
+    return tf.stack([_integer(head, 20, 4, big=True), _integer(head, 16, 4, big=True)])
+
+
+def _bmp_size(head: tf.Tensor) -> tf.Tensor:
+    height = _integer(head, 22, 4)
+    # A negative height, in two's complement, means that the top row comes first.
+    return tf.stack([tf.minimum(height, 2**32 - height), _integer(head, 18, 4)])
+
+
+def _webp_size(head: tf.Tensor) -> tf.Tensor:
+    lossy = tf.stack([_integer(head, 28, 2), _integer(head, 26, 2)]) % 2**14
+    packed = _integer(head, 21, 4)
+    lossless = 1 + tf.stack([packed // 2**14, packed]) % 2**14
+    extended = 1 + tf.stack([_integer(head, 27, 3), _integer(head, 24, 3)])
+    size = tf.zeros([2], tf.int64)
+    for chunk, its in ((b"VP8 ", lossy), (b"VP8L", lossless), (b"VP8X", extended)):
+        size = tf.where(_says(head, 12, chunk), its, size)
+    return size

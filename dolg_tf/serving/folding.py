@@ -1,0 +1,286 @@
+"""The network for inference alone: fewer products, fewer passes, weights as constants.
+
+An exported model does without what training needs: batch norms apart from their convolutions,
+products with the zero padding of dilated convolutions, a map of local features of which only the
+mean is wanted. Weights are combined in float64, so that descriptors differ by float32 rounding
+alone. They become constants: TensorFlow rearranges constant weights for the processor once, but
+those of variables at every run.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dolg_tf.modeling.dolg import has_local_branch
+from dolg_tf.modeling.layers import orthogonal_components, projection_coefficient
+
+
+class FoldedNetwork:
+    """A folded network of `build_dolg`.
+
+    Its weights are in one graph function, which all graphs that call it share: a SavedModel of
+    several signatures holds them once.
+
+    Args:
+      network: of `build_dolg`, in any precision; it stays as it is, and later changes to it are
+        not seen.
+
+    Shapes: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, descriptor_size), as the network.
+    """
+
+    def __init__(self, network: keras.Model):
+        self.output_shape = network.output_shape
+        self._outputs = tf.function(
+            lambda images: _outputs(network, images),
+            input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
+            autograph=False,
+        )
+        self._outputs.get_concrete_function()  # now, not after the network was changed
+
+    def __call__(self, images, training=False):
+        return self._outputs(images)["descriptor"]
+
+    def intermediates(self, images) -> dict[str, tf.Tensor]:
+        """Returns `global`, `local`, `attention` and `descriptor`, see `dolg.intermediates`."""
+        outputs = dict(self._outputs(images))
+        # Here, not in the graph of the descriptor, which does without it.
+        outputs["local"] = outputs.pop("weight") * outputs.pop("features")
+        return outputs
+
+
+def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
+    x = network.get_layer("normalization")(images)
+    p4, p5 = _backbone(network.get_layer("backbone"), x)
+    f_global = _global_branch(network, p5)
+    if not has_local_branch(network):
+        return {"descriptor": _neck(network, f_global), "global": f_global}
+    if _has(network, "multi_atrous"):
+        p4 = _multi_atrous(network.get_layer("multi_atrous"), p4)
+    local = _local_branch(network.get_layer("local"), p4)
+    fused = _fused(network.get_layer("fused"), local, f_global)
+    return {"descriptor": _neck(network, fused), "global": f_global, **local}
+
+
+def _has(network: keras.Model, name: str) -> bool:
+    return any(layer.name == name for layer in network.layers)
+
+
+# --- layers of weights --------------------------------------------------------------------
+
+
+def _array(variable) -> np.ndarray:
+    with tf.init_scope():  # values, though a graph is being traced
+        return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+
+def _scale_and_shift(norm) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the batch norm as x * scale + shift."""
+    scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
+    return scale, _array(norm.beta) - _array(norm.moving_mean) * scale
+
+
+def _weights(layer, norm=None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns kernel and bias of a layer with the batch norm behind it."""
+    kernel = _array(layer.kernel)
+    depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)  # kernel (h, w, C, 1)
+    bias = _array(layer.bias) if layer.use_bias else np.zeros(kernel.shape[2 if depthwise else -1])
+    if norm is None:
+        return kernel, bias
+    scale, shift = _scale_and_shift(norm)
+    return kernel * (scale[:, None] if depthwise else scale), bias * scale + shift
+
+
+def _convolve(x, kernel, bias, stride=1, padding="VALID", dtype="float32"):
+    """Convolution and bias, next to each other as TensorFlow's optimiser looks for them."""
+    x = tf.nn.conv2d(tf.cast(x, dtype), tf.constant(kernel, dtype), stride, padding)
+    return tf.nn.bias_add(x, tf.constant(bias, dtype))
+
+
+def _dense(x, kernel, bias):
+    return tf.nn.bias_add(tf.matmul(x, tf.constant(kernel, x.dtype)), tf.constant(bias, x.dtype))
+
+
+# --- backbone -----------------------------------------------------------------------------
+
+
+def _backbone(backbone: keras.Model, images) -> list[tf.Tensor]:
+    """Runs the layers of a functional model one by one, with folded weights."""
+    values, followers, pads, folded = {id(backbone.input): images}, {}, {}, set()
+    for layer in backbone.layers:
+        for tensor in tf.nest.flatten(layer.input):
+            followers.setdefault(id(tensor), []).append(layer)
+    for tensor in backbone.outputs:
+        followers.setdefault(id(tensor), []).append(None)
+
+    def only_follower(layer, kind):
+        following = followers[id(layer.output)]
+        return following[0] if len(following) == 1 and isinstance(following[0], kind) else None
+
+    for layer in backbone.layers:
+        inputs = tf.nest.map_structure(lambda tensor: values.get(id(tensor)), layer.input)
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            norm = only_follower(layer, keras.layers.BatchNormalization)
+            folded.add(norm)
+            outputs = _convolution(layer, norm, inputs, pads.get(id(layer.input)))
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            outputs = inputs if layer in folded else _batch_norm(layer, inputs)
+        elif isinstance(layer, keras.layers.ZeroPadding2D) and only_follower(
+            layer, keras.layers.Conv2D
+        ):
+            outputs, pads[id(layer.output)] = inputs, layer.padding
+        elif isinstance(layer, keras.layers.Add):
+            # Which knows that its inputs are of one shape, so that TensorFlow's optimiser lets the
+            # convolution before it do the addition.
+            outputs = tf.add_n(inputs)
+        elif layer.weights:
+            raise NotImplementedError(f"{layer.name}: no way to fold a {type(layer).__name__}")
+        else:
+            outputs = layer(inputs)
+        values[id(layer.output)] = outputs
+    return [values[id(tensor)] for tensor in backbone.outputs]
+
+
+def _convolution(layer, norm, x, pads):
+    kernel, bias = _weights(layer, norm)
+    padding, dtype = layer.padding.upper(), layer.compute_dtype
+    if pads is not None:
+        padding = [(0, 0), *pads, (0, 0)]
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        strides = (1, *layer.strides, 1)
+        x = tf.nn.depthwise_conv2d(tf.cast(x, dtype), tf.constant(kernel, dtype), strides, padding)
+        x = tf.nn.bias_add(x, tf.constant(bias, dtype))
+    else:
+        x = _convolve(x, kernel, bias, layer.strides, padding, dtype)
+    return layer.activation(x)
+
+
+def _batch_norm(layer, x):
+    scale, shift = _scale_and_shift(layer)
+    return x * tf.constant(scale, x.dtype) + tf.constant(shift, x.dtype)
+
+
+# --- branches -----------------------------------------------------------------------------
+
+
+def _gem(layer, x):
+    """`layers.GeM`; the cube, which is by far the commonest power, by multiplication."""
+    p = _array(layer.p)[0]
+    x = tf.maximum(tf.cast(x, tf.float32), 1e-6)
+    x = x * x * x if p == 3 else tf.pow(x, tf.constant(p, tf.float32))
+    return tf.pow(tf.reduce_mean(x, (1, 2)), tf.constant(1 / p, tf.float32))
+
+
+def _global_branch(network: keras.Model, p5):
+    """Returns the global feature (B, C)."""
+    gem = network.get_layer("gem")
+    if _has(network, "global_conv"):
+        conv = network.get_layer("global_conv")
+        weights = _weights(conv, network.get_layer("global_norm"))
+        return _gem(gem, tf.nn.silu(_convolve(p5, *weights, dtype=conv.compute_dtype)))
+    pooled, linear = _gem(gem, p5), network.get_layer("global")
+    return _dense(pooled, *_weights(linear)) if linear.weights else pooled
+
+
+def _multi_atrous(block, x):
+    """`layers.MultiAtrous`, (B, H, W, C) -> (B, H, W, channels).
+
+    There is no nonlinearity between the branches and the convolution that reduces them. So the 1x1
+    branch and the middle taps of the dilated ones become one 1x1 convolution, and the pooled branch
+    a vector a photo. The other taps are a matrix product each, over the cells that they reach:
+    of a map of 32 x 32 cells a corner tap of dilation 18 reaches a fifth.
+    """
+    dtype = block.compute_dtype
+    x = tf.cast(x, dtype)
+    reduction, bias = _weights(block.reduce)
+    parts = np.split(reduction[0, 0], len(block.dilations) + 2 * block.context)  # (C/2, channels)
+    dilated = parts[-len(block.dilations) :]
+    middle = np.zeros((x.shape[-1], bias.size))
+    branches, kernels = [x], []
+    for conv, part in zip(block.dilated, dilated, strict=True):
+        kernel, offset = _weights(conv)
+        middle += kernel[1, 1] @ part
+        bias = bias + offset @ part
+        branches.append(_outer_taps(x, kernel, conv.dilation_rate[0]))
+        kernels.append(part)
+    if block.context:
+        kernel, offset = _weights(block.point)
+        middle += kernel[0, 0] @ parts[1]
+        bias = bias + offset @ parts[1]
+    kernel = np.concatenate([middle, *kernels])[None, None]
+    y = _convolve(tf.concat(branches, -1), kernel, bias, dtype=dtype)
+    if block.context:
+        kernel, offset = _weights(block.pooled)
+        pooled = tf.nn.relu(_dense(tf.reduce_mean(x, (1, 2)), kernel[0, 0], offset))
+        y += tf.matmul(pooled, tf.constant(parts[0], dtype))[:, None, None]
+    return tf.nn.relu(y)
+
+
+def _outer_taps(x, kernel: np.ndarray, dilation: int):
+    """Returns the dilated convolution without its middle tap and bias."""
+    shape = tf.shape(x)
+    height, width = shape[1], shape[2]
+
+    def reach(side, shift: int):
+        """Cells that a tap sees, and zeros before and behind where it writes."""
+        out = tf.minimum(abs(shift), side)
+        return (slice(out, side), [0, out]) if shift > 0 else (slice(0, side - out), [out, 0])
+
+    rows = []
+    for i in range(3):
+        seen, zeros = reach(height, (i - 1) * dilation)
+        row, sums = x[:, seen], []
+        for j in range(3):
+            if (i, j) == (1, 1):
+                continue
+            columns, margins = reach(width, (j - 1) * dilation)
+            # Not a 1x1 convolution: oneDNN's gives a wrong shape for a tap that reaches no cell.
+            product = tf.tensordot(row[:, :, columns], tf.constant(kernel[i, j], x.dtype), 1)
+            sums.append(tf.pad(product, [[0, 0], [0, 0], margins, [0, 0]]))
+        rows.append(tf.pad(tf.add_n(sums), [[0, 0], zeros, [0, 0], [0, 0]]))
+    return tf.add_n(rows)
+
+
+def _local_branch(layer, x) -> dict[str, tf.Tensor]:
+    """`layers.SpatialAttention`, its local features in two factors.
+
+    Returns:
+      float32 `features` (B, H, W, C), `weight` and `attention` (B, H, W, 1): the local feature is
+      weight x features, and the weight is the attention over the norm of the features.
+    """
+    dtype = layer.compute_dtype
+    y = _convolve(x, *_weights(layer.conv, layer.norm), dtype=dtype)
+    features = tf.cast(y, tf.float32)
+    if not layer.use_attention:
+        attention = tf.ones_like(features[..., :1])
+        return {"features": features, "weight": attention, "attention": attention}
+    score = _convolve(tf.nn.relu(y), *_weights(layer.score), dtype=dtype)
+    attention = tf.nn.softplus(tf.cast(score, tf.float32))
+    square = tf.reduce_sum(tf.square(features), -1, keepdims=True)
+    weight = attention * tf.math.rsqrt(tf.maximum(square, 1e-24))
+    return {"features": features, "weight": weight, "attention": attention}
+
+
+def _fused(layer, local: dict[str, tf.Tensor], f_global):
+    """`layers.OrthogonalFusion`: (B, 2 C)."""
+    features, weight = local["features"], local["weight"]
+    if layer.pooling == "gem":
+        orthogonal = _gem(layer.gem, orthogonal_components(weight * features, f_global))
+    else:
+        shape = tf.shape(features)
+        cells = shape[1] * shape[2]
+        features = tf.reshape(features, [shape[0], cells, features.shape[-1]])
+        weight = tf.reshape(weight, [shape[0], 1, cells]) / tf.cast(cells, tf.float32)
+        mean = tf.matmul(weight, features)[:, 0]
+        orthogonal = mean - projection_coefficient(mean, f_global) * f_global
+    return tf.concat([f_global, orthogonal], -1)
+
+
+def _neck(network: keras.Model, fused):
+    last = network.get_layer("descriptor")
+    if not _has(network, "neck_norm"):
+        return _dense(fused, *_weights(last))
+    weights = _weights(network.get_layer("neck_linear"), network.get_layer("neck_norm"))
+    x = _dense(fused, *weights)
+    return tf.nn.relu(x) - tf.constant(_array(last.alpha), tf.float32) * tf.nn.relu(-x)

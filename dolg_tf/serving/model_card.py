@@ -1,0 +1,294 @@
+"""The model card: what a model is, what it was made of, how good it is, how it is used.
+
+Markdown with the metadata block of the Hugging Face Hub; nothing is sent anywhere. What is not
+known is said to be unknown, and scores stand in it only when a report of them is given.
+
+Reference: Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+
+from dolg_tf import config as configs
+from dolg_tf import files
+from dolg_tf.config import InputError
+from dolg_tf.serving import card_texts
+
+log = logging.getLogger(__name__)
+
+NAME = "README.md"
+_IMAGE_SIZE = 512  # of the photo whose arithmetic is counted, in pixels
+_LEVELS = ("easy", "medium", "hard")
+_SCORES = ("mAP", "mP@1", "mP@5", "mP@10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCardConfig:
+    """Which network's card is written."""
+
+    model_dir: str = configs.option("run directory or model directory")
+    output: str = configs.option(f"file to write; empty: {NAME} in the directory", "")
+    checkpoint: str = configs.option(
+        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+    )
+    weights: str = configs.option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
+    report: str = configs.option(
+        "report.json of an evaluation of this network; empty: its scores are not measured", ""
+    )
+    overwrite: bool = configs.option("replace an existing output", False)
+
+
+def write_model_card(config: ModelCardConfig) -> pathlib.Path:
+    """Writes the model card of a network on disk.
+
+    Returns:
+      The file.
+
+    Raises:
+      InputError: when the output exists, or model or report cannot be read or do not fit.
+    """
+    output = pathlib.Path(config.output or pathlib.Path(config.model_dir) / NAME)
+    if output.exists() and not config.overwrite:
+        raise InputError(f"{output} exists; give --overwrite or another --output")
+
+    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
+
+    report = read_report(config.report)
+    network, dolg_config, provenance = load_dolg(
+        config.model_dir, config.checkpoint, config.weights
+    )
+    about = {
+        "mode": "model",
+        "preprocessing": configs.to_dict(dolg_config.preprocessing),
+        "weights_sha256": weights_hash(network, dolg_config),
+        "provenance": provenance,
+    }
+    name = pathlib.Path(config.model_dir).resolve().name
+    card = card_of(name, about, network, dolg_config, config.model_dir, report)
+    files.write_text(output, card)
+    log.info("model card of %s: %s", config.model_dir, output)
+    return output
+
+
+def read_report(path: files.Path) -> dict | None:
+    """Reads the report.json of an evaluation; None for no path.
+
+    Raises:
+      InputError: when there is none, or it is something else.
+    """
+    if not path:
+        return None
+    report = files.read_json(path)
+    try:
+        for level in _LEVELS:
+            for score in _SCORES:
+                value = report[level][score]
+                if value is not None and not 0 <= value <= 1:
+                    raise ValueError
+        dict(report["protocol"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"--report={path}: no report.json of dolg_tf.evaluation.revisited; give the one that "
+            "it wrote"
+        ) from error
+    return report
+
+
+def card_of(
+    name: str, about: dict, network, dolg_config, model_dir: files.Path, report: dict | None
+) -> str:
+    """Returns the card of a network, see `model_card`, with the recipe when it is a run's.
+
+    Args:
+      name: of the exported file or directory.
+      about: what the export says of itself: `mode`, `weights_sha256`, `preprocessing`,
+        `provenance`, and where they apply `scales`, `precision`, `quantize`, `whitening`.
+      network: the Keras network in float32.
+      dolg_config: its configuration.
+      model_dir: where it was loaded from.
+      report: of `read_report`.
+    """
+    from dolg_tf.modeling.model_dir import read_config
+    from dolg_tf.modeling.summary import summarize
+
+    summary = summarize(network, dolg_config, about["provenance"], _IMAGE_SIZE)
+    _, values = read_config(model_dir)
+    return model_card(name, about, summary, values if "training" in values else None, report)
+
+
+def model_card(
+    name: str, about: dict, summary: dict, run: dict | None = None, report: dict | None = None
+) -> str:
+    """Returns a model card, Markdown with a YAML block.
+
+    Args:
+      name: of the exported file or directory.
+      about: see `card_of`.
+      summary: of `dolg_tf.modeling.summary.summarize`.
+      run: config.json of the run that trained it; None: it was not trained here.
+      report: of `read_report`; None: the scores are not measured.
+
+    Raises:
+      InputError: when the report is of other weights.
+    """
+    from huggingface_hub import ModelCard
+
+    measured = None if report is None else report["protocol"].get("model_hash")
+    if measured not in (None, about["weights_sha256"]):
+        raise InputError(
+            f"--report is of the model {measured}, this one is {about['weights_sha256']}; give "
+            "the report of this one"
+        )
+    sections = {
+        "Network": _network(summary),
+        "Training data": _data(about, run),
+        "Scores": _scores(about, report),
+        "Preprocessing": _preprocessing(about),
+        "Use": _use(name, about),
+        "Limits": card_texts.LIMITS,
+        "Licence": card_texts.LICENCE,
+        "Origin": _origin(about),
+    }
+    title = f"# {name}\n\nA photo of a landmark in, one descriptor of {summary['descriptor_size']} "
+    title += "numbers out: photos of one place have a large inner product. DOLG, after Yang et "
+    title += "al., ICCV 2021, https://arxiv.org/abs/2108.02927, in TensorFlow (dolg_tf).\n"
+    text = "\n".join(f"## {head}\n\n{body.strip()}\n" for head, body in sections.items())
+    metadata = _metadata(name, about, report).to_yaml()
+    return str(ModelCard(f"---\n{metadata}\n---\n\n{title}\n{text}"))
+
+
+def _metadata(name: str, about: dict, report: dict | None):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for level in _LEVELS if report else ():
+        task = report["protocol"].get("ground_truth") or "unnamed ground truth"
+        results += [
+            EvalResult(
+                task_type="image-feature-extraction",
+                dataset_type=task,
+                dataset_name=f"{task}, {level}",
+                dataset_config=level,
+                metric_type=score,
+                metric_value=report[level][score],
+            )
+            for score in _SCORES
+            if report[level][score] is not None
+        ]
+    return ModelCardData(
+        library_name={"onnx": "onnx", "litert": "tflite", "model": "keras"}.get(
+            about["mode"], "tensorflow"
+        ),
+        license="unknown",
+        pipeline_tag="image-feature-extraction",
+        tags=["dolg", "image-retrieval", "landmark-retrieval"],
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def _network(summary: dict) -> str:
+    lines = [f"- {words}" for words in summary["network"]]
+    lines += ["", "| part | parameters | trainable | GMAC |", "| --- | ---: | ---: | ---: |"]
+    for part, row in summary["parts"].items():
+        giga = row["multiply_adds"] / 1e9
+        lines.append(f"| {part} | {row['parameters']:,} | {row['trainable']:,} | {giga:.3f} |")
+    size = summary["image_size"]
+    lines += ["", f"GMAC: 10^9 multiply-adds for one photo of {size} x {size} pixels, one scale."]
+    return "\n".join(lines)
+
+
+def _data(about: dict, run: dict | None) -> str:
+    if run is None:
+        source = about["provenance"].get("source", "not recorded")
+        return (
+            f"Not trained by dolg_tf; the weights come from: {source}. Of the photos nothing "
+            "else is recorded."
+        )
+    data, training = run["data"], run["training"]
+    landmarks = f"{data['num_classes']:,}" if data["num_classes"] else "all of its relabeling.csv"
+    start = training["init_from"] or training["backbone_weights"]
+    steps = about["provenance"].get("step")
+    return "\n".join(
+        [
+            f"- records: `{_last_parts(data['train_file_pattern'])}`; landmarks: {landmarks}",
+            f"- crops of {data['image_size']} x {data['image_size']} pixels, batches of "
+            f"{training['batch_size']}, {steps} steps, seed {training['seed']}",
+            f"- loss {training['loss']}, margin {training['margin']}, scale {training['scale']}; "
+            f"{training['optimizer']}, learning rate {training['initial_lr']}",
+            f"- started from: {_last_parts(start) if start != 'none' else 'random weights'}",
+        ]
+    )
+
+
+def _last_parts(path: str) -> str:
+    """Returns folder and name: where else a file lies on the trainer's machine tells nobody."""
+    return "/".join(pathlib.PurePath(path).parts[-2:]).lstrip("/")
+
+
+def _scores(about: dict, report: dict | None) -> str:
+    if report is None:
+        return "Not measured. (`python -m dolg_tf.evaluation.revisited` measures; `--report` puts \
+its scores here.)"
+    lines = [
+        f"| percent | {' | '.join(_SCORES)} | 95 % of mAP |",
+        f"| --- |{' ---: |' * len(_SCORES)} --- |",
+    ]
+    for level in _LEVELS:
+        row = report[level]
+        cells = [_percent(row[score]) for score in _SCORES]
+        interval = row.get("mAP_interval")
+        cells.append("-".join(map(_percent, interval)) if interval else "-")
+        lines.append(f"| {level} | {' | '.join(cells)} |")
+    lines += ["", "Protocol:", ""]
+    lines += [f"- {key}: {json.dumps(value)}" for key, value in report["protocol"].items()]
+    if about["mode"] in ("onnx", "litert"):
+        lines += ["", "Measured with the SavedModel of these weights in float32, not this file."]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _preprocessing(about: dict) -> str:
+    inside = about["preprocessing"]
+    floats = about["mode"] in ("onnx", "litert", "model")
+    lines = [
+        f"- in: {'float32 RGB in [0, 1]' if floats else 'uint8 RGB'}, of any size",
+        f"- inside: channels to {inside['channel_order'].upper()}, then (x - mean) / std, mean "
+        f"{list(inside['mean'])}, std {list(inside['std'])}",
+    ]
+    for key in ("scales", "precision", "quantize"):
+        if key in about:
+            lines.append(f"- {key}: {_words(about[key])}")
+    if about.get("whitening"):
+        lines.append("- the descriptor is whitened inside")
+    return "\n".join(lines)
+
+
+def _words(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _use(name: str, about: dict) -> str:
+    scales = list(about.get("scales", ()))
+    code = card_texts.USE[about["mode"]].replace("NAME", name).replace("SCALES", str(scales))
+    text = f"```python\n{code}```\n"
+    return text + card_texts.BATCHES if about["mode"] in ("onnx", "litert") else text
+
+
+def _origin(about: dict) -> str:
+    lines = [f"- weights, sha256: `{about['weights_sha256']}`"]
+    lines += [f"- {key}: {_words(value)}" for key, value in about["provenance"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    configs.main(write_model_card, ModelCardConfig)

@@ -1,0 +1,101 @@
+"""The network as an ONNX file; its contract: `dolg_tf/serving/one_file.py`."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+
+from dolg_tf.config import InputError
+from dolg_tf.serving import one_file
+from dolg_tf.serving.one_file import Distance, Exported, FileExportConfig
+
+# Read by onnxruntime since 1.10, of 2021.
+_OPSET = 15
+_TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnnxConfig(FileExportConfig):
+    """Which network is exported to which .onnx file."""
+
+    def __post_init__(self):
+        if not self.output.endswith(".onnx"):
+            raise InputError(f"--output={self.output} must end in .onnx")
+
+
+def export_onnx(config: OnnxConfig) -> pathlib.Path:
+    """Exports a trained or converted network as an ONNX file, checked in onnxruntime.
+
+    It takes `image`, float32 RGB in [0, 1], (batch, height, width, 3), and gives `descriptor`,
+    float32 (batch, D), of unit L2 norm, at one scale. Its metadata say where it comes from.
+
+    Returns:
+      The file.
+
+    Raises:
+      InputError: when the output exists, a package is missing, or model or report cannot be read
+        or do not fit.
+      RuntimeError: when the file's descriptors are more than 1e-5 off.
+    """
+    one_file.need_packages("onnx", "onnx", "tf2onnx", "onnxruntime")
+    return one_file.export_file(config, {"mode": "onnx", "opset": _OPSET}, _write, _check)
+
+
+def _write(exported: Exported, path: pathlib.Path) -> None:
+    import onnx
+    import tf2onnx
+
+    # Else it copies the whole graph, weights and all, before each of some forty passes.
+    os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells each of its passes
+    signature = exported.describe.input_signature
+    model, _ = tf2onnx.convert.from_function(exported.describe, signature, opset=_OPSET)
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            _set_padding(node)
+    for value, names in (
+        (model.graph.input[0], ("batch", "height", "width")),
+        (model.graph.output[0], ("batch",)),
+    ):
+        for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            dimension.dim_param = name
+    model.producer_name = "dolg_tf"
+    onnx.helper.set_model_props(
+        model,
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in exported.about.items()
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+
+
+def _set_padding(node) -> None:
+    """Says the padding of a convolution of stride 1 in numbers.
+
+    tf2onnx leaves "same" to the runtime where the photo's size is unknown, and onnxruntime has
+    none for dilated kernels. With stride 1 it depends on the kernel alone.
+    """
+    import onnx
+
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if attributes.get("auto_pad") is None or list(attributes["strides"].ints) != [1, 1]:
+        return
+    sides = zip(attributes["kernel_shape"].ints, attributes["dilations"].ints, strict=True)
+    pads = [(kernel - 1) * dilation // 2 for kernel, dilation in sides]  # kernels are odd
+    node.attribute.remove(attributes["auto_pad"])
+    node.attribute.append(onnx.helper.make_attribute("pads", pads + pads))
+
+
+def _check(exported: Exported, path: pathlib.Path) -> Distance:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = one_file.distance(
+        exported, lambda photos: session.run(["descriptor"], {"image": photos})[0]
+    )
+    if not found.difference <= _TOLERANCE:
+        raise RuntimeError(f"onnxruntime's descriptors are off: {found}")
+    return found

@@ -1,0 +1,86 @@
+"""Encoded photos of strangers in one batch: what is wrong with one stays on its own row.
+
+A graph has no "try", and an op that fails aborts the whole batch. A data set may ignore the errors
+of its elements, so each photo is decoded in a data set of one element inside the graph, with a
+second element behind it that stands in where the first one is gone.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dolg_tf.data import headers, images
+
+OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
+
+# The network's coarsest map has a cell for each 32 pixels, and one at least: a photo of one row
+# takes it as much memory as one of 32.
+_LEAST_SIDE = 32
+
+
+def load(data: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes a photo that may be damaged, or larger than memory, without ever failing.
+
+    Args:
+      data: scalar string, an encoded photo or anything else.
+      max_pixels: most pixels, by the header, of a photo that is decoded; a side below 32 counts
+        as 32.
+
+    Returns:
+      (image, status): uint8 RGB (H, W, 3), as `images.decode` gives it; int32 scalar, OK or
+      UNDECODABLE or TOO_LARGE, and (0, 0, 3) then.
+    """
+
+    def decode(data):
+        sides = tf.maximum(headers.photo_size(data), _LEAST_SIDE)
+        pixels = tf.reduce_prod(tf.cast(sides, tf.float64))  # two integers may overflow
+        return tf.cond(
+            pixels > max_pixels,
+            lambda: _no_photo(TOO_LARGE),
+            lambda: (images.decode(data), tf.constant(OK)),
+        )
+
+    photo = tf.data.Dataset.from_tensors(data).map(decode).ignore_errors()
+    stand_in = tf.data.Dataset.from_tensors(_no_photo(UNDECODABLE))
+    return photo.concatenate(stand_in).take(1).get_single_element()
+
+
+def describe_encoded(
+    describe: Callable[[tf.Tensor], tf.Tensor],
+    image_bytes: tf.Tensor,
+    max_pixels: int,
+    descriptor_size: int,
+) -> dict[str, tf.Tensor]:
+    """Describes encoded photos of any sizes, one after the other.
+
+    Memory is that of the largest photo, whatever the batch; a row does not depend on the others.
+
+    Args:
+      describe: uint8 RGB (1, H, W, 3) -> float32 (1, D).
+      image_bytes: string (B,), encoded photos or anything else.
+      max_pixels: see `load`.
+      descriptor_size: D.
+
+    Returns:
+      `descriptors`, float32 (B, D), zeros where there is none; `status`, int32 (B,): 0 described,
+      1 undecodable, 2 larger than `max_pixels`.
+    """
+
+    def row(data):
+        photo, status = load(data, max_pixels)
+        descriptor = tf.cond(
+            tf.equal(status, OK),
+            lambda: tf.ensure_shape(describe(photo[None])[0], [descriptor_size]),
+            lambda: tf.zeros([descriptor_size]),
+        )
+        return descriptor, status
+
+    specs = (tf.TensorSpec([descriptor_size], tf.float32), tf.TensorSpec([], tf.int32))
+    descriptors, status = tf.map_fn(
+        row, image_bytes, fn_output_signature=specs, parallel_iterations=1
+    )
+    return {"descriptors": descriptors, "status": status}
+
+
+def _no_photo(status: int) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.zeros([0, 0, 3], tf.uint8), tf.constant(status)

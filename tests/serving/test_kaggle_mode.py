@@ -1,0 +1,126 @@
+"""Mode `kaggle`: called as the scorer of Landmark Retrieval 2020 calls it; whitening."""
+
+import hashlib
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dolg_tf.config import InputError
+from dolg_tf.serving import saved_model
+from dolg_tf.serving.cpp_loader import CppSession
+from dolg_tf.serving.modes import kaggle
+from dolg_tf.serving.saved_model import ExportConfig
+from dolg_tf.serving.whitening import load_whitening
+
+SCALES = (0.7071, 1.0)
+
+
+@pytest.fixture(scope="module")
+def whitening_file(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("whitening") / "whitening.npz", np.random.default_rng(0)
+    np.savez(path, mean=rng.normal(size=16) / 8, projection=rng.normal(size=(16, 5)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(export, whitening_file):
+    return export(mode="kaggle", scales=SCALES, zip=True, whitening=str(whitening_file))
+
+
+def _whitened(row, path):
+    stored = np.load(path)
+    row = (row - stored["mean"]) @ stored["projection"]
+    return row / np.linalg.norm(row)
+
+
+@pytest.mark.slow
+def test_the_scorer_gets_one_unit_descriptor(
+    exported, tmp_path, photos, many_scales, whitening_file
+):
+    zipfile.ZipFile(exported / "submission.zip").extractall(tmp_path)
+    image = tf.convert_to_tensor(photos(61, 83, 3))
+    found = tf.saved_model.load(str(tmp_path)).signatures["serving_default"](image)[
+        "global_descriptor"
+    ]
+    assert found.dtype == tf.float32 and found.shape == (5,)
+    np.testing.assert_allclose(np.linalg.norm(found), 1.0, rtol=1e-5)
+    expected = _whitened(many_scales(photos(61, 83, 3), SCALES), whitening_file)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_models_files_lie_at_the_root_of_the_archive(tmp_path):
+    (tmp_path / "variables").mkdir()
+    for name in ("saved_model.pb", "variables/variables.index"):
+        (tmp_path / name).write_text(name)
+    saved_model._write_zip(tmp_path)
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["saved_model.pb", "variables/variables.index"]
+
+
+@pytest.mark.slow
+def test_about_tells_the_whitening(exported, whitening_file):
+    about = json.loads((exported / "assets.extra" / "dolg.json").read_text())
+    sha256 = hashlib.sha256(whitening_file.read_bytes()).hexdigest()
+    assert about["whitening"] == {"sha256": sha256}
+    assert about["mode"] == "kaggle" and about["scales"] == list(SCALES)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_scales_and_whitening_are_inside(network, photos, many_scales, whitening_file, whitened):
+    config = ExportConfig(model_dir="m", output="o", mode="kaggle", scales=SCALES)
+    whitening = load_whitening(whitening_file, 16) if whitened else None
+    describe = kaggle(network, config, whitening)["serving_default"]
+    for size in ((40, 60), (10, 10)):
+        photo = photos(*size, 3)
+        expected = many_scales(photo, SCALES)
+        if whitened:
+            expected = _whitened(expected, whitening_file)
+        np.testing.assert_allclose(describe(photo)["global_descriptor"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_images_and_encoded_photos_are_whitened_too(export, photos, many_scales, whitening_file):
+    photo = photos(40, 60, 3)
+    expected = _whitened(many_scales(photo, SCALES), whitening_file)
+    inputs = {"images": photo[None], "scales": np.asarray(SCALES, np.float32)}
+    png = tf.io.encode_png(photo).numpy()
+    with CppSession(export(scales=SCALES, whitening=str(whitening_file))) as session:
+        for found in (
+            session.run("images", inputs)["descriptors"],
+            session.run("serving_default", {"image_bytes": [png]})["descriptors"],
+        ):
+            np.testing.assert_allclose(found, expected[None], atol=1e-5)
+
+
+def test_only_kaggle_takes_a_zip():
+    with pytest.raises(InputError, match=r"only kaggle takes a submission\.zip"):
+        ExportConfig(model_dir="m", output="o", zip=True)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mean": np.zeros(16)}, "no .npz with the arrays mean and projection"),
+        ({"mean": np.zeros(8), "projection": np.eye(8)}, r"mean \(8,\) and projection \(8, 8\)"),
+        ({"mean": np.zeros(16), "projection": np.zeros((16, 17))}, r"\(16, K\) with K up to 16"),
+        ({"mean": np.zeros(16), "projection": np.zeros((16, 0))}, "do not fit"),
+        ({"mean": np.full(16, np.nan), "projection": np.eye(16)}, "a NaN or an infinity"),
+        ({"mean": np.array([None] * 16), "projection": np.eye(16)}, "no .npz .*allow_pickle"),
+    ],
+)
+def test_bad_whitening_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "whitening.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_whitening(tmp_path / "whitening.npz", 16)
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("mean")
+    np.save(tmp_path / "mean.npy", np.zeros(16))
+    for name in ("none.npz", "text.npz", "mean.npy"):
+        with pytest.raises(InputError, match="with the arrays mean and projection"):
+            load_whitening(tmp_path / name, 16)
