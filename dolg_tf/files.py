@@ -76,6 +76,30 @@ def read_json(path: Path, format_version: int | None = None):
     return value
 
 
+def check_output(path: Path, overwrite: bool, mark: str | None = None) -> None:
+    """Makes sure that an output may be put in place.
+
+    Args:
+      path: of the output.
+      overwrite: whether one that is there may be replaced.
+      mark: a file that a directory which is replaced must hold, so that no other is lost; None: the
+        output is a file.
+
+    Raises:
+      InputError: when something is there that must stay.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists; give --overwrite or another --output")
+    if path.is_dir() and not (mark and (path / mark).is_file()):
+        raise InputError(
+            f"{path} is a directory of something else, which --overwrite does not replace; give "
+            "another --output"
+        )
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal digits."""
     with pathlib.Path(path).open("rb") as file:

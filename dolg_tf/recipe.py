@@ -138,8 +138,8 @@ class TrainingConfig:
     )
     backbone_weights: str = option(
         "ImageNet weights of the backbone: KerasHub preset; efficientnet_lite0 or "
-        "efficientnet_lite2, of the pip package; a file .weights.h5, .keras, .pth, .npz or "
-        ".safetensors; or none",
+        "efficientnet_lite2, of the pip package; a file .weights.h5, .keras, .pth, .pt, "
+        ".pyth, .npz or .safetensors; or none",
         "none",
     )
     restore: str = option(

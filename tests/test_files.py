@@ -62,3 +62,18 @@ def test_links_that_lead_out_are_refused(tmp_path):
     (tmp_path / "folder" / "link").symlink_to(tmp_path)
     with pytest.raises(InputError, match="leads out of"):
         files.inside(tmp_path / "folder", "link/secret")
+
+
+def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
+    files.check_output(tmp_path / "none", overwrite=False)
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        folder.mkdir()
+    (mine / "config.json").touch()
+    files.check_output(mine, overwrite=True, mark="config.json")
+    files.check_output(mine / "config.json", overwrite=True)
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        files.check_output(mine, overwrite=False, mark="config.json")
+    for folder, mark in ((other, "config.json"), (mine, None)):
+        with pytest.raises(InputError, match="directory of something else"):
+            files.check_output(folder, overwrite=True, mark=mark)

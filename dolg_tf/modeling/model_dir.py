@@ -172,18 +172,27 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
     return {"source": "training", "run": path.name, "step": step, "weights": weights}
 
 
-def load_head(path: files.Path, checkpoint: str = "latest") -> dict:
+def load_head(path: files.Path, checkpoint: str = "latest", weights: str = "raw") -> dict:
     """Returns the variables of the class head of a run, arrays by name.
 
     Args:
       path: run directory.
       checkpoint: "latest" or "best".
+      weights: "raw", or "ema" for the moving average of what is trained in it.
     """
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), checkpoint))
-    return {
+    names = reader.get_variable_to_shape_map()
+    head = {
         name.removeprefix("head/").removesuffix(VALUE): reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
+        for name in names
         if name.startswith("head/")
     }
+    if weights == "ema":
+        average = "ema/head.S"  # a checkpoint writes a slash inside a key so
+        for name in names:
+            if name.startswith(average):
+                key = name.removeprefix(average).removesuffix(VALUE)
+                head[key] = reader.get_tensor(name)
+    return head

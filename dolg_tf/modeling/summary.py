@@ -207,7 +207,8 @@ def as_text(summary: dict) -> str:
 
 
 def _plain(value) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if text.isprintable() else repr(text)  # a provenance may be anybody's
 
 
 if __name__ == "__main__":

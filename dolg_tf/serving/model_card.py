@@ -54,8 +54,7 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
       InputError: when the output exists, or model or report cannot be read or do not fit.
     """
     output = pathlib.Path(config.output or pathlib.Path(config.model_dir) / NAME)
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} exists; give --overwrite or another --output")
+    files.check_output(output, config.overwrite)
 
     from dolg_tf.modeling.model_dir import load_dolg, weights_hash
 

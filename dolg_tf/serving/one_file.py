@@ -116,8 +116,7 @@ def export_file(
     output = pathlib.Path(config.output)
     beside = output.with_name(f"{output.name}.md")
     for path in (output, beside):
-        if path.exists() and not config.overwrite:
-            raise InputError(f"{path} exists; give --overwrite or another --output")
+        files.check_output(path, config.overwrite)
 
     from dolg_tf.modeling.model_dir import load_dolg
     from dolg_tf.serving.model_card import card_of, read_report

@@ -113,8 +113,7 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
       RuntimeError: when the written model does not answer as the network does.
     """
     output = pathlib.Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} exists; give --overwrite or another --output")
+    files.check_output(output, config.overwrite, "saved_model.pb")
 
     from dolg_tf.modeling.model_dir import load_dolg
     from dolg_tf.serving.model_card import NAME, card_of, read_report

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
@@ -28,7 +27,7 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
     Raises:
       InputError: when a flag of the run, other than by its default, asks for another network.
     """
-    begun = logdir and pathlib.Path(logdir, "config.json").exists()
+    begun = logdir and has_begun(logdir)
     if begun:
         source, values = read_config(logdir)
         begun = values.get("training", {}).get("init_from") == init_from
@@ -45,6 +44,8 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
                 f"--{field.name} out"
             )
         log.info("%s %s, as in %s", field.name, theirs, init_from)
+    if source.train_gem_p and not model.train_gem_p:
+        log.info("the GeM exponent stays %s; --train_gem_p trains it on", source.gem_p)
     return dataclasses.replace(source, train_gem_p=model.train_gem_p)
 
 
@@ -80,6 +81,8 @@ def initialize(trainer: Trainer, landmarks: str | None) -> None:
         source, _, provenance = load_dolg(training.init_from)
         # By path, since layers that are not trained come last in `weights`.
         values = {variable.path: variable.numpy() for variable in source.variables}
+        if set(values) != {variable.path for variable in trainer.network.variables}:
+            raise InputError(f"--init_from={training.init_from} changed while the run began")
         for variable in trainer.network.variables:
             variable.assign(values[variable.path])
         head = _take_head(trainer, landmarks)

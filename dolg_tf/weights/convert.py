@@ -23,11 +23,11 @@ class ConvertConfig:
     """Which weights become what."""
 
     input: str = configs.option(
-        "checkpoint of the authors' code: .pyth, .pt, .npz or .safetensors; with --to=official a "
-        "run or model directory"
+        "checkpoint of the authors' code: .pyth, .pth, .pt, .npz or .safetensors; with "
+        "--to=official a run or model directory"
     )
     output: str = configs.option(
-        "model directory; with --to=official a .pyth, .pt, .npz or .safetensors file"
+        "model directory; with --to=official a .pyth, .pth, .pt, .npz or .safetensors file"
     )
     to: str = configs.option(
         "model_dir: from the authors' code to ours; official: from ours to theirs",
@@ -49,6 +49,12 @@ class ConvertConfig:
     )
     overwrite: bool = configs.option("replace an existing output", False)
 
+    def __post_init__(self):
+        if self.to == "official" and self.reference:
+            raise InputError("--reference is for checkpoints of the authors' code")
+        if self.to != "official" and (self.checkpoint, self.weights) != ("latest", "raw"):
+            raise InputError("--checkpoint and --weights are for a run, with --to=official")
+
 
 def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
     """Converts the authors' DOLG checkpoints to model directories, or back with --to=official.
@@ -60,8 +66,7 @@ def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
       InputError: when the input is damaged, or not every tensor of it finds its place.
     """
     output = pathlib.Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} exists; give --overwrite or another --output")
+    files.check_output(output, config.overwrite, "config.json" if config.to != "official" else None)
     if config.to == "official":
         _to_official(config, output)
     else:
@@ -93,7 +98,7 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
         raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     digest = files.sha256(path)
     head = state.get("desc_cls.weight")
-    classes = head.shape[0] if head is not None else None
+    classes = head.shape[0] if head is not None and len(head.shape) == 2 else None
     log.info("%s, %s, sha256 %s", path, file.format, digest)
     log.info(describe(dolg_config, classes))
     log.info(table(state, ignored, file.beside))
@@ -113,19 +118,20 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
 def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
     from dolg_tf.weights import official
-    from dolg_tf.weights.tensor_files import write_tensors
+    from dolg_tf.weights.tensor_files import check_suffix, write_tensors
 
-    if config.reference:
-        raise InputError("--reference is for checkpoints of the authors' code, not --to=official")
+    check_suffix(output)
     path = pathlib.Path(config.input)
     network, dolg_config, _ = load_dolg(path, config.checkpoint, config.weights)
     state = official.state_dict(network, dolg_config)
     if "training" in read_config(path)[1]:
-        head = official.head_state(load_head(path, config.checkpoint))
+        head = official.head_state(load_head(path, config.checkpoint, config.weights))
         if not head:
             log.info("class head left out: it has sub-centres, which the authors' code has not")
         state |= head
     log.info(describe(dolg_config, None))
+    if dolg_config.multi_atrous:
+        log.info("their published model code has multi-atrous commented out: switch it on there")
     log.info(table(state, {}, ()))
     write_tensors(output, state)
 

@@ -62,17 +62,27 @@ def fill(
             )
     if unknown:
         raise InputError(unknown[0])
-    arrays = [values(name, tensors[name]) for name, _, _ in entries]
+    arrays = [checked(name, tensors[name]) for name, _, _ in entries]
     for (_, variable, axes), array in zip(entries, arrays, strict=True):
         variable.assign(array if axes is None else array.transpose(axes))
     return ignored
 
 
-def values(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
+def checked(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
+    """Returns a tensor as float32.
+
+    Raises:
+      InputError: when it holds other than floating-point numbers, or what float32 or a variance
+        cannot be.
+    """
     array = tensor.read() if isinstance(tensor, Tensor) else np.asarray(tensor)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"its {name} holds {array.dtype}; weights are floating-point numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         bad = array.size - np.count_nonzero(np.isfinite(array))
         raise InputError(f"its {name} holds {bad} NaN or infinite values of {array.size}")
+    if name.endswith("running_var") and array.min(initial=0) < 0:
+        raise InputError(f"its {name} holds a variance below 0")
     return array

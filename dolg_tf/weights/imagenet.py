@@ -7,6 +7,9 @@ Preprocessing belongs to the weights: `preprocessing` tells what a network must 
 import importlib.util
 import logging
 import pathlib
+import re
+import zipfile
+from collections import Counter
 
 import keras
 
@@ -16,7 +19,7 @@ from dolg_tf.modeling.backbones import LITES
 from dolg_tf.modeling.weights_file import check_finite, load_weights
 from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.weights.filling import fill
-from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, Naming, find_naming
+from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, TOP, Naming, find_naming
 from dolg_tf.weights.stored import Tensor
 from dolg_tf.weights.tensor_files import open_tensors
 
@@ -30,7 +33,9 @@ LITE_FILES = {
     "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
 }
 # Presets of networks that `build_backbone` can build.
-_FITTING = ("resnet_", "efficientnet_b")
+_FITTING = re.compile(r"(resnet_\d+|efficientnet_b\d)_.*")
+# timm's recipe ra4 was trained with a mean and a deviation of one half.
+_RA4 = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
 _LITE_PRESET = "efficientnet_lite0_ra_imagenet"
 # What an EfficientNet has behind its last block.
 _TOP = ("top_conv", "top_bn")
@@ -80,15 +85,13 @@ def load_backbone(network: keras.Model, source: str) -> None:
             used, ignored = _copy(_preset(source), backbone)
         elif path.name.endswith(".weights.h5"):
             load_weights(backbone, path)
-            used, ignored = len(backbone.weights), 0
+            used, ignored = len(backbone.weights), {}
         elif path.suffix == ".keras":
-            model = keras.models.load_model(path, compile=False)
-            check_finite(model, path)
-            used, ignored = _copy(model, backbone)
+            used, ignored = _copy(_keras_file(path), backbone)
         else:
             naming, tensors = _named(path)
             entries = naming.entries(backbone)
-            used, ignored = len(entries), len(fill(entries, tensors, naming.ignored_because))
+            used, ignored = len(entries), fill(entries, tensors, naming.ignored_because)
     except (ValueError, KeyError) as error:
         raise _told(source, error) from error
     if turn:
@@ -96,9 +99,9 @@ def load_backbone(network: keras.Model, source: str) -> None:
         stem.kernel.assign(keras.ops.convert_to_numpy(stem.kernel)[:, :, ::-1])
         log.info("backbone: input channels of the first kernel turned around")
     digest = f", sha256 {files.sha256(path)}" if path else ""
-    log.info(
-        "backbone: weights from %s%s; tensors: %d used, %d ignored", source, digest, used, ignored
-    )
+    log.info("backbone: weights from %s%s; %d tensors used", source, digest, used)
+    for why, number in Counter(ignored.values()).items():
+        log.info("backbone: %d ignored: %s", number, why)
 
 
 def _trained_with(source: str, lite: bool) -> Preprocessing:
@@ -109,6 +112,8 @@ def _trained_with(source: str, lite: bool) -> Preprocessing:
             return _named(path)[0].preprocessing
         except InputError as error:
             raise _told(source, error) from error
+    if path is None and "_ra4_" in source:
+        return _RA4
     return LITE_PREPROCESSING if lite else Preprocessing()
 
 
@@ -161,7 +166,12 @@ def find_file(source: str) -> pathlib.Path | None:
     path = pathlib.Path(source)
     if path.is_file():
         return path
-    if path.suffix in (".h5", ".keras", ".pth", ".pt", ".pyth", ".npz", ".safetensors"):
+    if path.is_dir():
+        raise InputError(
+            f"--backbone_weights={path} is a folder; give the file of weights in it, such as "
+            "model.weights.h5"
+        )
+    if path.suffix or path.name != source:  # no preset's name has a point or a slash
         raise InputError(f"--backbone_weights={path}: no such file")
     return None
 
@@ -186,7 +196,10 @@ def _package_file(name: str) -> pathlib.Path:
 
 def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor]]:
     """Returns the tensors of a file by name, without `module.`, and the naming they follow."""
-    tensors = open_tensors(path).tensors
+    file = open_tensors(path)
+    tensors = file.tensors
+    if file.beside:
+        log.info("%s: not read: %s", path, ", ".join(file.beside))
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return find_naming(tensors), tensors
@@ -197,7 +210,7 @@ def _preset(name: str):
 
     presets = [*ResNetBackbone.presets, *EfficientNetBackbone.presets]
     if name not in presets:
-        known = ", ".join(sorted(preset for preset in presets if preset.startswith(_FITTING)))
+        known = ", ".join(sorted(filter(_FITTING.fullmatch, presets)))
         raise InputError(
             f"--backbone_weights={name} is neither a file nor a ResNet or EfficientNet preset of "
             f"KerasHub ({known}), nor one of {', '.join(LITE_FILES)} (pip packages), nor 'none' "
@@ -218,11 +231,23 @@ def _preset(name: str):
         ) from error
 
 
-def _copy(source: keras.Model, target: keras.Model) -> tuple[int, int]:
+def _keras_file(path: pathlib.Path) -> keras.Model:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .keras file, or cut short: get it again")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path} is no network of Keras and KerasHub alone: {reason}") from error
+    check_finite(model, path)
+    return model
+
+
+def _copy(source: keras.Model, target: keras.Model) -> tuple[int, dict[str, str]]:
     """Copies layer by layer; both must have the same ones, but for an EfficientNet's top.
 
     Returns:
-      How many arrays were used, and how many not.
+      How many arrays were used, and {name of one that was not: why}.
     """
     ours = {layer.name: layer for layer in target.layers if layer.weights}
     theirs = {layer.name: layer for layer in source.layers if layer.weights}
@@ -243,4 +268,5 @@ def _copy(source: keras.Model, target: keras.Model) -> tuple[int, int]:
                 )
     for name, layer in ours.items():
         layer.set_weights(theirs[name].get_weights())
-    return len(target.weights), sum(len(layer.weights) for layer in top)
+    unused = [variable.path for layer in top for variable in layer.weights]
+    return len(target.weights), dict.fromkeys(unused, TOP)

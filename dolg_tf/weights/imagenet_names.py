@@ -12,7 +12,7 @@ from dolg_tf.weights.filling import CONV, DEPTHWISE, Entry, norm_entries
 # EfficientNet-Lite was trained on RGB levels, (x - 127) / 128.
 LITE_PREPROCESSING = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 _CLASSIFIER = "the classifier of ImageNet's classes"
-_TOP = "the top convolution, which --stride32=last_block leaves out"
+TOP = "the top convolution, which --stride32=last_block leaves out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,12 @@ def find_naming(names: Iterable[str]) -> Naming:
             "efficientnet_lite0 or efficientnet_lite2"
         )
     example = f"; {names[0]}, for one, is unknown" if names else ""
+    hint = ""
+    if example and names[0].startswith(("model.", "_orig_mod.")):
+        hint = "; take the prefix that training code put in front of all names off first"
     raise InputError(
         "this is neither a ResNet of torchvision, timm or pycls nor an efficientnet_pytorch"
-        f"{example}"
+        f"{example}{hint}"
     )
 
 
@@ -185,5 +188,5 @@ EFFICIENTNET_PYTORCH = Naming(
     known_by="_conv_stem.weight",
     preprocessing=LITE_PREPROCESSING,
     entries=_lite_entries,
-    left_out={"_fc.": _CLASSIFIER, "_conv_head.": _TOP, "_bn1.": _TOP},
+    left_out={"_fc.": _CLASSIFIER, "_conv_head.": TOP, "_bn1.": TOP},
 )

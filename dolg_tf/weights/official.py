@@ -15,9 +15,9 @@ import numpy as np
 from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import RESNETS
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
-from dolg_tf.weights.filling import CONV, SAME, Entry, fill, norm_entries, values
+from dolg_tf.weights.filling import CONV, SAME, Entry, checked, fill, norm_entries
 from dolg_tf.weights.imagenet_names import PYCLS
-from dolg_tf.weights.tensor_files import Tensor
+from dolg_tf.weights.stored import Tensor
 
 _DENSE = (1, 0)
 _COUNTER, _HEAD = "num_batches_tracked", "desc_cls."
@@ -85,7 +85,7 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
 def _gem_p(tensor) -> float:
     if tensor.shape not in ((1,), ()):
         raise InputError(f"pool_g.p has shape {tensor.shape}; the exponent of GeM is one number")
-    exponent = float(values("pool_g.p", tensor).reshape(()))
+    exponent = float(checked("pool_g.p", tensor).reshape(()))
     if not exponent > 0:
         raise InputError(f"pool_g.p is {exponent}; the exponent of GeM is above 0")
     return exponent
@@ -190,6 +190,8 @@ def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray
     state = {}
     for name, variable, axes in official_entries(network):
         array = keras.ops.convert_to_numpy(variable)
+        if name == "pool_g.p" and not config.train_gem_p and array == 3:
+            continue  # what both versions of their code take when the file has none
         if axes is not None:
             array = array.transpose(np.argsort(axes))
         if turned and name == "globalmodel.stem.conv.weight":

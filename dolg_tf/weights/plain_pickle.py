@@ -37,6 +37,8 @@ def set_item(target: dict, key, value) -> None:
     Raises:
       Refused: on a tuple for a key: hashing one that holds itself many times over never ends.
     """
+    if type(key) is int and abs(key) >= 2**61 - 1:
+        raise Refused("its pickle has a huge number for a key")  # such ones hash alike
     if type(key) in (str, int, float, bool, type(None)):
         target[key] = value
     elif type(key) is not Unread:

@@ -13,14 +13,12 @@ descriptor (D,), not normalised
 Of the outputs, at least one.
 """
 
-import pathlib
-import zipfile
-
 import keras
 import numpy as np
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import intermediates
+from dolg_tf.weights.tensor_files import open_tensors
 
 # Their names are the paper's.
 _OUTPUTS = {
@@ -59,6 +57,11 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
         image = arrays[f"{photo}image"].astype(np.float32)[None] / np.float32(255)
         if f"{photo}input" in arrays:
             theirs = arrays[f"{photo}input"]
+            if theirs.shape != image.shape[1:]:
+                raise InputError(
+                    f"--reference={path}: {photo}input has shape {theirs.shape}, its image "
+                    f"{image.shape[1:]}"
+                )
             ours = keras.ops.convert_to_numpy(normalize(image))[0]
             rows.append((photo, "preprocessing", _error("input", ours, theirs, path)))
             outputs = rest(theirs[None].astype(np.float32), training=False)
@@ -69,29 +72,29 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
 
 def _load(path):
     """Returns the arrays of a reference by name, and its prefixes."""
-    path = pathlib.Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise InputError(f"--reference={path}: no such file") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"--reference={path} is no .npz file: {error}") from error
-    photos = [name.removesuffix("image") for name in arrays if name.endswith("image")]
+    tensors = open_tensors(path).tensors
+    photos = [name.removesuffix("image") for name in tensors if name.endswith("image")]
     if not photos:
-        raise InputError(f"--reference={path} holds no image, but {', '.join(arrays) or 'nothing'}")
+        raise InputError(f"--reference={path} holds no image, but {', '.join(tensors)}")
+    arrays = {}
     for photo in photos:
-        image = arrays[f"{photo}image"]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        image = tensors[f"{photo}image"]
+        if image.dtype != "uint8" or len(image.shape) != 3 or image.shape[2] != 3:
             raise InputError(
                 f"--reference={path}: {photo}image is {image.dtype} {image.shape}, not uint8 "
                 "(H, W, 3)"
             )
-        if not any(f"{photo}{name}" in arrays for name in _OUTPUTS):
+        if min(image.shape[:2]) < 32:
+            raise InputError(f"--reference={path}: {photo}image is below 32 pixels")
+        names = [name for name in _OUTPUTS if f"{photo}{name}" in tensors]
+        if not names:
             raise InputError(
                 f"--reference={path}: {photo}image has no output beside it; give one or more of "
                 f"{', '.join(photo + name for name in _OUTPUTS)}"
             )
+        for name in ("image", "input", *names):
+            if f"{photo}{name}" in tensors:
+                arrays[f"{photo}{name}"] = tensors[f"{photo}{name}"].read()
     return arrays, photos
 
 

@@ -63,9 +63,13 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
             return _open_zip(path)
         if head.startswith(torch_files.LEGACY_MAGIC):
             return torch_files.read_legacy(path)
+        # Before the rest: the length of its header may look like the beginning of a pickle.
+        length = struct.unpack("<Q", head[:8])[0] if head[8:9] == b"{" else None
+        if length is not None and length <= _LARGEST_HEADER:
+            return _open_safetensors(path, length)
         reason = _foreign(head)
-        if reason is None and head[8:9] == b"{":
-            return _open_safetensors(path, head)
+        if reason is None and length is not None:
+            reason = f"is no safetensors file, or one with a header of {length} bytes"
         raise Refused(reason or "is no PyTorch, .npz or .safetensors file")
 
 
@@ -150,12 +154,9 @@ def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 # --- safetensors ---------------------------------------------------------------------
 
 
-def _open_safetensors(path: pathlib.Path, head: bytes) -> TensorFile:
+def _open_safetensors(path: pathlib.Path, length: int) -> TensorFile:
     import safetensors
 
-    length = struct.unpack("<Q", head[:8])[0]
-    if length > _LARGEST_HEADER:
-        raise Refused(f"is no safetensors file, or one with a header of {length} bytes")
     try:
         # It checks offsets, sizes and overlaps; but its NumPy side reads no bfloat16.
         with safetensors.safe_open(path, framework="np"):
@@ -196,6 +197,12 @@ _WRITERS = {
 }
 
 
+def check_suffix(path: pathlib.Path) -> None:
+    """Raises InputError when `write_tensors` does not know the suffix."""
+    if path.suffix not in _WRITERS:
+        raise InputError(f"{path} must end in one of {', '.join(_WRITERS)}")
+
+
 def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict, whole or not at all; the same arrays give the same bytes.
 
@@ -208,9 +215,7 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
       InputError: on another suffix, or an array of another dtype.
     """
     path = pathlib.Path(path)
-    write = _WRITERS.get(path.suffix)
-    if write is None:
-        raise InputError(f"{path} must end in one of {', '.join(_WRITERS)}")
+    check_suffix(path)
     plain = {}
     for name, array in arrays.items():
         array = np.asarray(array)
@@ -219,4 +224,4 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
         # Not np.ascontiguousarray, which gives a number an axis.
         plain[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     with files.atomic_path(path) as temporary:
-        write(temporary, plain)
+        _WRITERS[path.suffix](temporary, plain)

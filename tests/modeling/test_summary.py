@@ -177,3 +177,9 @@ def test_the_command_tells_a_stranger_what_it_is(small, tmp_path, capsys):
         print_summary(SummaryConfig(model_dir=str(tmp_path)))
     with pytest.raises(InputError, match="--image_size=31 must be at least 32"):
         SummaryConfig(model_dir="model", image_size=31)
+
+
+def test_a_provenance_of_strangers_does_not_steer_the_terminal(small):
+    network, config = small
+    text = summary.as_text(summarize(network, config, {"source": "x\x1b[2J"}, 64))
+    assert "\x1b" not in text and "x\\x1b[2J" in text

@@ -206,3 +206,23 @@ def test_a_run_of_a_release_without_an_option_goes_on(data, tmp_path):
     changed = dataclasses.replace(tiny.MODEL, stride32="top_conv")
     with pytest.raises(InputError, match="with --stride32=last_block, not top_conv"):
         check_run(changed, data, training, None)
+
+
+def test_a_run_without_checkpoint_takes_its_source_as_it_is_now(data, source, tmp_path):
+    logdir, _ = source
+    training = tiny.recipe(tmp_path / "run", init_from=logdir)
+    write_run(tiny.MODEL, data, training, FIRST)  # died before its first checkpoint; RGB then
+    adopted = adopt_network(DolgConfig(), logdir, str(training.logdir))
+    assert adopted.preprocessing == OFFICIAL_PREPROCESSING
+
+
+def test_the_average_of_a_head_is_read_when_asked(tmp_path, data):
+    training = tiny.recipe(tmp_path / "run", ema_decay=0.9)
+    trainer = _trainer(training)
+    write_run(BGR, data, training, FIRST)
+    for average in trainer.state()["ema"].values():
+        average.assign(average + 0.5)
+    Checkpoints(tmp_path / "run", trainer.state(), 1, chief=True).save()
+    raw, averaged = (load_head(training.logdir, weights=kind)["kernel"] for kind in ("raw", "ema"))
+    np.testing.assert_array_equal(raw, trainer.head.kernel)
+    np.testing.assert_allclose(averaged, raw + 0.5, rtol=1e-6)

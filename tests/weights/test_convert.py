@@ -219,7 +219,7 @@ def test_a_file_that_is_no_reference_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         compare(small, tmp_path / "none.npz")
     (tmp_path / "ref.npz").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(InputError, match=r"is no \.npz file"):
+    with pytest.raises(InputError, match="is damaged"):
         compare(small, tmp_path / "ref.npz")
 
 
@@ -255,3 +255,23 @@ def test_the_authors_other_networks(standin, tmp_path, file):
     _, config, _ = load_dolg(output)
     assert config.backbone == f"resnet{file[1:].split('_')[0]}"
     assert config.multi_atrous == ("no" not in file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"weights": "ema"}, "--checkpoint and --weights are for a run"),
+        ({"checkpoint": "best"}, "--checkpoint and --weights are for a run"),
+        ({"to": "official", "reference": "x.npz"}, "--reference is for checkpoints"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        ConvertConfig(input="in", output="out", **flags)
+
+
+def test_a_wrong_suffix_is_refused_before_the_work(tmp_path):
+    with pytest.raises(InputError, match=r"back\.bin must end in"):
+        convert_checkpoint(
+            ConvertConfig(input="nowhere", output=str(tmp_path / "back.bin"), to="official")
+        )

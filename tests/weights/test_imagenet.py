@@ -8,7 +8,7 @@ import pytest
 from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS, RESNETS
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.weights import imagenet
 
 CONFIG = DolgConfig(backbone="resnet18", multi_atrous=False)
@@ -120,3 +120,41 @@ def test_random_weights_are_said_aloud(network, caplog):
         imagenet.load_backbone(network, "none")
     assert "random weights (--backbone_weights=none)" in caplog.text
     np.testing.assert_array_equal(network.weights[0], before)
+
+
+def test_presets_of_another_recipe_have_their_own_preprocessing():
+    for name in (
+        "efficientnet_b0_ra4_e3600_r224_imagenet",
+        "efficientnet_b1_ra4_e3600_r240_imagenet",
+    ):
+        assert name in keras_hub.models.EfficientNetBackbone.presets
+        config = DolgConfig(backbone=name.split("_imagenet")[0][:15])
+        assert imagenet.preprocessing(name, config) == Preprocessing(
+            mean=(0.5,) * 3, std=(0.5,) * 3
+        )
+    assert imagenet.preprocessing("resnet_50_imagenet", DolgConfig()) == Preprocessing()
+
+
+def test_a_damaged_keras_file_is_one_sentence(network, kerashub_backbone, tmp_path):
+    path = tmp_path / "backbone.keras"
+    kerashub_backbone.save(path)
+    whole = path.read_bytes()
+    for content in (whole[:1000], b"text", b""):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"backbone\.keras is no \.keras file, or cut short"):
+            imagenet.load_backbone(network, str(path))
+    # A bit of the weights inside, which the archive's checksum notices.
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(InputError, match="no network of Keras and KerasHub alone"):
+        imagenet.load_backbone(network, str(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["none.pth.tar", "pytorch_model.bin", "weights/resnet50", "a.ckpt"]
+)
+def test_a_file_that_is_not_there_is_told_from_a_preset(network, tmp_path, name):
+    with pytest.raises(InputError, match="no such file"):
+        imagenet.load_backbone(network, name)
+    with pytest.raises(InputError, match="is a folder; give the file of weights in it"):
+        imagenet.load_backbone(network, str(tmp_path))

@@ -7,6 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
@@ -58,7 +59,8 @@ def test_maps_of_a_resnet18_equal_torchvisions(network, resnet18, standin, tmp_p
     write_tensors(path, {f"module.{name}": array for name, array in resnet18.items()})
     with caplog.at_level("INFO"):
         imagenet.load_backbone(network, str(path))
-    assert "tensors: 100 used, 22 ignored" in caplog.text and ", sha256 " in caplog.text
+    assert "100 tensors used" in caplog.text and "20 ignored: a counter" in caplog.text
+    assert ", sha256 " in caplog.text
     expected = np.load(GOLDEN / "torchvision_resnet18.npz")
     for height, width in ((97, 130), (224, 288)):
         maps = _maps(network, standin.image(height, width).astype(np.float32)[None] / 255)
@@ -185,10 +187,11 @@ def test_half_precision_is_read_exactly(network, resnet18):
     [
         (["globalmodel.stem.conv.weight", "s1.b1.f.b.weight"], "convert_checkpoint.py.*init_from"),
         (["conv_stem.weight"], "EfficientNet of timm.*efficientnet_lite0"),
+        (["model.conv1.weight"], "model.conv1.weight, for one, is unknown; take the prefix"),
         (["features.0.weight"], "neither a ResNet .*; features.0.weight, for one, is unknown"),
         ([], "neither a ResNet of torchvision, timm or pycls nor an efficientnet_pytorch$"),
     ],
-    ids=["dolg", "timm", "vgg", "empty"],
+    ids=["dolg", "timm", "prefix", "vgg", "empty"],
 )
 def test_names_that_are_not_known_are_refused_with_the_remedy(names, message):
     with pytest.raises(InputError, match=message):
@@ -218,3 +221,29 @@ def test_weights_h5_of_our_backbone_are_taken_whole(network, tmp_path):
     imagenet.load_backbone(network, str(path))
     for variable, was in zip(backbone.weights, before, strict=True):
         np.testing.assert_array_equal(variable, was)
+
+
+def test_what_is_left_out_is_logged_with_its_reason(network, resnet18, tmp_path, caplog):
+    path = tmp_path / "resnet18.safetensors"
+    save_file(dict(resnet18), path, metadata={"ema": "elsewhere"})
+    with caplog.at_level("INFO"):
+        imagenet.load_backbone(network, str(path))
+    assert "not read: __metadata__" in caplog.text
+    assert "2 ignored: the classifier of ImageNet's classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("conv1.weight", 1e300, "NaN or infinite"),
+        ("bn1.running_var", -1.0, r"its bn1\.running_var holds a variance below 0"),
+    ],
+)
+def test_values_that_no_float32_network_can_have_are_refused(
+    network, resnet18, name, value, message
+):
+    state = dict(resnet18)
+    state[name] = np.full(state[name].shape, value, np.float64)
+    with pytest.raises(InputError, match=message):
+        naming = imagenet_names.TORCHVISION
+        fill(naming.entries(network.get_layer("backbone")), state, naming.ignored_because)

@@ -10,7 +10,6 @@ import pytest
 from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
-from dolg_tf.weights import official
 from dolg_tf.weights.official import (
     check_official,
     detect,
@@ -222,4 +221,12 @@ def test_what_the_authors_code_can_build_passes():
 def test_another_normalisation_is_refused(network):
     config = DolgConfig(multi_atrous=False, preprocessing=Preprocessing(mean=(0.5, 0.5, 0.5)))
     with pytest.raises(InputError, match="normalises by mean"):
-        official.state_dict(network, config)
+        state_dict(network, config)
+
+
+def test_an_exponent_of_3_that_is_not_trained_is_left_to_their_code(network):
+    exponent = network.get_layer("gem").p
+    for value, trained, written in ((3, False, False), (3, True, True), (4.6, False, True)):
+        exponent.assign([value])
+        config = DolgConfig(multi_atrous=False, train_gem_p=trained)
+        assert ("pool_g.p" in state_dict(network, config)) == written

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dolg_tf.config import InputError
-from dolg_tf.weights.tensor_files import open_tensors, write_tensors
+from dolg_tf.weights.tensor_files import check_suffix, open_tensors, write_tensors
 from dolg_tf.weights.torch_pickle import unpickle
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_files"
@@ -238,3 +238,19 @@ def test_a_written_checkpoint_has_its_state_dict_where_the_authors_code_looks(tm
     with zipfile.ZipFile(tmp_path / "a.pyth") as archive:
         top, _ = unpickle(io.BytesIO(archive.read("archive/data.pkl")))
     assert list(top) == ["model_state"] and list(top["model_state"]) == ["w"]
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 648])
+def test_a_header_whose_length_looks_like_a_pickle_is_safetensors_all_the_same(tmp_path, length):
+    def write(padding):
+        metadata = {"note": "x" * padding}
+        save_file({"w": np.ones(3, np.float32)}, tmp_path / "a.safetensors", metadata)
+        return struct.unpack("<Q", (tmp_path / "a.safetensors").read_bytes()[:8])[0]
+
+    assert write(length - write(0)) == length
+    assert list(open_tensors(tmp_path / "a.safetensors").tensors) == ["w"]
+
+
+def test_a_suffix_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"back\.bin must end in one of \.pyth"):
+        check_suffix(tmp_path / "back.bin")
