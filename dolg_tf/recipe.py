@@ -1,4 +1,4 @@
-"""What a training flagfile says: the network, the photos, and how it is trained.
+"""What flags say of the network, the photos, and how it is trained.
 
 No TensorFlow here, as in `config`.
 """
@@ -89,6 +89,21 @@ class DolgConfig:
             raise InputError(
                 f"--dilations={self.dilations} must be one or more numbers, each at least 1"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Which network on disk a command takes."""
+
+    model_dir: str = option("run directory or model directory")
+    checkpoint: str = option(
+        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+    )
+    weights: str = option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from dolg_tf import config as configs
 from dolg_tf.config import at_least
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.recipe import DolgConfig, NetworkConfig
 
 # Part of the network that each layer of `build_dolg` belongs to.
 _PARTS = {
@@ -37,18 +37,9 @@ _ELEMENTWISE = """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SummaryConfig:
+class SummaryConfig(NetworkConfig):
     """Which network is described, and at which size."""
 
-    model_dir: str = configs.option("run directory or model directory")
-    checkpoint: str = configs.option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
-    )
-    weights: str = configs.option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
-        "raw",
-        choices=("raw", "ema"),
-    )
     image_size: int = configs.option(
         "side of the square photo whose arithmetic is counted", 512, unit="pixels"
     )

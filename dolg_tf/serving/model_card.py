@@ -14,6 +14,7 @@ import pathlib
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.recipe import NetworkConfig
 from dolg_tf.serving import card_texts
 
 log = logging.getLogger(__name__)
@@ -25,19 +26,10 @@ _SCORES = ("mAP", "mP@1", "mP@5", "mP@10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCardConfig:
+class ModelCardConfig(NetworkConfig):
     """Which network's card is written."""
 
-    model_dir: str = configs.option("run directory or model directory")
     output: str = configs.option(f"file to write; empty: {NAME} in the directory", "")
-    checkpoint: str = configs.option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
-    )
-    weights: str = configs.option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
-        "raw",
-        choices=("raw", "ema"),
-    )
     report: str = configs.option(
         "report.json of an evaluation of this network; empty: its scores are not measured", ""
     )

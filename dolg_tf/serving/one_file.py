@@ -22,7 +22,7 @@ import numpy as np
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.recipe import DolgConfig, NetworkConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +34,10 @@ Describe = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileExportConfig:
+class FileExportConfig(NetworkConfig):
     """Which network is exported to which file."""
 
-    model_dir: str = configs.option("run directory or model directory")
     output: str = configs.option("file to write; the model card is written beside it, as FILE.md")
-    checkpoint: str = configs.option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
-    )
-    weights: str = configs.option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
-        "raw",
-        choices=("raw", "ema"),
-    )
     report: str = configs.option(
         "report.json of an evaluation of this network, for the scores of the model card; empty: "
         "they are not measured",

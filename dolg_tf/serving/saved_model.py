@@ -9,6 +9,7 @@ import zipfile
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.recipe import NetworkConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,9 @@ SUBMISSION = "submission.zip"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(NetworkConfig):
     """How a network is exported."""
 
-    model_dir: str = configs.option("run directory or model directory")
     output: str = configs.option("directory of the SavedModel; for TF Serving NAME/VERSION")
     mode: str = configs.option(
         "whose signatures it has: serving (extraction, report, TF Serving), delg (DELF's and "
@@ -30,14 +30,6 @@ class ExportConfig:
         "tensors of a TF1-style model, for .prune)",
         "serving",
         choices=("serving", "delg", "kaggle", "tf1"),
-    )
-    checkpoint: str = configs.option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
-    )
-    weights: str = configs.option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
-        "raw",
-        choices=("raw", "ema"),
     )
     scales: tuple[float, ...] = configs.option(
         "of mode kaggle, which has them inside; of mode serving those of encoded photos, and the "

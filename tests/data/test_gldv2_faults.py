@@ -63,9 +63,12 @@ def stuck(gldv2_folder):
     path.unlink()
     os.mkfifo(path)
     pipe = subprocess.PIPE
+    # A test run in the background of a script has Ctrl-C switched off, which children inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     builder = subprocess.Popen(
         command(gldv2_folder, 2), start_new_session=True, stderr=pipe, text=True
     )
+    signal.signal(signal.SIGINT, before)
     building = gldv2_folder / "records" / ".building"
     try:
         wait_for(lambda: len(list(building.glob("*-of-*.json"))) == 5, "5 files were not written")

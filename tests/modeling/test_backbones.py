@@ -65,6 +65,7 @@ def test_lites_maps_are_rounded_up_down_to_one_pixel_and_no_photo(lite0):
             assert output.shape == (count, -(-height // stride), -(-width // stride), channels)
 
 
+@pytest.mark.slow
 def test_the_widths_of_dolg_follow_the_top_convolution():
     config = DolgConfig(backbone="efficientnet_lite0", stride32="top_conv", dilations=(1,))
     network = build_dolg(config, seed=3)

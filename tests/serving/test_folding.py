@@ -132,6 +132,7 @@ def test_graphs_that_call_it_hold_its_weights_once(tmp_path):
     assert (tmp_path / "saved_model.pb").stat().st_size < weights + 500_000
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close():
     network = build(**SMALL, dilations=(1, 2))
     half = build("mixed_bfloat16", **SMALL, dilations=(1, 2))

@@ -19,6 +19,9 @@ from dolg_tf.serving.litert_export import LiteRTConfig, export_litert
 interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 
 
+pytestmark = pytest.mark.slow  # the converter takes 20 s
+
+
 @pytest.fixture(scope="module")
 def loaded(network, dolg_config):
     """Makes exports take `network` itself: to build it again takes seconds."""
@@ -109,7 +112,6 @@ def test_a_failure_leaves_nothing(model_dir, loaded, tmp_path, monkeypatch):
         dataclasses.replace(config, output="model.onnx")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("quantize", "share"), [("float16", 0.51), ("dynamic", 0.26)])
 def test_quantised_files_are_smaller_and_near(
     model_dir, loaded, exported, tmp_path, quantize, share
@@ -125,8 +127,7 @@ def test_quantised_files_are_smaller_and_near(
     assert np.abs(found - expected).max() > 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0", "efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "efficientnet_lite0"])
 def test_the_papers_and_mobile_networks_are_exported(backbone, tmp_path):
     config = DolgConfig(backbone=backbone)
     save_dolg(build_dolg(config, seed=1), config, tmp_path / "model", {})

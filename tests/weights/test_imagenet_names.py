@@ -69,6 +69,7 @@ def test_maps_of_a_resnet18_equal_torchvisions(network, resnet18, standin, tmp_p
             assert error < 1e-5, f"{name} at {height}x{width} is {error:.1e} off"
 
 
+@pytest.mark.slow
 def test_maps_of_a_pycls_resnet50_equal_the_authors_for_rgb_too(standin, tmp_path, monkeypatch):
     """The authors' DOLG has their ImageNet network inside, and reads BGR."""
     shapes = json.loads((GOLDEN / "r50.json").read_text())
