@@ -202,8 +202,14 @@ def test_a_model_that_the_cpp_loader_refuses_is_not_put_in_place(model_dir, tmp_
     def write(network, config, whitening, path):
         module = tf.Module()
         module.network = network  # loads in Python, see test_cpp_loader.py
-        photos = tf.TensorSpec([None, None, None, 3], tf.float32)
-        tf.saved_model.save(module, str(path), tf.function(network, input_signature=[photos]))
+        photo = tf.TensorSpec([None, None, 3], tf.uint8, "input_image")
+
+        def describe(input_image):
+            floats = tf.cast(input_image, tf.float32)[None]
+            return {"global_descriptor": network(floats, training=False)[0]}
+
+        describe = tf.function(describe, input_signature=[photo])
+        tf.saved_model.save(module, str(path), describe)
 
     monkeypatch.setattr(saved_model, "_write", write)
     config = ExportConfig(model_dir=str(model_dir), output=str(tmp_path / "out"), mode="kaggle")
