@@ -81,9 +81,7 @@ def from_dict(cls: type, values: dict, source: str):
             kwargs[field.name] = value
     try:
         return cls(**kwargs)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    except TypeError as error:  # a field without default is missing
+    except (InputError, TypeError) as error:  # TypeError: a field without default is missing
         raise InputError(f"{source}: {error}") from error
 
 

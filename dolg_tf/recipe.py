@@ -92,10 +92,9 @@ class DolgConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Which network on disk a command takes."""
+class CheckpointConfig:
+    """Which weights of a run directory a command takes."""
 
-    model_dir: str = option("run directory or model directory")
     checkpoint: str = option(
         "which checkpoint of a run directory", "latest", choices=("latest", "best")
     )
@@ -104,6 +103,13 @@ class NetworkConfig:
         "raw",
         choices=("raw", "ema"),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(CheckpointConfig):
+    """Which network on disk a command takes."""
+
+    model_dir: str = option("run directory or model directory")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

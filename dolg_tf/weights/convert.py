@@ -9,7 +9,7 @@ from collections import defaultdict
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.recipe import CheckpointConfig, DolgConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(CheckpointConfig):
     """Which weights become what."""
 
     input: str = configs.option(
@@ -38,14 +38,6 @@ class ConvertConfig:
         ".npz file of photos and the authors' outputs, to hold the converted network against; "
         "nothing is written when it is more than 1e-4 off; empty: none",
         "",
-    )
-    checkpoint: str = configs.option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
-    )
-    weights: str = configs.option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
-        "raw",
-        choices=("raw", "ema"),
     )
     overwrite: bool = configs.option("replace an existing output", False)
 

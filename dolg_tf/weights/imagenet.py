@@ -89,7 +89,9 @@ def load_backbone(network: keras.Model, source: str) -> None:
         elif path.suffix == ".keras":
             used, ignored = _copy(_keras_file(path), backbone)
         else:
-            naming, tensors = _named(path)
+            naming, tensors, beside = _named(path)
+            if beside:
+                log.info("%s: not read: %s", path, ", ".join(beside))
             entries = naming.entries(backbone)
             used, ignored = len(entries), fill(entries, tensors, naming.ignored_because)
     except (ValueError, KeyError) as error:
@@ -194,15 +196,13 @@ def _package_file(name: str) -> pathlib.Path:
     return path
 
 
-def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor]]:
-    """Returns the tensors of a file by name, without `module.`, and the naming they follow."""
+def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor], tuple[str, ...]]:
+    """Returns the naming that a file follows, its tensors without `module.`, what is beside."""
     file = open_tensors(path)
     tensors = file.tensors
-    if file.beside:
-        log.info("%s: not read: %s", path, ", ".join(file.beside))
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return find_naming(tensors), tensors
+    return find_naming(tensors), tensors, file.beside
 
 
 def _preset(name: str):
