@@ -191,7 +191,8 @@ def _help_text(program: str, doc: str, classes: Sequence[type]) -> str:
     if doc:
         lines += [doc.strip().split("\n\n")[0], ""]
     for cls in classes:
-        for field in _options(cls):
+        # Those that must be given first, also when a stage inherits others.
+        for field in sorted(_options(cls), key=lambda f: f.default is not dataclasses.MISSING):
             meta = field.metadata
             if field.default is dataclasses.MISSING:
                 default = "required"
