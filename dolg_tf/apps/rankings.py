@@ -9,7 +9,7 @@ from dolg_tf import files
 from dolg_tf.apps.visualize import RankedPhoto, RankedRow
 from dolg_tf.config import InputError
 from dolg_tf.evaluation.revisited import LEVELS, score
-from dolg_tf.retrieval import descriptors, index
+from dolg_tf.retrieval import descriptors, search
 from dolg_tf.retrieval.decoding import load_photo
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
 from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
@@ -43,7 +43,7 @@ def ranked_rows(
       query_photos: in the order of `task.query_ids`; a photo with a box gets it drawn,
         unless it is the whole photo.
       index_photos: in the order of `task.index_ids`.
-      found: (scores, ranks) of `dolg_tf.retrieval.index.search`, for all queries.
+      found: (scores, ranks) of `dolg_tf.retrieval.search.search`, for all queries.
       chosen: which queries.
       level: easy, medium or hard: what counts as the same landmark.
       top: photos a query.
@@ -106,7 +106,7 @@ def rows_of_evaluation(
             )
         ).photos
     index_rows = descriptors.read(index_descriptors).select(task.index_ids)
-    found = index.search(index_rows, queries.select(task.query_ids))
+    found = search.search(index_rows, queries.select(task.query_ids))
     ap = score(task, found[1])[level]["AP"]
     chosen = spread_queries(ap, count)
     return ranked_rows(task, listed["query"], listed["index"], found, chosen, level, top, ap)

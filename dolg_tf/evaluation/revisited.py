@@ -11,8 +11,9 @@ import numpy as np
 from dolg_tf import config, files
 from dolg_tf.config import InputError, option
 from dolg_tf.evaluation import metrics
-from dolg_tf.retrieval import descriptors, index
+from dolg_tf.retrieval import descriptors, search
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
+from dolg_tf.retrieval.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +166,8 @@ def evaluate(settings: RevisitedConfig) -> dict:
     _check_same_model(sets)
     if len({part.shape[1] for part in rows}) != 1:
         raise InputError("index and distractors have descriptors of different lengths")
-    together = rows[0] if len(rows) == 1 else np.concatenate(rows)
-    _, ranks = index.search(together, queries.select(task.query_ids))
+    together = Rows(rows)
+    _, ranks = search.search(together, queries.select(task.query_ids))
     report = score(task, ranks)
     log.info("%s\n%s", task.name, table(report))
     report["protocol"] = _protocol(task, queries, index_set, len(together) - len(task.index_ids))

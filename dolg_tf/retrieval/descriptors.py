@@ -1,7 +1,8 @@
 """The descriptor set: what extraction writes and search and scoring read.
 
 A directory with `ids.txt` (one id a line: the photo's path relative to the image root, without
-suffix), `descriptors-%05d-of-%05d.npy` (float32 rows in the order of the ids) and `meta.json`.
+suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 or float16) and
+`meta.json`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import numpy as np
 
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.retrieval.rows import Rows, blocks
 
 FORMAT_VERSION = 1
 _META_KEYS = {
@@ -35,21 +37,21 @@ class DescriptorSet:
 
     Attributes:
       ids: one a row; None for a bare `.npy`, whose rows are known by position only.
-      descriptors: float32 (N, D).
+      descriptors: (N, D), read as float32: `Rows` on disk, or an array.
       meta: how they were made, see `formats`; empty for a bare `.npy`.
       source: where they were read, for errors.
     """
 
     ids: tuple[str, ...] | None
-    descriptors: np.ndarray
+    descriptors: Rows | np.ndarray
     meta: dict = dataclasses.field(default_factory=dict)
     source: str = "descriptor set"
 
     def __len__(self) -> int:
         return len(self.descriptors)
 
-    def select(self, ids) -> np.ndarray:
-        """Returns the float32 (len(ids), D) descriptors of these photos, in this order.
+    def select(self, ids) -> Rows | np.ndarray:
+        """Returns the (len(ids), D) descriptors of these photos, in this order.
 
         A set is joined by id, whatever its order. A bare `.npy` is joined by row: its first row
         belongs to the first id, and rows after the last id are left out.
@@ -63,6 +65,8 @@ class DescriptorSet:
                     f"{self.source} has {len(self)} rows for {len(ids)} photos; an .npy needs one "
                     "row a photo in the order of the list"
                 )
+            if len(self) == len(ids):
+                return self.descriptors
             return self.descriptors[: len(ids)]
         if tuple(ids) == self.ids:
             return self.descriptors
@@ -90,8 +94,8 @@ def _check_ids(ids, source) -> None:
 def _check_rows(rows: np.ndarray, source) -> None:
     if rows.ndim != 2 or rows.dtype.kind != "f":
         raise InputError(f"{source}: {rows.dtype} {rows.shape}; descriptors are float32 (N, D)")
-    for start in range(0, len(rows), _CHECK_ROWS):
-        finite = np.isfinite(rows[start : start + _CHECK_ROWS]).all(axis=1)
+    for start, block in blocks(rows, _CHECK_ROWS):
+        finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
             raise InputError(f"{source}: row {row} is not finite; extract it again")
@@ -158,7 +162,7 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
 def read(path: files.Path) -> DescriptorSet:
     """Reads a descriptor set, or a bare `.npy` of rows in an order known to the caller.
 
-    One shard, or a `.npy`, stays on disk (memory-mapped); several are joined in memory.
+    The rows stay on disk (memory-mapped).
 
     Raises:
       InputError: when a file is missing or damaged, counts disagree, an id is repeated, or a
@@ -166,7 +170,7 @@ def read(path: files.Path) -> DescriptorSet:
     """
     path = pathlib.Path(path)
     if path.suffix == ".npy" and not path.is_dir():
-        return DescriptorSet(None, _load(path), {}, str(path))
+        return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
     if not path.is_dir():
         raise InputError(f"{path}: no such descriptor set; dolg_tf.retrieval.extract writes one")
     meta = files.read_json(path / "meta.json", FORMAT_VERSION)
@@ -181,7 +185,7 @@ def read(path: files.Path) -> DescriptorSet:
     shards = [_load(shard) for shard in _shards(path)]
     if len({shard.shape[1] for shard in shards}) != 1:
         raise InputError(f"{path}: shards of different widths; extract the set again")
-    rows = shards[0] if len(shards) == 1 else np.concatenate(shards)
+    rows = Rows(shards)
     if len(rows) != len(ids):
         raise InputError(f"{path}: {len(rows)} descriptors for {len(ids)} ids; extract it again")
     return DescriptorSet(ids, rows, meta, str(path))

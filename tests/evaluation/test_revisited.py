@@ -11,7 +11,7 @@ import pytest
 from dolg_tf.config import InputError
 from dolg_tf.evaluation import revisited
 from dolg_tf.evaluation.revisited import RevisitedConfig, evaluate
-from dolg_tf.retrieval import descriptors, index
+from dolg_tf.retrieval import descriptors, search
 from dolg_tf.retrieval.descriptors import DescriptorSet
 
 # Query 1 has no hard photo, query 2 no positive at all.
@@ -149,7 +149,7 @@ def test_sets_are_joined_by_id(files, task, caplog):
     assert [report[level] for level in revisited.LEVELS] == [
         by_row[level] for level in revisited.LEVELS
     ]
-    _, ranks = index.search(
+    _, ranks = search.search(
         np.load(files / "index.npy"), descriptors.read(files / "queries").descriptors
     )
     assert report["medium"] == revisited.score(task, ranks)["medium"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dolg_tf.config import InputError
-from dolg_tf.retrieval.index import search
+from dolg_tf.retrieval.search import search
 
 
 def _oracle(index, queries, k):
