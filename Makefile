@@ -49,7 +49,7 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(TESTS)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info
