@@ -209,16 +209,42 @@ def _help_text(program: str, doc: str, classes: Sequence[type]) -> str:
     return "\n".join(lines)
 
 
+def _program() -> str:
+    """Returns the command as the user typed it, without flags."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name}"
+
+
+def commands(stages: dict[str, tuple[Callable, type]]) -> typing.NoReturn:
+    """Runs the stage that the first argument names, as `main` does, and exits.
+
+    Args:
+      stages: the name, stage and configuration of each.
+    """
+    program, name = _program(), sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in stages:
+        del sys.argv[1]
+        _run(f"{program} {name}", *stages[name])
+    if name.lstrip("-") not in ("help", "h"):
+        names = ", ".join(stages)
+        sys.exit(f"{program}: error: the first argument is {name!r}; it must be one of {names}")
+    lines = [f"usage: {program} COMMAND [--flag=value ...]", ""]
+    for name, (stage, _) in stages.items():
+        lines.append(f"  {name:<10}{stage.__doc__.strip().splitlines()[0]}")
+    print("\n".join([*lines, "", f"{program} COMMAND --help lists the flags of a command."]))
+    sys.exit(0)
+
+
 def main(stage: Callable, *classes: type) -> typing.NoReturn:
     """Runs `stage(*configs)` as a command and exits.
 
     Flags are defined here and nowhere else, so importing a stage defines none. Exit codes:
     0 done, 1 bad input or a failure, 130 interrupted.
     """
-    program = f"python {sys.argv[0]}"
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None:
-        program = f"python -m {spec.name}"
+    _run(_program(), stage, *classes)
+
+
+def _run(program: str, stage: Callable, *classes: type) -> typing.NoReturn:
     define_flags(*classes)
     flags.DEFINE_bool("help", False, "show this help", short_name="h")
     # oneDNN's convolutions are the faster ones on processors without AVX-512 too, where

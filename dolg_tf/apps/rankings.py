@@ -8,7 +8,7 @@ import numpy as np
 from dolg_tf import files
 from dolg_tf.apps.visualize import RankedPhoto, RankedRow
 from dolg_tf.config import InputError
-from dolg_tf.evaluation.revisited import LEVELS, score
+from dolg_tf.evaluation.revisited import LEVELS, score_descriptors
 from dolg_tf.retrieval import descriptors, search
 from dolg_tf.retrieval.decoding import load_photo
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
@@ -106,8 +106,9 @@ def rows_of_evaluation(
             )
         ).photos
     index_rows = descriptors.read(index_descriptors).select(task.index_ids)
-    found = search.search(index_rows, queries.select(task.query_ids))
-    ap = score(task, found[1])[level]["AP"]
+    query_rows = np.asarray(queries.select(task.query_ids))
+    found = search.search(index_rows, query_rows, top)
+    ap = score_descriptors(task, query_rows, index_rows)[level]["AP"]
     chosen = spread_queries(ap, count)
     return ranked_rows(task, listed["query"], listed["index"], found, chosen, level, top, ap)
 

@@ -89,6 +89,23 @@ def parse_example(data: bytes) -> dict[str, list]:
     return found
 
 
+def find_bytes(data: memoryview, key: bytes) -> bytes | None:
+    """Returns the first bytes of one key of a serialised `tf.train.Example`, None without any.
+
+    Nothing else is read: of a memory-mapped file the photo of a record stays on disk.
+
+    Raises:
+      ValueError: when the data is no such message.
+    """
+    for features in _delimited(data, 1):
+        for entry in _delimited(features, 1):
+            if next(_delimited(entry, 1), None) == key:
+                for feature in _delimited(entry, 2):
+                    for part in _delimited(feature, _BYTES_LIST):
+                        return next((bytes(value) for value in _delimited(part, 1)), None)
+    return None
+
+
 def _values(feature: memoryview) -> list:
     values = []
     for kind, part in _fields(feature):

@@ -118,7 +118,7 @@ class PhotoTable(Sequence):
 # --- rows ---------------------------------------------------------------------------------
 
 
-def _csv_rows(path: str, *columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: str, *columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields ("FILE, line N", values of the columns) of each row of a CSV.
 
     Args:
@@ -154,9 +154,9 @@ def _csv_rows(path: str, *columns: Sequence[str]) -> Iterator[tuple[str, list[st
 def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
     """Yields where, photo id, no suffix and landmark."""
     if settings.train_clean_csv:
-        listed = _csv_rows(settings.train_clean_csv, ["images"], ["landmark_id"])
+        listed = csv_rows(settings.train_clean_csv, ["images"], ["landmark_id"])
     else:
-        listed = _csv_rows(settings.train_csv, ["id"], ["landmark_id"])
+        listed = csv_rows(settings.train_csv, ["id"], ["landmark_id"])
     for where, (ids, landmark) in listed:
         if not (landmark.isdecimal() and landmark.isascii() and len(landmark) < 19):
             raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
@@ -169,7 +169,7 @@ def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
 def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
     """Yields where, path, landmark and split of a person's own list; no split means train."""
     columns = (["path"], ["landmark", "label"], ["split", ""])
-    for where, (path, landmark, split) in _csv_rows(labels_csv, *columns):
+    for where, (path, landmark, split) in csv_rows(labels_csv, *columns):
         if not path or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
         yield where, path, landmark, split or "train"

@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
 import numpy as np
@@ -204,6 +204,20 @@ def _scan_file(path: str) -> tuple[np.ndarray, str]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def read_at(path: str, start: int) -> bytes | None:
+    """Returns the serialised `tf.train.Example` of the record that starts at a byte of a file.
+
+    None when its checksum is wrong, or it does not end in the file.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        file.seek(start)
+        length = int.from_bytes(file.read(_HEADER)[:8], "little")
+        left = os.fstat(file.fileno()).st_size - file.tell() - _FOOTER
+        data, footer = file.read(min(length, max(left, 0))), file.read(_FOOTER)
+    whole = len(data) == length and masked_crc32c(data) == int.from_bytes(footer, "little")
+    return data if whole else None
+
+
 class RecordIndex:
     """All records of the files of a pattern, numbered in the order of the sorted file names.
 
@@ -281,16 +295,17 @@ class RecordIndex:
           InputError: when its checksum is wrong, or the file has changed since it was opened.
         """
         try:
-            with pathlib.Path(self.paths[self._file(record)]).open("rb") as file:
-                file.seek(self._starts[record])
-                length = int.from_bytes(file.read(_HEADER)[:8], "little")
-                left = os.fstat(file.fileno()).st_size - file.tell() - _FOOTER
-                data, footer = file.read(min(length, max(left, 0))), file.read(_FOOTER)
+            data = read_at(self.paths[self._file(record)], int(self._starts[record]))
         except OSError as error:
             raise InputError(f"{self.where(record)} cannot be read: {error.strerror}") from error
-        if len(data) != length or masked_crc32c(data) != int.from_bytes(footer, "little"):
+        if data is None:
             raise InputError(f"{self.where(record)}: the checksum is wrong; write the file again")
         return data
+
+    def places(self) -> Iterator[tuple[str, list[int]]]:
+        """Yields of each file its path and the bytes where its records start."""
+        for path, first, behind in zip(self.paths, self._firsts, self._firsts[1:], strict=False):
+            yield path, self._starts[first:behind].tolist()
 
     def reader(self) -> Callable:
         """Returns a function of a record number (int64 scalar) to the serialised Example (string).

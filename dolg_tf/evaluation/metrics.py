@@ -72,7 +72,10 @@ def bootstrap_interval(
     if not there.size:
         return None
     rng = np.random.default_rng(seed)
-    draws = rng.integers(there.size, size=(resamples, there.size))
-    means = there[draws].mean(axis=1)
+    block = max(1, 2**22 // there.size)  # resamples that are in memory at once
+    means = np.empty(resamples)
+    for start in range(0, resamples, block):
+        part = means[start : start + block]
+        part[:] = there[rng.integers(there.size, size=(len(part), there.size))].mean(axis=1)
     tail = (1 - level) / 2
     return [float(x) for x in np.quantile(means, [tail, 1 - tail])]

@@ -10,9 +10,11 @@ import numpy as np
 
 from dolg_tf import config, files
 from dolg_tf.config import InputError, option
-from dolg_tf.evaluation import metrics
-from dolg_tf.retrieval import descriptors, search
-from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
+from dolg_tf.evaluation import metrics, published
+from dolg_tf.evaluation.places import count_places
+from dolg_tf.evaluation.revisited_inputs import NOT_CUT, read_inputs
+from dolg_tf.retrieval import rerank
+from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
 from dolg_tf.retrieval.rows import Rows
 
 log = logging.getLogger(__name__)
@@ -24,19 +26,34 @@ LEVELS = {
     "hard": (("hard",), ("junk", "easy")),
 }
 CUTOFFS = (1, 5, 10)
+_CROPS = {
+    "box": "queries cut to their boxes",
+    "none": NOT_CUT,
+    None: "not known whether queries were cut to their boxes",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RevisitedConfig:
+class RevisitedConfig(rerank.RerankConfig):
     """Which descriptors are scored against which ground truth."""
 
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and what matches")
     query_descriptors: str = option("descriptor set or .npy (rows as in qimlist) of the queries")
-    index_descriptors: str = option("descriptor set or .npy (rows as in imlist) of the index")
+    index_descriptors: str = option(
+        "descriptor set or .npy (rows as in imlist, then distractors) of the index"
+    )
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: none", ""
     )
+    memory_gb: float = option(
+        "memory that scoring may take, beside the descriptors mapped from disk", 4.0, unit="GB"
+    )
     output: str = option("report.json to write")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.memory_gb < float("inf"):
+            raise InputError(f"--memory_gb={self.memory_gb} must be above 0")
 
 
 # --- rankings -> scores --------------------------------------------------------------
@@ -92,44 +109,113 @@ def _score_level(places, positive: tuple[str, ...], junk: tuple[str, ...]) -> di
 # --- descriptors -> scores -----------------------------------------------------------
 
 
-def _check_same_model(sets: list[descriptors.DescriptorSet]) -> None:
-    """Descriptors of two networks live in two spaces: their products mean nothing."""
-    for key in ("model_hash", "whitening"):
-        values = {found.source: found.meta[key] for found in sets if key in found.meta}
-        if len(set(map(repr, values.values()))) > 1:
-            told = ", ".join(f"{source}: {value}" for source, value in values.items())
-            raise InputError(f"descriptors differ in {key} ({told}); extract all with one model")
+def score_descriptors(
+    ground_truth: GroundTruth,
+    queries: np.ndarray,
+    index: Rows | np.ndarray,
+    settings: rerank.RerankConfig | None = None,
+    memory_gb: float = 4.0,
+) -> dict:
+    """Returns the scores, see `score`, of exact search by inner product, without sorting.
+
+    Args:
+      ground_truth: the task.
+      queries: float32 (Q, D), rows as `ground_truth.query_ids`.
+      index: (N, D), rows as `ground_truth.index_ids`, then distractors.
+      settings: of the re-ranking; None: none.
+      memory_gb: see `places.count_places`.
+    """
+    found = rerank.apply(settings or rerank.RerankConfig(), queries, index)
+    labelled = [[getattr(query, label) for label in LABELS] for query in ground_truth.queries]
+    places = count_places(
+        found.index,
+        found.queries,
+        [np.concatenate(rows) for rows in labelled],
+        found.head,
+        memory_gb,
+    )
+    split = [
+        np.split(these, np.cumsum([*map(len, labels)])[:-1])
+        for these, labels in zip(places, labelled, strict=True)
+    ]
+    return score_places([dict(zip(LABELS, these, strict=True)) for these in split])
 
 
-def _protocol(task: GroundTruth, queries, index_set, distractors: int) -> dict:
-    """Returns under what conditions the scores were taken; None where an `.npy` does not say."""
-    crop = queries.meta.get("crop")
-    return {
-        "ground_truth": task.name,
-        "queries": len(task.query_ids),
-        "index": len(task.index_ids),
-        "distractors": distractors,
-        "query_crop": {True: "box", False: "none", None: None}[crop],
-        "model_hash": queries.meta.get("model_hash"),
-        "query_scales": queries.meta.get("scales"),
-        "index_scales": index_set.meta.get("scales"),
-        "query_max_side": queries.meta.get("max_side"),
-        "index_max_side": index_set.meta.get("max_side"),
-        "whitening": queries.meta.get("whitening"),
-    }
+def evaluate(settings: RevisitedConfig) -> dict:
+    """Searches and scores: descriptors in, report.json out.
+
+    Returns:
+      What it wrote: `score` of the whole index, under "without_distractors" the same without
+      them where there are any, and under "protocol" how the scores were taken.
+
+    Raises:
+      InputError: when a photo has no descriptor or the sets are of different models.
+    """
+    files.check_output(settings.output, overwrite=True)
+    task = load_ground_truth(settings.ground_truth)
+    inputs = read_inputs(
+        task,
+        settings.ground_truth,
+        settings.query_descriptors,
+        settings.index_descriptors,
+        settings.distractor_descriptors,
+    )
+    protocol = inputs.protocol | {"rerank": {"method": settings.rerank, **settings.numbers()}}
+
+    def run(index) -> dict:
+        scores = score_descriptors(task, inputs.queries, index, settings, settings.memory_gb)
+        log.info("\n%s", summary(task, scores, protocol, len(index) - len(inputs.index)))
+        return scores
+
+    report = run(inputs.index)
+    if len(inputs.distractors):
+        # Re-ranking looks at the whole index, so neither follows from the other.
+        together = run(Rows([inputs.index, inputs.distractors]))
+        report = {**together, "without_distractors": report}
+    report["protocol"] = protocol
+    files.write_json(settings.output, report)
+    return report
+
+
+# --- scores -> text ------------------------------------------------------------------
+
+
+def summary(task: GroundTruth, scores: dict, protocol: dict, distractors: int) -> str:
+    """Returns what is printed of one evaluation: conditions, scores, and published ones.
+
+    Args:
+      task: the ground truth.
+      scores: of `score`.
+      protocol: of the report.
+      distractors: photos that were searched beside those of the ground truth.
+    """
+    title = f"{task.name}: {len(task.query_ids):,} queries, {len(task.index_ids):,} photos"
+    if distractors:
+        title += f" and {distractors:,} distractors"
+    title += "; " + _CROPS[protocol["query_crop"]]
+    numbers = dict(protocol["rerank"])
+    if (method := numbers.pop("method")) != "none":
+        title += ", ".join(["; re-ranked: " + method, *(f"{k} {x:g}" for k, x in numbers.items())])
+    lines = [title]
+    lines += [f"note: {remark}" for remark in protocol["remarks"]]
+    lines.append(table(scores))
+    dataset = published.dataset_of(task)
+    if dataset is not None:
+        lines += ["", *_beside_published(scores, protocol, (dataset, distractors))]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-' if value is None else format(100 * value, '.2f'):>7}"
 
 
 def table(scores: dict) -> str:
     """Returns the scores as a small text table, in percent; a dash where nothing was scored."""
-
-    def percent(value):
-        return f"{'-' if value is None else format(100 * value, '.2f'):>7}"
-
     names = ("mAP", *(f"mP@{k}" for k in CUTOFFS))
     lines = [" " * 8 + "".join(f"{name:>7}" for name in names) + "   95 % of mAP"]
     for level in LEVELS:
         row = scores[level]
-        line = f"{level:<8}" + "".join(percent(row[name]) for name in names)
+        line = f"{level:<8}" + "".join(_percent(row[name]) for name in names)
         if row["mAP_interval"] is not None:
             low, high = row["mAP_interval"]
             line += f"   {100 * low:.2f}-{100 * high:.2f}"
@@ -137,42 +223,22 @@ def table(scores: dict) -> str:
     return "\n".join(lines)
 
 
-def evaluate(settings: RevisitedConfig) -> dict:
-    """Searches and scores: descriptors in, report.json out.
-
-    Returns:
-      What it wrote: `score` and "protocol".
-
-    Raises:
-      InputError: when a photo has no descriptor or the sets are of different models.
-    """
-    task = load_ground_truth(settings.ground_truth)
-    queries = descriptors.read(settings.query_descriptors)
-    index_set = descriptors.read(settings.index_descriptors)
-    if queries.ids is None and len(queries) != len(task.query_ids):
-        raise InputError(
-            f"{queries.source} has {len(queries)} rows for {len(task.query_ids)} queries"
-        )
-    rows = [index_set.select(task.index_ids)]
-    others = len(index_set) - len(task.index_ids)
-    if others and index_set.ids is None:
-        rows.append(index_set.descriptors[len(task.index_ids) :])
-    elif others:
-        log.info("%d photos of %s are not in the ground truth", others, index_set.source)
-    sets = [queries, index_set]
-    if settings.distractor_descriptors:
-        sets.append(descriptors.read(settings.distractor_descriptors))
-        rows.append(sets[-1].descriptors)
-    _check_same_model(sets)
-    if len({part.shape[1] for part in rows}) != 1:
-        raise InputError("index and distractors have descriptors of different lengths")
-    together = Rows(rows)
-    _, ranks = search.search(together, queries.select(task.query_ids))
-    report = score(task, ranks)
-    log.info("%s\n%s", task.name, table(report))
-    report["protocol"] = _protocol(task, queries, index_set, len(together) - len(task.index_ids))
-    files.write_json(settings.output, report)
-    return report
+def _beside_published(scores: dict, protocol: dict, key: tuple[str, int]) -> list[str]:
+    """Returns the published rows of one data set and number of distractors, and one's own."""
+    rows = [row for row in published.ROWS if key in row.percent]
+    if not rows:
+        return [
+            f"nothing is published with {key[1]:,} distractors; R1M has {published.DISTRACTORS:,}"
+        ]
+    crops = {True: "cut", False: "NOT cut", "box": "cut", "none": "NOT cut", None: "not known"}
+    lines = [f"{'mAP in percent':<22} medium   hard  {'queries':<9}  source"]
+    for row in rows:
+        medium, hard = row.percent[key]
+        cells = f"{medium:>7.2f}{hard:>7.2f}  {crops[row.cropped]:<9}"
+        lines.append(f"{row.method:<22}{cells}  {row.source}")
+    own = "".join(_percent(scores[level]["mAP"]) for level in ("medium", "hard"))
+    lines.append(f"{'yours':<22}{own}  {crops[protocol['query_crop']]:<9}")
+    return [line.rstrip() for line in lines]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dolg_tf import progress
 from dolg_tf.config import InputError
 from dolg_tf.evaluation import revisited
 from dolg_tf.recipe import TrainingConfig
-from dolg_tf.retrieval import batches, decoding, search
+from dolg_tf.retrieval import batches, decoding
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.serving.signatures import multi_scale
@@ -64,8 +64,7 @@ class RetrievalValidation:
         if network is not self._network:  # traced once, for all validations of a run
             self._network, self._describe = network, _describer(network)
         queries, searched = self._descriptors(self._queries), self._descriptors(self._index)
-        _, ranks = search.search(searched, queries)
-        scores = revisited.score(self._task, ranks)
+        scores = revisited.score_descriptors(self._task, queries, searched)
         values = {"mAP": scores["medium"]["mAP"], "mP@1": scores["medium"]["mP@1"]}
         if scores["hard"]["mAP"] is not None:
             values["mAP_hard"] = scores["hard"]["mAP"]

@@ -6,6 +6,7 @@ import numpy as np
 
 from dolg_tf import config
 from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.describer import Describer
 from dolg_tf.retrieval.extract import describe_photos
 from dolg_tf.retrieval.photos import PhotosConfig
 
@@ -40,7 +41,7 @@ def extract_colour_histograms(settings: ColourHistogramConfig) -> descriptors.De
     The list, the boxes and the files are those of `extract`, so the same scoring runs on it.
     """
     name = f"colour_histogram_{BINS}x{BINS}x{BINS}"
-    return describe_photos(settings, name, (1.0,), lambda: colour_histograms)
+    return describe_photos(settings, Describer(name, (1.0,), None, lambda: colour_histograms))
 
 
 if __name__ == "__main__":

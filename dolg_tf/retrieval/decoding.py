@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def _cut(image: np.ndarray, photo: Photo) -> np.ndarray:
     top, bottom = max(top, 0), min(bottom, height)
     if left >= right or top >= bottom:
         raise InputError(
-            f"{photo.path}: the box {photo.box} holds no pixel of its {width} x {height}; mend "
+            f"{photo.where}: the box {photo.box} holds no pixel of its {width} x {height}; mend "
             "the ground truth, or use --nocrop_queries"
         )
     return image[top:bottom, left:right]
@@ -48,24 +48,29 @@ def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
       uint8 RGB (H, W, 3); or, when the file is missing or no photo, the reason.
 
     Raises:
-      InputError: when the box lies outside the photo.
+      InputError: when the box lies outside the photo, or the disk does not give the file.
     """
     import tensorflow as tf
 
     from dolg_tf.data import images
 
     try:
-        image = images.decode(tf.constant(photo.path.read_bytes())).numpy()
+        image = images.decode(tf.constant(photo.read())).numpy()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"{photo.where}: {error.strerror}"
     except OSError as error:
-        return f"{photo.path}: {error.strerror or error}"
+        # Else a lost disk would make every photo a bad one.
+        raise InputError(f"{photo.where}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a damaged record
+        return f"{photo.where}: {error}"
     except tf.errors.InvalidArgumentError:
-        return f"{photo.path}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
+        return f"{photo.where}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
     if photo.box is not None:
         image = _cut(image, photo)
     return _shrink(image, max_side)
 
 
-def decode_ahead(photos: Sequence[Photo], max_side: int) -> Iterator[np.ndarray | str]:
+def decode_ahead(photos: Iterable[Photo], max_side: int) -> Iterator[np.ndarray | str]:
     """Yields `load_photo` of each photo, in order, while threads decode a few more."""
     workers = os.cpu_count() or 1
     pending = collections.deque()

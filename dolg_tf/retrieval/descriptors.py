@@ -8,6 +8,7 @@ suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 o
 import dataclasses
 import pathlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,6 +28,8 @@ _META_KEYS = {
     "whitening",
     "bad",
 }
+DTYPES = ("float32", "float16")  # that are stored
+UNFINISHED = "unfinished"  # folder in a set that is not finished, see `retrieval.unfinished`
 _SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
 _CHECK_ROWS = 65536
 
@@ -81,7 +84,18 @@ class DescriptorSet:
         return self.descriptors[[row_of[id_] for id_ in ids]]
 
 
-def _check_ids(ids, source) -> None:
+def shard_name(shard: int, count: int) -> str:
+    """Returns a file name such as `descriptors-00003-of-00012.npy`."""
+    return f"descriptors-{shard:05d}-of-{count:05d}.npy"
+
+
+def check_ids(ids, source) -> None:
+    """Makes sure that ids can be lines of `ids.txt`.
+
+    Raises:
+      InputError: naming the first that is empty, has blanks around it or a line break or what
+        UTF-8 has not in it, or that occurs twice.
+    """
     seen = set()
     for id_ in ids:
         if not id_ or id_ != id_.strip() or len(id_.splitlines()) != 1:
@@ -89,15 +103,35 @@ def _check_ids(ids, source) -> None:
         if id_ in seen:
             raise InputError(f"{source}: the id {id_!r} occurs twice; list each photo once")
         seen.add(id_)
+    try:
+        "\n".join(seen).encode()
+    except UnicodeEncodeError as error:
+        wrong = min(id_ for id_ in seen if not _is_text(id_))
+        raise InputError(f"{source}: {wrong!r} is no name in UTF-8; rename the photo") from error
 
 
-def _check_rows(rows: np.ndarray, source) -> None:
+def _is_text(name: str) -> bool:
+    # Bytes of a file name that are no UTF-8 come as such characters.
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def check_rows(rows: np.ndarray, source, first: int = 0) -> None:
+    """Makes sure that rows are finite floats.
+
+    Args:
+      rows: (N, D).
+      source: of the rows, for the error.
+      first: number of the first row, for the error.
+
+    Raises:
+      InputError: naming the first row that is not.
+    """
     if rows.ndim != 2 or rows.dtype.kind != "f":
         raise InputError(f"{source}: {rows.dtype} {rows.shape}; descriptors are float32 (N, D)")
     for start, block in blocks(rows, _CHECK_ROWS):
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
-            row = start + int(np.flatnonzero(~finite)[0])
+            row = first + start + int(np.flatnonzero(~finite)[0])
             raise InputError(f"{source}: row {row} is not finite; extract it again")
 
 
@@ -106,31 +140,39 @@ def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144
 
     Args:
       path: the directory; what stands there is replaced.
-      descriptors: the set; its meta must have the keys of the format, `format_version` and
-        `dtype` are filled in.
-      shard_rows: most rows in one `.npy`.
+      descriptors: the set; its meta must have the keys of the format but `format_version`, and
+        `dtype`, which is float32 when it is not there.
+      shard_rows: most rows in one `.npy`, and in memory when the set's are on disk.
 
     Raises:
       InputError: when ids and rows do not match, an id is repeated, or a row is not finite.
     """
-    rows = np.asarray(descriptors.descriptors, np.float32)
-    ids = descriptors.ids
+    rows, ids = descriptors.descriptors, descriptors.ids
     if ids is None or len(ids) != len(rows):
         raise InputError(f"{path}: {len(rows)} descriptors need as many ids")
-    _check_ids(ids, path)
-    _check_rows(rows, path)
-    meta = {"format_version": FORMAT_VERSION, **descriptors.meta, "dtype": "float32"}
-    missing = _META_KEYS - set(meta)
-    if missing:
-        raise InputError(f"{path}: meta has no {sorted(missing)[0]!r}")
+    check_ids(ids, path)
+    meta = {"dtype": "float32", **descriptors.meta, "format_version": FORMAT_VERSION}
     shards = max(1, -(-len(rows) // shard_rows))
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
-        files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
-        files.write_json(temporary / "meta.json", meta)
         for shard in range(shards):
-            name = f"descriptors-{shard:05d}-of-{shards:05d}.npy"
-            np.save(temporary / name, rows[shard * shard_rows : (shard + 1) * shard_rows])
+            block = rows[shard * shard_rows : (shard + 1) * shard_rows]
+            check_rows(block, path, shard * shard_rows)
+            np.save(temporary / shard_name(shard, shards), block.astype(meta["dtype"]))
+        write_about(temporary, ids, meta)
+
+
+def write_about(path: pathlib.Path, ids: Iterable[str], meta: dict) -> None:
+    """Writes `ids.txt`, and `meta.json` last: with it a set is finished.
+
+    Raises:
+      InputError: when meta lacks a key of the format.
+    """
+    missing = _META_KEYS - set(meta)
+    if missing:
+        raise InputError(f"{path}: meta has no {sorted(missing)[0]!r}")
+    files.write_text(path / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
+    files.write_json(path / "meta.json", meta)
 
 
 def _load(path: pathlib.Path) -> np.ndarray:
@@ -142,7 +184,7 @@ def _load(path: pathlib.Path) -> np.ndarray:
         raise InputError(f"{path}: not a whole .npy of numbers ({error})") from error
     if not isinstance(rows, np.ndarray):
         raise InputError(f"{path}: an archive of arrays; descriptors are one .npy")
-    _check_rows(rows, path)
+    check_rows(rows, path)
     return rows
 
 
@@ -159,6 +201,12 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
     return list(found)
 
 
+def _progress(path: pathlib.Path) -> str:
+    """Says how much of an unfinished set is there."""
+    done = sorted((path / UNFINISHED).glob("shard-*-of-*.json"))
+    return f"{len(done)} of {int(done[-1].stem[-5:])} shards" if done else "no shard yet"
+
+
 def read(path: files.Path) -> DescriptorSet:
     """Reads a descriptor set, or a bare `.npy` of rows in an order known to the caller.
 
@@ -173,6 +221,8 @@ def read(path: files.Path) -> DescriptorSet:
         return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
     if not path.is_dir():
         raise InputError(f"{path}: no such descriptor set; dolg_tf.retrieval.extract writes one")
+    if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
+        raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
     meta = files.read_json(path / "meta.json", FORMAT_VERSION)
     missing = _META_KEYS - set(meta)
     if missing:
@@ -181,7 +231,7 @@ def read(path: files.Path) -> DescriptorSet:
         ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise InputError(f"{path}/ids.txt: missing or not UTF-8; extract the set again") from error
-    _check_ids(ids, path / "ids.txt")
+    check_ids(ids, path / "ids.txt")
     shards = [_load(shard) for shard in _shards(path)]
     if len({shard.shape[1] for shard in shards}) != 1:
         raise InputError(f"{path}: shards of different widths; extract the set again")
@@ -202,15 +252,33 @@ def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
       InputError: when what stands there was made with another model, setting or photos.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        return None
     if not (path / "meta.json").exists():
-        raise InputError(f"--output={path} exists and is no descriptor set; choose another")
+        if not path.exists():
+            return None
+        if not path.is_dir() or (any(path.iterdir()) and not (path / UNFINISHED).is_dir()):
+            raise InputError(f"--output={path} exists and is no descriptor set; choose another")
+        return None
     found = read(path)
-    for key, value in meta.items():
-        stood = found.meta.get(key)
-        if stood == value:
-            continue
-        other = "of other photos" if key == "images" else f"with {key}={stood!r}, not {value!r}"
-        raise InputError(f"--output={path} was made {other}; delete it or choose another --output")
+    refuse_other(path, "made", found.meta, meta)
     return found
+
+
+def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None:
+    """Makes sure that what stands at an output is what would be made now.
+
+    Args:
+      path: of the output.
+      verb: what was done there, "made" or "begun".
+      found: what is said about it there.
+      meta: what it must say; `images` and `names` are hashes of the list of photos.
+
+    Raises:
+      InputError: naming the first difference.
+    """
+    for key, value in meta.items():
+        if found.get(key) != value:
+            photos = key in ("images", "names")
+            other = "of other photos" if photos else f"with {key}={found.get(key)!r}, not {value!r}"
+            raise InputError(
+                f"--output={path} was {verb} {other}; delete it or choose another --output"
+            )

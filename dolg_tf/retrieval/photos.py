@@ -1,15 +1,18 @@
-"""Which photos are described: a folder, a CSV or a ground truth becomes (id, path, box)."""
+"""Which photos are described: folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
 import csv
 import dataclasses
-import hashlib
+import glob
 import logging
 import os
 import pathlib
+import posixpath
 
 from dolg_tf import files
 from dolg_tf.config import InputError, at_least, option
 from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.retrieval.listing import Listing, Photo
+from dolg_tf.retrieval.photo_records import list_records
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class PhotosConfig:
     """The photos of a descriptor set, and where it goes."""
 
-    images: str = option("folder of photos, CSV with a column path or id, or gnd_*.pkl or .mat")
+    images: str = option(
+        "folder of photos, CSV with a column path or id, gnd_*.pkl or .mat, or a pattern of "
+        "TFRecords of DELG's schema"
+    )
     image_root: str = option(
         "folder that the ids are relative to; empty: the folder itself, or that of the file", ""
     )
@@ -37,45 +43,13 @@ class PhotosConfig:
         at_least(self, max_side=0, batch_size=1, max_bad=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Photo:
-    """A photo to describe.
-
-    Attributes:
-      id: its path relative to the image root, without suffix.
-      path: the file, which may be missing.
-      box: (left, top, right, bottom) in pixels, what is cut out; None: the whole photo.
-    """
-
-    id: str
-    path: pathlib.Path
-    box: tuple[float, float, float, float] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """Photos in the order of their descriptors, and whether they are cut to boxes."""
-
-    image_root: pathlib.Path
-    photos: tuple[Photo, ...]
-    crop: bool
-
-    def fingerprint(self) -> str:
-        """Returns a hash of ids, boxes and file sizes: another one means other descriptors."""
-        digest = hashlib.sha256()
-        for photo in self.photos:
-            size = photo.path.stat().st_size if photo.path.is_file() else None
-            digest.update(repr((photo.id, photo.box, size)).encode())
-        return digest.hexdigest()
-
-
 # --- finding the files ---------------------------------------------------------------
 
 
 def _split(name: str) -> tuple[str, str]:
     """Returns (name without photo suffix, photo suffix or "")."""
-    suffix = pathlib.PurePosixPath(name).suffix
-    return (name[: -len(suffix)], suffix) if suffix.lower() in SUFFIXES else (name, "")
+    stem, suffix = posixpath.splitext(name)
+    return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
 
 
 class _Finder:
@@ -83,51 +57,69 @@ class _Finder:
 
     def __init__(self, root: pathlib.Path):
         self._root = root
-        self._folders = {}
+        self._folders, self._stems = {}, {}
 
-    def _folder(self, name: str) -> tuple[pathlib.Path, dict[str, list[str]]]:
+    def _folder(self, name: str) -> tuple[str, str]:
+        """Returns the path of a folder, and what the ids of its photos begin with."""
         if name not in self._folders:
-            folder = files.inside(self._root, name)
-            stems = {}
-            entries = os.scandir(folder) if folder.is_dir() else ()
-            for entry in sorted(entry.name for entry in entries):
-                stem, suffix = _split(entry)
-                if suffix:
-                    stems.setdefault(stem, []).append(entry)
-            self._folders[name] = folder, stems
+            below = str(pathlib.PurePosixPath(name))
+            prefix = "" if below == "." else f"{below}/"
+            self._folders[name] = str(files.inside(self._root, name)), prefix
         return self._folders[name]
+
+    def _names(self, folder: str) -> dict[str, str]:
+        """Returns the photos of a folder by their stems; "/" is between several of one."""
+        if folder not in self._stems:
+            stems = self._stems[folder] = {}
+            # Not Path.iterdir, which makes a million Path objects.
+            names = os.listdir(folder) if pathlib.Path(folder).is_dir() else ()  # noqa: PTH208
+            for name in names:
+                stem, suffix = _split(name)
+                if suffix:
+                    stems[stem] = f"{stems[stem]}/{name}" if stem in stems else name
+        return self._stems[folder]
 
     def find(self, name: str, source) -> Photo:
         """Returns the photo that a file calls `name`, with or without suffix."""
-        parts = pathlib.PurePosixPath(name)
-        if not parts.name or parts.name == "..":
+        parent, last = posixpath.split(name)
+        if last in ("", ".", ".."):
             raise InputError(f"{source}: {name!r} is no name of a photo")
-        folder, stems = self._folder(str(parts.parent))
-        id_, suffix = _split(str(parts))
-        if suffix:
-            return Photo(id_, folder / parts.name)
-        found = stems.get(parts.name, [])
-        if len(found) > 1:
+        folder, prefix = self._folder(parent)
+        stem, suffix = _split(last)
+        found = last if suffix else self._names(folder).get(stem, stem)
+        if "/" in found:
+            several = sorted(found.split("/"))
             raise InputError(
-                f"{source}: {name!r} may be {found[0]} or {found[1]} in {folder}; keep one of them"
+                f"{source}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep one of "
+                "them"
             )
-        return Photo(id_, folder / (found[0] if found else parts.name))
+        return Photo(f"{prefix}{stem}", f"{folder}/{found}")
 
 
 def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
-    photos, others = [], 0
-    for parent, folders, names in os.walk(folder):
+    if not folder.is_relative_to(root):
+        raise InputError(f"--images={folder} is not inside --image_root={root}")
+
+    def fail(error: OSError):
+        raise error
+
+    photos, others, links = [], 0, 0
+    inside = folder.relative_to(root).as_posix()
+    for parent, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
+        links += sum(pathlib.Path(parent, name).is_symlink() for name in folders)
+        below = posixpath.normpath(posixpath.join(inside, os.path.relpath(parent, folder)))
+        prefix = "" if below == "." else f"{below}/"
         for name in sorted(names):
-            if name.startswith(".") or not _split(name)[1]:
+            stem, suffix = _split(name)
+            if name.startswith(".") or not suffix:
                 others += 1
                 continue
-            path = pathlib.Path(parent, name)
-            if not path.is_relative_to(root):
-                raise InputError(f"--images={folder} is not inside --image_root={root}")
-            photos.append(Photo(_split(path.relative_to(root).as_posix())[0], path))
+            photos.append(Photo(f"{prefix}{stem}", f"{parent}/{name}"))
     if others:
         log.info("%s: %d other files (not jpg, jpeg or png) are left out", folder, others)
+    if links:
+        log.warning("%s: %d links to folders are not followed", folder, links)
     return photos
 
 
@@ -156,22 +148,37 @@ def _from_ground_truth(path, subset: str, crop: bool, finder: _Finder) -> list[P
     ]
 
 
-def list_photos(settings: PhotosConfig) -> Listing:
-    """Lists the photos of a folder (recursive, sorted), a CSV or a ground truth (in their order).
+def _check_ids(photos: list[Photo], source) -> None:
+    seen = {}
+    for row, photo in enumerate(photos):
+        other = seen.setdefault(photo.id, row)
+        if other != row:
+            raise InputError(
+                f"{source}: {photo.where} and {photos[other].where} have one id, {photo.id!r}; "
+                "keep one"
+            )
 
-    A photo that a file names and that is not there is listed too: whoever reads it counts it.
+
+def list_photos(settings: PhotosConfig) -> Listing:
+    """Lists the photos of a folder (recursive, sorted), a CSV, a ground truth or TFRecords.
+
+    Those of files are in the files' order. A photo that a file names and that is not there is
+    listed too: whoever reads it counts it.
 
     Raises:
       InputError: when there are none, two have one id, or a name leads out of the image root.
     """
     source = pathlib.Path(settings.images)
     is_truth = source.suffix in (".pkl", ".mat")
-    if not source.exists():
+    pattern = not source.exists() and glob.has_magic(settings.images)
+    if not source.exists() and not pattern:
         raise InputError(f"--images={source}: no such file or folder")
     if is_truth != bool(settings.subset):
         remedy = "needs --subset=query or index" if is_truth else "takes no --subset"
         raise InputError(f"--images={source} {remedy}")
     root = pathlib.Path(settings.image_root or (source if source.is_dir() else source.parent))
+    while pattern and glob.has_magic(str(root)):
+        root = root.parent
     if not root.is_dir():
         raise InputError(f"--image_root={root}: no such folder")
     crop = settings.subset == "query" and settings.crop_queries
@@ -181,15 +188,16 @@ def list_photos(settings: PhotosConfig) -> Listing:
         found = _from_ground_truth(source, settings.subset, crop, _Finder(root))
     elif source.suffix == ".csv":
         found = _from_csv(source, _Finder(root))
+    elif _split(source.name)[1] or source.suffix == ".txt":
+        raise InputError(
+            f"--images={source} is neither a folder, a .csv, a .pkl, a .mat nor TFRecords"
+        )
     else:
-        raise InputError(f"--images={source} is neither a folder, a .csv, a .pkl nor a .mat")
+        found = [
+            Photo(id_, file, None, start, size)
+            for id_, file, start, size in list_records(settings.images)
+        ]
     if not found:
         raise InputError(f"--images={source}: no photos (jpg, jpeg, png) there")
-    seen = {}
-    for photo in found:
-        other = seen.setdefault(photo.id, photo)
-        if other is not photo:
-            raise InputError(
-                f"{source}: {photo.path} and {other.path} have one id, {photo.id!r}; keep one"
-            )
+    _check_ids(found, source)
     return Listing(root, tuple(found), crop)

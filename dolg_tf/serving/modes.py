@@ -12,7 +12,7 @@ import tensorflow as tf
 from dolg_tf.modeling.dolg import has_local_branch
 from dolg_tf.serving import requests, signatures
 from dolg_tf.serving.folding import FoldedNetwork
-from dolg_tf.serving.whitening import Whitening
+from dolg_tf.whitening_file import Whitening
 
 Functions = dict[str, tf.types.experimental.PolymorphicFunction]
 
@@ -93,7 +93,9 @@ def kaggle(network: keras.Model, config, whitening: Whitening | None) -> Functio
 def _descriptors(network, photos, scales, whitening: Whitening | None) -> tf.Tensor:
     """Returns one unit descriptor a photo, whitened where that is asked for."""
     descriptors = signatures.multi_scale(network, photos, scales)
-    return descriptors if whitening is None else whitening.apply(descriptors)
+    if whitening is None:
+        return descriptors
+    return tf.math.l2_normalize((descriptors - whitening.mean) @ whitening.projection, axis=-1)
 
 
 # `tf1` has the same function in another file format.

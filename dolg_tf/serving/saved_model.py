@@ -111,7 +111,7 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     from dolg_tf.serving.model_card import NAME, card_of, read_report
     from dolg_tf.serving.server_files import write_server_files
     from dolg_tf.serving.verify import verify
-    from dolg_tf.serving.whitening import load_whitening
+    from dolg_tf.whitening_file import load_whitening
 
     report = read_report(config.report)
     network, dolg_config, provenance = load_dolg(

@@ -1,3 +1,4 @@
+import errno
 import pathlib
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_unreadable_photos_give_a_reason(tmp_path, png):
     for name in ("text.jpg", "half.png", "empty.jpg"):
         assert "not a photo that can be decoded" in load_photo(Photo("x", tmp_path / name))
     assert "No such file" in load_photo(Photo("x", tmp_path / "none.jpg"))
+
+
+def test_a_fault_of_the_disk_is_none_of_the_photo(tmp_path, monkeypatch):
+    def read(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", read)
+    with pytest.raises(InputError, match=r"x\.jpg: cannot be read \(Input/output error\)"):
+        load_photo(Photo("x", tmp_path / "x.jpg"))
 
 
 def test_decode_ahead_keeps_order(tmp_path):

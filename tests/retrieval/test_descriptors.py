@@ -70,6 +70,7 @@ def test_bare_npy_is_joined_by_row(tmp_path):
         (IDS[:4], ROWS, "5 descriptors need as many ids"),
         (("a", "b", "c", "d", "a"), ROWS, "'a' occurs twice"),
         (("a", "b\nc", "d", "e", "f"), ROWS, "is empty or has"),
+        (("a", "b", "c\udcff", "d", "e"), ROWS, r"'c\\udcff' is no name in UTF-8"),
         (IDS, np.where(np.arange(5)[:, None] == 3, np.nan, ROWS), "row 3 is not finite"),
         (IDS, ROWS[:, 0], "float32"),
     ],
@@ -148,5 +149,7 @@ def test_finished(folder, tmp_path):
     with pytest.raises(InputError, match="model_hash='abc', not 'xyz'; delete it or choose"):
         descriptors.finished(folder, {"model_hash": "xyz"})
     (tmp_path / "full").mkdir()
+    assert descriptors.finished(tmp_path / "full", META) is None
+    (tmp_path / "full" / "other.txt").write_text("x")
     with pytest.raises(InputError, match="is no descriptor set"):
         descriptors.finished(tmp_path / "full", META)

@@ -1,3 +1,4 @@
+import functools
 import json
 import pickle
 import subprocess
@@ -9,7 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from dolg_tf.config import InputError
-from dolg_tf.retrieval import extract as extract_module
+from dolg_tf.data import records
+from dolg_tf.retrieval import describer, unfinished
 from dolg_tf.retrieval.extract import ExtractConfig, extract
 
 
@@ -78,14 +80,21 @@ def _config(saved_model, photos, output, **options):
     )
 
 
+@functools.cache
+def _load(saved_model):
+    return tf.saved_model.load(str(saved_model))
+
+
 def _alone(saved_model, image, scales=(0.5, 1.0)):
-    model = tf.saved_model.load(str(saved_model))
-    call = model.signatures["images"]
+    call = _load(saved_model).signatures["images"]
     return call(images=tf.constant(image[None]), scales=tf.constant(scales))["descriptors"][0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_rows_do_not_depend_on_batches(saved_model, photos, tmp_path, batch_size):
+@pytest.mark.parametrize(("batch_size", "shard"), [(1, 4096), (3, 5), (16, 4096), (16, 2)])
+def test_rows_do_not_depend_on_batches_and_shards(
+    saved_model, photos, tmp_path, batch_size, shard, monkeypatch
+):
+    monkeypatch.setattr(unfinished, "SHARD_PHOTOS", shard)
     folder, images = photos
     found = extract(_config(saved_model, folder, tmp_path / "set", batch_size=batch_size))
     assert found.ids == tuple(sorted(images))
@@ -93,6 +102,33 @@ def test_rows_do_not_depend_on_batches(saved_model, photos, tmp_path, batch_size
     assert found.meta["crop"] is False and found.meta["bad"] == []
     for id_, row in zip(found.ids, found.descriptors, strict=True):
         np.testing.assert_allclose(row, _alone(saved_model, images[id_]), atol=1e-6)
+
+
+def test_rows_do_not_depend_on_the_order(saved_model, photos, tmp_path):
+    folder, images = photos
+    order = sorted(images, reverse=True)
+    (folder / "list.csv").write_text("\n".join(["id", *order]))
+    found = extract(_config(saved_model, folder / "list.csv", tmp_path / "set", batch_size=4))
+    assert found.ids == tuple(order)
+    for id_, row in zip(found.ids, found.descriptors, strict=True):
+        np.testing.assert_allclose(row, _alone(saved_model, images[id_]), atol=1e-6)
+
+
+def test_photos_of_records(saved_model, photos, tmp_path):
+    """The ids are the records' own, and a damaged photo is one that cannot be read."""
+    _, images = photos
+    pngs = {id_.replace("/", "_"): (tmp_path / f"photos/{id_}.png").read_bytes() for id_ in images}
+    pngs["sub_04"] = b"no photo"
+    encoded = [records.encode(png, id_, 1, 1, None) for id_, png in pngs.items()]
+    records.write_shard(tmp_path / "test-00000-of-00002", encoded[:7])
+    records.write_shard(tmp_path / "test-00001-of-00002", encoded[7:])
+    found = extract(_config(saved_model, tmp_path / "test-*", tmp_path / "set", max_bad=1))
+    assert found.ids == tuple(id_ for id_ in pngs if id_ != "sub_04")
+    for id_, row in zip(found.ids, found.descriptors, strict=True):
+        alone = _alone(saved_model, images[id_.replace("_", "/")])
+        np.testing.assert_allclose(row, alone, atol=1e-6)
+    (bad,) = found.meta["bad"]
+    assert bad["id"] == "sub_04" and "record at byte" in bad["reason"]
 
 
 def test_scales_reach_the_model(saved_model, photos, tmp_path):
@@ -131,7 +167,7 @@ def test_queries_are_cropped_and_index_photos_are_not(saved_model, photos, tmp_p
     assert (queries.meta["crop"], index.meta["crop"]) == (True, False)
     uncropped = run("u", "query", crop_queries=False)
     assert uncropped.meta["crop"] is False
-    assert np.abs(uncropped.descriptors - queries.descriptors).max() > 1e-3
+    assert np.abs(uncropped.descriptors[:] - queries.descriptors[:]).max() > 1e-3
 
 
 def test_bad_photos_are_listed_and_counted(saved_model, photos, tmp_path):
@@ -160,7 +196,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
     def never(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(extract_module, "load_describe", never)
+    monkeypatch.setattr(describer, "load_describe", never)
     again = extract(_config(saved_model, photos[0], tmp_path / "set", batch_size=2))
     np.testing.assert_array_equal(first.descriptors, again.descriptors)
     assert "kept" in caplog.text
@@ -169,7 +205,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
 def test_an_unwritable_output_fails_before_the_model_is_loaded(
     saved_model, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(extract_module, "load_describe", None)
+    monkeypatch.setattr(describer, "load_describe", None)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         extract(_config(saved_model, photos[0], tmp_path / "file" / "set"))

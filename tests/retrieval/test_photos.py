@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -19,6 +20,10 @@ def _list(images, **options):
     return list_photos(PhotosConfig(images=str(images), output="unused", **options))
 
 
+def _print(listing):
+    return listing.fingerprints(listing.sizes(), 2).images
+
+
 def _pickle(path, queries=("b/2", "c"), index=("c", "a/x.y", "b/10")):
     truth = {
         "imlist": list(index),
@@ -38,6 +43,32 @@ def test_folder_is_sorted_and_told_apart(root, caplog):
     assert [photo.path.name for photo in listing.photos] == ["c.jpg", "x.y.png", "10.jpeg", "2.JPG"]
     assert not listing.crop
     assert "2 other files" in caplog.text
+
+
+def test_links_to_folders_are_told(root, caplog):
+    (root / "a/link").symlink_to(root / "b")
+    assert len(_list(root).photos) == 4
+    assert "1 links to folders are not followed" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(root, monkeypatch):
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="root/b"):
+        _list(root)
+
+
+def test_names_are_made_plain(root):
+    (root / "list.csv").write_text("id\n./c\nb//2\na/./x.y\n")
+    photos = _list(root / "list.csv").photos
+    assert [p.id for p in photos] == ["c", "b/2", "a/x.y"]
+    assert all(p.path.exists() for p in photos)
 
 
 def test_ids_are_relative_to_the_root(root):
@@ -81,7 +112,7 @@ def test_fingerprint_tells_ids_boxes_and_contents(root, tmp_path):
     def prints():
         whole = _list(path, image_root=str(root), subset="query", crop_queries=False)
         boxed = _list(path, image_root=str(root), subset="query")
-        return [whole.fingerprint(), boxed.fingerprint(), _list(root).fingerprint()]
+        return [_print(whole), _print(boxed), _print(_list(root))]
 
     before = prints()
     assert before == prints() and len(set(before)) == 3

@@ -9,11 +9,13 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.config import InputError
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.whitening import WhitenedRows
 from dolg_tf.serving import saved_model
 from dolg_tf.serving.cpp_loader import CppSession
 from dolg_tf.serving.modes import kaggle
 from dolg_tf.serving.saved_model import ExportConfig
-from dolg_tf.serving.whitening import load_whitening
+from dolg_tf.whitening_file import load_whitening
 
 SCALES = (0.7071, 1.0)
 
@@ -78,7 +80,10 @@ def test_scales_and_whitening_are_inside(network, photos, many_scales, whitening
         photo = photos(*size, 3)
         expected = many_scales(photo, SCALES)
         if whitened:
+            # So does the command that whitens descriptors extracted without it.
+            (row,) = WhitenedRows(DescriptorSet(("x",), expected[None]), whitening)[:1]
             expected = _whitened(expected, whitening_file)
+            np.testing.assert_allclose(row, expected, atol=1e-6)
         np.testing.assert_allclose(describe(photo)["global_descriptor"], expected, atol=1e-5)
 
 
@@ -99,28 +104,3 @@ def test_images_and_encoded_photos_are_whitened_too(export, photos, many_scales,
 def test_only_kaggle_takes_a_zip():
     with pytest.raises(InputError, match=r"only kaggle takes a submission\.zip"):
         ExportConfig(model_dir="m", output="o", zip=True)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"mean": np.zeros(16)}, "no .npz with the arrays mean and projection"),
-        ({"mean": np.zeros(8), "projection": np.eye(8)}, r"mean \(8,\) and projection \(8, 8\)"),
-        ({"mean": np.zeros(16), "projection": np.zeros((16, 17))}, r"\(16, K\) with K up to 16"),
-        ({"mean": np.zeros(16), "projection": np.zeros((16, 0))}, "do not fit"),
-        ({"mean": np.full(16, np.nan), "projection": np.eye(16)}, "a NaN or an infinity"),
-        ({"mean": np.array([None] * 16), "projection": np.eye(16)}, "no .npz .*allow_pickle"),
-    ],
-)
-def test_bad_whitening_is_refused(tmp_path, arrays, message):
-    np.savez(tmp_path / "whitening.npz", **arrays)
-    with pytest.raises(InputError, match=message):
-        load_whitening(tmp_path / "whitening.npz", 16)
-
-
-def test_a_file_that_is_no_npz_is_refused(tmp_path):
-    (tmp_path / "text.npz").write_text("mean")
-    np.save(tmp_path / "mean.npy", np.zeros(16))
-    for name in ("none.npz", "text.npz", "mean.npy"):
-        with pytest.raises(InputError, match="with the arrays mean and projection"):
-            load_whitening(tmp_path / name, 16)

@@ -19,11 +19,11 @@ from dolg_tf.serving.cpp_loader import CppSession
 from dolg_tf.serving.modes import serving
 from dolg_tf.serving.saved_model import SCALES, ExportConfig, export_saved_model
 from dolg_tf.serving.signatures import per_scale
-from dolg_tf.serving.whitening import Whitening
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.run_log import write_run
 from dolg_tf.training.steps import Trainer
+from dolg_tf.whitening_file import Whitening
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ABOUT = pathlib.Path("assets.extra") / "dolg.json"

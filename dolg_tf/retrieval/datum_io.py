@@ -1,0 +1,278 @@
+"""DELF's `.delg_global` files: read, written, and exchanged with descriptor sets.
+
+    python -m dolg_tf.retrieval.datum_io --input=runs/index --output=features/index
+
+Such a file is a DatumProto of one descriptor; DELF's perform_retrieval.py looks for
+`ID.delg_global` in a folder. `--input` may be either form, `--output` becomes the other one.
+
+Reference: `datum.proto` and `datum_io.py` of DELF (tensorflow/models, research/delf).
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from dolg_tf import config, files, progress
+from dolg_tf.config import InputError, option
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.rows import blocks
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".delg_global"
+# What a DatumProto has no place for; DELF's scripts pass over it.
+_META = "dolg_meta.json"
+_META_VERSION = 1
+_BLOCK = 4096  # rows that are read at once
+
+# --- the protocol buffer -------------------------------------------------------------
+
+_REPEATED, _OPTIONAL = 3, 1  # of FieldDescriptorProto's labels and types
+_INT64, _FLOAT, _MESSAGE = 3, 2, 11
+
+
+@functools.cache
+def _datum_class() -> type:
+    """Returns the message class DatumProto, declared here, since DELF itself is not installed."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="datum.proto", package="delf.protos")
+    for message, field, kind in (("DatumShape", "dim", _INT64), ("FloatList", "value", _FLOAT)):
+        added = file.message_type.add(name=message).field.add(
+            name=field, number=1, label=_REPEATED, type=kind
+        )
+        added.options.packed = True
+    datum = file.message_type.add(name="DatumProto")
+    for number, (name, of) in enumerate((("shape", "DatumShape"), ("float_list", "FloatList")), 1):
+        datum.field.add(
+            name=name,
+            number=number,
+            label=_OPTIONAL,
+            type=_MESSAGE,
+            type_name=f".delf.protos.{of}",
+        )
+    # float_list stands in a oneof of its own there, which changes nothing in the bytes. A pool of
+    # one's own: a program that imports DELF too has the same names in the common one.
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("delf.protos.DatumProto"))
+
+
+def encode(array: np.ndarray) -> bytes:
+    """Returns an array of numbers as a serialised DatumProto (float32, row by row).
+
+    Raises:
+      InputError: when a value is not finite as a float32.
+    """
+    values = np.asarray(array, np.float32)
+    if not np.isfinite(values).all():
+        raise InputError("a descriptor is not finite; extract it again")
+    datum = _datum_class()()
+    datum.shape.dim.extend(values.shape)
+    datum.float_list.value.extend(values.ravel().tolist())
+    return datum.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes, source="DatumProto") -> np.ndarray:
+    """Returns the float32 array in a serialised DatumProto.
+
+    Args:
+      data: the bytes of a file.
+      source: where they were read, for errors.
+
+    Raises:
+      InputError: when they are no whole DatumProto, its shape does not fit its values, or a value
+        is not finite.
+    """
+    from google.protobuf.message import DecodeError
+
+    datum = _datum_class()()
+    try:
+        datum.ParseFromString(data)
+    except DecodeError as error:
+        raise InputError(f"{source}: cut short or no DatumProto; extract it again") from error
+    values, shape = np.array(datum.float_list.value, np.float32), tuple(datum.shape.dim)
+    if math.prod(shape) != len(values):
+        raise InputError(
+            f"{source}: {len(values)} values do not make the shape {shape!s:.60}; it is cut "
+            "short or no DatumProto; extract it again"
+        )
+    if not np.isfinite(values).all():
+        raise InputError(f"{source}: a value is not finite; extract it again")
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # negative, or more or longer axes than an array can have
+        raise InputError(f"{source}: no array has the shape {shape!s:.60}") from error
+
+
+def read(path: files.Path) -> np.ndarray:
+    """Reads the array in a file such as `ID.delg_global`, as float32.
+
+    Raises:
+      InputError: see `decode`; or there is no such file.
+    """
+    try:
+        return decode(pathlib.Path(path).read_bytes(), path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+
+
+def write(path: files.Path, array: np.ndarray) -> None:
+    """Writes an array to a file that DELF's `datum_io.ReadFromFile` reads.
+
+    Raises:
+      InputError: when a value is not finite.
+    """
+    data = encode(array)
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+# --- whole folders -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatumConfig:
+    """What is converted, and where to."""
+
+    input: str = option("descriptor set, or folder with DELF's files ID.delg_global")
+    output: str = option("what it becomes: such a folder, or a descriptor set")
+    model_hash: str = option(
+        "a word for the network that made a folder of DELF's own: sets with different words are "
+        "not compared; a folder written from a descriptor set knows its own",
+        "",
+    )
+    overwrite: bool = option("replace an output of the same kind", False)
+
+
+def _file_of(folder: pathlib.Path, id_: str, source) -> pathlib.Path:
+    """Returns the file of a photo; each id has one of its own, inside the folder."""
+    parts = pathlib.PurePosixPath(id_)
+    if parts.is_absolute() or ".." in parts.parts or str(parts) != id_:
+        raise InputError(f"{source}: the id {id_!r} is no path relative to a folder")
+    return folder / f"{id_}{SUFFIX}"
+
+
+def to_delg(settings: DatumConfig) -> None:
+    """Writes one `ID.delg_global` for each row of a descriptor set."""
+    found = descriptors.read(settings.input)
+    if found.ids is None:
+        raise InputError(f"--input={settings.input} has no ids to name files by; give a set")
+    files.check_output(settings.output, settings.overwrite, _META)
+    with files.atomic_path(settings.output) as temporary:
+        temporary.mkdir()
+        folders = set()
+        rows = (row for _, block in blocks(found.descriptors, _BLOCK) for row in block)
+        pairs = zip(found.ids, rows, strict=True)
+        for id_, row in progress.track(pairs, len(found), "write", "files"):
+            path = _file_of(temporary, id_, settings.input)
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
+            path.write_bytes(encode(row))
+        about = {"format_version": _META_VERSION, "ids": list(found.ids), "meta": found.meta}
+        files.write_json(temporary / _META, about)
+    log.info("%s: %d files", settings.output, len(found))
+
+
+def _listed(folder: pathlib.Path) -> list[str]:
+    """Returns the ids of the files in a folder and those below it, sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        inner = pathlib.Path(parent).relative_to(folder)
+        found += [
+            (inner / name[: -len(SUFFIX)]).as_posix() for name in names if name.endswith(SUFFIX)
+        ]
+    return sorted(found)
+
+
+def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
+    """Returns the ids of a folder in their order, and the meta data of the set it becomes."""
+    path, found = folder / _META, _listed(folder)
+    if not found:
+        raise InputError(
+            f"--input={folder} is neither a descriptor set (no meta.json) nor a folder with files "
+            f"named ID{SUFFIX}"
+        )
+    if not path.exists():
+        if not model_hash:
+            raise InputError(f"{folder} does not say which network made it; give --model_hash=WORD")
+        # Queries are cropped, and photos scaled, as DELF's configuration said: not known here.
+        keys = ("scales", "crop", "max_side", "whitening")
+        about = dict.fromkeys(keys) | {"model_hash": model_hash, "image_root": str(folder)}
+        return found, about | {"bad": []}
+    about = files.read_json(path, _META_VERSION)
+    ids, meta = about.get("ids"), about.get("meta")
+    if not isinstance(ids, list) or not isinstance(meta, dict) or "model_hash" not in meta:
+        raise InputError(f"{path}: no ids and meta data; write the folder again")
+    if model_hash not in ("", meta["model_hash"]):
+        raise InputError(
+            f"--model_hash={model_hash} contradicts {path}, which says {meta['model_hash']!r}"
+        )
+    if sorted(map(str, ids)) != found:
+        odd = sorted(set(found) ^ set(map(str, ids)))
+        raise InputError(
+            f"{folder}: {len(found)} files for {len(ids)} ids of {_META}"
+            f"{f', the first odd one is {odd[0]!r}' if odd else ''}; write the folder again"
+        )
+    return ids, meta
+
+
+class _Files:
+    """Rows that lie in one file each, read when they are asked for."""
+
+    def __init__(self, folder: pathlib.Path, ids: list[str]):
+        self._paths = [_file_of(folder, id_, folder) for id_ in ids]
+        self._width = read(self._paths[0]).size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        paths = self._paths[rows]
+        found = np.empty((len(paths), self._width), np.float32)
+        for row, path in enumerate(progress.track(paths, len(paths), "read", "files")):
+            values = read(path)
+            if values.shape != (self._width,) or not self._width:
+                raise InputError(
+                    f"{path}: shape {values.shape}; a global descriptor is one row of numbers, as "
+                    f"long as the first of the folder ({self._width})"
+                )
+            found[row] = values
+        return found
+
+
+def from_delg(settings: DatumConfig) -> None:
+    """Joins the files of a folder to a descriptor set."""
+    folder = pathlib.Path(settings.input)
+    ids, meta = _about(folder, settings.model_hash)
+    files.check_output(settings.output, settings.overwrite, "meta.json")
+    descriptors.write(settings.output, DescriptorSet(tuple(ids), _Files(folder, ids), meta))
+    log.info("%s: %d descriptors", settings.output, len(ids))
+
+
+def convert(settings: DatumConfig) -> None:
+    """Turns a descriptor set into a folder of DELF's `.delg_global` files, or the other way round.
+
+    A folder written here keeps the order of the rows and how they were made in `dolg_meta.json`,
+    so the way back gives the same set. Values are float32 there and here.
+
+    Raises:
+      InputError: when the input is neither, a file is damaged, or something stands at the output.
+    """
+    source = pathlib.Path(settings.input)
+    if not source.exists():
+        raise InputError(f"--input={source}: no such folder")
+    is_folder = source.is_dir() and not (source / "meta.json").exists()
+    (from_delg if is_folder else to_delg)(settings)
+
+
+if __name__ == "__main__":
+    config.main(convert, DatumConfig)
