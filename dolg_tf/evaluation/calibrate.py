@@ -1,0 +1,295 @@
+"""Is it the same place? A threshold on the similarity of two photos, from labelled pairs.
+
+    python -m dolg_tf.evaluation.calibrate --labels=labels.csv --index_descriptors=SET \\
+        --output=calibration.json --index=INDEX
+
+The threshold is the lowest one with the precision that is asked for, so that with the highest
+recall. The precision holds where as large a share of the pairs is the same place as among the
+labelled ones (`prior`). Of other pairs, a share f passes whatever their number
+(`false_positive_rate`): with recall r and a prior p the precision is r p / (r p + f (1 - p)). A
+search compares a query with every photo of the index, and the larger the index, the smaller p. So
+calibrate on pairs as they will come: the queries and the index of a ground truth of that size.
+Precision and recall are those of the pairs that the threshold was chosen on: on few pairs, they
+flatter it.
+"""
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from dolg_tf import config, files
+from dolg_tf.config import InputError, option
+from dolg_tf.evaluation import labelled_pairs
+from dolg_tf.evaluation.labelled_pairs import Pairs
+from dolg_tf.retrieval import descriptors, index_dir
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.rows import blocks
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+# Two float32 products of one pair of unit vectors differ by less: the weakest pair that is let in
+# must pass again when it is searched for.
+_ROUNDING = 1e-6
+_CURVE_POINTS = 200
+_RESAMPLES = 1000
+_BLOCK = 16384  # rows that are encoded at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Which pairs the threshold is fitted on."""
+
+    index_descriptors: str = option("descriptor set of the photos that are searched")
+    query_descriptors: str = option(
+        "descriptor set of the photos that are searched for; empty: the same", ""
+    )
+    pairs: str = option("CSV id_a,id_b,same: a query, an index photo, and 1 or 0", "")
+    ground_truth: str = option("gnd_*.pkl or gnd_*.mat: easy and hard are the same place", "")
+    labels: str = option("CSV path,landmark: all pairs of labelled photos", "")
+    precision: float = option("share of the pairs let in that must be the same place", 0.95)
+    output: str = option("calibration.json to write")
+    index: str = option("index that the threshold is stored with; empty: none", "")
+
+    def __post_init__(self):
+        if [self.pairs, self.ground_truth, self.labels].count("") != 2:
+            raise InputError("give one of --pairs, --ground_truth and --labels")
+        if not 0 < self.precision <= 1:
+            raise InputError(f"--precision={self.precision} must be above 0 and at most 1")
+
+
+# --- pairs -> threshold --------------------------------------------------------------
+
+
+def count(pairs: Pairs) -> dict[str, np.ndarray]:
+    """Counts the pairs that thresholds let in, one threshold for each similarity of a same pair.
+
+    Returns:
+      "thresholds": float64 (T,), ascending; "same", "different": int64 (T,), pairs let in;
+      "all_same", "all_different": pairs in all.
+
+    Raises:
+      InputError: when there are not both kinds of pairs.
+    """
+    scores = np.sort(np.concatenate([[], *(block[same] for _, block, same in pairs())]))
+    thresholds = np.unique(scores) - _ROUNDING
+    passed = np.zeros(len(thresholds) + 1, np.int64)  # by how many thresholds a pair passes
+    for _, block, same in pairs():
+        number = np.searchsorted(thresholds, block[~same], side="right")
+        passed += np.bincount(number, minlength=len(passed))
+    if not len(scores) or not passed.any():
+        raise InputError(
+            f"{len(scores)} pairs show the same place, {passed.sum()} do not; a threshold needs "
+            "both kinds"
+        )
+    return {
+        "thresholds": thresholds,
+        "same": len(scores) - np.searchsorted(scores, thresholds),
+        "different": np.cumsum(passed[::-1])[::-1][1:],
+        "all_same": len(scores),
+        "all_different": int(passed.sum()),
+    }
+
+
+def fit(pairs: Pairs, precision: float, seed: int = 0) -> dict:
+    """Fits the threshold.
+
+    Args:
+      pairs: labelled pairs.
+      precision: the least share of the pairs let in that must be the same place.
+      seed: of the bootstrap.
+
+    Returns:
+      "threshold"; "precision", "recall" and "false_positive_rate" at it, with "precision_interval"
+      and "recall_interval" (95 %); "prior"; "pairs": {"same", "different"}; "curve": a list of
+      [threshold, precision, recall].
+
+    Raises:
+      InputError: when no threshold has this precision, or one kind of pairs is missing.
+    """
+    found = count(pairs)
+    precisions = found["same"] / (found["same"] + found["different"])
+    recalls = found["same"] / found["all_same"]
+    enough = np.flatnonzero(precisions >= precision)
+    if not enough.size:
+        best = int(np.argmax(precisions))
+        raise InputError(
+            f"no threshold reaches a precision of {precision:g} on these pairs; the best is "
+            f"{precisions[best]:.4f} at {found['thresholds'][best]:.4f}, with a recall of "
+            f"{recalls[best]:.4f}: ask for less with --precision, or use better descriptors"
+        )
+    chosen = enough[0]
+    threshold = float(found["thresholds"][chosen])
+    every = np.linspace(0, len(precisions) - 1, min(_CURVE_POINTS, len(precisions))).astype(int)
+    shown = zip(found["thresholds"][every], precisions[every], recalls[every], strict=True)
+    return {
+        "threshold": threshold,
+        "precision": float(precisions[chosen]),
+        "recall": float(recalls[chosen]),
+        "false_positive_rate": float(found["different"][chosen] / found["all_different"]),
+        **_intervals(pairs, threshold, seed),
+        "prior": found["all_same"] / (found["all_same"] + found["all_different"]),
+        "pairs": {"same": found["all_same"], "different": found["all_different"]},
+        "curve": [[float(value) for value in point] for point in shown],
+    }
+
+
+def _intervals(pairs: Pairs, threshold: float, seed: int) -> dict:
+    """Returns 95 % intervals of precision and recall at a threshold."""
+    counts = {}  # query: same pairs let in, pairs let in, same pairs
+    for queries, scores, same in pairs():
+        # In float64: NumPy would round the threshold to float32, and a score below might reach it.
+        passed = scores.astype(np.float64) >= threshold
+        numbers, place = np.unique(queries, return_inverse=True)
+        columns = [np.bincount(place, weights) for weights in (passed & same, passed, same)]
+        for number, line in zip(numbers.tolist(), np.stack(columns, axis=1), strict=True):
+            counts[number] = counts.get(number, 0) + line
+    table = np.array([counts[number] for number in sorted(counts)])
+    rng = np.random.default_rng(seed)
+    sums = [table[rng.integers(len(table), size=len(table))].sum(0) for _ in range(_RESAMPLES)]
+    good, passed, same = table.sum(0)
+    drawn_good, drawn_passed, drawn_same = np.array(sums).T
+    return {
+        "precision_interval": _interval(good, passed, drawn_good, drawn_passed),
+        "recall_interval": _interval(good, same, drawn_good, drawn_same),
+    }
+
+
+def _interval(good: float, whole: float, drawn_good: np.ndarray, drawn: np.ndarray) -> list[float]:
+    """Returns a 95 % interval of good / whole.
+
+    The wider of two: the bootstrap knows that pairs of one query are alike, but nothing of a share
+    of 1; Wilson's interval takes pairs for independent.
+
+    Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    z, share = 1.96, good / whole
+    center, scale = share + z * z / (2 * whole), 1 + z * z / whole
+    reach = z * np.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
+    ends = np.quantile((drawn_good / np.maximum(drawn, 1))[drawn > 0], [0.025, 0.975])
+    low, high = min(ends[0], (center - reach) / scale), max(ends[1], (center + reach) / scale)
+    return [float(max(low, 0)), float(min(high, 1))]
+
+
+def precision_at_prior(fitted: dict, prior: float) -> float:
+    """Returns the precision where the share `prior` of all pairs shows the same place."""
+    good, bad = fitted["recall"] * prior, fitted["false_positive_rate"] * (1 - prior)
+    return good / (good + bad)
+
+
+# --- command -------------------------------------------------------------------------
+
+
+class _AsKept:
+    """Rows as an approximate index keeps them; its scores are products with these.
+
+    Args:
+      rows: (N, D), `Rows` or an array.
+      approximate: the `faiss.IndexIVFPQ`.
+    """
+
+    def __init__(self, rows, approximate):
+        self._approximate, self.shape = approximate, rows.shape
+        codes = [approximate.sa_encode(block) for _, block in blocks(rows, _BLOCK)]
+        self._codes = np.concatenate(codes)  # some bytes a row
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self._approximate.sa_decode(self._codes[key])
+
+
+def _read_sets(settings: CalibrateConfig) -> tuple[DescriptorSet, DescriptorSet]:
+    """Returns queries and index photos: one object when they are one set.
+
+    Raises:
+      InputError: when one is empty, or they, or those of --index, were described in other ways.
+    """
+    searched = descriptors.read(settings.index_descriptors)
+    queries = searched
+    if settings.query_descriptors:
+        queries = descriptors.read(settings.query_descriptors)
+    for found in (queries, searched):
+        if not len(found):
+            raise InputError(f"{found.source} has no descriptors; extract it again")
+    for key in index_dir.SAME_SPACE:
+        if queries.meta.get(key) != searched.meta.get(key):
+            raise InputError(
+                f"{queries.source} has {key} {queries.meta.get(key)!r:.80}, {searched.source} has "
+                f"{searched.meta.get(key)!r:.80}; extract both with one model and its settings"
+            )
+    widths = [found.descriptors.shape[1] for found in (queries, searched)]
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"{queries.source} has {widths[0]} numbers a photo, {searched.source} {widths[1]}; "
+            "extract both with one model"
+        )
+    if settings.index:
+        index = index_dir.Index.open(settings.index)
+        index.check_same(searched)
+        if index.approximate is not None:
+            kept = _AsKept(searched.descriptors, index.approximate)
+            searched = dataclasses.replace(searched, descriptors=kept)
+    return queries, searched
+
+
+def _say(fitted: dict) -> None:
+    same, different = fitted["pairs"]["same"], fitted["pairs"]["different"]
+    log.info(
+        "threshold %.4f: precision %.2f %% (95 %%: %.2f-%.2f), recall %.2f %% (%.2f-%.2f)",
+        fitted["threshold"],
+        *(100 * x for x in (fitted["precision"], *fitted["precision_interval"])),
+        *(100 * x for x in (fitted["recall"], *fitted["recall_interval"])),
+    )
+    log.info(
+        "on %d pairs of the same place and %d others, one in %.0f; where it is one in %.0f, the "
+        "precision is %.2f %%",
+        same,
+        different,
+        1 / fitted["prior"],
+        10 / fitted["prior"],
+        100 * precision_at_prior(fitted, fitted["prior"] / 10),
+    )
+
+
+def calibrate(settings: CalibrateConfig) -> dict:
+    """Fits a threshold: labelled pairs and their descriptors in, calibration.json out.
+
+    With --index, the threshold is stored there too, and its queries are answered with "match" or
+    "no match". For an approximate index it is fitted on the scores that such an index gives.
+
+    Returns:
+      What it wrote, see `fit`.
+
+    Raises:
+      InputError: when no threshold reaches the precision (nothing is written then), a photo has no
+        descriptor, or descriptors were made in different ways.
+    """
+    files.check_output(settings.output, overwrite=True)
+    queries, searched = _read_sets(settings)
+    if settings.pairs:
+        pairs = labelled_pairs.listed_pairs(settings.pairs, queries, searched)
+    elif settings.labels:
+        pairs = labelled_pairs.labelled_pairs(settings.labels, queries, searched)
+    else:
+        pairs = labelled_pairs.task_pairs(settings.ground_truth, queries, searched)
+    source = settings.pairs or settings.labels or settings.ground_truth
+    try:
+        fitted = fit(pairs, settings.precision)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    made = {key: searched.meta.get(key) for key in index_dir.SAME_SPACE}
+    fitted = {"format_version": FORMAT_VERSION, **fitted, **made, "source": source}
+    files.write_json(settings.output, fitted)
+    _say(fitted)
+    if settings.index:
+        kept = ("threshold", "precision", "recall", "false_positive_rate", "prior", "pairs")
+        index_dir.set_calibration(settings.index, {key: fitted[key] for key in kept})
+        log.info("%s: the threshold is stored", settings.index)
+    return fitted
+
+
+if __name__ == "__main__":
+    config.main(calibrate, CalibrateConfig)

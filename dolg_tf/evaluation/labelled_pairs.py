@@ -1,0 +1,175 @@
+"""Pairs of photos that do, or do not, show the same place: from a CSV or a ground truth."""
+
+import functools
+import logging
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from dolg_tf import files
+from dolg_tf.config import InputError
+from dolg_tf.data.lists import csv_rows
+from dolg_tf.retrieval import search
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.retrieval.photos import SUFFIXES
+from dolg_tf.retrieval.rows import blocks
+
+log = logging.getLogger(__name__)
+
+_QUERIES, _ROWS = 256, 16384  # of the matrix of all pairs at a time
+_TRUTH = {"1": True, "true": True, "0": False, "false": False}
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Pairs: their queries' numbers int64 (P,), scores float32 (P,), same place or not bool (P,)."""
+Pairs = Callable[[], Iterable[Block]]
+"""Gives the same blocks of pairs at each call."""
+
+
+def _id(name: str) -> str:
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in SUFFIXES else name
+
+
+def _ids(found: DescriptorSet) -> tuple[str, ...]:
+    if found.ids is None:
+        raise InputError(f"{found.source}: the rows of an .npy have no ids; give a descriptor set")
+    return found.ids
+
+
+def _places(ids, among) -> np.ndarray:
+    """Returns where each id stands among others, -1 where it does not."""
+    place = {id_: row for row, id_ in enumerate(among)}
+    return np.array([place.get(id_, -1) for id_ in ids], np.int64)
+
+
+def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
+    """Returns the pairs of a CSV `id_a,id_b,same`: a query, an index photo, and 1 or 0.
+
+    Raises:
+      InputError: when a photo has no descriptor or is paired with itself, a pair is listed twice,
+        or `same` is something else.
+    """
+    # One name may stand for two photos in two folders, but not in one.
+    one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
+    a, b, truth, seen = [], [], [], set()
+    for where, (id_a, id_b, same) in csv_rows(str(path), ["id_a"], ["id_b"], ["same"]):
+        if same.lower() not in _TRUTH:
+            raise InputError(f"{where}: same is {same!r}; it must be 1 or 0")
+        a.append(_id(id_a))
+        b.append(_id(id_b))
+        truth.append(_TRUTH[same.lower()])
+        pair = (a[-1], b[-1])
+        if one_folder:
+            pair = (min(pair), max(pair))
+            if pair[0] == pair[1]:
+                raise InputError(f"{where}: {id_a!r} is paired with itself")
+        if pair in seen:
+            raise InputError(f"{where}: the pair {id_a!r}, {id_b!r} is listed twice")
+        seen.add(pair)
+    rows = []
+    for ids, found in ((a, queries), (b, index)):
+        rows.append(_places(ids, _ids(found)))
+        missing = np.flatnonzero(rows[-1] < 0)
+        if missing.size:
+            raise InputError(
+                f"{path}: {missing.size} of {len(ids)} pairs have a photo that {found.source} has "
+                f"not, such as {ids[missing[0]]!r}"
+            )
+    return functools.partial(_list_blocks, queries, index, *rows, np.array(truth, bool))
+
+
+def _list_blocks(queries, index, a, b, truth) -> Iterator[Block]:
+    for start in range(0, len(a), _ROWS):
+        part = slice(start, start + _ROWS)
+        some, others = queries.descriptors[a[part]], index.descriptors[b[part]]
+        yield a[part], search.inner_products(some, others), truth[part]
+
+
+def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -> Iterator[Block]:
+    """Yields the pairs of all queries and all index photos.
+
+    Args:
+      queries, index: (Q, D) and (N, D), `Rows` or arrays.
+      kind: int8 (q, n) of a block of them: 1 the same place, 0 another, -1 no pair.
+    """
+    for first, some in blocks(queries, _QUERIES):
+        for start, others in blocks(index, _ROWS):
+            kinds = kind(slice(first, first + len(some)), slice(start, start + len(others)))
+            query, column = np.divmod(np.flatnonzero(kinds >= 0), len(others))
+            yield first + query, (some @ others.T)[query, column], kinds[query, column] == 1
+
+
+def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
+    """Returns all pairs of photos whose landmarks a CSV says.
+
+    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Where `queries` is `index`, each
+    pair comes once; no photo is paired with itself. Photos without label, and labels of photos
+    without descriptor, are left out, and counted in the log.
+
+    Raises:
+      InputError: when a photo has two landmarks, or no photo has one.
+    """
+    landmark_of = {}
+    for where, (name, landmark) in csv_rows(
+        str(path), ["path", "id"], ["landmark", "label", "landmark_id"]
+    ):
+        if not name or not landmark:
+            raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")
+        known = landmark_of.setdefault(_id(name), landmark)
+        if known != landmark:
+            raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
+    numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
+    labels = []
+    for found in (index,) if queries is index else (queries, index):
+        ids = _ids(found)
+        labels.append(np.array([numbers.get(landmark_of.get(id_), -1) for id_ in ids], np.int64))
+        lacking = np.count_nonzero(labels[-1] < 0)
+        if lacking == len(ids):
+            raise InputError(
+                f"{path} has no photo of {found.source}, whose first is {ids[0]!r}; its paths must "
+                "be relative to the image root"
+            )
+        if lacking:
+            log.info("%s: %d of %d photos have no label", found.source, lacking, len(ids))
+    unknown = landmark_of.keys() - set(queries.ids) - set(index.ids)
+    if unknown:
+        log.info(
+            "%s: %d of %d labelled photos have no descriptor, such as %r",
+            *(path, len(unknown), len(landmark_of), min(unknown)),
+        )
+    own = _places(queries.ids, index.ids)
+
+    def kind(some: slice, others: slice) -> np.ndarray:
+        a, b = labels[0][some, None], labels[-1][None, others]
+        row, column = own[some, None], np.arange(others.start, others.stop)
+        itself = column <= row if queries is index else column == row
+        return np.where(itself | (a < 0) | (b < 0), -1, a == b).astype(np.int8)
+
+    return functools.partial(_matrix_blocks, queries.descriptors, index.descriptors, kind)
+
+
+def task_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
+    """Returns the pairs of a ground truth: easy and hard are the same place, junk is left out.
+
+    Raises:
+      InputError: when the ground truth is damaged or a photo has no descriptor.
+    """
+    if queries is index:
+        _ids(index)  # rows of an .npy are either those of the queries or those of the index
+    task = load_ground_truth(path)
+    own = _places(task.query_ids, task.index_ids)
+
+    def kind(some: slice, others: slice) -> np.ndarray:
+        kinds = np.zeros((some.stop - some.start, others.stop - others.start), np.int8)
+        for line, number in zip(kinds, range(some.start, some.stop), strict=True):
+            query = task.queries[number]
+            itself = own[number : number + 1]
+            for value, rows in ((1, query.easy), (1, query.hard), (-1, query.junk), (-1, itself)):
+                there = (others.start <= rows) & (rows < others.stop)
+                line[rows[there] - others.start] = value
+        return kinds
+
+    found = queries.select(task.query_ids), index.select(task.index_ids)
+    return functools.partial(_matrix_blocks, *found, kind)
