@@ -22,6 +22,9 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
 
     The block may make a file or a directory there. When it fails, nothing is left behind and
     what stood at `path` still stands.
+
+    Raises:
+      InputError: when a file would take the place of a folder.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +33,8 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():
+            if not temporary.is_dir():
+                raise InputError(f"{path} is a folder, a file must not take its place; name a file")
             # rename(2) does not replace a full directory: move the old one aside first.
             path.rename(replaced)
         temporary.replace(path)

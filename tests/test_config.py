@@ -161,6 +161,49 @@ config.main(stage)
     assert ("Traceback" in done.stderr) == (message == "Traceback")
 
 
+TWO_COMMANDS = """
+import dataclasses
+from dolg_tf import config
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Photos:
+    count: int = config.option("how many", 3)
+
+def take(settings):
+    '''Takes photos.'''
+    print("took", settings.count)
+
+def drop(settings):
+    '''Drops photos.'''
+    raise config.InputError("they are heavy")
+
+config.commands({"take": (take, Photos), "drop": (drop, Photos)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "out", "err"),
+    [
+        (["take"], 0, "took 3\n", ""),
+        (["take", "--count=5"], 0, "took 5\n", ""),
+        (["drop"], 1, "", "python -c drop: error: they are heavy\n"),
+        (["take", "drop"], 1, "", "take: error: 'drop' is no flag; write --name=value"),
+        (["take", "--help"], 0, "usage: python -c take [--flagfile=FILE]", ""),
+        (["--help"], 0, "  take      Takes photos.\n  drop      Drops photos.\n", ""),
+        (["help"], 0, "usage: python -c COMMAND", ""),
+        ([], 1, "", "python -c: error: the first argument is ''; it must be one of take, drop"),
+        (["tale"], 1, "", "the first argument is 'tale'; it must be one of take, drop"),
+        (["--count=5", "take"], 1, "", "the first argument is '--count=5'"),
+    ],
+)
+def test_the_first_argument_chooses_a_command(argv, code, out, err):
+    done = _command("-c", TWO_COMMANDS, *argv)
+    assert done.returncode == code
+    assert out in done.stdout and bool(out) == bool(done.stdout)
+    assert err in done.stderr and bool(err) == bool(done.stderr)
+    assert len(done.stderr.splitlines()) <= 1
+
+
 COMMANDS = [
     ["train.py"],
     ["export/export_saved_model.py"],
@@ -178,6 +221,7 @@ COMMANDS = [
             "pipelines.quickstart",
         )
     ),
+    ["-m", "dolg_tf.retrieval.index", "build"],
 ]
 
 

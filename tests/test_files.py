@@ -25,6 +25,14 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_folder_does_not_make_way_for_a_file(tmp_path):
+    files.write_text(tmp_path / "folder/kept.txt", "kept")
+    with pytest.raises(InputError, match="folder is a folder, a file must not take its place"):
+        files.write_text(tmp_path / "folder", "text")
+    assert (tmp_path / "folder/kept.txt").read_text() == "kept"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
 def test_folders_on_the_way_are_made(tmp_path):
     files.write_json(tmp_path / "a" / "b" / "value.json", {"x": 1})
     assert files.read_json(tmp_path / "a" / "b" / "value.json") == {"x": 1}

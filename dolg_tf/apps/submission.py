@@ -1,7 +1,7 @@
 """Descriptor sets become a submission to Kaggle's landmark challenges.
 
-    python -m dolg_tf.apps.submission --task=recognition --query_descriptors=test \
-        --index_descriptors=train --train_csv=train.csv --sample_submission=sample_submission.csv \
+    python -m dolg_tf.apps.submission --task=recognition --query_descriptors=test \\
+        --index_descriptors=train --train_csv=train.csv --sample_submission=sample_submission.csv \\
         --output=submission.csv
 """
 

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import posixpath
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -13,7 +12,7 @@ from dolg_tf.data.lists import csv_rows
 from dolg_tf.retrieval import search
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.retrieval.photos import SUFFIXES
+from dolg_tf.retrieval.photos import id_of
 from dolg_tf.retrieval.rows import blocks
 
 log = logging.getLogger(__name__)
@@ -25,11 +24,6 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Pairs: their queries' numbers int64 (P,), scores float32 (P,), same place or not bool (P,)."""
 Pairs = Callable[[], Iterable[Block]]
 """Gives the same blocks of pairs at each call."""
-
-
-def _id(name: str) -> str:
-    stem, suffix = posixpath.splitext(name)
-    return stem if suffix.lower() in SUFFIXES else name
 
 
 def _ids(found: DescriptorSet) -> tuple[str, ...]:
@@ -57,8 +51,8 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
     for where, (id_a, id_b, same) in csv_rows(str(path), ["id_a"], ["id_b"], ["same"]):
         if same.lower() not in _TRUTH:
             raise InputError(f"{where}: same is {same!r}; it must be 1 or 0")
-        a.append(_id(id_a))
-        b.append(_id(id_b))
+        a.append(id_of(id_a))
+        b.append(id_of(id_b))
         truth.append(_TRUTH[same.lower()])
         pair = (a[-1], b[-1])
         if one_folder:
@@ -117,7 +111,7 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
     ):
         if not name or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")
-        known = landmark_of.setdefault(_id(name), landmark)
+        known = landmark_of.setdefault(id_of(name), landmark)
         if known != landmark:
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}

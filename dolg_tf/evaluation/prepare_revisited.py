@@ -1,6 +1,6 @@
 """Downloads of Revisited Oxford/Paris and of R1M -> the folders that extraction and scoring read.
 
-    python -m dolg_tf.evaluation.prepare_revisited --dataset=roxford5k --downloads=downloads \
+    python -m dolg_tf.evaluation.prepare_revisited --dataset=roxford5k --downloads=downloads \\
         --output=datasets
 
 `--downloads` holds the archives as their authors give them away, or unpacked photos, and the ground

@@ -45,8 +45,9 @@ def pipeline_options(runner: str, others: Sequence[str]) -> PipelineOptions:
       others: "name=value" or "name", without dashes.
 
     Raises:
-      InputError: when there is no such runner, a value is not of its option's kind, or the local
-        runner has no such option (a cluster's may have more than are known here).
+      InputError: when there is no such runner, a value is not of its option's kind, one that the
+        runner needs is missing, or the local runner has no such option (a cluster's may have more
+        than are known here).
     """
     try:
         create_runner(runner)
@@ -60,6 +61,10 @@ def pipeline_options(runner: str, others: Sequence[str]) -> PipelineOptions:
     unknown = set(options.get_all_options(retain_unknown_options=True)) - set(known)
     if unknown and runner == LOCAL:
         raise InputError(f"--beam_options: Beam has no option {sorted(unknown)[0]!r}")
+    try:
+        beam.Pipeline(options=options)  # compares them with what the runner needs
+    except ValueError as error:
+        raise InputError(f"--beam_options with --runner={runner}: {error}") from error
     return options
 
 

@@ -1,10 +1,11 @@
 """Photos become descriptors on Apache Beam, for sets that outgrow one machine.
 
-    python -m dolg_tf.retrieval.extract_beam --saved_model=MODEL --images=PHOTOS --output=SET \
-        --runner=FlinkRunner --beam_options=flink_master=HOST:8081,environment_type=LOOPBACK
+    python -m dolg_tf.retrieval.extract_beam --saved_model=MODEL --images=PHOTOS --output=SET \\
+        --runner=FlinkRunner --beam_options=flink_master=HOST:8081
 
 What comes out is what `dolg_tf.retrieval.extract` writes; either goes on where the other was
-interrupted. All workers see photos, model and output at the same paths, on a shared disk.
+interrupted. All workers see photos, model and output at the same paths, on a shared disk, and have
+this package installed with its extra `beam`; docs/retrieval.md shows how.
 """
 
 import dataclasses
@@ -35,11 +36,11 @@ class BeamConfig(ExtractConfig):
 
 
 def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
-    """Extracts descriptors on Apache Beam: a SavedModel and photos in, a descriptor set out, equal
-    to that of dolg_tf.retrieval.extract.
+    """Extracts descriptors on Apache Beam: a SavedModel and photos in, a descriptor set out.
 
-    Shards are done in rounds. After an interruption the same command goes on with the round that
-    was not finished; too many bad photos are found when their round is done, and the shards stay.
+    The set is equal to that of `extract`, up to the rounding of other batches. Shards are done in
+    rounds. After an interruption the same command goes on with the round that was not finished;
+    too many bad photos are found when their round is done, and the shards stay.
 
     Returns:
       The set; None when --shard's part is done and others are not.

@@ -61,10 +61,10 @@ class Index:
             try:
                 found = cls._open(path, meta)
             except InputError:
-                if read_meta(path) == meta:
+                if str(read_meta(path)) == str(meta):  # as text: a NaN is not equal to itself
                     raise
             else:
-                if read_meta(path) == meta:
+                if str(read_meta(path)) == str(meta):
                     return found
             # Another process replaced it meanwhile, and its files may be of two indices.
 
@@ -78,8 +78,7 @@ class Index:
         ids = tuple(read_ids(path / "ids.txt"))
         if meta["kind"] == "ivfpq":
             check_sum(file, meta)
-            nprobe = meta["ivfpq"]["nprobe"]
-            return cls(path, ids, meta, None, ivfpq.read(file, rows, width, nprobe))
+            return cls(path, ids, meta, None, ivfpq.read(file, rows, width))
         header = _flat_header(rows, width)
         with file.open("rb") as opened:
             known = opened.read(len(header)) == header

@@ -173,7 +173,7 @@ def write(index, path: files.Path) -> None:
         raise InputError(f"{path}: faiss cannot write it ({error}); make room") from error
 
 
-def read(path: files.Path, rows: int, width: int, nprobe: int):
+def read(path: files.Path, rows: int, width: int):
     """Reads faiss' own file; who calls has compared its checksum, since faiss trusts what it reads.
 
     Raises:
@@ -186,5 +186,4 @@ def read(path: files.Path, rows: int, width: int, nprobe: int):
         raise InputError(f"{path}: faiss cannot read it ({error}); build it again") from error
     if not isinstance(index, faiss.IndexIVFPQ) or (index.ntotal, index.d) != (rows, width):
         raise InputError(f"{path}: not an IVF-PQ index of {rows} x {width}; build it again")
-    index.nprobe = nprobe
     return index

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import posixpath
 
 import numpy as np
 
@@ -10,16 +9,11 @@ from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.data.lists import csv_rows
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.photos import SUFFIXES
+from dolg_tf.retrieval.photos import id_of
 
 log = logging.getLogger(__name__)
 
 Pairs = tuple[np.ndarray, np.ndarray]  # int64 (P,) each: row of a query, row of its positive
-
-
-def _id(name: str) -> str:
-    stem, suffix = posixpath.splitext(name)
-    return stem if suffix.lower() in SUFFIXES else name
 
 
 def _rows_by_id(photos: DescriptorSet) -> dict[str, int]:
@@ -39,7 +33,7 @@ def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
     """
     rows, pairs = _rows_by_id(photos), []
     for where, names in csv_rows(str(path), ["query"], ["positive"]):
-        ids = [_id(name) for name in names]
+        ids = [id_of(name) for name in names]
         for id_ in ids:
             if id_ not in rows:
                 raise InputError(f"{where}: {photos.source} has no photo {id_!r}")
@@ -57,13 +51,14 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
     Rows whose photo has no descriptor are left out, and counted in the log.
 
     Raises:
-      InputError: when no landmark has two photos, or a photo is listed twice.
+      InputError: when no photo has a descriptor, no landmark has two photos, or a photo is listed
+        twice.
     """
     rows, landmarks, seen = _rows_by_id(photos), {}, set()
     others = missing = 0
     columns = (["path", "id"], ["landmark", "label", "landmark_id"], ["split", ""])
     for where, (name, landmark, split) in csv_rows(str(path), *columns):
-        id_ = _id(name)
+        id_ = id_of(name)
         if split not in ("", "train"):
             others += 1
             continue
@@ -74,6 +69,11 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
             landmarks.setdefault(landmark, []).append(rows[id_])
         else:
             missing += 1
+    if missing and not landmarks:
+        raise InputError(
+            f"{path}: none of its {missing} photos is in {photos.source}, whose first is "
+            f"{next(iter(rows), None)!r}; list photos as they are called there"
+        )
     pairs = [pair for photos in landmarks.values() for pair in itertools.pairwise(photos)]
     log.info(
         "%s: %d pairs of %d landmarks; %d rows of other splits and %d without descriptor left out",

@@ -30,7 +30,9 @@ class PhotosConfig:
     image_root: str = option(
         "folder that the ids are relative to; empty: the folder itself, or that of the file", ""
     )
-    subset: str = option("query or index: which photos of a ground truth; empty: no such", "")
+    subset: str = option(
+        "query or index: which photos of a ground truth, which needs it; empty for all else", ""
+    )
     output: str = option("descriptor set (a directory) to write")
     crop_queries: bool = option("cut the queries of a ground truth to their boxes", True)
     max_side: int = option("shrink photos to this longest side; 0: never", 0, unit="pixels")
@@ -50,6 +52,11 @@ def _split(name: str) -> tuple[str, str]:
     """Returns (name without photo suffix, photo suffix or "")."""
     stem, suffix = posixpath.splitext(name)
     return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
+
+
+def id_of(name: str) -> str:
+    """Returns the id of a photo that a list names by its path, with or without suffix."""
+    return str(pathlib.PurePosixPath(_split(name)[0]))
 
 
 class _Finder:
@@ -180,7 +187,8 @@ def list_photos(settings: PhotosConfig) -> Listing:
     while pattern and glob.has_magic(str(root)):
         root = root.parent
     if not root.is_dir():
-        raise InputError(f"--image_root={root}: no such folder")
+        wrong = f"image_root={root}" if settings.image_root else f"images={source}"
+        raise InputError(f"--{wrong}: no such folder")
     crop = settings.subset == "query" and settings.crop_queries
     if source.is_dir():
         found = _from_folder(source, root)

@@ -207,7 +207,7 @@ def test_two_at_once(photos):
     with predictions(options, None, folder / "out") as found:
         next(found)
         with pytest.raises(InputError, match="another process is writing"):
-            _run(options, None, folder / "out")
+            _run(options, None, f"{folder}/out/")
         assert len(list(found)) == 9
 
 

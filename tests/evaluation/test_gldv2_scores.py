@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +106,14 @@ def test_ties_are_ranked_by_query():
     assert gldv2.score_recognition(truth, predicted)["GAP"] == pytest.approx((1 + 2 / 3) / 3)
 
 
+def test_a_landmark_of_an_own_list_is_compared_as_a_number():
+    """A solution's 007 is read as "7", and an own list's names stay as they are."""
+    found = gldv2.score_recognition(
+        {"a": ("7",), "b": ("tower",)}, {"a": ("007", 2), "b": ("t", 1)}
+    )
+    assert (found["GAP"], found["top1"]) == (0.5, 0.5)
+
+
 # --- command -------------------------------------------------------------------------
 
 
@@ -160,6 +170,7 @@ def test_scores_descriptors(files):
     assert (report["public"]["GAP"], report["private"]["GAP"]) == (1, 0)
     assert report["both"]["GAP"] == 0.5
     assert report["protocol"]["top_k"] == 3
+    assert report["protocol"]["train_csv"].endswith("train.csv")
     names = {path.name for path in files.iterdir()}
     assert not any("parts" in name for name in names)
 
@@ -180,3 +191,26 @@ def test_a_query_without_descriptor(files):
         gldv2.evaluate(_config(files, "retrieval", **SETS))
     assert not (files / "report.json").exists()
     assert not list(files.glob("*.parts"))
+
+
+def test_the_output_is_no_folder(files):
+    (files / "report.json" / "photos").mkdir(parents=True)
+    for options in ({"predictions": "submission.csv"}, SETS):
+        with pytest.raises(InputError, match="is a directory"):
+            gldv2.evaluate(_config(files, "retrieval", **options))
+    assert (files / "report.json" / "photos").is_dir()
+
+
+def test_command_line(files):
+    command = [sys.executable, "-m", "dolg_tf.evaluation.gldv2", "--task=retrieval"]
+    command += [f"--solution={files}/retrieval.csv", f"--output={files}/report.json"]
+
+    def run(name):
+        options = [*command, f"--predictions={files}/{name}"]
+        return subprocess.run(options, capture_output=True, text=True, check=False)
+
+    wrong = run("train.csv")
+    assert wrong.returncode == 1 and "--task=retrieval reads id,images" in wrong.stderr
+    assert not (files / "report.json").exists()
+    done = run("submission.csv")
+    assert done.returncode == 0 and "75.00" in done.stderr

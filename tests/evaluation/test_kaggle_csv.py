@@ -65,6 +65,9 @@ def test_landmarks_are_numbers_where_they_can_be(tmp_path):
     path = _file(tmp_path, "id,landmarks,Usage\na,007 eiffel,Public\n")
     solution = kaggle_csv.read_solution(path, "recognition")
     assert solution.public == {"a": ("7", "eiffel")}
+    assert kaggle_csv.landmark_name("000") == "0"
+    # Longer than the numbers that Python reads.
+    assert kaggle_csv.landmark_name("0" + 5000 * "7") == 5000 * "7"
     path = _file(tmp_path, "id,landmarks\na,07 1e-3\n")
     found = kaggle_csv.read_predictions(path, "recognition", solution)
     assert found == {"a": ("7", 0.001)}

@@ -191,6 +191,7 @@ def test_options(photos, tmp_path):
     fails(r"--runner=Nope: Unexpected pipeline runner: Nope\. Valid values", runner="Nope")
     fails("Beam has no option 'nope'", beam_options=("nope=3",))
     fails("--beam_options=direct_num_workers=x: Beam does", beam_options=("direct_num_workers=x",))
+    fails("--runner=DataflowRunner: (?s:.*)required option: project", runner="DataflowRunner")
     known = {"flink_master": "host:1", "use_public_ips": False, "job_name": "a"}
     options = beam_rounds.pipeline_options(
         "FlinkRunner", ["flink_master=host:1", "no_use_public_ips", "job_name=a", "parallelism=3"]

@@ -18,7 +18,7 @@ def listed(tmp_path):
 
 
 def test_pairs(listed):
-    path = listed("note,positive,query", "x,a/1.jpg,b/4", "y,b/3.5,b.c/2.JPG")
+    path = listed("note,positive,query", "x,./a//1.jpg,b/4", "y,b/3.5,b.c/2.JPG")
     queries, positives = pairs_from_csv(path, PHOTOS)
     assert queries.tolist() == [4, 2] and positives.tolist() == [1, 3]
 
@@ -50,6 +50,7 @@ def test_only_training_photos_are_paired(listed, caplog):
         (pairs_from_csv, ["query,other", "a/0,a/1"], "no column 'positive'"),
         (pairs_from_csv, ["query,positive", "a/0"], "line 2: 1 fields"),
         (pairs_from_labels, ["path,landmark", "a/0,x", "a/1,y"], "no pair of photos"),
+        (pairs_from_labels, ["path,landmark", "0.jpg,x"], "none of its 1 photos is in .*is 'a/0'"),
         (pairs_from_labels, ["path,landmark", "a/0,x", "a/0,x"], "line 3: 'a/0' is listed twice"),
         (pairs_from_labels, ["landmark", "x"], "no column 'path' or 'id'"),
     ],

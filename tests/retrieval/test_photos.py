@@ -153,7 +153,8 @@ def test_what_cannot_be_listed(root, tmp_path):
         (root / "list.csv", {}, "no column path or id"),
         (root / "binary.csv", {}, "not a CSV in UTF-8"),
         (root / "c.jpg", {}, "neither a folder"),
-        (root, {"image_root": str(root / "none")}, "no such folder"),
+        (root, {"image_root": str(root / "none")}, "--image_root=.*none: no such folder"),
+        (root / "none" / "train-*", {}, r"--images=.*train-\*: no such folder"),
     ]:
         with pytest.raises(InputError, match=told):
             _list(images, **options)

@@ -1,0 +1,204 @@
+"""Photos are described for an index: to search for them, and to make it anew."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dolg_tf.config import InputError
+from dolg_tf.retrieval import decoding, descriptors, index, index_dir, unfinished
+from dolg_tf.retrieval.describer import Describer
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.index import BuildConfig, QueryConfig, RebuildConfig, RemoveConfig
+from dolg_tf.retrieval.index_dir import Index
+
+IDS = tuple(f"{'bca'[i % 3]}/{i}" for i in range(60))
+
+
+@dataclasses.dataclass
+class Model:
+    """Describes photos of 2 x 2 pixels by whole numbers, until it has described `stop_at`."""
+
+    name: str
+    width: int = 6
+    described: int = 0
+    stop_at: int = -1
+
+    def kernel(self):
+        rng = np.random.default_rng(list(self.name.encode()))
+        return rng.integers(-1, 2, (12, self.width)).astype(np.float32)
+
+    def __call__(self, images):
+        if self.described == self.stop_at:
+            raise KeyboardInterrupt
+        self.described += len(images)
+        return images.reshape(len(images), 12).astype(np.float32) @ self.kernel()
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """SavedModels by name, for photos that are files of 12 bytes; TensorFlow is not loaded."""
+
+    def load_photo(photo, max_side):
+        if not photo.path.is_file() or photo.path.stat().st_size != 12:
+            return f"{photo.where}: no photo"
+        return np.frombuffer(photo.read(), np.uint8).reshape(2, 2, 3)
+
+    def open_describer(name, scales):
+        return Describer(name, scales or (0.5, 1.0), None, lambda: found[name])
+
+    found = {"old": Model("old"), "new": Model("new"), "wide": Model("wide", 9)}
+    monkeypatch.setattr(decoding, "load_photo", load_photo)
+    monkeypatch.setattr(index, "open_describer", open_describer)
+    return found
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(5)
+    for id_ in IDS:
+        file = tmp_path / "photos" / f"{id_}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(rng.integers(0, 256, 12, dtype=np.uint8).tobytes())
+    return tmp_path / "photos"
+
+
+def _describe(path, photos, model, ids=IDS, **about):
+    """Writes a descriptor set without what is tested here."""
+    pixels = [np.frombuffer((photos / f"{id_}.png").read_bytes(), np.uint8) for id_ in ids]
+    rows = np.float32(pixels) @ model.kernel()
+    meta = {"image_root": str(photos), "model_hash": model.name, "scales": [0.5, 1.0]}
+    meta |= {"crop": False, "max_side": 0, "whitening": None, "bad": []}
+    descriptors.write(path, DescriptorSet(tuple(ids), rows, meta | about))
+    return str(path)
+
+
+def _build(path, photos, model, ids=IDS, **about):
+    made = _describe(path.with_name(f"{path.name}.set"), photos, model, ids, **about)
+    return index.build(BuildConfig(descriptors=made, output=str(path))).path
+
+
+def _bytes(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.fixture
+def built(tmp_path, models, photos):
+    return _build(tmp_path / "index", photos, models["old"])
+
+
+@pytest.fixture
+def rebuilt(tmp_path, models, photos):
+    """What a rebuild with the new model must give."""
+    return _bytes(_build(tmp_path / "fresh", photos, models["new"]))
+
+
+# --- query ---------------------------------------------------------------------------
+
+
+def test_photos_are_searched_for(tmp_path, built, models, photos):
+    """One, a folder, and a list give what their descriptors give."""
+    settings = {"index": str(built), "k": 2, "overwrite": True}
+    (photos / "list.csv").write_text(f"id\n{IDS[9]}\n{IDS[4]}\n")
+    for images, ids in (
+        (photos / f"{IDS[9]}.png", IDS[9:10]),
+        (photos / "a", sorted(id_ for id_ in IDS if id_.startswith("a/"))),
+        (photos / "list.csv", [IDS[9], IDS[4]]),
+    ):
+        root = images.parent if images.is_file() else images
+        made = _describe(tmp_path / "queries", photos, models["old"], ids)
+        index.query(QueryConfig(descriptors=made, output=str(tmp_path / "x.csv"), **settings))
+        expected = (tmp_path / "x.csv").read_text()
+        if root != photos:
+            expected = expected.replace(f"\n{root.name}/", "\n")  # names are relative to the root
+        options = {"images": str(images), "saved_model": "old", "output": str(tmp_path / "y.csv")}
+        index.query(QueryConfig(**options, **settings))
+        assert (tmp_path / "y.csv").read_text() == expected
+
+
+def test_no_photo_is_described_for_an_index_of_another_model(tmp_path, built, models, photos):
+    options = {"images": str(photos), "saved_model": "new", "output": str(tmp_path / "found.csv")}
+    with pytest.raises(InputError, match=r"new has model_hash 'new', .*index has 'old'"):
+        index.query(QueryConfig(index=str(built), **options))
+    assert models["new"].described == 0
+
+
+# --- rebuild -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["new", "wide"])
+def test_rebuild_with_another_model(tmp_path, built, models, photos, name):
+    index.rebuild(RebuildConfig(index=str(built), saved_model=name))
+    assert models[name].described == 60 and not (tmp_path / "index.rebuild").exists()
+    assert _bytes(built) == _bytes(_build(tmp_path / "fresh", photos, models[name]))
+
+
+def test_an_interrupted_rebuild_goes_on(tmp_path, built, rebuilt, models, monkeypatch):
+    """Interrupted among the photos, then before the index is written: none is described twice."""
+    monkeypatch.setattr(unfinished, "SHARD_PHOTOS", 8)
+    before, settings = _bytes(built), RebuildConfig(index=str(built), saved_model="new")
+    models["new"].stop_at = 24
+    with pytest.raises(KeyboardInterrupt):
+        index.rebuild(settings)
+    assert _bytes(built) == before
+    models["new"].stop_at = 60
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index_dir, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.rebuild(settings)
+    assert _bytes(built) == before and models["new"].described == 60
+    index.rebuild(settings)
+    assert _bytes(built) == rebuilt and not (tmp_path / "index.rebuild").exists()
+
+
+def test_photos_that_are_gone_leave_the_index_when_told(tmp_path, built, models, photos):
+    before, settings = _bytes(built), {"index": str(built), "saved_model": "new"}
+    (photos / f"{IDS[2]}.png").unlink()
+    (photos / f"{IDS[1]}.png").write_bytes(b"no photo")
+    with pytest.raises(InputError, match=r"1 of 60 photos are not there, the first is .*/a/2"):
+        index.rebuild(RebuildConfig(**settings))
+    with pytest.raises(InputError, match=r"2 unreadable photos, --max_bad=1"):
+        index.rebuild(RebuildConfig(max_bad=1, **settings))
+    assert _bytes(built) == before
+    index.rebuild(RebuildConfig(max_bad=2, **settings))
+    left = _build(tmp_path / "fresh", photos, models["new"], [IDS[0], *IDS[3:]])
+    assert _bytes(built) == _bytes(left)
+
+
+def test_photos_that_were_moved(tmp_path, built, models, photos):
+    photos = photos.rename(tmp_path / "moved")
+    settings = {"index": str(built), "saved_model": "new"}
+    with pytest.raises(InputError, match=r"image_root=.*photos: no such folder"):
+        index.rebuild(RebuildConfig(**settings))
+    index.rebuild(RebuildConfig(image_root=str(photos), **settings))
+    assert _bytes(built) == _bytes(_build(tmp_path / "fresh", photos, models["new"]))
+
+
+def test_photos_that_were_cut_are_not_described_whole(tmp_path, models, photos):
+    path = _build(tmp_path / "index", photos, models["old"], crop=True)
+    with pytest.raises(InputError, match="cut to boxes; extract and build it instead"):
+        index.rebuild(RebuildConfig(index=str(path), saved_model="new"))
+
+
+def test_imported_descriptors_are_rebuilt_with_the_scales_of_the_model(
+    tmp_path, models, photos, rebuilt
+):
+    unsaid = dict.fromkeys(("scales", "crop", "max_side"))
+    path = _build(tmp_path / "index", photos, models["old"], **unsaid)
+    index.rebuild(RebuildConfig(index=str(path), saved_model="new"))
+    assert _bytes(path) == rebuilt
+
+
+def test_the_threshold_stays_with_the_model(tmp_path, built, caplog):
+    index_dir.set_calibration(built, {"threshold": 0.5})
+    (tmp_path / "gone.txt").write_text(IDS[0])
+    index.remove(RemoveConfig(index=str(built), ids=str(tmp_path / "gone.txt")))
+    index.rebuild(RebuildConfig(index=str(built), saved_model="old"))
+    assert Index.open(built).threshold == 0.5 and "calibrate" not in caplog.text
+    index.rebuild(RebuildConfig(index=str(built), saved_model="new"))
+    assert Index.open(built).threshold is None
+    assert "its threshold was the old model's; calibrate again" in caplog.text
