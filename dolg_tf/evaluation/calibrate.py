@@ -1,6 +1,6 @@
 """Is it the same place? A threshold on the similarity of two photos, from labelled pairs.
 
-    python -m dolg_tf.evaluation.calibrate --labels=labels.csv --index_descriptors=SET \\
+    python -m dolg_tf.evaluation.calibrate --labels_csv=labels.csv --index_descriptors=SET \\
         --output=calibration.json --index=INDEX
 
 The threshold is the lowest one with the precision that is asked for, so that with the highest
@@ -47,14 +47,14 @@ class CalibrateConfig:
     )
     pairs: str = option("CSV id_a,id_b,same: a query, an index photo, and 1 or 0", "")
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: easy and hard are the same place", "")
-    labels: str = option("CSV path,landmark: all pairs of labelled photos", "")
+    labels_csv: str = option("CSV path,landmark: all pairs of labelled photos", "")
     precision: float = option("share of the pairs let in that must be the same place", 0.95)
     output: str = option("calibration.json to write")
     index: str = option("index that the threshold is stored with; empty: none", "")
 
     def __post_init__(self):
-        if [self.pairs, self.ground_truth, self.labels].count("") != 2:
-            raise InputError("give one of --pairs, --ground_truth and --labels")
+        if [self.pairs, self.ground_truth, self.labels_csv].count("") != 2:
+            raise InputError("give one of --pairs, --ground_truth and --labels_csv")
         if not 0 < self.precision <= 1:
             raise InputError(f"--precision={self.precision} must be above 0 and at most 1")
 
@@ -271,11 +271,11 @@ def calibrate(settings: CalibrateConfig) -> dict:
     queries, searched = _read_sets(settings)
     if settings.pairs:
         pairs = labelled_pairs.listed_pairs(settings.pairs, queries, searched)
-    elif settings.labels:
-        pairs = labelled_pairs.labelled_pairs(settings.labels, queries, searched)
+    elif settings.labels_csv:
+        pairs = labelled_pairs.labelled_pairs(settings.labels_csv, queries, searched)
     else:
         pairs = labelled_pairs.task_pairs(settings.ground_truth, queries, searched)
-    source = settings.pairs or settings.labels or settings.ground_truth
+    source = settings.pairs or settings.labels_csv or settings.ground_truth
     try:
         fitted = fit(pairs, settings.precision)
     except InputError as error:

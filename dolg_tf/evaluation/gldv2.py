@@ -30,7 +30,9 @@ class Gldv2Config(PredictionsConfig):
 
     solution: str = option("GLDv2's solution: id,images,Usage or id,landmarks,Usage")
     output: str = option("report.json to write")
-    predictions: str = option("submission to score: id,images or id,landmarks; or else:", "")
+    predictions: str = option(
+        "submission to score: id,images or id,landmarks; empty: descriptors", ""
+    )
     query_descriptors: str = option("descriptor set of the queries (GLDv2's test photos)", "")
     index_descriptors: str = option(
         "descriptor set of the index; for recognition of the training photos", ""

@@ -21,7 +21,6 @@ _BLOCK, _LEAST_BLOCK = 65536, 1024
 _KNOWN_BLOCK = 8192
 _BYTES = 4  # of a float32
 _WORKERS = os.cpu_count() or 1
-_BUCKETS = 16384  # of scores, for each query
 # Odd numbers that mix the bits of a row's first columns into one key.
 _MIX = 2 * np.random.default_rng(0).integers(2**63, size=4, dtype=np.uint64) + 1
 _TABLE_BITS = np.uint64(20)
@@ -86,8 +85,8 @@ def _sizes(shape: tuple[int, int], known: int, memory_gb: float) -> tuple[int, i
     room, row = memory_gb * 1e9, _BYTES * shape[1]
     # A block is read as it is stored, and cast: two copies at most.
     size = int(min(_BLOCK, max(_LEAST_BLOCK, room / 4 / (2 * row))))
-    # A query has the scores of the block and of the known rows, buckets, and notes of each row.
-    group = int((room - 2 * size * row) // (_BYTES * (size + 12 * known + 3 * _BUCKETS)))
+    # A query has the scores of the block and of the known rows, and notes of each row.
+    group = int((room - 2 * size * row) // (_BYTES * (size + 12 * known)))
     if group < 1:
         raise InputError(f"--memory_gb={memory_gb} has no room for one query; give more")
     return size, group
@@ -170,9 +169,8 @@ def _hash(row: np.ndarray) -> bytes:
 class Ranking:
     """The photos of one query whose places are asked for, and how many stand before each.
 
-    Scores between the lowest and the highest that is asked for fall into buckets, which only need
-    counting; those that share a bucket with one that is asked for are looked at closely, and so
-    are all that are above the lowest where they are few.
+    A block's scores are sorted, without their rows: NumPy does that several times as fast as it
+    would rank them, and the place of a score asked for among them is how many are above it.
     """
 
     def __init__(self, known: KnownRows, rows: np.ndarray, scores: np.ndarray, head: np.ndarray):
@@ -182,36 +180,18 @@ class Ranking:
         self._head, self._head_scores = head, scores[np.searchsorted(known.rows, head)]
         self._before = np.zeros(len(rows), np.int64)
         self._last = max(rows, default=-1)
-        self._counts = np.zeros(_BUCKETS + 1, np.int64)
-        self._close = np.zeros(_BUCKETS + 1, bool)
-        if len(rows):
-            lowest, highest = self._scores[[0, -1]]
-            self._scale = np.float32((_BUCKETS - 4) / max(highest - lowest, 1e-6))
-            # The first bucket is for what scores lower than all that are asked for, the last one
-            # for what scores higher.
-            self._low = lowest - 2 / self._scale
-            self._close[self._buckets(self._scores)] = True
 
-    def _buckets(self, scores: np.ndarray) -> np.ndarray:
-        """Returns int64 (N,) from 0, never lower for a higher score, whatever the rounding."""
-        places = scores - self._low
-        places *= self._scale
-        return np.clip(places, 0, _BUCKETS, out=places).astype(np.int64)
-
-    def _close_scores(self, scores: np.ndarray) -> np.ndarray:
-        """Counts what needs only counting, and returns the scores to be looked at closely."""
+    def _ordered(self, scores: np.ndarray) -> np.ndarray:
+        """Returns the scores ascending, where few are relevant only those."""
         relevant = scores >= self._scores[0]
-        if np.count_nonzero(relevant) < len(scores) / 4:
-            return scores[relevant]
-        buckets = self._buckets(scores)
-        self._counts += np.bincount(buckets, minlength=_BUCKETS + 1)
-        return scores[np.flatnonzero(self._close.take(buckets))]
+        few = np.count_nonzero(relevant) < len(scores) / 4
+        return np.sort(scores[relevant] if few else scores)
 
     def add(self, first: int, scores: np.ndarray) -> None:
         """Counts the rows from `first` on, whose scores these are."""
         if not len(self._rows):
             return
-        ordered = np.sort(self._close_scores(scores))
+        ordered = self._ordered(scores)
         up_to = np.searchsorted(ordered, self._scores, side="right")
         self._before += len(ordered) - up_to
         if self._last < first:
@@ -226,14 +206,12 @@ class Ranking:
         """Returns int64 (P,), in the order in which the rows were asked for."""
         if not len(self._rows):
             return self._before
-        counts = np.where(self._close, 0, self._counts)
-        higher = np.cumsum(counts[::-1])[::-1][self._buckets(self._scores)]
         rows, scores = self._rows[:, None], self._scores[:, None]
         # Head rows stand before all others, not where their scores would put them.
         counted = (self._head_scores > scores) | (
             (self._head_scores == scores) & (self._head < rows)
         )
-        found = len(self._head) + self._before + higher - counted.sum(axis=1)
+        found = len(self._head) + self._before - counted.sum(axis=1)
         at, in_head = np.nonzero(rows == self._head)
         found[at] = in_head
         places = np.empty_like(found)

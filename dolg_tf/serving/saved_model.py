@@ -107,7 +107,7 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     output = pathlib.Path(config.output)
     files.check_output(output, config.overwrite, "saved_model.pb")
 
-    from dolg_tf.modeling.model_dir import load_dolg
+    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
     from dolg_tf.serving.model_card import NAME, card_of, read_report
     from dolg_tf.serving.server_files import write_server_files
     from dolg_tf.serving.verify import verify
@@ -117,10 +117,11 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     network, dolg_config, provenance = load_dolg(
         config.model_dir, config.checkpoint, config.weights
     )
-    whitening = None
+    weights, whitening = weights_hash(network, dolg_config), None
     if config.whitening:
         whitening = load_whitening(config.whitening, network.output_shape[-1])
-    about = _about(network, dolg_config, provenance, config, whitening)
+        _check_whitening(whitening, weights, config)
+    about = _about(weights, dolg_config, provenance, config, whitening)
     with files.atomic_path(output) as temporary:
         _write(_in_precision(network, dolg_config, config.precision), config, whitening, temporary)
         files.write_json(temporary / "assets.extra" / "dolg.json", about)
@@ -135,10 +136,19 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     return output
 
 
-def _about(network, dolg_config, provenance: dict, config: ExportConfig, whitening) -> dict:
-    """Returns what `assets.extra/dolg.json` says."""
-    from dolg_tf.modeling.model_dir import weights_hash
+def _check_whitening(whitening, weights: str, config: ExportConfig) -> None:
+    """Makes sure that a whitening was learned on descriptors of these weights, if it says so."""
+    rounded = dataclasses.replace(config, precision="bfloat16")
+    if whitening.model_hash not in ("", weights, export_hash(weights, rounded, None)):
+        raise InputError(
+            f"--whitening={config.whitening} was learned on descriptors of model "
+            f"{whitening.model_hash}, {config.model_dir} is {weights}; learn it again on "
+            "descriptors of this model"
+        )
 
+
+def _about(weights: str, dolg_config, provenance: dict, config: ExportConfig, whitening) -> dict:
+    """Returns what `assets.extra/dolg.json` says."""
     return {
         "format_version": FORMAT_VERSION,
         "mode": config.mode,
@@ -146,7 +156,7 @@ def _about(network, dolg_config, provenance: dict, config: ExportConfig, whiteni
         "scales": list(config.scales),
         "precision": config.precision,
         "whitening": None if whitening is None else {"sha256": whitening.sha256},
-        "weights_sha256": export_hash(weights_hash(network, dolg_config), config, whitening),
+        "weights_sha256": export_hash(weights, config, whitening),
         "provenance": provenance,
     }
 

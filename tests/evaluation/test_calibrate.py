@@ -214,7 +214,7 @@ def _config(folder, **changes):
     options = {
         "index_descriptors": "i",
         "query_descriptors": "q",
-        "labels": "labels.csv",
+        "labels_csv": "labels.csv",
         "output": "calibration.json",
         **changes,
     }
@@ -252,9 +252,9 @@ def _searched(folder, opened):
 
 def test_three_ways_to_say_the_same(files):
     ways = [
-        {"labels": "labels.csv"},
-        {"labels": "", "pairs": "pairs.csv"},
-        {"labels": "", "ground_truth": "gnd_x.pkl"},
+        {"labels_csv": "labels.csv"},
+        {"labels_csv": "", "pairs": "pairs.csv"},
+        {"labels_csv": "", "ground_truth": "gnd_x.pkl"},
     ]
     found = [calibrate.calibrate(_config(files, **way)) for way in ways]
     assert found[2] == json.loads((files / "calibration.json").read_text())
@@ -332,7 +332,7 @@ def test_nothing_is_written(files):
     _write(files / "other", ["q/0", "q/1"], np.ones((2, 16)))
     for way in ("pairs.csv", "gnd_x.pkl"):
         option = {"pairs.csv": "pairs", "gnd_x.pkl": "ground_truth"}[way]
-        changes = {"labels": "", option: way, "query_descriptors": "other"}
+        changes = {"labels_csv": "", option: way, "query_descriptors": "other"}
         _refused(files, r"'q/2'", **changes)
     (files / "labels.csv").write_text("path,landmark\nq/0,0\ni/0,1\n")
     _refused(files, r"labels\.csv: 0 pairs show the same place, 1 do not")
@@ -348,17 +348,22 @@ def test_the_output_is_no_folder(files):
 
 def test_options():
     sets = {"index_descriptors": "i", "output": "o"}
-    names = ("pairs", "ground_truth", "labels")
+    names = ("pairs", "ground_truth", "labels_csv")
     for several in ((), *itertools.combinations(names, 2), names):
-        with pytest.raises(InputError, match="give one of --pairs, --ground_truth and --labels"):
+        with pytest.raises(InputError, match="give one of --pairs, .* and --labels_csv"):
             CalibrateConfig(**sets, **dict.fromkeys(several, "x"))
     for precision in (0, -0.5, 1.5, float("nan")):
         with pytest.raises(InputError, match=r"--precision=.* above 0 and at most 1"):
-            CalibrateConfig(**sets, labels="x", precision=precision)
+            CalibrateConfig(**sets, labels_csv="x", precision=precision)
 
 
 def test_command_line(files):
-    command = [sys.executable, "-m", "dolg_tf.evaluation.calibrate", f"--labels={files}/labels.csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "dolg_tf.evaluation.calibrate",
+        f"--labels_csv={files}/labels.csv",
+    ]
     command += [f"--index_descriptors={files}/i", f"--output={files}/calibration.json"]
 
     def run(*options):

@@ -15,7 +15,7 @@ from dolg_tf.serving import saved_model
 from dolg_tf.serving.cpp_loader import CppSession
 from dolg_tf.serving.modes import kaggle
 from dolg_tf.serving.saved_model import ExportConfig
-from dolg_tf.whitening_file import load_whitening
+from dolg_tf.whitening_file import load_whitening, write_whitening
 
 SCALES = (0.7071, 1.0)
 
@@ -104,3 +104,20 @@ def test_images_and_encoded_photos_are_whitened_too(export, photos, many_scales,
 def test_only_kaggle_takes_a_zip():
     with pytest.raises(InputError, match=r"only kaggle takes a submission\.zip"):
         ExportConfig(model_dir="m", output="o", zip=True)
+
+
+def test_a_whitening_of_another_model_is_refused(model_dir, tmp_path):
+    path, output = tmp_path / "whitening.npz", tmp_path / "model"
+    write_whitening(path, np.zeros(16), np.eye(16), "another")
+    config = ExportConfig(model_dir=str(model_dir), output=str(output), whitening=str(path))
+    with pytest.raises(InputError, match=r"was learned on descriptors of model another, .* is "):
+        saved_model.export_saved_model(config)
+    assert not output.exists()
+
+
+def test_a_whitening_fits_the_model_in_either_precision(tmp_path):
+    config = ExportConfig(model_dir="m", output="o")
+    half = ExportConfig(model_dir="m", output="o", precision="bfloat16")
+    for learned_on in ("weights", saved_model.export_hash("weights", half, None)):
+        write_whitening(tmp_path / "w.npz", np.zeros(4), np.eye(4), learned_on)
+        saved_model._check_whitening(load_whitening(tmp_path / "w.npz", 4), "weights", config)
