@@ -39,7 +39,7 @@ def build_gem(name: str, weights: str) -> keras.Model:
     network = build_dolg(config, seed=0)
     imagenet.load_backbone(network, weights)
     backbone = network.get_layer("backbone")
-    maps = [backbone.get_layer("top_conv").input, backbone.outputs[1]]
+    maps = [backbone.get_layer("top_conv").input, backbone.outputs[-1]]
     image = keras.Input((None, None, 3))
     found = keras.Model(backbone.input, maps)(network.get_layer("normalization")(image))
     return keras.Model(image, [l2_normalize(GeM(3.0)(x)) for x in found])

@@ -48,9 +48,17 @@ class DolgConfig:
         choices=("last_block", "top_conv"),
     )
     fusion: str = option(
-        "orthogonal: DOLG; global_only: no local branch, DELG's global descriptor",
+        "what is pooled of the local features, beside the global one: orthogonal, their part that "
+        "it does not explain (DOLG); concat, they themselves; hadamard, their product with it; "
+        "global_only: no local branch, DELG's global descriptor",
         "orthogonal",
-        choices=("orthogonal", "global_only"),
+        choices=("orthogonal", "concat", "hadamard", "global_only"),
+    )
+    local_source: str = option(
+        "map that the local features come from: p3 of stride 8, p4 of stride 16 (the paper's f3), "
+        "p5 of stride 32 (its f4); p4+p5: a local branch and a fusion for each",
+        "p4",
+        choices=("p3", "p4", "p5", "p4+p5"),
     )
     local_channels: int = option(
         "width of the local and the global feature; 0: that of the stride-16 map", 0
@@ -60,18 +68,26 @@ class DolgConfig:
         "fc",
         choices=("fc", "conv"),
     )
-    gem_p: float = option("exponent of the GeM pooling of the global branch", 3.0)
-    train_gem_p: bool = option("train the GeM exponent, as the authors' code does", False)
+    global_pooling: str = option(
+        "pooling of the global branch: gem, of the exponent --gem_p; learned, GeM whose exponent "
+        "is trained, as in the authors' code; average",
+        "gem",
+        choices=("gem", "learned", "average"),
+    )
+    gem_p: float = option("exponent of the GeM pooling of the global branch, or its start", 3.0)
     multi_atrous: bool = option("multi-atrous convolutions at the start of the local branch", True)
     dilations: tuple[int, ...] = option(
-        "dilation of each 3x3 multi-atrous convolution", (6, 12, 18), unit="stride-16 cells"
+        "dilation of each 3x3 multi-atrous convolution", (6, 12, 18), unit="cells of its map"
     )
     multi_atrous_context: bool = option(
         "pooled and 1x1 branch beside the dilated ones of the multi-atrous module", True
     )
     self_attention: bool = option("attention over the local features", True)
     fused_pooling: str = option(
-        "pooling of the orthogonal components", "average", choices=("average", "gem")
+        "pooling of what --fusion makes of the local features: average; gem, of exponent 3; "
+        "learned, GeM whose exponent is trained from 3",
+        "average",
+        choices=("average", "gem", "learned"),
     )
     descriptor_size: int = option("length of the descriptor", 512)
     neck: str = option(
@@ -85,6 +101,11 @@ class DolgConfig:
         at_least(self, descriptor_size=1, local_channels=0)
         if self.gem_p <= 0:
             raise InputError(f"--gem_p={self.gem_p} must be above 0")
+        if self.fusion == "global_only" and self.local_source != "p4":
+            raise InputError(
+                f"--local_source={self.local_source}: --fusion=global_only has no local features; "
+                "leave one of the two out"
+            )
         if self.multi_atrous and (not self.dilations or min(self.dilations) < 1):
             raise InputError(
                 f"--dilations={self.dilations} must be one or more numbers, each at least 1"

@@ -39,7 +39,7 @@ def test_flags_give_the_defaults_and_take_values():
 
 
 def test_a_flagfile_written_from_configs_gives_them_again(tmp_path):
-    model = DolgConfig(dilations=(1, 2), train_gem_p=True)
+    model = DolgConfig(dilations=(1, 2), global_pooling="learned")
     training = TrainingConfig(logdir="run", clip_norm=0.5)
     path = tmp_path / "flags.txt"
     path.write_text(configs.to_flagfile(model, training))
@@ -67,7 +67,7 @@ def test_json_gives_the_config_again():
         ({"descriptor_size": -1}, "here: --descriptor_size=-1 must be at least 1"),
         ({"multi_atrous": 1}, "multi_atrous is 1; it must be true or false"),
         ({"backbone": 50}, "backbone is 50; it must be a string"),
-        ({"fusion": "none"}, "fusion is 'none'; it must be one of orthogonal, global_only"),
+        ({"fusion": "none"}, "fusion is 'none'; it must be one of orthogonal, concat"),
         ({"gem_p": "3"}, "gem_p is '3'; it must be a finite number"),
         ({"gem_p": float("inf")}, "gem_p is inf; it must be a finite number"),
         ({"gem_p": 10**400}, "gem_p is 1000.*; it must be a finite number"),

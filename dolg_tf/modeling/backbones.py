@@ -1,4 +1,4 @@
-"""Backbones: KerasHub networks that give a stride-16 and a stride-32 map."""
+"""Backbones: KerasHub networks that give maps of stride 8, 16 and 32."""
 
 import math
 
@@ -77,8 +77,8 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
         1x1 convolution with batch norm and activation behind it.
 
     Returns:
-      A model (B, H, W, 3) -> [(B, H/16, W/16, C1), (B, H/32, W/32, C2)], the f3 and f4 of the
-      paper; sides are rounded up.
+      A model (B, H, W, 3) -> [(B, H/8, W/8, C0), (B, H/16, W/16, C1), (B, H/32, W/32, C2)]; the
+      last two are the f3 and f4 of the paper. Sides are rounded up.
 
     Raises:
       InputError: when there is no such backbone, or it is a ResNet and has no top convolution.
@@ -87,13 +87,13 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
         if stride32 != "last_block":
             raise InputError(f"--stride32={stride32}: {name} has no top convolution; leave it out")
         backbone = _resnet(name, dtype)
-        levels = sorted(backbone.pyramid_outputs)[-2:]
+        levels = sorted(backbone.pyramid_outputs)[-3:]
         maps = [backbone.pyramid_outputs[level] for level in levels]
     elif name in EFFICIENTNETS or name in LITES:
         backbone = _efficientnet(name, dtype)
-        maps = [backbone.pyramid_outputs["P4"], backbone.pyramid_outputs["P5"]]
+        maps = [backbone.pyramid_outputs[level] for level in ("P3", "P4", "P5")]
         if stride32 == "last_block":
-            maps[1] = backbone.get_layer("top_conv").input
+            maps[-1] = backbone.get_layer("top_conv").input
     else:
         known = ", ".join([*RESNETS, *EFFICIENTNETS, *LITES])
         raise InputError(f"--backbone={name} is unknown; choose one of {known}")

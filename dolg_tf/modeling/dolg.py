@@ -5,6 +5,7 @@
                        +- p4 -> multi-atrous -> attention -> local -> orthogonal part, pooled
 
 Without fusion (`fusion=global_only`, DELG's global descriptor): p5 -> GeM -> FC -> descriptor.
+With `local_source=p4+p5` there are two local branches, whose orthogonal parts are concatenated.
 
 Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, figure 2. The paper's
 f3 is p4 (stride 16) and its f4 is p5 (stride 32).
@@ -17,6 +18,8 @@ import keras
 from dolg_tf.modeling import layers
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.recipe import DolgConfig
+
+MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
 
 
 def build_dolg(config: DolgConfig, dtype=None, seed: int | None = None) -> keras.Model:
@@ -39,50 +42,54 @@ def build_dolg(config: DolgConfig, dtype=None, seed: int | None = None) -> keras
     x = layers.ChannelNormalization(
         **dataclasses.asdict(config.preprocessing), dtype="float32", name="normalization"
     )(image)
-    p4, p5 = build_backbone(config.backbone, dtype, config.stride32)(x)
-    p4 = keras.layers.Identity(dtype=dtype, name="p4")(p4)
-    p5 = keras.layers.Identity(dtype=dtype, name="p5")(p5)
+    maps = dict(zip(MAPS, build_backbone(config.backbone, dtype, config.stride32)(x), strict=True))
+    p5 = maps["p5"] = keras.layers.Identity(dtype=dtype, name="p5")(maps["p5"])
     if config.fusion == "global_only":
         fused = _global_branch(p5, config, config.local_channels or p5.shape[-1], dtype)
     else:
-        channels = config.local_channels or p4.shape[-1]
-        f_global = _global_branch(p5, config, channels, dtype)
-        f_local = _local_branch(p4, config, channels, dtype)
-        fused = layers.OrthogonalFusion(config.fused_pooling, dtype="float32", name="fused")(
-            f_local, f_global
-        )
+        channels = config.local_channels or maps["p4"].shape[-1]
+        parts = [_global_branch(p5, config, channels, dtype)]
+        for source, suffix in _branches(config.local_source):
+            if source != "p5":
+                maps[source] = keras.layers.Identity(dtype=dtype, name=source)(maps[source])
+            f_local = _local_branch(maps[source], config, channels, dtype, suffix)
+            fusion = layers.Fusion(
+                config.fusion, config.fused_pooling, dtype="float32", name=f"fusion{suffix}"
+            )
+            parts.append(fusion(f_local, parts[0]))
+        fused = keras.layers.Concatenate(dtype="float32", name="fused")(parts)
     return keras.Model(image, _neck(fused, config), name="dolg")
 
 
 def _global_branch(p5, config: DolgConfig, channels: int, dtype):
     """Returns the global feature (B, channels); without fusion, what is pooled."""
-    gem = layers.GeM(config.gem_p, config.train_gem_p, dtype="float32", name="gem")
+    name = "average" if config.global_pooling == "average" else "gem"
+    pool = layers.pooling(config.global_pooling, config.gem_p, name=name)
     if config.global_layer == "conv":
         x = keras.layers.Conv2D(channels, 1, dtype=dtype, name="global_conv")(p5)
         x = keras.layers.BatchNormalization(
             epsilon=1e-3, momentum=0.9, dtype=dtype, name="global_norm"
         )(x)
-        pooled = gem(keras.layers.Activation("silu", dtype=dtype, name="global_silu")(x))
+        pooled = pool(keras.layers.Activation("silu", dtype=dtype, name="global_silu")(x))
     else:
-        pooled = gem(p5)
-        if config.fusion == "orthogonal":  # else the descriptor's layer is the linear one
+        pooled = pool(p5)
+        if config.fusion != "global_only":  # there the descriptor's layer is the linear one
             return keras.layers.Dense(channels, dtype="float32", name="global")(pooled)
     return keras.layers.Identity(dtype="float32", name="global")(pooled)
 
 
-def _local_branch(p4, config: DolgConfig, channels: int, dtype):
-    """Returns the local features (B, H/16, W/16, channels)."""
-    x = p4
+def _local_branch(x, config: DolgConfig, channels: int, dtype, suffix: str):
+    """Returns the local features (B, h, w, channels) of a map; `suffix` of the layers' names."""
     if config.multi_atrous:
         x = layers.MultiAtrous(
             config.dilations,
             channels,
             config.multi_atrous_context,
             dtype=dtype,
-            name="multi_atrous",
+            name=f"multi_atrous{suffix}",
         )(x)
     f_local, _ = layers.SpatialAttention(
-        config.self_attention, channels, dtype=dtype, name="local"
+        config.self_attention, channels, dtype=dtype, name=f"local{suffix}"
     )(x)
     return f_local
 
@@ -106,20 +113,38 @@ def intermediates(network: keras.Model) -> keras.Model:
 
     Returns:
       A `keras.Model`: (B, H, W, 3) -> dict of `p5` (B, H/32, W/32, C2), `global` (B, C1) and
-      `descriptor` (B, descriptor_size), and where the network has a local branch also `p4`
-      (B, H/16, W/16, C), `local` (B, H/16, W/16, C1), `attention` (B, H/16, W/16, 1) and
-      `fused` (B, 2 C1).
+      `descriptor` (B, descriptor_size), and where the network has a local branch also the map that
+      it starts from, such as `p4` (B, H/16, W/16, C), `local` (B, H/16, W/16, C1), `attention`
+      (B, H/16, W/16, 1) and `fused` (B, 2 C1). Of two local branches `local` and `attention` are
+      the finer one's, and `fused` has 3 C1.
     """
-    names = ["p5", "global", "descriptor"]
     outputs = {}
     if has_local_branch(network):
         outputs["local"], outputs["attention"] = network.get_layer("local").output
-        names += ["p4", "fused"]
-    for name in names:
-        outputs[name] = network.get_layer(name).output
+    for layer in network.layers:
+        if layer.name in (*MAPS, "global", "fused", "descriptor"):
+            outputs[layer.name] = layer.output
     return keras.Model(network.input, outputs, name="dolg_intermediates")
 
 
 def has_local_branch(network: keras.Model) -> bool:
     """Returns whether a network of `build_dolg` has a local branch to fuse."""
-    return any(layer.name == "local" for layer in network.layers)
+    return bool(local_branches(network))
+
+
+def local_branches(network: keras.Model) -> list[tuple[str, str]]:
+    """Returns of each local branch of a network the map it starts from and its layers' suffix.
+
+    The layers of the first are called `multi_atrous`, `local` and `fusion`.
+    """
+    names = {layer.name for layer in network.layers}
+    if "local" not in names:
+        return []
+    if "local_p5" in names:
+        return _branches("p4+p5")
+    return _branches(next((name for name in ("p3", "p4") if name in names), "p5"))
+
+
+def _branches(local_source: str) -> list[tuple[str, str]]:
+    first, *others = local_source.split("+")
+    return [(first, ""), *((source, f"_{source}") for source in others)]

@@ -1,4 +1,4 @@
-"""The layers that make DOLG out of two backbone maps.
+"""The layers that make DOLG out of the maps of a backbone.
 
 All of them are written with `keras.ops` and run on any Keras backend. Pooling, norms and the
 projection compute in float32 whatever the precision of the convolutions.
@@ -37,19 +37,25 @@ def projection_coefficient(local, f_global):
     return ops.sum(local * f_global, axis=-1, keepdims=True) / ops.maximum(square, 1e-12)
 
 
-def orthogonal_components(f_local, f_global):
-    """Returns the part of each local feature that the global feature does not explain.
+def fuse(method, local, f_global):
+    """Returns what a fusion makes of local features, see `Fusion`.
 
     Args:
-      f_local: (B, H, W, C).
+      method: "orthogonal", "concat" or "hadamard".
+      local: (B, H, W, C), or their mean (B, C).
       f_global: (B, C).
 
     Returns:
-      (B, H, W, C), each vector orthogonal to f_global.
+      As `local`; with "orthogonal", each vector orthogonal to f_global.
 
     Reference: DOLG, equation 4.
     """
-    return f_local - projection_coefficient(f_local, f_global) * f_global[:, None, None, :]
+    if method == "concat":
+        return local
+    spread = f_global[:, None, None, :] if len(local.shape) == 4 else f_global
+    if method == "hadamard":
+        return local * spread
+    return local - projection_coefficient(local, f_global) * spread
 
 
 @keras.saving.register_keras_serializable("dolg_tf")
@@ -117,6 +123,19 @@ class GeM(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "p": self.initial_p, "train_p": self.train_p}
+
+
+def pooling(kind, p=3.0, **options):
+    """Returns the layer that pools a map: (B, H, W, C) -> (B, C), in float32.
+
+    Args:
+      kind: "average", "gem", or "learned": GeM whose exponent is trained.
+      p: exponent of GeM, at first.
+      options: of the layer.
+    """
+    if kind == "average":
+        return keras.layers.GlobalAveragePooling2D(dtype="float32", **options)
+    return GeM(p, kind == "learned", dtype="float32", **options)
 
 
 @keras.saving.register_keras_serializable("dolg_tf")
@@ -239,25 +258,32 @@ class SpatialAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("dolg_tf")
-class OrthogonalFusion(keras.layers.Layer):
-    """Concatenates the global feature with the pooled orthogonal part of the local features.
+class Fusion(keras.layers.Layer):
+    """What the local features bring to the global one, pooled over the map.
 
     With average pooling, the mean of the orthogonal parts is the orthogonal part of the mean,
-    exactly, so the (B, H, W, C) projection is never built.
+    exactly, and so with products: the (B, H, W, C) result is never built.
 
     Args:
-      pooling: "average" or "gem" (p = 3, over the map of orthogonal parts).
+      method: "orthogonal", the part of each local feature that the global one does not explain; or
+        one of the paper's ablations: "concat", the local feature itself, "hadamard", its product
+        with the global one, element by element.
+      pooling: "average", "gem" (p = 3) or "learned" (GeM, p trained).
 
-    Shapes: f_local (B, H, W, C), f_global (B, C) -> (B, 2 C): [global, orthogonal].
+    Shapes: f_local (B, H, W, C), f_global (B, C) -> (B, C).
 
-    Reference: DOLG, section 3.3.
+    Reference: DOLG, section 3.3, and its table of fusions.
     """
 
-    def __init__(self, pooling="average", **kwargs):
+    def __init__(self, method="orthogonal", pooling="average", **kwargs):
         super().__init__(**kwargs)
-        if pooling not in ("average", "gem"):
-            raise ValueError(f"pooling is {pooling!r}; it must be average or gem")
-        self.pooling = pooling
+        for name, value, choices in (
+            ("method", method, ("orthogonal", "concat", "hadamard")),
+            ("pooling", pooling, ("average", "gem", "learned")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        self.method, self.pooling = method, pooling
 
     def build(self, f_local_shape, f_global_shape):
         if f_local_shape[-1] != f_global_shape[-1]:
@@ -265,20 +291,16 @@ class OrthogonalFusion(keras.layers.Layer):
                 f"local features have {f_local_shape[-1]} channels, the global feature "
                 f"{f_global_shape[-1]}; they must have the same"
             )
-        if self.pooling == "gem":
-            self.gem = GeM(dtype=self.dtype_policy, name="gem")
-            self.gem.build(f_local_shape)
+        self.pool = pooling(self.pooling, name="pool")
+        self.pool.build(f_local_shape)
 
     def call(self, f_local, f_global):
-        if self.pooling == "gem":
-            orthogonal = self.gem(orthogonal_components(f_local, f_global))
-        else:
-            mean = ops.mean(f_local, axis=(1, 2))  # (B, C)
-            orthogonal = mean - projection_coefficient(mean, f_global) * f_global
-        return ops.concatenate([f_global, orthogonal], axis=-1)
+        if self.pooling != "average":
+            return self.pool(fuse(self.method, f_local, f_global))
+        return fuse(self.method, self.pool(f_local), f_global)
 
     def compute_output_shape(self, f_local_shape, f_global_shape):
-        return (f_global_shape[0], 2 * f_global_shape[-1])
+        return f_global_shape
 
     def get_config(self):
-        return {**super().get_config(), "pooling": self.pooling}
+        return {**super().get_config(), "method": self.method, "pooling": self.pooling}

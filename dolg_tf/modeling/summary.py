@@ -14,19 +14,36 @@ _PARTS = {
     "image": "preprocessing",
     "normalization": "preprocessing",
     "backbone": "backbone",
+    "p3": "backbone",
     "p4": "backbone",
     "p5": "backbone",
     "multi_atrous": "multi-atrous",
+    "multi_atrous_p5": "multi-atrous",
     "local": "local features",
+    "local_p5": "local features",
     "gem": "global branch",
+    "average": "global branch",
     "global_conv": "global branch",
     "global_norm": "global branch",
     "global_silu": "global branch",
     "global": "global branch",
+    "fusion": "fusion",
+    "fusion_p5": "fusion",
     "fused": "fusion",
     "neck_linear": "descriptor",
     "neck_norm": "descriptor",
     "descriptor": "descriptor",
+}
+_BRANCHES = {
+    "p3": "local branch from the stride-8 map",
+    "p4": "local branch",
+    "p5": "local branch from the stride-32 map",
+    "p4+p5": "two local branches, from the stride-16 and the stride-32 map",
+}
+_FUSIONS = {
+    "orthogonal": "orthogonal fusion, its components",
+    "concat": "concatenation with the local features",
+    "hadamard": "fusion by products of local and global features, these",
 }
 # Operations that move numbers, or do a few steps for each: batch norm, activations, pooling.
 _ELEMENTWISE = """
@@ -97,12 +114,15 @@ def summarize(network, config: DolgConfig, provenance: dict, image_size: int) ->
 
 def describe(network, config: DolgConfig) -> list[str]:
     """Returns what the network computes in words, a line a part."""
-    p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
-    p = float(network.get_layer("gem").p.numpy()[0])
-    pooled = f"global branch: GeM of p {p:.3g} ({'trained' if config.train_gem_p else 'fixed'})"
+    _, p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
+    pooled = "global branch: average pooling"
+    if config.global_pooling != "average":
+        p = float(network.get_layer("gem").p.numpy()[0])
+        kind = "trained" if config.global_pooling == "learned" else "fixed"
+        pooled = f"global branch: GeM of p {p:.3g} ({kind})"
     if config.global_layer == "conv":
         pooled += ", after 1x1 convolution, batch norm and SiLU"
-    elif config.fusion == "orthogonal":
+    elif config.fusion != "global_only":
         pooled += ", then a linear layer"
     words = [f"backbone {config.backbone} (stride 16: {p4} channels, stride 32: {p5})"]
     if config.fusion == "global_only":
@@ -113,9 +133,9 @@ def describe(network, config: DolgConfig) -> list[str]:
             context = "" if config.multi_atrous_context else ", without context"
             local.insert(0, f"multi-atrous {', '.join(map(str, config.dilations))}{context}")
         words += [
-            f"local branch: {'; '.join(local)}",
+            f"{_BRANCHES[config.local_source]}: {'; '.join(local)}",
             pooled,
-            f"orthogonal fusion, its components pooled by {config.fused_pooling}",
+            f"{_FUSIONS[config.fusion]}, pooled by {config.fused_pooling}",
         ]
     neck = {"linear": "a linear layer", "bn_prelu": "a linear layer, batch norm and PReLU"}
     return [*words, f"descriptor of {config.descriptor_size} numbers: {neck[config.neck]}"]

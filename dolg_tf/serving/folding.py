@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf.modeling.dolg import has_local_branch
-from dolg_tf.modeling.layers import orthogonal_components, projection_coefficient
+from dolg_tf.modeling import dolg
+from dolg_tf.modeling.layers import fuse
 
 
 class FoldedNetwork:
@@ -50,15 +50,18 @@ class FoldedNetwork:
 
 def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
     x = network.get_layer("normalization")(images)
-    p4, p5 = _backbone(network.get_layer("backbone"), x)
-    f_global = _global_branch(network, p5)
-    if not has_local_branch(network):
-        return {"descriptor": _neck(network, f_global), "global": f_global}
-    if _has(network, "multi_atrous"):
-        p4 = _multi_atrous(network.get_layer("multi_atrous"), p4)
-    local = _local_branch(network.get_layer("local"), p4)
-    fused = _fused(network.get_layer("fused"), local, f_global)
-    return {"descriptor": _neck(network, fused), "global": f_global, **local}
+    maps = dict(zip(dolg.MAPS, _backbone(network.get_layer("backbone"), x), strict=True))
+    f_global = _global_branch(network, maps["p5"])
+    branches, parts = [], [f_global]
+    for source, suffix in dolg.local_branches(network):
+        x = maps[source]
+        if _has(network, f"multi_atrous{suffix}"):
+            x = _multi_atrous(network.get_layer(f"multi_atrous{suffix}"), x)
+        branches.append(_local_branch(network.get_layer(f"local{suffix}"), x))
+        parts.append(_part(network.get_layer(f"fusion{suffix}"), branches[-1], f_global))
+    descriptor = _neck(network, tf.concat(parts, -1))
+    # Of two local branches the finer one's, as `dolg.intermediates` has it.
+    return {"descriptor": descriptor, "global": f_global, **(branches[0] if branches else {})}
 
 
 def _has(network: keras.Model, name: str) -> bool:
@@ -164,8 +167,10 @@ def _batch_norm(layer, x):
 # --- branches -----------------------------------------------------------------------------
 
 
-def _gem(layer, x):
-    """`layers.GeM`; the cube, which is by far the commonest power, by multiplication."""
+def _pool(layer, x):
+    """`layers.pooling`; the cube, which is by far the commonest power, by multiplication."""
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
     p = _array(layer.p)[0]
     x = tf.maximum(tf.cast(x, tf.float32), 1e-6)
     x = x * x * x if p == 3 else tf.pow(x, tf.constant(p, tf.float32))
@@ -174,12 +179,12 @@ def _gem(layer, x):
 
 def _global_branch(network: keras.Model, p5):
     """Returns the global feature (B, C)."""
-    gem = network.get_layer("gem")
+    pool = network.get_layer("gem" if _has(network, "gem") else "average")
     if _has(network, "global_conv"):
         conv = network.get_layer("global_conv")
         weights = _weights(conv, network.get_layer("global_norm"))
-        return _gem(gem, tf.nn.silu(_convolve(p5, *weights, dtype=conv.compute_dtype)))
-    pooled, linear = _gem(gem, p5), network.get_layer("global")
+        return _pool(pool, tf.nn.silu(_convolve(p5, *weights, dtype=conv.compute_dtype)))
+    pooled, linear = _pool(pool, p5), network.get_layer("global")
     return _dense(pooled, *_weights(linear)) if linear.weights else pooled
 
 
@@ -262,19 +267,16 @@ def _local_branch(layer, x) -> dict[str, tf.Tensor]:
     return {"features": features, "weight": weight, "attention": attention}
 
 
-def _fused(layer, local: dict[str, tf.Tensor], f_global):
-    """`layers.OrthogonalFusion`: (B, 2 C)."""
+def _part(layer, local: dict[str, tf.Tensor], f_global):
+    """`layers.Fusion`: (B, C)."""
     features, weight = local["features"], local["weight"]
-    if layer.pooling == "gem":
-        orthogonal = _gem(layer.gem, orthogonal_components(weight * features, f_global))
-    else:
-        shape = tf.shape(features)
-        cells = shape[1] * shape[2]
-        features = tf.reshape(features, [shape[0], cells, features.shape[-1]])
-        weight = tf.reshape(weight, [shape[0], 1, cells]) / tf.cast(cells, tf.float32)
-        mean = tf.matmul(weight, features)[:, 0]
-        orthogonal = mean - projection_coefficient(mean, f_global) * f_global
-    return tf.concat([f_global, orthogonal], -1)
+    if layer.pooling != "average":
+        return _pool(layer.pool, fuse(layer.method, weight * features, f_global))
+    shape = tf.shape(features)
+    cells = shape[1] * shape[2]
+    features = tf.reshape(features, [shape[0], cells, features.shape[-1]])
+    weight = tf.reshape(weight, [shape[0], 1, cells]) / tf.cast(cells, tf.float32)
+    return fuse(layer.method, tf.matmul(weight, features)[:, 0], f_global)
 
 
 def _neck(network: keras.Model, fused):

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from dolg_tf.data import images
-from dolg_tf.modeling.layers import orthogonal_components
+from dolg_tf.modeling.layers import fuse
 
 
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
@@ -87,7 +87,7 @@ def maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], di
     Args:
       intermediates: `dolg.intermediates` of the network, or its folded form's.
 
-    It takes uint8 RGB (H, W, 3) and gives, float32 (h, w) at stride 16:
+    It takes uint8 RGB (H, W, 3) and gives, float32 (h, w) at the stride of the local features:
       attention: weight of each local feature, above 0;
       orthogonal_norm: L2 norm of its part orthogonal to the global feature;
       explained_energy: share of its squared norm that the global feature explains, in [0, 1].
@@ -96,7 +96,7 @@ def maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], di
     def compute(image):
         outputs = intermediates(images.to_float(image)[None])
         f_local = outputs["local"]  # (1, h, w, C)
-        orthogonal = orthogonal_components(f_local, outputs["global"])
+        orthogonal = fuse("orthogonal", f_local, outputs["global"])
         left = tf.reduce_sum(tf.square(orthogonal), -1)[0]
         energy = tf.reduce_sum(tf.square(f_local), -1)[0]
         explained = 1.0 - tf.math.divide_no_nan(left, energy)

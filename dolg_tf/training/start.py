@@ -12,6 +12,8 @@ from dolg_tf.weights.imagenet import load_backbone, preprocessing
 
 log = logging.getLogger(__name__)
 
+_GEM = {"gem", "learned"}
+
 
 def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgConfig:
     """Returns the configuration of the network in `init_from`, which the run takes over.
@@ -36,7 +38,7 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
     default = DolgConfig()
     for field in dataclasses.fields(DolgConfig):
         ours, theirs = getattr(model, field.name), getattr(source, field.name)
-        if field.name == "train_gem_p" or ours == theirs:
+        if ours == theirs or (field.name == "global_pooling" and {ours, theirs} == _GEM):
             continue
         if ours != getattr(default, field.name):
             raise InputError(
@@ -44,9 +46,14 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
                 f"--{field.name} out"
             )
         log.info("%s %s, as in %s", field.name, theirs, init_from)
-    if source.train_gem_p and not model.train_gem_p:
-        log.info("the GeM exponent stays %s; --train_gem_p trains it on", source.gem_p)
-    return dataclasses.replace(source, train_gem_p=model.train_gem_p)
+    if source.global_pooling == "average":
+        return source
+    if (source.global_pooling, model.global_pooling) == ("learned", "gem"):
+        log.info(
+            "the GeM exponent stays as it is in %s; --global_pooling=learned trains it on",
+            init_from,
+        )
+    return dataclasses.replace(source, global_pooling=model.global_pooling)
 
 
 def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConfig:

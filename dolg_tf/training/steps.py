@@ -158,8 +158,10 @@ class Trainer:
     def watched(self) -> dict[str, float]:
         """Returns what is worth watching besides the loss."""
         norm = tf.linalg.global_norm([variable.value for variable in self.variables])
-        gem_p = self.network.get_layer("gem").p.numpy().item()
-        values = {"weight_norm": float(norm), "gem_p": gem_p}
+        values = {"weight_norm": float(norm)}
+        for layer in self.network.layers:
+            if layer.name == "gem":
+                values["gem_p"] = layer.p.numpy().item()
         if "t" in {variable.name for variable in self.head.variables}:
             values["curricular_t"] = float(self.head.t.numpy())
         if self._scale is not None:

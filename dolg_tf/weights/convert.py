@@ -130,7 +130,7 @@ def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
 
 def describe(config: DolgConfig, classes: int | None) -> str:
     """Returns what a checkpoint of the authors' code holds, in words."""
-    trained = "trained" if config.train_gem_p else "fixed"
+    trained = "trained" if config.global_pooling == "learned" else "fixed"
     parts = [
         f"DOLG, {config.backbone}, {'with' if config.multi_atrous else 'without'} multi-atrous",
         f"GeM p {config.gem_p:.4g} ({trained})",

@@ -76,7 +76,7 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
         backbone=backbone,
         multi_atrous=any(name.startswith("localmodel.aspp.") for name in state),
         gem_p=_gem_p(state["pool_g.p"]) if trained_p else 3.0,
-        train_gem_p=trained_p,
+        global_pooling="learned" if trained_p else "gem",
         descriptor_size=state["fc.weight"].shape[0],
         preprocessing=OFFICIAL_PREPROCESSING,
     )
@@ -133,9 +133,11 @@ def check_official(config: DolgConfig) -> None:
             f"the authors' code has the backbones {', '.join(_BOTTLENECKS)}, not {config.backbone}"
         )
     theirs = DolgConfig()
-    free = ("backbone", "multi_atrous", "gem_p", "train_gem_p", "descriptor_size", "preprocessing")
+    free = ("backbone", "multi_atrous", "gem_p", "descriptor_size", "preprocessing")
     for name, ours in vars(config).items():
         same = ours == getattr(theirs, name) or (name == "local_channels" and ours == 1024)
+        if name == "global_pooling" and ours == "learned":
+            same = True
         if name in ("dilations", "multi_atrous_context") and not config.multi_atrous:
             same = True
         if name not in free and not same:
@@ -190,7 +192,7 @@ def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray
     state = {}
     for name, variable, axes in official_entries(network):
         array = keras.ops.convert_to_numpy(variable)
-        if name == "pool_g.p" and not config.train_gem_p and array == 3:
+        if name == "pool_g.p" and config.global_pooling == "gem" and array == 3:
             continue  # what both versions of their code take when the file has none
         if axes is not None:
             array = array.transpose(np.argsort(axes))

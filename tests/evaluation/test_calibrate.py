@@ -350,7 +350,7 @@ def test_options():
     sets = {"index_descriptors": "i", "output": "o"}
     names = ("pairs", "ground_truth", "labels_csv")
     for several in ((), *itertools.combinations(names, 2), names):
-        with pytest.raises(InputError, match="give one of --pairs, .* and --labels_csv"):
+        with pytest.raises(InputError, match=r"give one of --pairs, .* and --labels_csv"):
             CalibrateConfig(**sets, **dict.fromkeys(several, "x"))
     for precision in (0, -0.5, 1.5, float("nan")):
         with pytest.raises(InputError, match=r"--precision=.* above 0 and at most 1"):

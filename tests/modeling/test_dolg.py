@@ -10,7 +10,7 @@ from keras_hub.models import EfficientNetBackbone
 
 from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import build_backbone
-from dolg_tf.modeling.dolg import build_dolg, intermediates
+from dolg_tf.modeling.dolg import build_dolg, intermediates, local_branches
 from dolg_tf.recipe import DolgConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -24,11 +24,23 @@ VARIANTS = [
     {"multi_atrous_context": False},
     {"neck": "bn_prelu"},
 ]
+# The paper's ablations that are no part of these.
+ABLATIONS = [
+    {"multi_atrous": False},
+    {"self_attention": False},
+    {"fusion": "concat"},
+    {"fusion": "hadamard"},
+    {"local_source": "p3"},
+    {"local_source": "p5"},
+    {"local_source": "p4+p5"},
+    {"global_pooling": "average"},
+    {"fused_pooling": "gem"},
+]
 KAGGLE = {
     "backbone": "efficientnet_b0",
     "local_channels": 1024,
     "global_layer": "conv",
-    "train_gem_p": True,
+    "global_pooling": "learned",
     "multi_atrous_context": False,
     "dilations": (3, 6, 9),
     "neck": "bn_prelu",
@@ -91,10 +103,10 @@ def test_r101_has_as_many_parameters_as_the_authors():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet17_small", "efficientnet_b0"])
-def test_backbones_give_stride_16_and_32_rounded_up(name):
+def test_backbones_give_stride_8_16_and_32_rounded_up(name):
     backbone = build_backbone(name)
     for height, width in ((97, 130), (32, 33)):
-        for stride, output in zip((16, 32), backbone(_images(1, height, width, 3)), strict=True):
+        for stride, output in zip((8, 16, 32), backbone(_images(1, height, width, 3)), strict=True):
             assert output.shape[1:3] == (-(-height // stride), -(-width // stride))
 
 
@@ -124,7 +136,7 @@ def test_efficientnets_have_the_published_size_up_to_their_last_block(name):
     backbone = build_backbone(name)
     parameters, last = _efficientnet_parameters(name)
     assert sum(np.prod(v.shape) for v in backbone.trainable_weights) == parameters
-    assert backbone.output_shape[1][-1] == last
+    assert backbone.output_shape[-1][-1] == last
     assert not any(layer.name.startswith("top_") for layer in backbone.layers)
 
 
@@ -181,6 +193,35 @@ def test_without_local_branch_there_is_none():
     np.testing.assert_allclose(outputs["descriptor"], pooled @ weight + bias, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("source", "map_", "local", "fused"),
+    [
+        ("p3", (2, 8, 12, 256), (2, 8, 12, 256), 512),
+        ("p5", (2, 2, 3, 512), (2, 2, 3, 256), 512),
+        ("p4+p5", (2, 4, 6, 256), (2, 4, 6, 256), 768),
+    ],
+)
+def test_local_features_from_other_maps(source, map_, local, fused):
+    network = build_dolg(DolgConfig(**{**vars(SMALL), "local_source": source}), seed=0)
+    outputs = {
+        name: np.asarray(x) for name, x in intermediates(network)(_images(2, 64, 96, 3)).items()
+    }
+    assert outputs[source.split("+")[0]].shape == map_
+    assert outputs["local"].shape == local and outputs["attention"].shape == (*local[:3], 1)
+    assert outputs["fused"].shape == (2, fused)
+    parts = np.split(outputs["fused"].astype(np.float64), fused // 256, axis=1)
+    np.testing.assert_allclose(parts[0], outputs["global"], rtol=1e-6)
+    for part in parts[1:]:
+        lengths = np.linalg.norm(parts[0], axis=1) * np.linalg.norm(part, axis=1)
+        assert np.abs(np.sum(parts[0] * part, axis=1) / lengths).max() < 1e-5
+    assert local_branches(network) == [(source[:2], "")] + [("p5", "_p5")] * ("+" in source)
+
+
+def test_a_network_without_local_features_takes_no_source():
+    with pytest.raises(InputError, match="--local_source=p5: --fusion=global_only"):
+        DolgConfig(fusion="global_only", local_source="p5")
+
+
 def test_the_kaggle_winners_network_is_his_layers():
     network = build_dolg(DolgConfig(**KAGGLE), seed=0)
     outputs = intermediates(network)(_images(2, 64, 96, 3))
@@ -216,15 +257,7 @@ def _small_network():
     return build_dolg(SMALL, seed=1)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"multi_atrous": False},
-        {"self_attention": False},
-        {"fused_pooling": "gem"},
-        *VARIANTS,
-    ],
-)
+@pytest.mark.parametrize("change", [*ABLATIONS, *VARIANTS])
 def test_every_switch_changes_the_network(change):
     image = _images(1, 64, 64, 3)
     full = np.asarray(_small_network()(image))
@@ -233,10 +266,10 @@ def test_every_switch_changes_the_network(change):
 
 
 def test_gem_exponent_is_trained_only_when_asked():
-    for train in (False, True):
-        config = DolgConfig(**{**vars(SMALL), "train_gem_p": train})
+    for kind in ("gem", "learned", "average"):
+        config = DolgConfig(**{**vars(SMALL), "global_pooling": kind})
         names = [v.path for v in build_dolg(config).trainable_variables]
-        assert ("gem/p" in names) == train
+        assert ("gem/p" in names) == (kind == "learned")
 
 
 def test_seed_decides_the_weights():

@@ -17,7 +17,7 @@ NETWORKS = {
     "kaggle": {
         **SMALL,
         "global_layer": "conv",
-        "train_gem_p": True,
+        "global_pooling": "learned",
         "dilations": (3, 6, 9),
         "multi_atrous_context": False,
         "fused_pooling": "gem",

@@ -39,11 +39,11 @@ LAYERS = {
         [_normal(2, 5, 4, 6)],
     ),
     "fusion": (
-        lambda dtype: layers.OrthogonalFusion(dtype="float32"),
+        lambda dtype: layers.Fusion(dtype="float32"),
         [_normal(2, 5, 4, 6), _normal(2, 6)],
     ),
     "gem_fusion": (
-        lambda dtype: layers.OrthogonalFusion("gem", dtype="float32"),
+        lambda dtype: layers.Fusion("hadamard", "learned", dtype="float32"),
         [_normal(2, 5, 4, 6), _normal(2, 6)],
     ),
 }
@@ -135,36 +135,50 @@ def _naive_orthogonal(f_local, f_global):
 
 def test_fusion_pools_the_orthogonal_parts():
     f_local, f_global = _normal(2, 5, 4, 6), _normal(2, 6, seed=1)
-    fused = np.asarray(layers.OrthogonalFusion()(f_local, f_global))
+    part = np.asarray(layers.Fusion()(f_local, f_global))
     expected = _naive_orthogonal(f_local, f_global).mean(axis=(1, 2))
-    np.testing.assert_allclose(fused[:, :6], f_global)
-    np.testing.assert_allclose(fused[:, 6:], expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(np.sum(fused[:, 6:] * f_global, axis=1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.sum(part * f_global, axis=1), 0.0, atol=1e-5)
 
 
-def test_the_spatial_path_is_the_pooled_one_before_pooling():
+@pytest.mark.parametrize("method", ["orthogonal", "concat", "hadamard"])
+def test_the_spatial_path_is_the_pooled_one_before_pooling(method):
     f_local, f_global = _normal(2, 5, 4, 6), _normal(2, 6, seed=1)
-    spatial = np.asarray(layers.orthogonal_components(f_local, f_global))
-    np.testing.assert_allclose(spatial, _naive_orthogonal(f_local, f_global), rtol=1e-3, atol=1e-5)
-    pooled = np.asarray(layers.OrthogonalFusion()(f_local, f_global))[:, 6:]
+    expected = {
+        "orthogonal": _naive_orthogonal(f_local, f_global),
+        "concat": f_local,
+        "hadamard": f_local * f_global[:, None, None],
+    }[method]
+    spatial = np.asarray(layers.fuse(method, f_local, f_global))
+    np.testing.assert_allclose(spatial, expected, rtol=1e-3, atol=1e-5)
+    pooled = layers.Fusion(method)(f_local, f_global)
     np.testing.assert_allclose(spatial.mean(axis=(1, 2)), pooled, rtol=1e-4, atol=1e-6)
-    gem = np.asarray(layers.OrthogonalFusion("gem")(f_local, f_global))[:, 6:]
-    np.testing.assert_allclose(
-        gem, np.mean(np.maximum(spatial, 1e-6) ** 3, axis=(1, 2)) ** (1 / 3), rtol=1e-4
-    )
+    cube = np.mean(np.maximum(spatial, 1e-6) ** 3, axis=(1, 2)) ** (1 / 3)
+    for pooling, trained in (("gem", 0), ("learned", 1)):
+        layer = layers.Fusion(method, pooling)
+        np.testing.assert_allclose(layer(f_local, f_global), cube, rtol=1e-4)
+        assert len(layer.trainable_variables) == trained
 
 
 def test_a_zero_global_feature_explains_nothing():
     f_local = _normal(1, 3, 3, 4)
-    fused = np.asarray(layers.OrthogonalFusion()(f_local, np.zeros((1, 4), np.float32)))
-    np.testing.assert_allclose(fused[0, 4:], f_local.mean(axis=(0, 1, 2)), rtol=1e-5, atol=1e-6)
+    part = np.asarray(layers.Fusion()(f_local, np.zeros((1, 4), np.float32)))
+    np.testing.assert_allclose(part[0], f_local.mean(axis=(0, 1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def test_fusion_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="median"):
-        layers.OrthogonalFusion("median")
+    with pytest.raises(ValueError, match="pooling is 'median'"):
+        layers.Fusion(pooling="median")
+    with pytest.raises(ValueError, match="method is 'sum'"):
+        layers.Fusion("sum")
     with pytest.raises(ValueError, match="6 channels"):
-        layers.OrthogonalFusion()(_normal(1, 2, 2, 6), _normal(1, 5))
+        layers.Fusion()(_normal(1, 2, 2, 6), _normal(1, 5))
+
+
+def test_average_pooling_is_no_gem():
+    """GeM of exponent 1 would clip what is below zero."""
+    x = _normal(2, 3, 4, 5)
+    np.testing.assert_allclose(layers.pooling("average")(x), x.mean((1, 2)), rtol=1e-4, atol=1e-6)
 
 
 def _reduced(layer, branches):

@@ -55,7 +55,9 @@ def test_a_network_comes_back_with_its_config(network, tmp_path):
     [
         {"fusion": "global_only", "global_layer": "conv"},
         {"multi_atrous_context": False, "global_layer": "conv", "neck": "bn_prelu"},
-        pytest.param({"backbone": "efficientnet_b0", "train_gem_p": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"backbone": "efficientnet_b0", "global_pooling": "learned"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_variant_of_the_network_comes_back(change, tmp_path):

@@ -123,7 +123,7 @@ VARIANTS = [
         {
             "global_layer": "conv",
             "gem_p": 4.6,
-            "train_gem_p": True,
+            "global_pooling": "learned",
             "multi_atrous_context": False,
             "fused_pooling": "gem",
             "neck": "bn_prelu",
@@ -131,6 +131,10 @@ VARIANTS = [
         ["6, 12, 18, without context", "4.6 (trained)", "SiLU", "pooled by gem", "PReLU"],
     ),
     ({"fusion": "global_only"}, ["no local branch", "GeM of p 3 (fixed)\n"]),
+    (
+        {"local_source": "p4+p5", "fusion": "concat", "global_pooling": "average"},
+        ["two local branches", "global branch: average pooling", "concatenation"],
+    ),
     pytest.param(
         {"multi_atrous": False, "self_attention": False},
         ["local branch: no attention"],

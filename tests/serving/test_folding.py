@@ -20,6 +20,19 @@ VARIANTS = {
         "fused_pooling": "gem",
         "gem_p": 2.5,
     },
+    "two local branches, concatenated, learned pooling": {
+        "local_source": "p4+p5",
+        "fusion": "concat",
+        "dilations": (1, 2),
+        "fused_pooling": "learned",
+    },
+    "products, from stride 8, average": {
+        "local_source": "p3",
+        "fusion": "hadamard",
+        "dilations": (1, 3),
+        "global_pooling": "average",
+    },
+    "from stride 32": {"local_source": "p5", "multi_atrous": False},
     "global only, convolution, batch norm and PReLU": {
         "fusion": "global_only",
         "global_layer": "conv",

@@ -73,7 +73,7 @@ def test_the_kaggle_steps_follow_one_another():
         assert training.init_from == _recipe(before)[2].logdir
         assert data.train_file_pattern == _recipe(before)[1].train_file_pattern
         # The network comes from the run before; only this is the run's own choice.
-        assert model == dataclasses.replace(DolgConfig(), train_gem_p=True)
+        assert model == dataclasses.replace(DolgConfig(), global_pooling="learned")
 
 
 def test_fine_tuning_takes_the_network_it_is_given():

@@ -133,7 +133,7 @@ def test_a_flag_that_contradicts_the_source_is_refused_by_name(source, tmp_path)
             InputError, match=f"has {name} .*, this run {value}; leave --{name} out"
         ):
             adopt_network(DolgConfig(**{name: value}), path)
-    assert adopt_network(DolgConfig(train_gem_p=True), path).train_gem_p
+    assert adopt_network(DolgConfig(global_pooling="learned"), path).global_pooling == "learned"
     with pytest.raises(InputError, match="nowhere is no model or run directory"):
         adopt_network(DolgConfig(), str(tmp_path / "nowhere"))
 

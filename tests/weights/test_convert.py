@@ -76,7 +76,11 @@ def conversion(checkpoint, standin):
 
 def test_a_checkpoint_becomes_a_directory_that_needs_no_flags(conversion, official, standin):
     network, config, provenance = load_dolg(conversion[0])
-    assert config.backbone == "resnet50" and not config.multi_atrous and config.train_gem_p
+    assert (
+        config.backbone == "resnet50"
+        and not config.multi_atrous
+        and config.global_pooling == "learned"
+    )
     assert config.gem_p == pytest.approx(float(official["pool_g.p"][0]))
     assert config.preprocessing == OFFICIAL_PREPROCESSING
     assert provenance["file"] == "r50.pyth" and provenance["num_classes"] == 100

@@ -108,7 +108,7 @@ def test_the_network_is_told_by_names_and_shapes(file, backbone, multi_atrous):
         backbone=backbone,
         multi_atrous=multi_atrous,
         gem_p=2.5,
-        train_gem_p=True,
+        global_pooling="learned",
         preprocessing=OFFICIAL_PREPROCESSING,
     )
     assert detect(state) == expected
@@ -130,7 +130,7 @@ def test_a_resnet152_is_told_by_its_blocks(state):
 def test_a_gem_exponent_that_is_no_tensor_is_a_fixed_3(network, state):
     # The authors' later code has the constant 3.
     del state["pool_g.p"]
-    assert (detect(state).gem_p, detect(state).train_gem_p) == (3.0, False)
+    assert (detect(state).gem_p, detect(state).global_pooling) == (3.0, "gem")
     network.get_layer("gem").p.assign([3.0])
     load_state_dict(network, state)
     assert float(np.asarray(network.get_layer("gem").p)[0]) == 3.0
@@ -215,7 +215,9 @@ def test_a_network_that_the_authors_code_cannot_build_is_refused(change, message
 
 def test_what_the_authors_code_can_build_passes():
     check_official(DolgConfig(backbone="resnet152", local_channels=1024, descriptor_size=128))
-    check_official(DolgConfig(multi_atrous=False, dilations=(1,), gem_p=4.6, train_gem_p=True))
+    check_official(
+        DolgConfig(multi_atrous=False, dilations=(1,), gem_p=4.6, global_pooling="learned")
+    )
 
 
 def test_another_normalisation_is_refused(network):
@@ -226,7 +228,7 @@ def test_another_normalisation_is_refused(network):
 
 def test_an_exponent_of_3_that_is_not_trained_is_left_to_their_code(network):
     exponent = network.get_layer("gem").p
-    for value, trained, written in ((3, False, False), (3, True, True), (4.6, False, True)):
+    for value, kind, written in ((3, "gem", False), (3, "learned", True), (4.6, "gem", True)):
         exponent.assign([value])
-        config = DolgConfig(multi_atrous=False, train_gem_p=trained)
+        config = DolgConfig(multi_atrous=False, global_pooling=kind)
         assert ("pool_g.p" in state_dict(network, config)) == written
