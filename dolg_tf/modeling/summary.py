@@ -135,10 +135,22 @@ def describe(network, config: DolgConfig) -> list[str]:
         words += [
             f"{_BRANCHES[config.local_source]}: {'; '.join(local)}",
             pooled,
-            f"{_FUSIONS[config.fusion]}, pooled by {config.fused_pooling}",
+            f"{_FUSIONS[config.fusion]}, pooled by {_fused_pooling(network, config)}",
         ]
     neck = {"linear": "a linear layer", "bn_prelu": "a linear layer, batch norm and PReLU"}
     return [*words, f"descriptor of {config.descriptor_size} numbers: {neck[config.neck]}"]
+
+
+def _fused_pooling(network, config: DolgConfig) -> str:
+    if config.fused_pooling == "average":
+        return "average"
+    exponents = [
+        f"{float(layer.pool.p.numpy()[0]):.3g}"
+        for layer in network.layers
+        if layer.name.startswith("fusion")
+    ]
+    kind = "trained" if config.fused_pooling == "learned" else "fixed"
+    return f"GeM of p {' and '.join(exponents)} ({kind})"
 
 
 def count_multiply_adds(network, image_size: int) -> tuple[Counter, Counter]:

@@ -16,7 +16,7 @@ from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What may differ between two starts of one run without making it another run.
 _MAY_CHANGE = (
     "logdir",  # the same folder has many names, and may be moved

@@ -12,13 +12,14 @@ from dolg_tf.weights.imagenet import load_backbone, preprocessing
 
 log = logging.getLogger(__name__)
 
-_GEM = {"gem", "learned"}
+# A network of the one is one of the other: only whether the exponent is trained differs.
+_GEM, _POOLINGS = {"gem", "learned"}, ("global_pooling", "fused_pooling")
 
 
 def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgConfig:
     """Returns the configuration of the network in `init_from`, which the run takes over.
 
-    Whether the GeM exponent is trained stays the run's own choice.
+    Whether exponents of GeM are trained stays the run's own choice.
 
     Args:
       model: what the flags of the run ask for.
@@ -35,10 +36,13 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
         begun = values.get("training", {}).get("init_from") == init_from
     if not begun:
         source, _ = read_config(init_from)
-    default = DolgConfig()
+    default, kept = DolgConfig(), {}
     for field in dataclasses.fields(DolgConfig):
         ours, theirs = getattr(model, field.name), getattr(source, field.name)
-        if ours == theirs or (field.name == "global_pooling" and {ours, theirs} == _GEM):
+        if ours == theirs:
+            continue
+        if field.name in _POOLINGS and {ours, theirs} == _GEM:
+            kept[field.name] = ours
             continue
         if ours != getattr(default, field.name):
             raise InputError(
@@ -46,14 +50,10 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
                 f"--{field.name} out"
             )
         log.info("%s %s, as in %s", field.name, theirs, init_from)
-    if source.global_pooling == "average":
-        return source
-    if (source.global_pooling, model.global_pooling) == ("learned", "gem"):
-        log.info(
-            "the GeM exponent stays as it is in %s; --global_pooling=learned trains it on",
-            init_from,
-        )
-    return dataclasses.replace(source, global_pooling=model.global_pooling)
+    for name, value in kept.items():
+        if value == "gem":
+            log.info("%s: GeM's exponent stays what it is; --%s=learned trains it on", name, name)
+    return dataclasses.replace(source, **kept)
 
 
 def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConfig:

@@ -162,6 +162,8 @@ class Trainer:
         for layer in self.network.layers:
             if layer.name == "gem":
                 values["gem_p"] = layer.p.numpy().item()
+            elif layer.name.startswith("fusion") and layer.pooling == "learned":
+                values[f"{layer.name}_p"] = layer.pool.p.numpy().item()
         if "t" in {variable.name for variable in self.head.variables}:
             values["curricular_t"] = float(self.head.t.numpy())
         if self._scale is not None:

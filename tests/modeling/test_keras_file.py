@@ -23,6 +23,13 @@ NETWORKS = {
         "fused_pooling": "gem",
         "neck": "bn_prelu",
     },
+    "two branches": {
+        **SMALL,
+        "local_source": "p4+p5",
+        "fusion": "concat",
+        "multi_atrous": False,
+        "fused_pooling": "learned",
+    },
     "delg": {**SMALL, "fusion": "global_only"},
     "plain": {**SMALL, "multi_atrous": False, "self_attention": False},
     "efficientnet": {**SMALL, "backbone": "efficientnet_b0", "stride32": "top_conv"},

@@ -55,6 +55,7 @@ def test_a_network_comes_back_with_its_config(network, tmp_path):
     [
         {"fusion": "global_only", "global_layer": "conv"},
         {"multi_atrous_context": False, "global_layer": "conv", "neck": "bn_prelu"},
+        {"local_source": "p4+p5", "fusion": "hadamard", "fused_pooling": "learned"},
         pytest.param(
             {"backbone": "efficientnet_b0", "global_pooling": "learned"}, marks=pytest.mark.slow
         ),
@@ -84,7 +85,7 @@ def test_saving_replaces_the_directory_as_a_whole(network, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(format_version=2), "format_version is 2, this release reads 1"),
+        (lambda v: v.update(format_version=1), "format_version is 1, this release reads 2"),
         (lambda v: v["model"].update(colour="red"), "unknown DolgConfig field 'colour'"),
         (lambda v: v.pop("provenance"), "has no 'provenance'"),
         (lambda v: v["model"].update(descriptor_size=8), "does not fit"),
@@ -103,23 +104,23 @@ def test_a_directory_that_does_not_fit_is_refused(network, tmp_path, change, mes
     [
         ("", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "format_version is None, this release reads 1"),
+        ("[]", "format_version is None, this release reads 2"),
         ('{"model": {}}', "format_version is None"),
         ('{"format_version": "1"}', "format_version is '1'"),
-        ('{"format_version": 1, "model": null}', "model is None; it must be an object"),
+        ('{"format_version": 2, "model": null}', "model is None; it must be an object"),
         (
-            '{"format_version": 1, "model": {}, "preprocessing": {}, "provenance": "web"}',
+            '{"format_version": 2, "model": {}, "preprocessing": {}, "provenance": "web"}',
             "provenance is 'web'; it must be an object",
         ),
         (
-            '{"format_version": 1, "model": {}, "preprocessing": [], "provenance": {}}',
+            '{"format_version": 2, "model": {}, "preprocessing": [], "provenance": {}}',
             r"preprocessing is \[\]; it must be an object",
         ),
         (
-            '{"format_version": 1, "model": {"gem_p": NaN}, "preprocessing": {}, "provenance": {}}',
+            '{"format_version": 2, "model": {"gem_p": NaN}, "preprocessing": {}, "provenance": {}}',
             "gem_p is nan; it must be a finite number",
         ),
-        ('{"format_version": 1, "model": {}, "data": {}, "training": 1}', "training is 1"),
+        ('{"format_version": 2, "model": {}, "data": {}, "training": 1}', "training is 1"),
     ],
 )
 def test_a_config_of_another_kind_is_refused(tmp_path, text, message):
@@ -130,7 +131,7 @@ def test_a_config_of_another_kind_is_refused(tmp_path, text, message):
 
 def test_a_network_too_large_for_any_machine_is_refused(tmp_path):
     model = {"backbone": "resnet17_small", "descriptor_size": 10**30}
-    values = {"format_version": 1, "model": model, "preprocessing": {}, "provenance": {}}
+    values = {"format_version": 2, "model": model, "preprocessing": {}, "provenance": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
         load_dolg(tmp_path)
@@ -160,7 +161,7 @@ def test_a_run_of_nan_is_refused(network, tmp_path):
     ).save()
     bias.assign(before)
     model = dataclasses.asdict(CONFIG)
-    values = {"format_version": 1, "model": model, "data": {}, "training": {}}
+    values = {"format_version": 2, "model": model, "data": {}, "training": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"ckpt-1: descriptor/bias holds NaN or infinity"):
         load_dolg(tmp_path)

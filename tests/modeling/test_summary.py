@@ -128,12 +128,23 @@ VARIANTS = [
             "fused_pooling": "gem",
             "neck": "bn_prelu",
         },
-        ["6, 12, 18, without context", "4.6 (trained)", "SiLU", "pooled by gem", "PReLU"],
+        [
+            "6, 12, 18, without context",
+            "4.6 (trained)",
+            "SiLU",
+            "pooled by GeM of p 3 (fixed)",
+            "PReLU",
+        ],
     ),
     ({"fusion": "global_only"}, ["no local branch", "GeM of p 3 (fixed)\n"]),
     (
-        {"local_source": "p4+p5", "fusion": "concat", "global_pooling": "average"},
-        ["two local branches", "global branch: average pooling", "concatenation"],
+        {
+            "local_source": "p4+p5",
+            "fusion": "concat",
+            "global_pooling": "average",
+            "fused_pooling": "learned",
+        },
+        ["two local branches", "branch: average pooling", "GeM of p 3 and 3 (trained)"],
     ),
     pytest.param(
         {"multi_atrous": False, "self_attention": False},

@@ -12,6 +12,7 @@ import tiny
 
 from dolg_tf.config import InputError
 from dolg_tf.data.classes import write_classes
+from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
@@ -134,6 +135,8 @@ def test_a_flag_that_contradicts_the_source_is_refused_by_name(source, tmp_path)
         ):
             adopt_network(DolgConfig(**{name: value}), path)
     assert adopt_network(DolgConfig(global_pooling="learned"), path).global_pooling == "learned"
+    with pytest.raises(InputError, match="has fused_pooling average, this run gem"):
+        adopt_network(DolgConfig(fused_pooling="gem"), path)
     with pytest.raises(InputError, match="nowhere is no model or run directory"):
         adopt_network(DolgConfig(), str(tmp_path / "nowhere"))
 
@@ -226,3 +229,17 @@ def test_the_average_of_a_head_is_read_when_asked(tmp_path, data):
     raw, averaged = (load_head(training.logdir, weights=kind)["kernel"] for kind in ("raw", "ema"))
     np.testing.assert_array_equal(raw, trainer.head.kernel)
     np.testing.assert_allclose(averaged, raw + 0.5, rtol=1e-6)
+
+
+def test_whether_exponents_are_trained_is_the_runs_own_choice(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    both = {"backbone": "resnet17_small", "multi_atrous": False, "descriptor_size": 16}
+    config = DolgConfig(**both, global_pooling="learned", fused_pooling="learned")
+    save_dolg(build_dolg(config, seed=0), config, tmp_path, {})
+    found = adopt_network(DolgConfig(), str(tmp_path))
+    assert (found.global_pooling, found.fused_pooling) == ("gem", "learned")
+    assert "--global_pooling=learned trains it on" in caplog.text
+    found = adopt_network(DolgConfig(fused_pooling="gem"), str(tmp_path))
+    assert found.fused_pooling == "gem"
+    with pytest.raises(InputError, match="has global_pooling learned, this run average"):
+        adopt_network(DolgConfig(global_pooling="average"), str(tmp_path))
