@@ -17,40 +17,39 @@ PAPER = {
     "Hadamard": (79.20, 89.91),
 }
 RESAMPLES = 10_000
-GROUPS = ("seen", "left out")
+SPLITS = ("seen", "fold0", "fold1", "fold2")
+# What is averaged over: all queries; and those of all folds, each when it was left out.
+GROUPS = {"seen": SPLITS[:1], "left out": SPLITS[1:]}
 
 
 def groups(splits: dict[str, dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Returns {"seen"|"left out": {"AP"|"hit": one a query}} of a seed; the folds are one group."""
-    folds = sorted(split for split in splits if split != "seen")
-    parts = {"seen": ["seen"], "left out": folds}
+    """Returns {"seen"|"left out": {"AP"|"hit": one a query}} of a seed, of what is finished."""
+    done = {split for split, found in splits.items() if "AP" in found}
     return {
-        group: {
-            key: np.concatenate([splits[split][key] for split in names]) for key in ("AP", "hit")
-        }
-        for group, names in parts.items()
-        if names and all(name in splits for name in names)
+        group: {key: np.concatenate([splits[name][key] for name in names]) for key in ("AP", "hit")}
+        for group, names in GROUPS.items()
+        if done.issuperset(names)
     }
 
 
-def statistics(runs: dict, full: str) -> list[dict]:
+def statistics(state: dict, full: str) -> list[dict]:
     """Returns of each variant and group the scores, in percent.
 
     Args:
-      runs: {variant: {seed: {split: {"AP": [one a query], "hit": [...]}}}}.
+      state: "runs", {variant: {seed: {split: {"AP": [one a query], "hit": [...]}}}};
+        "untrained", {split: the same}; "landmarks", {split: [one a query]}.
       full: the variant that the others are compared with.
 
     Returns:
       Rows {"variant", "group", "seeds", "mAP", "error" (standard error over seeds), "R@1",
-      "difference" (of mAP, less that of the full model), "interval" (95 %, by a bootstrap over
-      queries of the differences, paired by query and averaged over the seeds that both have)}.
+      "difference" (of mAP, less that of the full model), "interval" (95 %, see `bootstrap`)}.
     """
+    found = {"untrained GeM": {"": groups(state["untrained"])}}
+    for variant, seeds in state["runs"].items():
+        found[variant] = {seed: groups(splits) for seed, splits in seeds.items()}
     rows = []
-    found = {
-        v: {seed: groups(splits) for seed, splits in seeds.items()} for v, seeds in runs.items()
-    }
     for variant, seeds in found.items():
-        for group in GROUPS:
+        for group, splits in GROUPS.items():
             there = [seed for seed in seeds if group in seeds[seed]]
             if not there:
                 continue
@@ -62,15 +61,29 @@ def statistics(runs: dict, full: str) -> list[dict]:
             both = [seed for seed in there if group in found[full].get(seed, {})]
             if variant != full and both:
                 pairs = [seeds[seed][group]["AP"] - found[full][seed][group]["AP"] for seed in both]
-                row["difference"], row["interval"] = bootstrap(100 * np.mean(pairs, axis=0))
+                landmarks = np.concatenate([state["landmarks"][split] for split in splits])
+                row["difference"], row["interval"] = bootstrap(100 * np.array(pairs), landmarks)
             rows.append(row)
     return rows
 
 
-def bootstrap(differences: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Returns the mean of differences (Q,) and its 95 % interval over queries drawn anew."""
-    drawn = np.random.default_rng(0).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(axis=1), [0.025, 0.975])
+def bootstrap(differences: np.ndarray, landmarks: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Returns the mean of differences and its 95 % interval.
+
+    Landmarks are drawn anew with all their queries, which are alike, and so are seeds.
+
+    Args:
+      differences: (seeds, queries), paired by both.
+      landmarks: (queries,), of each query.
+    """
+    rng = np.random.default_rng(0)
+    _, place, counts = np.unique(landmarks, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(place, weights=row) for row in differences])  # (S, L)
+    seeds, number = sums.shape
+    drawn = rng.multinomial(number, [1 / number] * number, RESAMPLES)  # times a landmark is drawn
+    drawn_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES)
+    means = np.einsum("rs,sl,rl->r", drawn_seeds, sums, drawn) / seeds / (drawn @ counts)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(differences.mean()), (float(low), float(high))
 
 
@@ -99,6 +112,9 @@ def markdown(rows: list[dict]) -> str:
         cells = (row["variant"], row["group"], f"{row['mAP']:.1f}{error}", f"{row['R@1']:.1f}")
         cells += (difference, verdict(row), paper, str(row["seeds"]))
         lines.append(f"| {' | '.join(cells)} |")
+    compared = sum(row["interval"] is not None for row in rows)
+    lines += ["", f"{compared} comparisons: of so many, {compared / 20:.1f} are expected to leave"]
+    lines += ["their 95 % interval by chance alone."]
     return "\n".join(lines)
 
 
@@ -127,20 +143,21 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 def write(folder: pathlib.Path, state: dict, full: str) -> None:
     """Writes ablations.json, ablations.md and ablations.png, and prints the table."""
     runs = state["runs"]
-    if not runs.get(full):
+    if not any(groups(splits) for splits in runs.get(full, {}).values()):
         raise SystemExit("not one run is finished")
     scores = {
         variant: {
             seed: {
                 split: {"mAP": float(np.mean(found["AP"])), "R@1": float(np.mean(found["hit"]))}
                 for split, found in splits.items()
+                if "AP" in found
             }
             for seed, splits in seeds.items()
         }
         for variant, seeds in runs.items()
     }
     files.write_json(folder / "ablations.json", scores)
-    rows = statistics(runs, full)
+    rows = statistics(state, full)
     text = markdown(rows)
     files.write_text(folder / "ablations.md", text + "\n")
     plot(rows, folder / "ablations.png")

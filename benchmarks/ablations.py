@@ -3,18 +3,25 @@
     python benchmarks/ablations.py --photos=$DOLG_REAL_PHOTOS --output=runs/ablations
 
 The folder holds photos and a labels.csv with the columns path, landmark and split. The backbone is
-an EfficientNet-Lite with real ImageNet weights; its maps are computed once, each photo also
-mirrored, and everything above them is trained on them with ArcFace, for each variant with the same
-photos, steps and seeds. Scores are mAP and recall at 1 of the queries in the whole index: of all
-landmarks after training on all of them ("seen"), and of the third of the landmarks that was left
-out of training ("fold0" to "fold2"). The learning rate of a split is chosen with the full model on
-landmarks of its training part that are left out of that alone; what is left out of the split is
-scored once, at the end. Each finished run is kept in OUTPUT, so that the same command goes on after
-an interruption; `--full` adds variants and seeds.
+an EfficientNet-Lite with real ImageNet weights, cut at its top convolution, whose maps are
+non-negative as a ResNet's are. Its maps are computed once, each photo also mirrored, and everything
+above them is trained on them with ArcFace, for each variant with the same photos, steps, seeds and
+learning rates to choose from. Dilations are the paper's in proportion to the smaller map.
+
+Scores are mAP and recall at 1 of the queries in the whole index: of all landmarks after training on
+all of them ("seen"), and of the third of the landmarks that was left out of training ("fold0" to
+"fold2"). The learning rate of a variant and split is chosen on landmarks of the split's training
+part that are left out of that alone; what is left out of the split is scored once, at the end.
+Landmarks that show one another stay in one fold: `--together`. Each finished run is kept in OUTPUT,
+so that the same command goes on after an interruption; `--full` adds variants, rates and seeds.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
+import functools
+import hashlib
+import multiprocessing
 import os
 import pathlib
 import time
@@ -27,20 +34,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf import config as configs
 from dolg_tf import files, progress
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.evaluation.metrics import average_precision
 from dolg_tf.modeling import dolg
 from dolg_tf.modeling.heads import ArcFace
+from dolg_tf.modeling.layers import GeM, l2_normalize
 from dolg_tf.recipe import DolgConfig
 from dolg_tf.weights import imagenet
 
 SIDE = 288  # pixels, photos stretched to a square
-BATCH = 64
+BATCH = 32
 FOLDS = 3
-RATES = (3e-4, 1e-3, 3e-3)
+RATES, MORE_RATES = (1e-3, 3e-3), (3e-4, 1e-3, 3e-3, 1e-2)
 SCALE, MARGIN = 30.0, 0.15  # of ArcFace, as in the paper
+DILATIONS = (3, 7, 10)  # of 18 x 18 cells, as 6, 12, 18 of 32 x 32
 FULL = "full model"
 VARIANTS = {
     FULL: {},
@@ -49,16 +59,16 @@ VARIANTS = {
     "no self-attention": {"self_attention": False},
     "concatenation": {"fusion": "concat"},
     "Hadamard": {"fusion": "hadamard"},
-    "local features of f4": {"local_source": "p5"},
+    "local features of f4": {"local_source": "p5", "dilations": (2, 3, 5)},
     "average for GeM": {"global_pooling": "average"},
 }
+# Exponents that are trained would need a learning rate of their own: 200 steps do not move them.
 MORE = {
     "local features of f3 and f4": {"local_source": "p4+p5"},
-    "local features of stride 8": {"local_source": "p3"},
+    "local features of stride 8": {"local_source": "p3", "dilations": (6, 14, 20)},
     "fused by GeM": {"fused_pooling": "gem"},
-    "fused by learned GeM": {"fused_pooling": "learned"},
-    "learned GeM": {"global_pooling": "learned"},
     "dilations 1, 2, 3": {"dilations": (1, 2, 3)},
+    "dilations 6, 12, 18": {"dilations": (6, 12, 18)},
     "descriptor of 128": {"descriptor_size": 128},
 }
 
@@ -90,18 +100,21 @@ class Maps:
 
 def base_config(backbone: str, width: int) -> DolgConfig:
     """Returns the full model; `width` is of the local and the global feature."""
-    config = DolgConfig(backbone=backbone, local_channels=width)
+    config = DolgConfig(
+        backbone=backbone, stride32="top_conv", local_channels=width, dilations=DILATIONS
+    )
     return dataclasses.replace(config, preprocessing=imagenet.preprocessing(backbone, config))
 
 
 def compute_maps(folder: pathlib.Path, cache: pathlib.Path, config: DolgConfig) -> dict[str, Maps]:
     """Returns the maps of each split, computed unless they lie in the cache."""
     labels = read_labels(folder / "labels.csv")
-    names = sorted({landmark for rows in labels.values() for _, landmark in rows})
+    names = landmark_names(folder)
+    mark = files.sha256(folder / "labels.csv")[:8]
     found, model = {}, None
     for split, rows in labels.items():
         landmarks = np.array([names.index(landmark) for _, landmark in rows])
-        place = cache / f"{config.backbone}-{SIDE}-{split}"
+        place = cache / f"{config.backbone}-{config.stride32}-{SIDE}-{mark}-{split}"
         if not place.exists():
             model = model or _backbone(config)
             paths = [folder / path for path, _ in rows]
@@ -110,8 +123,15 @@ def compute_maps(folder: pathlib.Path, cache: pathlib.Path, config: DolgConfig) 
                 for level, array in _describe(model, paths, split).items():
                     np.save(temporary / f"{level}.npy", array)
         arrays = {level: np.load(place / f"{level}.npy", mmap_mode="r") for level in dolg.MAPS}
+        if len(arrays["p4"]) != len(landmarks):
+            raise SystemExit(f"{place} is of other photos; delete it")
         found[split] = Maps(arrays, landmarks)
     return found
+
+
+def landmark_names(folder: pathlib.Path) -> list[str]:
+    labels = read_labels(folder / "labels.csv")
+    return sorted({landmark for rows in labels.values() for _, landmark in rows})
 
 
 def _backbone(config: DolgConfig):
@@ -151,8 +171,9 @@ def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
     classes, labels = np.unique(maps.landmarks, return_inverse=True)
     head = ArcFace(len(classes), MARGIN, SCALE)
     head.build((None, config.descriptor_size))
+    warmup = steps // 10
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, 0.0, warmup_target=rate, warmup_steps=steps // 10
+        0.0, steps - warmup, 0.0, warmup_target=rate, warmup_steps=warmup
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=5.0)
     variables = top.trainable_variables + head.trainable_variables
@@ -193,94 +214,194 @@ def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
     return describe
 
 
-def score(describe, queries: Maps, index: Maps) -> dict[str, list[float]]:
+def score(queries, index, query_landmarks, index_landmarks) -> dict[str, list[float]]:
     """Returns average precision and hit at 1 of each query in the whole index, as fractions."""
-    order = np.argsort(-(describe(queries) @ describe(index).T), axis=1, kind="stable")
-    hits = index.landmarks[order] == queries.landmarks[:, None]
+    order = np.argsort(-(queries @ index.T), axis=1, kind="stable")
+    hits = index_landmarks[order] == query_landmarks[:, None]
     return {
         "AP": [average_precision(np.flatnonzero(row)) for row in hits],
         "hit": [float(row[0]) for row in hits],
     }
 
 
+def untrained(maps: Maps) -> np.ndarray:
+    """Returns unit descriptors (N, C) without any training: GeM (p 3) of the stride-32 map."""
+    rows = np.arange(len(maps.landmarks))
+    level = maps.arrays["p5"][rows, 0].astype(np.float32)
+    return np.asarray(l2_normalize(GeM(3.0)(level)))
+
+
 # --- splits -----------------------------------------------------------------------------------
 
 
-def fold_of(landmarks: np.ndarray) -> np.ndarray:
-    """Returns the fold in which each landmark is left out: their order by name, modulo `FOLDS`."""
-    return landmarks % FOLDS
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Which landmarks are left out of what.
 
-
-def split_maps(maps: dict[str, Maps], split: str) -> tuple[Maps, Maps]:
-    """Returns the photos that a split trains on, and the queries it is scored by."""
-    train_maps, queries = maps["train"], maps["query"]
-    if split == "seen":
-        return train_maps, queries
-    fold = int(split.removeprefix("fold"))
-    return (
-        train_maps.only(fold_of(train_maps.landmarks) != fold),
-        queries.only(fold_of(queries.landmarks) == fold),
-    )
-
-
-def choose_rate(config: DolgConfig, train_maps: Maps, steps: int) -> dict:
-    """Chooses the learning rate on a third of the training landmarks, left out of the others.
-
-    Every fifth of their training photos is a query, the others are the index.
+    Attributes:
+      maps: of the splits train, index and query of labels.csv.
+      together: numbers of landmarks that show one another.
     """
-    names = np.unique(train_maps.landmarks)
-    held = np.isin(train_maps.landmarks, names[::3])
-    inner = train_maps.only(held)
-    query = np.arange(len(inner.landmarks)) % 5 == 0
-    found = {}
-    for rate in RATES:
-        describe = train(config, train_maps.only(~held), rate, steps, seed=100)
-        found[str(rate)] = float(
-            np.mean(score(describe, inner.only(query), inner.only(~query))["AP"])
+
+    maps: dict[str, Maps]
+    together: tuple[int, ...]
+
+    @functools.cached_property
+    def folds(self) -> np.ndarray:
+        """The fold in which each landmark is left out, int (landmarks,)."""
+        count = 1 + max(int(maps.landmarks.max()) for maps in self.maps.values())
+        folds, sizes = np.zeros(count, np.int64), [len(self.together), *[0] * (FOLDS - 1)]
+        for landmark in sorted(set(range(count)) - set(self.together)):
+            folds[landmark] = int(np.argmin(sizes))
+            sizes[folds[landmark]] += 1
+        return folds
+
+    def outer(self, split: str) -> tuple[Maps, Maps]:
+        """Returns the photos that a split trains on, and the queries it is scored by."""
+        train_maps, queries = self.maps["train"], self.maps["query"]
+        if split == "seen":
+            return train_maps, queries
+        left_out = self.folds == int(split.removeprefix("fold"))
+        return (
+            train_maps.only(~left_out[train_maps.landmarks]),
+            queries.only(left_out[queries.landmarks]),
         )
-    return {"rate": float(max(found, key=found.get)), "inner_mAP": found}
+
+    def inner(self, split: str) -> tuple[Maps, Maps, Maps]:
+        """Returns training photos, queries and index for choosing a learning rate.
+
+        A third of the split's training landmarks is left out of the training; every fifth of their
+        photos is a query, the others are the index.
+        """
+        maps, _ = self.outer(split)
+        names = [x for x in np.unique(maps.landmarks) if x not in self.together]
+        held = np.isin(maps.landmarks, names[::FOLDS])
+        rest = maps.only(held)
+        query = np.arange(len(rest.landmarks)) % 5 == 0
+        return maps.only(~held), rest.only(query), rest.only(~query)
+
+
+# --- one run, in a process of its own ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A variant trained at a rate; with `choose` scored on the inner landmarks."""
+
+    variant: str
+    config: DolgConfig
+    split: str
+    rate: float
+    steps: int
+    seed: int
+    choose: bool
+
+
+_splits: Splits | None = None  # of the process
+
+
+def _start(folder: str, cache: str, config: DolgConfig, together: tuple[int, ...]) -> None:
+    global _splits
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    maps = compute_maps(pathlib.Path(folder), pathlib.Path(cache), config)
+    _splits = Splits(maps, together)
+
+
+def _do(job: Job) -> tuple[Job, dict]:
+    if job.choose:
+        train_maps, queries, index = _splits.inner(job.split)
+    else:
+        (train_maps, queries), index = _splits.outer(job.split), _splits.maps["index"]
+    try:
+        describe = train(job.config, train_maps, job.rate, job.steps, job.seed)
+    except FloatingPointError as error:
+        return job, {"failed": str(error)}
+    finally:
+        keras.backend.clear_session()
+    return job, score(describe(queries), describe(index), queries.landmarks, index.landmarks)
 
 
 # --- all of it --------------------------------------------------------------------------------
 
 
+def _read_state(path: pathlib.Path, budget: dict) -> dict:
+    if not path.exists():
+        return {"budget": budget, "chosen": {}, "runs": {}}
+    state = files.read_json(path)
+    if state["budget"] != budget:
+        raise SystemExit(f"{path} is of other photos or settings; choose another --output")
+    return state
+
+
+def _jobs(state: dict, arguments, config: DolgConfig):
+    """Returns the jobs that can be done now: the choices of rates first, then the runs."""
+    variants = VARIANTS | MORE if arguments.full else VARIANTS
+    rates = MORE_RATES if arguments.full else RATES
+    seeds = range(arguments.seeds or (5 if arguments.full else 3))
+    choices, runs = [], []
+    for seed in seeds:
+        for name, change in variants.items():
+            changed = dataclasses.replace(config, **change)
+            for split in ablation_table.SPLITS:
+                tried = state["chosen"].get(name, {}).get(split, {})
+                for rate in (rate for rate in rates if seed == 0 and str(rate) not in tried):
+                    job = Job(name, changed, split, rate, arguments.steps, 100, True)
+                    choices.append(job)
+                done = split in state["runs"].get(name, {}).get(str(seed), {})
+                if set(map(str, rates)) <= set(tried) and not done:
+                    rate = float(max(tried, key=tried.get))
+                    runs.append(Job(name, changed, split, rate, arguments.steps, seed, False))
+    return choices or runs
+
+
+def _note(state: dict, job: Job, found: dict) -> None:
+    if job.choose:
+        value = 0.0 if "failed" in found else float(np.mean(found["AP"]))
+        state["chosen"].setdefault(job.variant, {}).setdefault(job.split, {})[str(job.rate)] = value
+    else:
+        runs = state["runs"].setdefault(job.variant, {}).setdefault(str(job.seed), {})
+        runs[job.split] = {"rate": job.rate, **found}
+
+
 def run(arguments) -> dict:
     """Computes what is not there yet and returns all results, by variant, seed and split."""
-    output = pathlib.Path(arguments.output)
+    output, photos = pathlib.Path(arguments.output), pathlib.Path(arguments.photos)
     config = base_config(arguments.backbone, arguments.width)
-    maps = compute_maps(pathlib.Path(arguments.photos), output / "maps", config)
-    variants = VARIANTS | MORE if arguments.full else VARIANTS
-    seeds = range(arguments.seeds or (5 if arguments.full else 3))
-    splits = ["seen", *(f"fold{fold}" for fold in range(FOLDS))]
-    budget = {"steps": arguments.steps, "batch": BATCH, "side": SIDE, "width": arguments.width}
-    budget |= {"backbone": arguments.backbone}
-    state_file = output / "runs.json"
-    state = files.read_json(state_file) if state_file.exists() else {"budget": budget, "rates": {}}
-    if state["budget"] != budget:
-        raise SystemExit(f"{state_file} is of {state['budget']}; choose another --output")
-    state.setdefault("runs", {})
-    parts = {split: split_maps(maps, split) for split in splits}
-    for split in splits:
-        if split not in state["rates"]:
-            state["rates"][split] = choose_rate(config, parts[split][0], arguments.steps)
-            files.write_json(state_file, state)
-            print(split, state["rates"][split], flush=True)
-    todo = [(v, seed, split) for seed in seeds for v in variants for split in splits]
+    names = landmark_names(photos)
+    together = tuple(names.index(name) for name in arguments.together.split(",") if name)
+    cache = str(output / "maps")
+    splits = Splits(compute_maps(photos, output / "maps", config), together)
+    budget = {"model": configs.to_dict(config), "steps": arguments.steps, "batch": BATCH}
+    budget |= {"side": SIDE, "together": list(together), "loss": [SCALE, MARGIN]}
+    budget |= {"labels_sha256": files.sha256(photos / "labels.csv")}
+    budget["variants"] = hashlib.sha256(repr({**VARIANTS, **MORE}).encode()).hexdigest()
+    state = _read_state(output / "runs.json", budget)
+    index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
+    for split in ablation_table.SPLITS:
+        _, queries = splits.outer(split)
+        rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
+        state["untrained"][split] = score(*rows)
+        state["landmarks"][split] = queries.landmarks.tolist()
+    workers = os.cpu_count() or 1
     start = time.monotonic()
-    for name, seed, split in progress.track(todo, len(todo), "ablations", "runs"):
-        done = state["runs"].setdefault(name, {}).setdefault(str(seed), {})
-        if split in done:
-            continue
-        if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
-            print("the time is over; the same command goes on", flush=True)
-            break
-        changed = dataclasses.replace(config, **variants[name])
-        train_maps, queries = parts[split]
-        rate = state["rates"][split]["rate"]
-        describe = train(changed, train_maps, rate, arguments.steps, seed)
-        done[split] = score(describe, queries, maps["index"])
-        files.write_json(state_file, state)
-        keras.backend.clear_session()
+    with concurrent.futures.ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        _start,
+        (str(photos), cache, config, together),
+    ) as pool:
+        while jobs := _jobs(state, arguments, config):
+            what = "learning rates" if jobs[0].choose else "runs"
+            work = iter(progress.track(range(len(jobs)), len(jobs), what, "runs"))
+            for chunk in range(0, len(jobs), workers):
+                for job, found in pool.map(_do, jobs[chunk : chunk + workers]):
+                    _note(state, job, found)
+                    next(work, None)
+                files.write_json(output / "runs.json", state)
+                if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
+                    print("the time is over; the same command goes on", flush=True)
+                    return state
     return state
 
 
@@ -291,13 +412,18 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="folder of photos with a labels.csv")
     parser.add_argument("--output", required=True, help="folder of results")
     parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--width", type=int, default=160, help="of local and global feature")
-    parser.add_argument("--steps", type=int, default=200, help="of training, 64 photos each")
+    parser.add_argument("--width", type=int, default=128, help="of local and global feature")
+    parser.add_argument("--steps", type=int, default=150, help="of training, 32 photos each")
     parser.add_argument("--seeds", type=int, default=0, help="0: 3, with --full 5")
-    parser.add_argument("--full", action="store_true", help="more variants and seeds")
+    parser.add_argument(
+        "--together", default="", help="landmarks that show one another, with commas between them"
+    )
+    parser.add_argument("--full", action="store_true", help="more variants, rates and seeds")
     parser.add_argument("--minutes", type=float, default=0, help="stop after; 0: when done")
     arguments = parser.parse_args()
-    state = run(arguments)
+    taken = f"another process writes {arguments.output}; wait for it, or choose another --output"
+    with files.lock(pathlib.Path(arguments.output) / "lock", taken):
+        state = run(arguments)
     ablation_table.write(pathlib.Path(arguments.output), state, FULL)
 
 
