@@ -23,7 +23,7 @@ class SubmissionConfig(PredictionsConfig):
 
     sample_submission: str = option(
         "Kaggle's sample_submission.csv: the ids of the submission and their order; empty: all "
-        "queries, in their order",
+        "queries, in their order, then those that could not be read",
         "",
     )
     output: str = option("submission.csv to write")
@@ -39,7 +39,8 @@ def write_submission(settings: SubmissionConfig) -> pathlib.Path:
 
     Run again after an interruption, the same command goes on where it was. The landmark is that of
     the training photos next to the query, by the sum of their similarities; of equal sums the lower
-    landmark. Photos go by the last part of their ids.
+    landmark. Photos go by the last part of their ids. A query whose photo could not be read has an
+    empty row.
 
     Raises:
       InputError: when the sets do not go together, a photo of the sample submission has no

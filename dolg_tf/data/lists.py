@@ -15,6 +15,7 @@ import numpy as np
 
 from dolg_tf import files
 from dolg_tf.config import InputError, option
+from dolg_tf.data import photo_ids
 from dolg_tf.data.shards import Photo
 
 _GLDV2_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
@@ -41,7 +42,7 @@ class ListsConfig:
     )
     exclude: str = option(
         "file of image ids to leave out, one a line, such as those that RGLDv2-clean drops; # "
-        "begins a comment; a photo's id in --labels_csv is its path without suffix",
+        "begins a comment; a photo's id in --labels_csv is its path without .jpg, .jpeg or .png",
         "",
     )
 
@@ -200,8 +201,8 @@ def _own_training_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, s
             _refuse_outside(settings.root, name, inside)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        path = pathlib.PurePosixPath(name)
-        yield where, str(path.with_suffix("")), path.suffix, landmark
+        photo_ids.check_name(name, where)
+        yield where, photo_ids.id_of(name), photo_ids.split_suffix(name)[1], landmark
 
 
 def _rows(settings: ListsConfig) -> Iterator[tuple]:

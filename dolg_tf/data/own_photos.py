@@ -13,6 +13,7 @@ from PIL import Image
 
 from dolg_tf import config, files
 from dolg_tf.config import InputError, option
+from dolg_tf.data import photo_ids
 from dolg_tf.data.lists import own_rows
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
     for where, path, landmark, split in own_rows(str(labels)):
         if split not in _SPLITS:
             raise InputError(f"{where}: split is {split!r}, not one of {', '.join(_SPLITS)}")
-        if path in seen:
-            raise InputError(f"{where}: {path!r} is listed twice")
-        seen.add(path)
         try:
             files.inside(labels.parent, path)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+        photo_ids.check_name(path, where)
+        id_ = photo_ids.id_of(path)
+        if id_ in seen:
+            raise InputError(f"{where}: {path!r} is listed twice (as {id_})")
+        seen.add(id_)
         by_split[split].append((path, landmark))
     for split, rows in by_split.items():
         if not rows:
@@ -85,8 +88,8 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         if not queries:
             continue
         truth = {
-            "imlist": [_id(path) for path, _ in by_split["index"]],
-            "qimlist": [_id(path) for path, _ in queries],
+            "imlist": [photo_ids.id_of(path) for path, _ in by_split["index"]],
+            "qimlist": [photo_ids.id_of(path) for path, _ in queries],
             "gnd": [
                 {
                     "bbx": [0, 0, *_size(labels.parent / path)],
@@ -101,10 +104,6 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         with files.atomic_path(written[name]) as temporary:
             temporary.write_bytes(pickle.dumps(truth, protocol=2))
     return written
-
-
-def _id(path: str) -> str:
-    return str(pathlib.PurePosixPath(path).with_suffix(""))
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:

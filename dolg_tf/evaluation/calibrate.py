@@ -22,8 +22,9 @@ from dolg_tf import config, files
 from dolg_tf.config import InputError, option
 from dolg_tf.evaluation import labelled_pairs
 from dolg_tf.evaluation.labelled_pairs import Pairs
-from dolg_tf.retrieval import descriptors, index_dir
+from dolg_tf.retrieval import descriptors, index_dir, same_space
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.index_dir import Index
 from dolg_tf.retrieval.rows import blocks
 
 log = logging.getLogger(__name__)
@@ -201,11 +202,13 @@ class _AsKept:
         return self._approximate.sa_decode(self._codes[key])
 
 
-def _read_sets(settings: CalibrateConfig) -> tuple[DescriptorSet, DescriptorSet]:
-    """Returns queries and index photos: one object when they are one set.
+def _read_sets(
+    settings: CalibrateConfig, index: Index | None
+) -> tuple[DescriptorSet, DescriptorSet]:
+    """Returns queries and index photos: with one object of ids when they are one set.
 
     Raises:
-      InputError: when one is empty, or they, or those of --index, were described in other ways.
+      InputError: when one is empty, or they, or those of the index, were described in other ways.
     """
     searched = descriptors.read(settings.index_descriptors)
     queries = searched
@@ -214,20 +217,8 @@ def _read_sets(settings: CalibrateConfig) -> tuple[DescriptorSet, DescriptorSet]
     for found in (queries, searched):
         if not len(found):
             raise InputError(f"{found.source} has no descriptors; extract it again")
-    for key in index_dir.SAME_SPACE:
-        if queries.meta.get(key) != searched.meta.get(key):
-            raise InputError(
-                f"{queries.source} has {key} {queries.meta.get(key)!r:.80}, {searched.source} has "
-                f"{searched.meta.get(key)!r:.80}; extract both with one model and its settings"
-            )
-    widths = [found.descriptors.shape[1] for found in (queries, searched)]
-    if widths[0] != widths[1]:
-        raise InputError(
-            f"{queries.source} has {widths[0]} numbers a photo, {searched.source} {widths[1]}; "
-            "extract both with one model"
-        )
-    if settings.index:
-        index = index_dir.Index.open(settings.index)
+    same_space.check(map(same_space.about, (searched, queries)))
+    if index is not None:
         index.check_same(searched)
         if index.approximate is not None:
             kept = _AsKept(searched.descriptors, index.approximate)
@@ -265,10 +256,11 @@ def calibrate(settings: CalibrateConfig) -> dict:
 
     Raises:
       InputError: when no threshold reaches the precision (nothing is written then), a photo has no
-        descriptor, or descriptors were made in different ways.
+        descriptor, descriptors were made in different ways, or the index was changed meanwhile.
     """
     files.check_output(settings.output, overwrite=True)
-    queries, searched = _read_sets(settings)
+    index = Index.open(settings.index) if settings.index else None
+    queries, searched = _read_sets(settings, index)
     if settings.pairs:
         pairs = labelled_pairs.listed_pairs(settings.pairs, queries, searched)
     elif settings.labels_csv:
@@ -280,13 +272,14 @@ def calibrate(settings: CalibrateConfig) -> dict:
         fitted = fit(pairs, settings.precision)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    made = {key: searched.meta.get(key) for key in index_dir.SAME_SPACE}
+    made = {key: searched.meta.get(key) for key in same_space.SAME_SPACE}
     fitted = {"format_version": FORMAT_VERSION, **fitted, **made, "source": source}
     files.write_json(settings.output, fitted)
     _say(fitted)
-    if settings.index:
+    if index is not None:
         kept = ("threshold", "precision", "recall", "false_positive_rate", "prior", "pairs")
-        index_dir.set_calibration(settings.index, {key: fitted[key] for key in kept})
+        calibration = {key: fitted[key] for key in kept}
+        index_dir.set_calibration(settings.index, calibration, index.meta)
         log.info("%s: the threshold is stored", settings.index)
     return fitted
 

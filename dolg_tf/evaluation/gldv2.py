@@ -8,6 +8,7 @@ Reference: Weyand et al., "Google Landmarks Dataset v2", CVPR 2020.
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,8 @@ from dolg_tf.config import InputError, option
 from dolg_tf.evaluation import gldv2_metrics, kaggle_csv, metrics
 from dolg_tf.evaluation.gldv2_predictions import PredictionsConfig, predictions
 from dolg_tf.evaluation.kaggle_csv import Prediction
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.same_space import SAME_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -158,15 +161,18 @@ def table(report: Mapping) -> str:
 
 
 def _protocol(settings: Gldv2Config) -> dict:
-    names = ["task", "solution"]
+    names, made = ["task", "solution"], {}
     if settings.predictions:
         names.append("predictions")
     else:
         names += ["query_descriptors", "index_descriptors"]
+        path = pathlib.Path(settings.query_descriptors) / "meta.json"
+        about = files.read_json(path, descriptors.FORMAT_VERSION)
+        made = {key: about[key] for key in SAME_SPACE}  # the index has the same
         if settings.task == "recognition":
             names += ["train_csv", "train_clean_csv", "labels_csv"]
             names += ["top_k", "non_landmarks", "non_landmarks_k"]
-    return {name: getattr(settings, name) for name in names}
+    return {name: getattr(settings, name) for name in names} | made
 
 
 def evaluate(settings: Gldv2Config) -> dict:

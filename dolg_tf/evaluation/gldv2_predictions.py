@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -154,7 +155,9 @@ def _identity(settings: PredictionsConfig, sets: list, rows: np.ndarray) -> dict
     digest = hashlib.sha256(rows.tobytes())
     for found in sets:
         digest.update(f"{found.descriptors.shape}\n".encode() + "\n".join(found.ids).encode())
-        # A few rows: another network or scale shows in any of them.
+        # Mended photos show in the hash of the file sizes there.
+        digest.update(json.dumps(found.meta, sort_keys=True).encode())
+        # A few rows, of a set whose meta data tell less: another network shows in any of them.
         some = np.linspace(0, len(found) - 1, min(len(found), 16)).astype(np.int64)
         digest.update(found.descriptors[some].tobytes())
     options = {key: getattr(settings, key) for key in ("task", "top_k", "non_landmarks_k")}

@@ -7,7 +7,7 @@ import numpy as np
 
 from dolg_tf.config import InputError
 from dolg_tf.data.lists import ListsConfig, read_photos
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, same_space
 from dolg_tf.retrieval.descriptors import DescriptorSet
 
 log = logging.getLogger(__name__)
@@ -42,28 +42,17 @@ def read_sets(queries: str, index: str, non_landmarks: str = "") -> list[Descrip
     """Reads queries, index and, when there is a path, non-landmarks.
 
     Raises:
-      InputError: when one is empty, has no ids, or is of another network: descriptors of two
-        networks live in two spaces, their products mean nothing; or when a non-landmark is in
+      InputError: when one is empty, has no ids, or is of another network or scales: descriptors of
+        two networks live in two spaces, their products mean nothing; or when a non-landmark is in
         another set too, where it would be most similar to itself.
     """
     sets = [descriptors.read(path) for path in (queries, index, non_landmarks) if path]
-    first = sets[0]
     for found in sets:
         if found.ids is None:
             raise InputError(f"{found.source}: an .npy has no ids; give a descriptor set")
         if not len(found):
             raise InputError(f"{found.source} has no descriptors; extract it again")
-        for key in ("model_hash", "whitening"):
-            if found.meta[key] != first.meta[key]:
-                raise InputError(
-                    f"{first.source} has {key} {first.meta[key]!r}, {found.source} "
-                    f"{found.meta[key]!r}; extract all sets with one model"
-                )
-        if found.descriptors.shape[1] != first.descriptors.shape[1]:
-            raise InputError(
-                f"{first.source} and {found.source} have descriptors of different lengths; "
-                "extract all sets with one model"
-            )
+    same_space.check(map(same_space.about, sets))
     if non_landmarks:
         names = {_kaggle_id(id_) for id_ in sets[2].ids}
         for found in sets[:2]:
@@ -83,7 +72,7 @@ def find_queries(
 
     Args:
       queries: the set.
-      wanted: the ids; None: all of the set.
+      wanted: the ids; None: all of the set, and behind them those of its bad photos.
 
     Returns:
       (ids, rows): int64 (Q,); row -1 is a photo that could not be read when it was extracted.
@@ -92,10 +81,10 @@ def find_queries(
       InputError: when a wanted query is neither in the set nor among its bad photos.
     """
     names = kaggle_ids(queries)
-    if wanted is None:
-        return names, np.arange(len(names))
     row_of = {name: row for row, name in enumerate(names)}
-    bad = {_kaggle_id(str(photo["id"])) for photo in queries.meta["bad"]}
+    bad = dict.fromkeys(_kaggle_id(str(photo["id"])) for photo in queries.meta["bad"])
+    if wanted is None:
+        wanted = [*names, *(name for name in bad if name not in row_of)]
     missing = [name for name in wanted if name not in row_of and name not in bad]
     if missing:
         raise InputError(

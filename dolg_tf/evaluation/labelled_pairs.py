@@ -9,10 +9,10 @@ import numpy as np
 from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.data.lists import csv_rows
+from dolg_tf.data.photo_ids import id_of
 from dolg_tf.retrieval import search
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.retrieval.photos import id_of
 from dolg_tf.retrieval.rows import blocks
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -
 def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
     """Returns all pairs of photos whose landmarks a CSV says.
 
-    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Where `queries` is `index`, each
-    pair comes once; no photo is paired with itself. Photos without label, and labels of photos
+    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Where both are one set, each pair
+    comes once; no photo is paired with itself. Photos without label, and labels of photos
     without descriptor, are left out, and counted in the log.
 
     Raises:
@@ -116,7 +116,9 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
     labels = []
-    for found in (index,) if queries is index else (queries, index):
+    # Rows of an approximate index are others than those of the set, its ids are the same object.
+    one_set = queries.ids is index.ids
+    for found in (index,) if one_set else (queries, index):
         ids = _ids(found)
         labels.append(np.array([numbers.get(landmark_of.get(id_), -1) for id_ in ids], np.int64))
         lacking = np.count_nonzero(labels[-1] < 0)
@@ -138,7 +140,7 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
     def kind(some: slice, others: slice) -> np.ndarray:
         a, b = labels[0][some, None], labels[-1][None, others]
         row, column = own[some, None], np.arange(others.start, others.stop)
-        itself = column <= row if queries is index else column == row
+        itself = column <= row if one_set else column == row
         return np.where(itself | (a < 0) | (b < 0), -1, a == b).astype(np.int8)
 
     return functools.partial(_matrix_blocks, queries.descriptors, index.descriptors, kind)

@@ -124,10 +124,12 @@ class _Target:
         """Writes prepared.json, and missing.txt when there are any; returns the former."""
         missing = self.missing()
         variants = {about["variant"] for about in self._sources.values()}
+        if len(variants) > 1:
+            variants = {"mixed"} if "blurred" in variants else {"unknown"}
         summary = {
             "format_version": FORMAT_VERSION,
             "dataset": self._settings.dataset,
-            "variant": variants.pop() if len(variants) == 1 else "mixed" if variants else None,
+            "variant": variants.pop() if variants else None,
             "photos": len(self.wanted) - len(missing),
             "missing": len(missing),
             "sources": self._sources,

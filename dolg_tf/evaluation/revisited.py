@@ -59,32 +59,16 @@ class RevisitedConfig(rerank.RerankConfig):
 # --- rankings -> scores --------------------------------------------------------------
 
 
-def score(ground_truth: GroundTruth, ranks: np.ndarray) -> dict:
-    """Returns the scores of rankings, as fractions.
+def score_places(places: list[dict[str, np.ndarray]]) -> dict:
+    """Returns the scores of rankings, as fractions, from the places of the photos that count.
 
     Args:
-      ground_truth: the task.
-      ranks: int (Q, N), for each query all rows of the index, best first; rows from
-        `len(ground_truth.index_ids)` on are distractors.
+      places: for each query {"easy", "hard", "junk": int (n,), places from 0 in its ranking}.
 
     Returns:
       {"easy"|"medium"|"hard": {"mAP", "mP@1", "mP@5", "mP@10", "AP": [one a query],
       "mAP_interval": [low, high]}}; None stands for a query without positives and for the mean
       of none.
-    """
-    found = []
-    for query, ranking in zip(ground_truth.queries, np.asarray(ranks), strict=True):
-        place = np.empty(len(ranking), np.int64)
-        place[ranking] = np.arange(len(ranking))
-        found.append({label: place[getattr(query, label)] for label in ("easy", "hard", "junk")})
-    return score_places(found)
-
-
-def score_places(places: list[dict[str, np.ndarray]]) -> dict:
-    """Returns the scores, see `score`, from the places of the photos that count.
-
-    Args:
-      places: for each query {"easy", "hard", "junk": int (n,), places from 0 in its ranking}.
     """
     return {level: _score_level(places, *labels) for level, labels in LEVELS.items()}
 
@@ -116,7 +100,7 @@ def score_descriptors(
     settings: rerank.RerankConfig | None = None,
     memory_gb: float = 4.0,
 ) -> dict:
-    """Returns the scores, see `score`, of exact search by inner product, without sorting.
+    """Returns the scores, see `score_places`, of exact search by inner product, without sorting.
 
     Args:
       ground_truth: the task.
@@ -145,7 +129,7 @@ def evaluate(settings: RevisitedConfig) -> dict:
     """Searches and scores: descriptors in, report.json out.
 
     Returns:
-      What it wrote: `score` of the whole index, under "without_distractors" the same without
+      What it wrote: `score_places` of the whole index, under "without_distractors" the same without
       them where there are any, and under "protocol" how the scores were taken.
 
     Raises:
@@ -185,7 +169,7 @@ def summary(task: GroundTruth, scores: dict, protocol: dict, distractors: int) -
 
     Args:
       task: the ground truth.
-      scores: of `score`.
+      scores: of `score_places`.
       protocol: of the report.
       distractors: photos that were searched beside those of the ground truth.
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, same_space
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.retrieval.rows import Rows
@@ -73,9 +73,9 @@ def read_inputs(
         sets["distractor"] = descriptors.read(distractors)
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
-    _check_same_model(sets.values())
-    if len({part.shape[1] for part in (own, *parts)}) != 1:
-        raise InputError("index and distractors have descriptors of different lengths")
+    # Scales may differ on purpose: the protocol has them, and a remark.
+    made = map(same_space.about, sets.values())
+    same_space.check(made, ("model_hash", "whitening", "width"), "extract all with one model")
     more = Rows(parts) if parts else own[:0]
     protocol = {
         "ground_truth": task.name,
@@ -98,15 +98,6 @@ def _check_not_in_index(distractors: DescriptorSet, index: DescriptorSet, task) 
             f"{len(shared)} distractors of {distractors.source} are photos of the index, such as "
             f"{min(shared)!r}; distractors are other photos"
         )
-
-
-def _check_same_model(sets) -> None:
-    """Descriptors of two networks live in two spaces: their products mean nothing."""
-    for key in ("model_hash", "whitening"):
-        values = {found.source: found.meta[key] for found in sets if key in found.meta}
-        if len(set(map(repr, values.values()))) > 1:
-            told = ", ".join(f"{source}: {value}" for source, value in values.items())
-            raise InputError(f"descriptors differ in {key} ({told}); extract all with one model")
 
 
 def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
@@ -138,6 +129,8 @@ def _remarks(protocol: dict) -> list[str]:
     if protocol["image_variant"] in ("blurred", "mixed"):
         remarks.append("faces are blurred in the photos, published scores are of the originals")
     for key in ("scales", "max_side"):
-        if protocol.get(f"distractor_{key}", protocol[f"index_{key}"]) != protocol[f"index_{key}"]:
-            remarks.append(f"distractors were extracted with other {key} than the index")
+        for name, several in (("query", "queries"), ("distractor", "distractors")):
+            found, own = protocol.get(f"{name}_{key}"), protocol[f"index_{key}"]
+            if None not in (found, own) and found != own:
+                remarks.append(f"{several} were extracted with other {key} than the index")
     return remarks

@@ -123,17 +123,6 @@ def read(path: files.Path) -> np.ndarray:
         raise InputError(f"{path}: no such file") from error
 
 
-def write(path: files.Path, array: np.ndarray) -> None:
-    """Writes an array to a file that DELF's `datum_io.ReadFromFile` reads.
-
-    Raises:
-      InputError: when a value is not finite.
-    """
-    data = encode(array)
-    with files.atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
 # --- whole folders -------------------------------------------------------------------
 
 
@@ -206,8 +195,8 @@ def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
             raise InputError(f"{folder} does not say which network made it; give --model_hash=WORD")
         # Queries are cropped, and photos scaled, as DELF's configuration said: not known here.
         keys = ("scales", "crop", "max_side", "whitening")
-        about = dict.fromkeys(keys) | {"model_hash": model_hash, "image_root": str(folder)}
-        return found, about | {"bad": []}
+        about = dict.fromkeys(keys) | {"model_hash": model_hash, "bad": []}
+        return found, about | {"image_root": str(folder.resolve())}
     about = files.read_json(path, _META_VERSION)
     ids, meta = about.get("ids"), about.get("meta")
     if not isinstance(ids, list) or not isinstance(meta, dict) or "model_hash" not in meta:
@@ -253,7 +242,7 @@ def from_delg(settings: DatumConfig) -> None:
     """Joins the files of a folder to a descriptor set."""
     folder = pathlib.Path(settings.input)
     ids, meta = _about(folder, settings.model_hash)
-    files.check_output(settings.output, settings.overwrite, "meta.json")
+    descriptors.check_output(settings.output, settings.overwrite)
     descriptors.write(settings.output, DescriptorSet(tuple(ids), _Files(folder, ids), meta))
     log.info("%s: %d descriptors", settings.output, len(ids))
 

@@ -60,7 +60,7 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     else:
         raise InputError(
             f"--saved_model={path} has no assets.extra/dolg.json, so it does not say its scales; "
-            "give --scales, such as 0.7071,1.0,1.4142"
+            "give them to dolg_tf.retrieval.extract, such as --scales=0.7071,1.0,1.4142"
         )
     scales = tuple(scales or info["scales"])
     return Describer(

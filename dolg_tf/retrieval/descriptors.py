@@ -135,6 +135,20 @@ def check_rows(rows: np.ndarray, source, first: int = 0) -> None:
             raise InputError(f"{source}: row {row} is not finite; extract it again")
 
 
+def check_output(path: files.Path, overwrite: bool) -> None:
+    """Makes sure that a set may be put in place.
+
+    Raises:
+      InputError: when something is there, but for a finished set that `overwrite` lets go.
+    """
+    path = pathlib.Path(path)
+    files.check_output(path, overwrite, "meta.json")
+    if path.exists() and not any(path.glob("descriptors-*.npy")):  # an index has a meta.json too
+        raise InputError(
+            f"{path} is no descriptor set, --overwrite replaces nothing else; give another --output"
+        )
+
+
 def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144) -> None:
     """Writes a descriptor set, whole or not at all.
 
@@ -180,7 +194,9 @@ def _load(path: pathlib.Path) -> np.ndarray:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy of numbers ({error})") from error
     if not isinstance(rows, np.ndarray):
         raise InputError(f"{path}: an archive of arrays; descriptors are one .npy")

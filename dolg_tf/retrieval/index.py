@@ -8,24 +8,22 @@
     python -m dolg_tf.retrieval.index rebuild --index=INDEX --saved_model=MODEL
 """
 
-import csv
 import dataclasses
 import functools
 import logging
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from dolg_tf import config, files
 from dolg_tf.config import InputError, at_least, option
-from dolg_tf.retrieval import descriptors, extract, index_dir, ivfpq, photos
-from dolg_tf.retrieval.describer import Describer, open_describer
+from dolg_tf.retrieval import descriptors, index_dir, index_photos, ivfpq
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index_dir import Index
 from dolg_tf.retrieval.rows import Rows
+from dolg_tf.retrieval.same_space import SAME_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -152,57 +150,14 @@ def query(settings: QueryConfig) -> None:
     index = Index.open(settings.index)
     if settings.descriptors:
         queries = descriptors.read(settings.descriptors)
-        index.check_same(queries)
-        found = index.search(np.asarray(queries.descriptors), settings.k)
     else:
-        describer = _describer(settings, index)
-        about = {key: getattr(describer, key) for key in index_dir.SAME_SPACE}
-        about["scales"] = list(describer.scales)
-        index.check_making(settings.saved_model, about)  # before photos are described in vain
-        with tempfile.TemporaryDirectory() as folder:
-            queries = _describe_queries(settings, index, describer, pathlib.Path(folder))
-            index.check_same(queries)
-            found = index.search(np.asarray(queries.descriptors), settings.k)
-    _write_csv(settings.output, _lines(index, queries.ids, *found))
+        queries = index_photos.describe_queries(
+            index, settings.saved_model, pathlib.Path(settings.images), settings.max_bad
+        )
+    index.check_same(queries)
+    found = index.search(np.asarray(queries.descriptors), settings.k)
+    index_photos.write_csv(settings.output, _lines(index, queries.ids, *found))
     _say(index, queries.ids, *found)
-
-
-def _describe_queries(
-    settings: QueryConfig, index: Index, describer: Describer, folder: pathlib.Path
-) -> DescriptorSet:
-    """Describes photos as those of the index were; `folder` is for what lies about meanwhile."""
-    images, root = pathlib.Path(settings.images), ""
-    if images.suffix.lower() in photos.SUFFIXES and images.is_file():
-        root = str(images.parent)
-        images = _write_csv(folder / "photo.csv", [["path"], [images.name]])
-    return _describe(settings, index, describer, images, root, folder / "queries")
-
-
-def _describer(settings, index: Index) -> Describer:
-    """Opens a model; descriptors that were imported do not say their scales."""
-    return open_describer(settings.saved_model, tuple(index.meta["scales"] or ()))
-
-
-def _describe(
-    settings, index: Index, describer: Describer, images, image_root: str, output
-) -> DescriptorSet:
-    listed = photos.PhotosConfig(
-        images=str(images),
-        image_root=image_root,
-        max_side=index.meta["max_side"] or 0,
-        max_bad=settings.max_bad,
-        output=str(output),
-    )
-    return extract.describe_photos(listed, describer)
-
-
-def _write_csv(path: files.Path, lines: Iterable[list]) -> files.Path:
-    with (
-        files.atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows(lines)
-    return path
 
 
 def _lines(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> Iterator[list]:
@@ -333,25 +288,23 @@ def rebuild(settings: RebuildConfig) -> Index:
     """Describes the photos of an index anew, with another model, and replaces the index.
 
     An interrupted run goes on where it was: until the new index is in place, the old one stays
-    and the new descriptors gather beside it, in INDEX.rebuild.
+    and the new descriptors gather beside it, in INDEX.rebuild. Scales are those that the model was
+    exported with.
 
     Raises:
-      InputError: when photos are missing, or were cut to the boxes of a ground truth.
+      InputError: when photos are missing, were cut to the boxes of a ground truth, or have
+        descriptors that were whitened after extraction; or when another rebuild was begun.
     """
     with index_dir.locked(settings.index) as path:
         index = Index.open(path)
-        if index.meta["crop"]:
-            raise InputError(f"{path}: its photos were cut to boxes; extract and build it instead")
-        work, root = path.with_name(f"{path.name}.rebuild"), settings.image_root
-        with tempfile.TemporaryDirectory() as folder:
-            lines = [["id"], *([id_] for id_ in index.ids)]
-            listed = _write_csv(pathlib.Path(folder, "photos.csv"), lines)
-            describer, root = _describer(settings, index), root or index.meta["image_root"]
-            found = _describe(settings, index, describer, listed, root, work)
+        work = path.with_name(f"{path.name}.rebuild")
+        found = index_photos.describe_anew(
+            index, settings.saved_model, settings.image_root, work, settings.max_bad
+        )
         calibration = index.meta["calibration"]
-        if any(found.meta[key] != index.meta[key] for key in index_dir.SAME_SPACE):
+        if any(found.meta[key] != index.meta[key] for key in SAME_SPACE):
             if calibration is not None:
-                log.warning("%s: its threshold was the old model's; calibrate again", path)
+                log.warning("%s: its threshold was of the old descriptors; calibrate again", path)
             calibration = None
         rebuilt = _build(found, path, index.meta["ivfpq"], calibration)
         shutil.rmtree(work)

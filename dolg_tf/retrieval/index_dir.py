@@ -10,24 +10,25 @@ import dataclasses
 import math
 import pathlib
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from dolg_tf import files, progress
 from dolg_tf.config import InputError
-from dolg_tf.retrieval import ivfpq, search
+from dolg_tf.retrieval import ivfpq, same_space, search
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.rows import Rows, blocks
+from dolg_tf.retrieval.same_space import SAME_SPACE
 
 FORMAT_VERSION = 1
 KINDS = ("flat", "ivfpq")
-# What two descriptors must share for their product to mean anything.
-SAME_SPACE = ("model_hash", "scales", "whitening")
 # What all photos of an index must share.
 SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
 _META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
 _BLOCK = 16384
+_TRIES, _WAIT = 4, 0.02  # of a reader, and seconds between them: an index is replaced in far less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +56,20 @@ class Index:
         Raises:
           InputError: when it is missing, damaged or of another release.
         """
-        path = pathlib.Path(path)
+        path, failures = pathlib.Path(path), 0
         while True:
-            meta = read_meta(path)
+            # Another process may replace it meanwhile: then it is gone for a moment, and what was
+            # read may be of two indices.
             try:
+                meta = read_meta(path)
                 found = cls._open(path, meta)
-            except InputError:
                 if str(read_meta(path)) == str(meta):  # as text: a NaN is not equal to itself
-                    raise
-            else:
-                if str(read_meta(path)) == str(meta):
                     return found
-            # Another process replaced it meanwhile, and its files may be of two indices.
+            except (ValueError, OSError):  # of ours, or NumPy's of a file that is too short
+                failures += 1
+                if failures == _TRIES:
+                    raise
+                time.sleep(_WAIT)
 
     @classmethod
     def _open(cls, path: pathlib.Path, meta: dict) -> "Index":
@@ -131,13 +134,7 @@ class Index:
                 f"{other.source} is a bare .npy, which names neither photos nor model; give a "
                 "descriptor set"
             )
-        self.check_making(other.source, other.meta, keys)
-        width = other.descriptors.shape[1]
-        if width != self.meta["width"]:
-            raise InputError(
-                f"{other.source} has {width} numbers a photo, {self.path} has "
-                f"{self.meta['width']}: extract with the model of the index"
-            )
+        self.check_making(*same_space.about(other), (*keys, "width"))
 
     def check_making(self, source: str, meta: dict, keys: Sequence[str] = SAME_SPACE) -> None:
         """Makes sure that descriptors are made as those of the index were.
@@ -145,13 +142,11 @@ class Index:
         Raises:
           InputError: when one of `keys` of their meta data is another.
         """
-        for key in keys:
-            if meta.get(key) != self.meta[key]:
-                raise InputError(
-                    f"{source} has {key} {meta.get(key)!r:.80}, {self.path} has "
-                    f"{self.meta[key]!r:.80}: extract with the model and settings of the index, "
-                    "or rebuild the index with the other model"
-                )
+        remedy = (
+            "extract with the model and settings of the index, or rebuild the index with the other "
+            "model"
+        )
+        same_space.check([(self.path, self.meta), (source, meta)], keys, remedy)
 
 
 class _Aligned:
@@ -285,12 +280,21 @@ def write_flat(rows, path: pathlib.Path) -> None:
             file.write(np.asarray(block, "<f4").tobytes())
 
 
-def set_calibration(path: files.Path, calibration: dict) -> None:
+def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> None:
     """Stores a calibration, as `dolg_tf.evaluation.calibrate` makes it, with an index.
 
+    Args:
+      path: of the index.
+      calibration: what is stored.
+      fitted_for: the `meta` of the index that the threshold was fitted for.
+
     Raises:
-      InputError: when there is no index, or another process is changing it.
+      InputError: when there is no index, it is of another model or kind by now, or another process
+        is changing it.
     """
     with locked(path) as folder:
         meta = read_meta(folder)
+        made = [("the threshold", fitted_for), (folder, meta)]
+        remedy = "the index was changed meanwhile; calibrate again"
+        same_space.check(made, (*SAME_SPACE, "width", "kind"), remedy)
         files.write_json(folder / "meta.json", meta | {"calibration": calibration})

@@ -8,8 +8,8 @@ import numpy as np
 from dolg_tf import files
 from dolg_tf.config import InputError
 from dolg_tf.data.lists import csv_rows
+from dolg_tf.data.photo_ids import id_of
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.photos import id_of
 
 log = logging.getLogger(__name__)
 

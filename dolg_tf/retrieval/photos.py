@@ -1,6 +1,5 @@
 """Which photos are described: folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
-import csv
 import dataclasses
 import glob
 import logging
@@ -10,13 +9,13 @@ import posixpath
 
 from dolg_tf import files
 from dolg_tf.config import InputError, at_least, option
+from dolg_tf.data.lists import csv_rows
+from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.listing import Listing, Photo
 from dolg_tf.retrieval.photo_records import list_records
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +47,6 @@ class PhotosConfig:
 # --- finding the files ---------------------------------------------------------------
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Returns (name without photo suffix, photo suffix or "")."""
-    stem, suffix = posixpath.splitext(name)
-    return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
-
-
-def id_of(name: str) -> str:
-    """Returns the id of a photo that a list names by its path, with or without suffix."""
-    return str(pathlib.PurePosixPath(_split(name)[0]))
-
-
 class _Finder:
     """Finds photos by name, reading each folder once."""
 
@@ -66,12 +54,10 @@ class _Finder:
         self._root = root
         self._folders, self._stems = {}, {}
 
-    def _folder(self, name: str) -> tuple[str, str]:
-        """Returns the path of a folder, and what the ids of its photos begin with."""
+    def _folder(self, name: str) -> str:
+        """Returns the path of a folder."""
         if name not in self._folders:
-            below = str(pathlib.PurePosixPath(name))
-            prefix = "" if below == "." else f"{below}/"
-            self._folders[name] = str(files.inside(self._root, name)), prefix
+            self._folders[name] = str(files.inside(self._root, name))
         return self._folders[name]
 
     def _names(self, folder: str) -> dict[str, str]:
@@ -81,26 +67,25 @@ class _Finder:
             # Not Path.iterdir, which makes a million Path objects.
             names = os.listdir(folder) if pathlib.Path(folder).is_dir() else ()  # noqa: PTH208
             for name in names:
-                stem, suffix = _split(name)
+                stem, suffix = split_suffix(name)
                 if suffix:
                     stems[stem] = f"{stems[stem]}/{name}" if stem in stems else name
         return self._stems[folder]
 
-    def find(self, name: str, source) -> Photo:
-        """Returns the photo that a file calls `name`, with or without suffix."""
+    def find(self, name: str, where) -> Photo:
+        """Returns the photo that a list calls `name`, with or without suffix."""
+        check_name(name, where)
         parent, last = posixpath.split(name)
-        if last in ("", ".", ".."):
-            raise InputError(f"{source}: {name!r} is no name of a photo")
-        folder, prefix = self._folder(parent)
-        stem, suffix = _split(last)
+        folder = self._folder(parent)
+        stem, suffix = split_suffix(last)
         found = last if suffix else self._names(folder).get(stem, stem)
         if "/" in found:
             several = sorted(found.split("/"))
             raise InputError(
-                f"{source}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep one of "
+                f"{where}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep one of "
                 "them"
             )
-        return Photo(f"{prefix}{stem}", f"{folder}/{found}")
+        return Photo(id_of(name), f"{folder}/{found}")
 
 
 def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
@@ -118,7 +103,7 @@ def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
         below = posixpath.normpath(posixpath.join(inside, os.path.relpath(parent, folder)))
         prefix = "" if below == "." else f"{below}/"
         for name in sorted(names):
-            stem, suffix = _split(name)
+            stem, suffix = split_suffix(name)
             if name.startswith(".") or not suffix:
                 others += 1
                 continue
@@ -131,15 +116,7 @@ def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
 
 
 def _from_csv(path: pathlib.Path, finder: _Finder) -> list[Photo]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [name for name in ("path", "id") if name in (reader.fieldnames or ())]
-            if not columns:
-                raise InputError(f"{path}: no column path or id, it has {reader.fieldnames}")
-            return [finder.find(row[columns[0]] or "", path) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from error
+    return [finder.find(name, where) for where, (name,) in csv_rows(str(path), ["path", "id"])]
 
 
 def _from_ground_truth(path, subset: str, crop: bool, finder: _Finder) -> list[Photo]:
@@ -196,7 +173,7 @@ def list_photos(settings: PhotosConfig) -> Listing:
         found = _from_ground_truth(source, settings.subset, crop, _Finder(root))
     elif source.suffix == ".csv":
         found = _from_csv(source, _Finder(root))
-    elif _split(source.name)[1] or source.suffix == ".txt":
+    elif source.suffix.lower() in (*SUFFIXES, ".txt"):
         raise InputError(
             f"--images={source} is neither a folder, a .csv, a .pkl, a .mat nor TFRecords"
         )

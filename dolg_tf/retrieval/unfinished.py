@@ -1,9 +1,10 @@
 """A descriptor set that grows shard by shard, by one process or several, until it is whole.
 
-While it grows, its folder holds the finished shards, `descriptors-%05d-of-%05d.npy`, and a folder
-`unfinished` with `shard-%05d-of-%05d.json` of each: the settings of the whole set, a hash of the
-shard's photos, and those that could not be read. Whoever writes the last shard puts `ids.txt` and
-`meta.json` in place and removes that folder.
+While it grows, its folder holds nothing but a folder `unfinished` with the finished shards,
+`descriptors-%05d-of-%05d.npy`, and `shard-%05d-of-%05d.json` of each: the settings of the whole
+set, a hash of the shard's photos, and those that could not be read. Whoever writes the last shard
+joins them to the set's own files, adds `ids.txt` and `meta.json` and removes that folder. Until
+`meta.json` is there, all of that can be done again.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from dolg_tf.retrieval.listing import Fingerprints, Listing
 log = logging.getLogger(__name__)
 
 SHARD_PHOTOS = 1024  # consecutive ones of the listing: what a run that is killed loses at most
+_FILE_SHARDS = 256  # joined to one file: each that is read takes a file descriptor, of often 1,024
 FORMAT_VERSION = 1
 
 
@@ -118,11 +120,15 @@ class UnfinishedSet:
                 found[shard.number] = shard
         return found
 
+    def _file(self, shard: int) -> pathlib.Path:
+        """Returns where the rows of a shard lie."""
+        return self._folder / descriptors.shard_name(shard, self.count)
+
     def _fault(self, shard: Shard) -> str:
         """Says why a shard must be done again."""
         if shard.photos != self._prints.shards[shard.number]:
             return "its photos have changed"
-        file = self.path / descriptors.shard_name(shard.number, self.count)
+        file = self._file(shard.number)
         try:
             rows = np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
@@ -143,28 +149,27 @@ class UnfinishedSet:
           InputError: when a row is not finite, or the disk does not take it.
         """
         descriptors.check_rows(rows, f"{self.path}, shard {shard} of {self.count}")
-        name = descriptors.shard_name(shard, self.count)
         written = Shard(shard, len(rows), rows.shape[1], self._prints.shards[shard], bad)
         about = {
             "format_version": FORMAT_VERSION,
             "set": self._about,
             "shard": dataclasses.asdict(written),
         }
-        with self._writing(name):
-            with files.atomic_path(self._folder / name) as temporary:
+        file = self._file(shard)
+        with self._writing(file):
+            with files.atomic_path(file) as temporary:
                 np.save(temporary, rows.astype(self._meta["dtype"]))
-            (self._folder / name).replace(self.path / name)
             about_name = f"shard-{shard:05d}-of-{self.count:05d}.json"
             files.write_json(self._folder / about_name, about)
 
     @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
+    def _writing(self, file: pathlib.Path) -> Iterator[None]:
         """Says of a disk that does not take what is written in the block what is to be done."""
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"{self.path / name} cannot be written ({error.strerror or error}); the shards "
+                f"{file} cannot be written ({error.strerror or error}); the shards "
                 "that are done are kept: make room, or mend it, and run the same command again"
             ) from error
 
@@ -208,18 +213,33 @@ class UnfinishedSet:
         if len(widths) != 1:
             wrong = "shards of different widths" if widths else "not one photo could be read"
             raise InputError(f"{self.path}: {wrong}; delete it and extract it again")
-        for shard in shards:
-            name = descriptors.shard_name(shard.number, self.count)
-            if not shard.rows:
-                with self._writing(name):
-                    np.save(self.path / name, np.zeros((0, *widths), self._meta["dtype"]))
+        self._join(shards, *widths)
         without = {one["id"] for one in bad}
         ids = [photo.id for photo in self._listing.photos if photo.id not in without]
-        root = str(self._listing.image_root)
+        root = str(self._listing.image_root.resolve())
         meta = {"format_version": descriptors.FORMAT_VERSION, "image_root": root, **self._meta}
         meta |= {"images": self._prints.images, "bad": bad}
-        with self._writing("ids.txt"):
+        with self._writing(self.path / "ids.txt"):
             descriptors.write_about(self.path, ids, meta)
+
+    def _join(self, shards: list[Shard], width: int) -> None:
+        """Writes the set's own files. The shards stay, so that a run that is killed goes on."""
+        for old in self.path.glob("descriptors-*.npy"):
+            old.unlink()  # of a run that was killed here
+        count = -(-len(shards) // _FILE_SHARDS)
+        for number in range(count):
+            group = shards[number * _FILE_SHARDS : (number + 1) * _FILE_SHARDS]
+            file = self.path / descriptors.shard_name(number, count)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(self._meta["dtype"])),
+                "fortran_order": False,
+                "shape": (sum(shard.rows for shard in group), width),
+            }
+            # Not a memory-mapped file: a full disk ends a process that writes to one.
+            with self._writing(file), file.open("wb") as joined:
+                np.lib.format.write_array_header_1_0(joined, header)
+                for shard in group:
+                    joined.write(np.load(self._file(shard.number), allow_pickle=False).tobytes())
 
 
 def too_many_bad(bad: list[dict], max_bad: int) -> InputError:

@@ -5,6 +5,7 @@ The file that `fit` writes goes into a model as well: `--whitening` of export_sa
 
 import dataclasses
 import logging
+import pathlib
 
 import numpy as np
 
@@ -140,8 +141,8 @@ def apply(settings: ApplyConfig) -> None:
     Sets can be searched and scored together only when the same whitening went over both.
 
     Raises:
-      InputError: when the whitening is of descriptors of another model or length, or the set is
-        whitened already.
+      InputError: when the whitening is of descriptors of another model or length, the set is
+        whitened already, or something else stands at the output.
     """
     photos = descriptors.read(settings.descriptors)
     if photos.ids is None:
@@ -165,6 +166,11 @@ def apply(settings: ApplyConfig) -> None:
     if kept is not None:
         raise InputError(
             f"--output={settings.output} holds other photos; delete it or choose another --output"
+        )
+    if pathlib.Path(settings.output, descriptors.UNFINISHED).is_dir():
+        raise InputError(
+            f"--output={settings.output} is an extraction that was interrupted; finish it, delete "
+            "it or choose another --output"
         )
     rows = WhitenedRows(photos, whitening)
     descriptors.write(settings.output, DescriptorSet(photos.ids, rows, meta))

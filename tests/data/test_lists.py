@@ -23,6 +23,7 @@ from dolg_tf.data.lists import ListsConfig, read_photos
         ("own", "path,landmark\n../x.jpg,a\n", "line 2: '../x.jpg' leads out of"),
         ("own", "path,landmark\nx.jpg,\n", "line 2: an empty landmark"),
         ("own", "path,landmark,split\nx.jpg,a,query\n", "it lists no photo to train on"),
+        ("own", "path,label\na.jpg,x\nb/../a.jpg,x\n", "line 3: 'b/../a.jpg' is no name of a"),
         ("own", "path,place\nx.jpg,a\n", "line 1: no column 'landmark' or 'label', only path,pl"),
         ("own", "path,label\na/b.jpg,a\nc,a\na/b.png,a\n", "line 4: 'a/b.png' is listed twice"),
     ],

@@ -47,6 +47,7 @@ def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
         (ROWS[:4], "no photo has split query"),
         ([*ROWS, ("../x.jpg", "arch", "train")], "line 8: '../x.jpg' leads out of"),
         ([*ROWS, ("a/4.jpg", "arch", "train")], "line 8: 'a/4.jpg' is listed twice"),
+        ([*ROWS, ("a/4.png", "arch", "train")], "line 8: 'a/4.png' is listed twice .as a/4"),
         ([*ROWS, ("a/9.jpg", "", "train")], "line 8: an empty landmark"),
     ],
 )

@@ -17,9 +17,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(gldv2_predictions, "BLOCK", 4)
 
 
-def _write(path, ids, rows, bad=()):
+def _write(path, ids, rows, bad=(), **about):
     keys = ("image_root", "model_hash", "scales", "crop", "max_side", "whitening")
-    meta = {**dict.fromkeys(keys), "bad": [{"id": id_, "reason": "broken"} for id_ in bad]}
+    bad = [{"id": id_, "reason": "broken"} for id_ in bad]
+    meta = {**dict.fromkeys(keys), "bad": bad, **about}
     descriptors.write(path, DescriptorSet(tuple(ids), np.asarray(rows, np.float32), meta))
     return str(path)
 
@@ -64,7 +65,7 @@ def test_retrieval_equals_sorting(photos):
         f"q{number:03d}": tuple(f"i{row:03d}" for row in _ranked(rows["i"] @ query)[:100])
         for number, query in enumerate(rows["q"])
     }
-    assert found == expected
+    assert found == expected | {"bad": None}
 
 
 @pytest.mark.parametrize("non_landmarks", [False, True])
@@ -80,7 +81,7 @@ def test_recognition_equals_the_formula(photos, top_k, non_landmarks):
     def penalty(photo):
         return sum(sorted((rows["n"] @ photo).tolist())[-2:]) / 2 if non_landmarks else 0.0
 
-    assert len(found) == len(rows["q"])
+    assert found.pop("bad") is None and len(found) == len(rows["q"])
     for number, query in enumerate(rows["q"]):
         scores = [float(photo @ query) - penalty(photo) for photo in rows["i"]]
         sums = {}
@@ -96,7 +97,7 @@ def test_penalties_change_something(photos):
     plain = _run(_settings(folder, "recognition"), None, folder / "out")
     options = _settings(folder, "recognition", non_landmarks=str(folder / "n"))
     less = _run(options, None, folder / "out")
-    assert any(plain[query][0] != less[query][0] for query in plain)
+    assert any(plain[f"q{row:03d}"][0] != less[f"q{row:03d}"][0] for row in range(10))
 
 
 def test_wanted_queries_in_their_order(photos):
@@ -114,9 +115,10 @@ def test_wanted_queries_in_their_order(photos):
 def test_small_index(photos):
     folder, rows, _ = photos
     _write(folder / "i", ["i/i000", "i/i001"], rows["i"][:2])
-    found = _run(_settings(folder, "retrieval"), None, folder / "out")
+    wanted = [f"q{row:03d}" for row in range(10)]
+    found = _run(_settings(folder, "retrieval"), wanted, folder / "out")
     assert all(sorted(images) == ["i000", "i001"] for images in found.values())
-    found = _run(_settings(folder, "recognition"), None, folder / "out")
+    found = _run(_settings(folder, "recognition"), wanted, folder / "out")
     assert all(found.values())
 
 
@@ -189,6 +191,21 @@ def test_another_run_does_not_go_on(photos, monkeypatch):
         _run(options, None, folder / "out")
 
 
+def test_mended_photos_do_not_go_on(photos):
+    """Their rows are none of the few that are compared, but the sizes of their files are others."""
+    folder, rows, _ = photos
+    ids = [f"i/i{row:03d}" for row in range(120)]
+    _write(folder / "i", ids, rows["i"], images="sizes before")
+    options = _settings(folder, "retrieval")
+    with pytest.raises(KeyboardInterrupt), predictions(options, None, folder / "out") as found:
+        next(found)
+        raise KeyboardInterrupt
+    rows["i"][1] += 1
+    _write(folder / "i", ids, rows["i"], images="sizes after")
+    with pytest.raises(InputError, match="another run"):
+        _run(options, None, folder / "out")
+
+
 def test_a_damaged_piece_is_named(photos):
     folder, _, _ = photos
     options = _settings(folder, "retrieval")
@@ -208,7 +225,7 @@ def test_two_at_once(photos):
         next(found)
         with pytest.raises(InputError, match="another process is writing"):
             _run(options, None, f"{folder}/out/")
-        assert len(list(found)) == 9
+        assert len(list(found)) == 10
 
 
 def test_refuses_options():

@@ -118,8 +118,9 @@ def test_a_landmark_of_an_own_list_is_compared_as_a_number():
 
 
 def _write_set(path, ids, rows):
+    """A descriptor set whose meta data, but for the scales, are unknown."""
     keys = ("image_root", "model_hash", "scales", "crop", "max_side", "whitening")
-    meta = {**dict.fromkeys(keys), "bad": []}
+    meta = {**dict.fromkeys(keys), "scales": [0.5, 1.0], "bad": []}
     descriptors.write(path, DescriptorSet(tuple(ids), np.asarray(rows, np.float32), meta))
     return str(path)
 
@@ -166,6 +167,7 @@ def test_scores_descriptors(files):
     report = gldv2.evaluate(_config(files, "retrieval", **SETS))
     assert report["both"]["AP"] == [1, 1]
     assert report["protocol"]["index_descriptors"].endswith("/i")
+    assert report["protocol"]["scales"] == [0.5, 1.0]
     report = gldv2.evaluate(_config(files, "recognition", train_csv="train.csv", **SETS))
     assert (report["public"]["GAP"], report["private"]["GAP"]) == (1, 0)
     assert report["both"]["GAP"] == 0.5

@@ -35,8 +35,9 @@ def test_find_queries(caplog):
     caplog.set_level("INFO")
     queries = _set(["a/1", "a/2", "a/3"], bad=[{"id": "a/4", "reason": "a/4.jpg: broken"}])
     names, rows = gldv2_sets.find_queries(queries, None)
-    assert names == ["1", "2", "3"] and rows.tolist() == [0, 1, 2]
-    assert not caplog.messages
+    assert names == ["1", "2", "3", "4"] and rows.tolist() == [0, 1, 2, -1]
+    assert caplog.messages == ["1 queries could not be read, the first is '4': no prediction"]
+    caplog.clear()
     names, rows = gldv2_sets.find_queries(queries, ["3", "4", "1"])
     assert names == ["3", "4", "1"] and rows.tolist() == [2, -1, 0]
     assert "1 queries could not be read, the first is '4'" in caplog.messages[0]
@@ -51,9 +52,10 @@ def test_sets_go_together(tmp_path):
     others = _written(tmp_path / "n", ["n/2"])
     assert len(gldv2_sets.read_sets(queries, index, others)) == 3
     cases = {
-        "model_hash None, .* 'other'": _written(tmp_path / "m", ["1"], model_hash="other"),
-        "whitening None, .* 'pca'": _written(tmp_path / "w", ["1"], whitening="pca"),
-        "different lengths": _written(tmp_path / "l", ["1"], 5),
+        "model_hash 'other', .* None": _written(tmp_path / "m", ["1"], model_hash="other"),
+        r"scales \[2.0\], .* None": _written(tmp_path / "s2", ["1"], scales=[2.0]),
+        "whitening 'pca', .* None": _written(tmp_path / "w", ["1"], whitening="pca"),
+        "width 5, .* 4": _written(tmp_path / "l", ["1"], 5),
         "no descriptors": _written(tmp_path / "e", []),
         "no such descriptor set": str(tmp_path / "none"),
     }

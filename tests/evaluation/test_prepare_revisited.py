@@ -159,6 +159,16 @@ def test_one_part_unpacked_on_another_disk(downloads, monkeypatch):
     assert found == {f"{name}.jpg": photo(name) for name in PARIS}
 
 
+def test_unknown_photos_beside_originals_are_not_said_to_be_blurred(downloads):
+    for part in (1, 2):
+        archive = downloads / f"paris_{part}-v1.tgz"
+        archive.rename(downloads / f"paris_{part}.tgz")
+    (downloads / "paris_2.tgz").unlink()
+    for name in PARIS[1::2]:
+        (downloads / f"{name}.jpg").write_bytes(photo(name))
+    assert prepare(config(downloads, "rparis6k"))["variant"] == "unknown"
+
+
 def test_missing_photo_and_its_archive(downloads, caplog):
     (downloads / "paris_2-v1.tgz").rename(downloads.parent / "paris_2-v1.tgz")
     with pytest.raises(InputError, match=r"2 of 4 .*first is paris_eiffel_000001.jpg.*1 archives"):

@@ -15,7 +15,7 @@ from dolg_tf.evaluation import revisited, revisited_inputs
 from dolg_tf.evaluation.revisited import RevisitedConfig, evaluate
 from dolg_tf.retrieval import descriptors, rerank, search
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.ground_truth import GroundTruth, Query
+from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query
 
 # Query 1 has no hard photo, query 2 no positive at all.
 TRUTH = {
@@ -36,6 +36,15 @@ def _trapezoids(*places):
     return sum(terms) / len(terms)
 
 
+def _score(task, ranks):
+    """The scores of whole rankings: for each query all rows of the index, best first."""
+    places = []
+    for query, ranking in zip(task.queries, np.asarray(ranks), strict=True):
+        place = np.argsort(ranking)
+        places.append({label: place[getattr(query, label)] for label in LABELS})
+    return revisited.score_places(places)
+
+
 @pytest.fixture
 def task(tmp_path):
     (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(TRUTH))
@@ -43,7 +52,7 @@ def task(tmp_path):
 
 
 def test_levels_by_hand(task):
-    scores = revisited.score(task, RANKS)
+    scores = _score(task, RANKS)
     # easy: photos 3 (junk) and 2 (hard) go, so 0 and 1 stand at 0 and 2.
     assert scores["easy"]["AP"] == [_trapezoids(0, 2), _trapezoids(1), None]
     # medium: only photo 3 goes, so 0, 2 and 1 stand at 0, 2 and 3.
@@ -59,7 +68,7 @@ def test_levels_by_hand(task):
 
 def test_a_level_without_positives(task):
     queries = tuple(dataclasses.replace(query, hard=query.hard[:0]) for query in task.queries)
-    scores = revisited.score(dataclasses.replace(task, queries=queries), RANKS)
+    scores = _score(dataclasses.replace(task, queries=queries), RANKS)
     assert scores["hard"] == {
         "mAP": None,
         "mP@1": None,
@@ -182,6 +191,9 @@ def files(tmp_path, task):
     save("index", mixed, [rows[i] for i in mixed])
     save("distractors", [f"d{n}" for n in range(5)], others)
     save("whole", task.query_ids, [rows[i] for i in task.query_ids])
+    large = {"crop": True, "scales": [1.0, 2.0]}
+    save("large_queries", task.query_ids, [rows[i] for i in task.query_ids], **large)
+    np.save(tmp_path / "others.npy", others.astype(np.float32))
     save("large", [f"d{n}" for n in range(5)], others, scales=[1.0, 2.0])
     save("other_model", task.index_ids, np.eye(8, 16), model_hash="xyz")
     np.save(tmp_path / "index.npy", np.array([rows[i] for i in task.index_ids], np.float32))
@@ -208,7 +220,7 @@ def test_sets_are_joined_by_id(files, task, caplog):
     _, ranks = search.search(
         np.load(files / "index.npy"), descriptors.read(files / "queries").descriptors
     )
-    assert report["medium"] == revisited.score(task, ranks)["medium"]
+    assert report["medium"] == _score(task, ranks)["medium"]
     assert "1 photos of" in caplog.text and "medium" in caplog.text
     assert report["protocol"] == {
         "ground_truth": "gnd_x",
@@ -271,7 +283,7 @@ def test_reranking_is_scored_as_it_ranks(files, task, method, caplog):
             head = [] if found.head is None else found.head[query].tolist()
             order = np.argsort(-scored, kind="stable")
             ranks.append([*head, *(row for row in order if row not in head)])
-        expected = revisited.score(task, ranks)
+        expected = _score(task, ranks)
         assert {level: scores[level] for level in revisited.LEVELS} == expected
     assert report["protocol"]["rerank"]["method"] == method
     assert report["protocol"]["rerank"]["k"] == 3
@@ -314,6 +326,15 @@ def test_distractors_extracted_otherwise_are_remarked(files):
     assert report["protocol"]["remarks"] == [
         "distractors were extracted with other scales than the index"
     ]
+    # What an .npy was extracted with is not known.
+    protocol = evaluate(_config(files, distractor_descriptors="others.npy"))["protocol"]
+    assert protocol["distractor_scales"] is None and protocol["remarks"] == []
+
+
+def test_queries_of_other_scales_than_the_index_are_scored_and_remarked(files):
+    protocol = evaluate(_config(files, query_descriptors="large_queries"))["protocol"]
+    assert (protocol["query_scales"], protocol["index_scales"]) == ([1.0, 2.0], [1.0])
+    assert protocol["remarks"] == ["queries were extracted with other scales than the index"]
 
 
 @pytest.mark.parametrize(("distractors", "shown"), [(0, "84.81"), (1_001_001, "73.63")])
@@ -333,11 +354,14 @@ def test_published_rows_stand_beside_one_s_own(ground_truths, distractors, shown
 
 def test_what_does_not_fit_is_refused(files):
     for changes, told in [
-        ({"index_descriptors": "other_model"}, r"differ in model_hash \(.*abc.*xyz"),
+        (
+            {"index_descriptors": "other_model"},
+            "other_model has model_hash 'xyz', .*queries has 'abc'",
+        ),
         ({"index_descriptors": "queries"}, "lacks 8 of 8 photos"),
         ({"query_descriptors": "index.npy"}, "8 rows for 3 queries"),
-        ({"index_descriptors": "narrow.npy"}, "one D"),
-        ({"distractor_descriptors": "narrow.npy"}, "different lengths"),
+        ({"index_descriptors": "narrow.npy"}, "width 4, .*queries has 16"),
+        ({"distractor_descriptors": "narrow.npy"}, "width 4, .*queries has 16"),
         ({"query_descriptors": "nowhere"}, "no such descriptor set"),
         ({"distractor_descriptors": "index"}, "8 distractors of .* are photos of the index"),
     ]:

@@ -1,5 +1,7 @@
+import errno
 import json
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,6 +135,13 @@ def test_read_refuses_damage(folder, damage):
     harm, told = DAMAGE[damage]
     harm(folder)
     with pytest.raises(InputError, match=told):
+        descriptors.read(folder)
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(folder, monkeypatch):
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(np, "load", mock.Mock(side_effect=error))
+    with pytest.raises(InputError, match=r"00001\.npy cannot be read \(Too many open files\)"):
         descriptors.read(folder)
 
 

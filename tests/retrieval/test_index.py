@@ -259,7 +259,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
         (index.add, AddConfig(index=str(built), descriptors=other)),
         (index.query, QueryConfig(index=str(built), descriptors=other, output=str(tmp_path / "f"))),
     ):
-        with pytest.raises(InputError, match=r"has 5 numbers a photo, .*index has 6"):
+        with pytest.raises(InputError, match=r"has width 5, .*index has 6"):
             run(settings)
 
 
@@ -286,7 +286,8 @@ def test_matches_once_calibrated(tmp_path, built, caplog):
     settings = {"index": str(built), "descriptors": _query_set(tmp_path / "queries")}
     first = _answers(Index.open(built), QUERIES, 3)
     best = [pairs[0][1] for pairs in first]
-    index_dir.set_calibration(built, {"threshold": float(np.median(best)), "precision": 0.9})
+    calibration = {"threshold": float(np.median(best)), "precision": 0.9}
+    index_dir.set_calibration(built, calibration, Index.open(built).meta)
     output = tmp_path / "found.csv"
     index.query(QueryConfig(output=str(output), k=3, **settings))
     header, *lines = _lines(output)

@@ -67,7 +67,7 @@ def test_rows_stay_on_disk_and_are_read_aligned(folder):
 
 def test_a_score_just_below_the_threshold_is_no_match(folder):
     """In float32 the two are equal."""
-    index_dir.set_calibration(folder, {"threshold": 3 + 1e-9})
+    index_dir.set_calibration(folder, {"threshold": 3 + 1e-9}, META)
     found, above = Index.open(folder), np.nextafter(np.float32(3), np.float32(4))
     assert found.threshold == 3 + 1e-9
     assert found.matches(np.array([3, above], np.float32)).tolist() == [False, True]
@@ -180,10 +180,10 @@ def test_one_process_changes_an_index_at_a_time(tmp_path, folder):
         assert holder.stdout.readline() == "held\n"
         for path in (folder, tmp_path / "link"):
             with pytest.raises(InputError, match="another process is changing this index"):
-                index_dir.set_calibration(path, {"threshold": 0.5})
+                index_dir.set_calibration(path, {"threshold": 0.5}, META)
         assert Index.open(folder).threshold is None  # it can be searched meanwhile
         holder.kill()
-    index_dir.set_calibration(tmp_path / "link", {"threshold": 0.5})
+    index_dir.set_calibration(tmp_path / "link", {"threshold": 0.5}, META)
     assert Index.open(folder).threshold == 0.5 and (tmp_path / "link").is_symlink()
 
 
@@ -201,6 +201,22 @@ def test_files_of_two_indices_are_not_mixed(tmp_path, folder, monkeypatch):
     found = Index.open(folder)
     assert not others and found.meta["model_hash"] == "new"
     np.testing.assert_array_equal(found.descriptors, -ROWS)
+
+
+@pytest.mark.parametrize("step", ["read_meta", "check_sum", "read_ids", "_flat_header"])
+def test_an_index_that_is_gone_for_a_moment_is_waited_for(tmp_path, folder, monkeypatch, step):
+    """Between the two renames that replace an index, none is there."""
+    ready, aside, right = [step], tmp_path / "aside", getattr(index_dir, step)
+
+    def gone_once(*arguments):
+        if ready:
+            ready.pop()
+            folder.rename(aside)
+        return right(*arguments)
+
+    monkeypatch.setattr(index_dir, step, gone_once)
+    monkeypatch.setattr(index_dir.time, "sleep", lambda _: aside.rename(folder))
+    assert len(Index.open(folder)) == 60 and not ready
 
 
 def test_no_lock_is_left_beside_a_mistyped_path(tmp_path):

@@ -1,12 +1,20 @@
 """Photos are described for an index: to search for them, and to make it anew."""
 
+import csv
 import dataclasses
 
 import numpy as np
 import pytest
 
 from dolg_tf.config import InputError
-from dolg_tf.retrieval import decoding, descriptors, index, index_dir, unfinished
+from dolg_tf.retrieval import (
+    decoding,
+    descriptors,
+    index,
+    index_dir,
+    index_photos,
+    unfinished,
+)
 from dolg_tf.retrieval.describer import Describer
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import BuildConfig, QueryConfig, RebuildConfig, RemoveConfig
@@ -21,6 +29,7 @@ class Model:
 
     name: str
     width: int = 6
+    scales: tuple[float, ...] = (0.5, 1.0)
     described: int = 0
     stop_at: int = -1
 
@@ -45,11 +54,16 @@ def models(monkeypatch):
         return np.frombuffer(photo.read(), np.uint8).reshape(2, 2, 3)
 
     def open_describer(name, scales):
-        return Describer(name, scales or (0.5, 1.0), None, lambda: found[name])
+        scales = scales or found[name].scales
+        if not scales:
+            raise InputError(f"{name} does not say its scales")
+        return Describer(name, scales, None, lambda: found[name])
 
-    found = {"old": Model("old"), "new": Model("new"), "wide": Model("wide", 9)}
+    models = [Model("old"), Model("new"), Model("wide", 9)]
+    models += [Model("finer", scales=(0.25, 1 / 3)), Model("delg", scales=())]
+    found = {model.name: model for model in models}
     monkeypatch.setattr(decoding, "load_photo", load_photo)
-    monkeypatch.setattr(index, "open_describer", open_describer)
+    monkeypatch.setattr(index_photos, "open_describer", open_describer)
     return found
 
 
@@ -123,6 +137,36 @@ def test_no_photo_is_described_for_an_index_of_another_model(tmp_path, built, mo
     assert models["new"].described == 0
 
 
+def test_one_photo_of_any_suffix_is_searched_for(tmp_path, built, photos):
+    (tmp_path / "photo.webp").write_bytes((photos / f"{IDS[9]}.png").read_bytes())
+    options = {"images": str(tmp_path / "photo.webp"), "output": str(tmp_path / "found.csv")}
+    index.query(QueryConfig(index=str(built), saved_model="old", **options))
+    with (tmp_path / "found.csv").open(newline="") as file:
+        found = {row["id"]: row["score"] for row in csv.DictReader(file)}
+    (tmp_path / "photo.webp").rename(tmp_path / "photo.png")
+    options = {"images": str(tmp_path / "photo.png"), "output": str(tmp_path / "again.csv")}
+    index.query(QueryConfig(index=str(built), saved_model="old", **options))
+    with (tmp_path / "again.csv").open(newline="") as file:
+        assert found == {row["id"]: row["score"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"whitening": "abc"}, "`whitening apply` over them too, and give --descriptors, not"),
+        ({"scales": None}, "imported descriptors, .* give --descriptors, not --images"),
+    ],
+)
+def test_descriptors_that_no_model_gives_alone_are_searched_for_with_such(
+    tmp_path, models, photos, about, told
+):
+    path = _build(tmp_path / "index", photos, models["old"], **about)
+    options = {"images": str(photos), "saved_model": "old", "output": str(tmp_path / "found.csv")}
+    with pytest.raises(InputError, match=told):
+        index.query(QueryConfig(index=str(path), **options))
+    assert models["old"].described == 0
+
+
 # --- rebuild -------------------------------------------------------------------------
 
 
@@ -184,6 +228,51 @@ def test_photos_that_were_cut_are_not_described_whole(tmp_path, models, photos):
         index.rebuild(RebuildConfig(index=str(path), saved_model="new"))
 
 
+def test_a_whitening_is_not_dropped(tmp_path, models, photos):
+    path = _build(tmp_path / "index", photos, models["old"], whitening="abc")
+    before = _bytes(path)
+    with pytest.raises(InputError, match="a rebuild would undo; extract, whiten and build it"):
+        index.rebuild(RebuildConfig(index=str(path), saved_model="new"))
+    assert _bytes(path) == before and models["new"].described == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "scales", "told"),
+    [
+        ("finer", [0.25, 1 / 3], "at the scales of the model, 0.25, 0.3333"),
+        ("delg", [0.5, 1.0], "at the scales of the index, 0.5, 1"),
+    ],
+)
+def test_scales_are_those_of_the_new_model(built, caplog, name, scales, told):
+    caplog.set_level("INFO")
+    index.rebuild(RebuildConfig(index=str(built), saved_model=name))
+    assert Index.open(built).meta["scales"] == scales and told in caplog.text
+
+
+def test_photos_of_records_are_not_found_again(tmp_path, models, photos):
+    path = _build(tmp_path / "index", photos, models["old"])
+    for photo in photos.rglob("*.png"):
+        photo.unlink()
+    told = r"photos has not one of the 60 photos .* TFRecords cannot be found again, extract"
+    with pytest.raises(InputError, match=told):
+        index.rebuild(RebuildConfig(index=str(path), saved_model="new"))
+
+
+def test_another_rebuild_that_was_begun_is_to_be_deleted(tmp_path, built, models, monkeypatch):
+    """By another model, or of the photos that the index had before."""
+    monkeypatch.setattr(unfinished, "SHARD_PHOTOS", 8)
+    models["new"].stop_at, work = 24, tmp_path / "index.rebuild"
+    with pytest.raises(KeyboardInterrupt):
+        index.rebuild(RebuildConfig(index=str(built), saved_model="new"))
+    told = rf"^{work} was begun with model_hash='new', not 'wide'; delete {work}$"
+    with pytest.raises(InputError, match=told):
+        index.rebuild(RebuildConfig(index=str(built), saved_model="wide"))
+    (tmp_path / "gone.txt").write_text(IDS[0])
+    index.remove(RemoveConfig(index=str(built), ids=str(tmp_path / "gone.txt")))
+    with pytest.raises(InputError, match=rf"^{work} was begun of other photos; delete {work}$"):
+        index.rebuild(RebuildConfig(index=str(built), saved_model="new"))
+
+
 def test_imported_descriptors_are_rebuilt_with_the_scales_of_the_model(
     tmp_path, models, photos, rebuilt
 ):
@@ -194,11 +283,11 @@ def test_imported_descriptors_are_rebuilt_with_the_scales_of_the_model(
 
 
 def test_the_threshold_stays_with_the_model(tmp_path, built, caplog):
-    index_dir.set_calibration(built, {"threshold": 0.5})
+    index_dir.set_calibration(built, {"threshold": 0.5}, Index.open(built).meta)
     (tmp_path / "gone.txt").write_text(IDS[0])
     index.remove(RemoveConfig(index=str(built), ids=str(tmp_path / "gone.txt")))
     index.rebuild(RebuildConfig(index=str(built), saved_model="old"))
     assert Index.open(built).threshold == 0.5 and "calibrate" not in caplog.text
     index.rebuild(RebuildConfig(index=str(built), saved_model="new"))
     assert Index.open(built).threshold is None
-    assert "its threshold was the old model's; calibrate again" in caplog.text
+    assert "its threshold was of the old descriptors; calibrate again" in caplog.text

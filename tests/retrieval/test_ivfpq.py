@@ -12,7 +12,7 @@ import pytest
 
 from dolg_tf import files
 from dolg_tf.config import InputError
-from dolg_tf.retrieval import descriptors, index, ivfpq
+from dolg_tf.retrieval import descriptors, index, index_photos, ivfpq
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import AddConfig, BuildConfig, QueryConfig, RemoveConfig
 from dolg_tf.retrieval.index_dir import Index
@@ -242,8 +242,8 @@ def test_a_rebuild_chooses_what_was_left_open_anew(made, tmp_path, monkeypatch):
     descriptors.write(
         tmp_path / "index.rebuild", DescriptorSet(ids, wide, META | {"model_hash": "new"})
     )
-    monkeypatch.setattr(index, "open_describer", lambda *_: None)
-    monkeypatch.setattr(index, "_describe", lambda *_: descriptors.read(tmp_path / "index.rebuild"))
+    described = lambda *_: descriptors.read(tmp_path / "index.rebuild")  # noqa: E731
+    monkeypatch.setattr(index_photos, "describe_anew", described)
     settings = index.RebuildConfig(index=str(tmp_path / "index"), saved_model="new")
     about = index.rebuild(settings).meta["ivfpq"]
     assert (about["cells"], about["bytes"], about["nprobe"]) == (4, 6, 5)

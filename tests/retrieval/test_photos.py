@@ -82,7 +82,7 @@ def test_csv_by_path_and_by_id(root):
     (root / "list.csv").write_text("landmark,path\nx,b/2.JPG\ny,c.jpg\n")
     listing = _list(root / "list.csv")
     assert [(p.id, p.path.name) for p in listing.photos] == [("b/2", "2.JPG"), ("c", "c.jpg")]
-    (root / "list.csv").write_text("id\na/x.y\nb/2\n")
+    (root / "list.csv").write_text("\ufeffid\na/x.y\nb/2\n")
     listing = _list(root / "list.csv", image_root=str(root))
     assert [p.path.name for p in listing.photos] == ["x.y.png", "2.JPG"]
 
@@ -120,11 +120,23 @@ def test_fingerprint_tells_ids_boxes_and_contents(root, tmp_path):
     assert not set(before) & set(prints())
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd.jpg", "b/../../secret", "..", ""])
-def test_a_name_must_stay_in_the_root(root, name):
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.jpg", "/etc/passwd.jpg", "b/../../secret", "..", "", "ROOT/c.jpg", "b/../c.jpg"],
+)
+def test_a_photo_has_one_name(root, name):
     (root.parent / "secret.jpg").write_bytes(b"x")
-    (root / "list.csv").write_text(f"path,n\n{name},1\n")
-    with pytest.raises(InputError, match=r"leads out of|is no name"):
+    (root / "list.csv").write_text(f"path,n\nc.jpg,0\n{name.replace('ROOT', str(root))},1\n")
+    with pytest.raises(
+        InputError, match=r"list\.csv, line 3: '.*' is no name of a photo; give its"
+    ):
+        _list(root / "list.csv")
+
+
+def test_a_link_must_not_lead_out_of_the_root(root):
+    (root / "a/up").symlink_to(root.parent)
+    (root / "list.csv").write_text("path\na/up/secret.jpg\n")
+    with pytest.raises(InputError, match="'a/up' leads out of"):
         _list(root / "list.csv")
 
 
@@ -150,8 +162,8 @@ def test_what_cannot_be_listed(root, tmp_path):
         (root, {"subset": "query"}, "takes no --subset"),
         (root / "none", {}, "no such file or folder"),
         (tmp_path / "empty", {}, "no photos"),
-        (root / "list.csv", {}, "no column path or id"),
-        (root / "binary.csv", {}, "not a CSV in UTF-8"),
+        (root / "list.csv", {}, "line 1: no column 'path' or 'id'"),
+        (root / "binary.csv", {}, "binary.csv, after line 0"),
         (root / "c.jpg", {}, "neither a folder"),
         (root, {"image_root": str(root / "none")}, "--image_root=.*none: no such folder"),
         (root / "none" / "train-*", {}, r"--images=.*train-\*: no such folder"),

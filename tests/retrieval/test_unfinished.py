@@ -2,7 +2,10 @@
 
 import errno
 import json
+import subprocess
+import sys
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ PHOTOS, SHARD = 10, 3
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr(unfinished, "SHARD_PHOTOS", SHARD)
+    monkeypatch.setattr(unfinished, "_FILE_SHARDS", 2)
 
 
 @pytest.fixture
@@ -82,9 +86,58 @@ def _same(found, expected):
 
 def test_a_finished_set_holds_nothing_else(photos, tmp_path, expected):
     _same(_run(photos, tmp_path / "set"), expected)
-    shards = [f"descriptors-0000{i}-of-00004.npy" for i in range(4)]
+    shards = [f"descriptors-0000{i}-of-00002.npy" for i in range(2)]
     assert _names(tmp_path / "set") == [*shards, "ids.txt", "meta.json"]
-    assert [len(np.load(tmp_path / "set" / name)) for name in shards] == [3, 3, 3, 1]
+    rows = [np.load(tmp_path / "set" / name) for name in shards]
+    assert [len(some) for some in rows] == [2 * SHARD, PHOTOS - 2 * SHARD]
+    # What joins them writes the file that NumPy would.
+    np.save(tmp_path / "by_numpy.npy", rows[0])
+    assert (tmp_path / "set" / shards[0]).read_bytes() == (tmp_path / "by_numpy.npy").read_bytes()
+
+
+def test_a_kill_while_shards_are_joined_loses_none(photos, tmp_path, expected, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "write_about", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _run(photos, tmp_path / "set")
+    (tmp_path / "set/descriptors-00000-of-00002.npy").write_bytes(b"half")
+    (tmp_path / "set/descriptors-00007-of-00008.npy").touch()  # of a list that was longer
+    with pytest.raises(InputError, match="unfinished: 4 of 4"):
+        descriptors.read(tmp_path / "set")
+    _same(_run(photos, tmp_path / "set", None), expected)
+
+
+_MANY_SHARDS = """
+import pathlib, resource, sys
+import numpy as np
+from dolg_tf.retrieval import descriptors, unfinished
+from dolg_tf.retrieval.listing import Listing, Photo
+unfinished.SHARD_PHOTOS = 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+photos = tuple(Photo(str(number), "") for number in range(300))
+listing = Listing(pathlib.Path("photos"), photos, False)
+keys = ("model_hash", "scales", "crop", "max_side", "whitening")
+work = unfinished.UnfinishedSet(
+    sys.argv[1],
+    dict.fromkeys(keys) | {"dtype": "float16"},
+    listing,
+    listing.fingerprints(np.zeros(300, int), 1),
+)
+for shard in range(300):
+    work.write(shard, np.full((1, 4), shard, np.float32), [])
+assert work.finish(0)
+found = descriptors.read(sys.argv[1])
+np.testing.assert_array_equal(found.descriptors[:][:, 0], np.arange(300))
+assert found.meta["image_root"] == str(pathlib.Path("photos").resolve())
+"""
+
+
+def test_a_set_of_more_shards_than_files_may_be_open(tmp_path):
+    """With real sizes: 256 shards are joined to a file."""
+    command = [sys.executable, "-c", _MANY_SHARDS, str(tmp_path / "set")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert len(list((tmp_path / "set").glob("*.npy"))) == 2
 
 
 def test_an_interrupted_run_goes_on(photos, tmp_path, expected, caplog):
@@ -126,12 +179,14 @@ def _truncate(path):
 
 
 HARM = {
-    "half a shard": lambda f: _truncate(f / "descriptors-00000-of-00004.npy"),
-    "empty shard": lambda f: (f / "descriptors-00000-of-00004.npy").write_bytes(b""),
-    "no shard": lambda f: (f / "descriptors-00000-of-00004.npy").unlink(),
-    "another's": lambda f: np.save(f / "descriptors-00000-of-00004.npy", np.zeros((3, 2))),
+    "half a shard": lambda f: _truncate(f / "unfinished/descriptors-00000-of-00004.npy"),
+    "empty shard": lambda f: (f / "unfinished/descriptors-00000-of-00004.npy").write_bytes(b""),
+    "no shard": lambda f: (f / "unfinished/descriptors-00000-of-00004.npy").unlink(),
+    "another's": lambda f: np.save(
+        f / "unfinished/descriptors-00000-of-00004.npy", np.zeros((3, 2))
+    ),
     "another dtype": lambda f: np.save(
-        f / "descriptors-00000-of-00004.npy", np.zeros((3, 3), np.float16)
+        f / "unfinished/descriptors-00000-of-00004.npy", np.zeros((3, 3), np.float16)
     ),
     "half a note": lambda f: _truncate(f / "unfinished/shard-00000-of-00004.json"),
     "odd note": lambda f: (f / "unfinished/shard-00000-of-00004.json").write_text(
@@ -234,7 +289,7 @@ def test_a_full_disk(photos, tmp_path, expected, monkeypatch):
         patch.setattr(np, "save", full)
         with pytest.raises(InputError, match=r"00002-of-00004.npy cannot be written \(No space"):
             _run(photos, tmp_path / "set")
-    assert len(_names(tmp_path / "set")) == 3
+    assert _names(tmp_path / "set") == ["unfinished"]
     rest = _Counting()
     _same(_run(photos, tmp_path / "set", rest), expected)
     assert rest.seen == PHOTOS - 2 * SHARD
@@ -292,7 +347,7 @@ def test_not_one_photo(photos, tmp_path):
 def test_half_floats(photos, tmp_path, expected):
     found = _run(photos, tmp_path / "set", dtype="float16")
     assert found.meta["dtype"] == "float16"
-    stored = np.load(tmp_path / "set/descriptors-00000-of-00004.npy")
+    stored = np.load(tmp_path / "set/descriptors-00000-of-00002.npy")
     assert stored.dtype == np.float16 and found.descriptors[:].dtype == np.float32
     np.testing.assert_allclose(found.descriptors[:], expected.descriptors[:], atol=5e-4)
     with pytest.raises(InputError, match="made with dtype='float16', not 'float32'"):

@@ -105,6 +105,10 @@ def test_what_is_finished_is_kept_and_nothing_else_replaced(folder, caplog):
     _fit(folder, overwrite=True)
     with pytest.raises(InputError, match="holds other photos"):
         _apply(folder)
+    (folder / "begun" / "unfinished").mkdir(parents=True)
+    with pytest.raises(InputError, match="begun is an extraction that was interrupted; finish it"):
+        _apply(folder, output="begun")
+    assert (folder / "begun" / "unfinished").exists()
 
 
 def test_what_does_not_fit_is_refused(folder):
