@@ -48,7 +48,7 @@ from dolg_tf.weights import imagenet
 SIDE = 288  # pixels, photos stretched to a square
 BATCH = 32
 FOLDS = 3
-RATES, MORE_RATES = (1e-3, 3e-3), (3e-4, 1e-3, 3e-3, 1e-2)
+RATES, MORE_RATES = (3e-4, 1e-3), (1e-4, 3e-4, 1e-3, 3e-3)
 SCALE, MARGIN = 30.0, 0.15  # of ArcFace, as in the paper
 DILATIONS = (3, 7, 10)  # of 18 x 18 cells, as 6, 12, 18 of 32 x 32
 FULL = "full model"
