@@ -21,6 +21,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import pathlib
@@ -376,7 +377,7 @@ def run(arguments) -> dict:
     budget |= {"side": SIDE, "together": list(together), "loss": [SCALE, MARGIN]}
     budget |= {"labels_sha256": files.sha256(photos / "labels.csv")}
     budget["variants"] = hashlib.sha256(repr({**VARIANTS, **MORE}).encode()).hexdigest()
-    state = _read_state(output / "runs.json", budget)
+    state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples are lists
     index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
     for split in ablation_table.SPLITS:
         _, queries = splits.outer(split)

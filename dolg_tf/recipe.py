@@ -198,6 +198,11 @@ class TrainingConfig:
     max_steps: int = option("stop after this many steps; 0: after the last epoch", 0, unit="steps")
     # Learning rate.
     initial_lr: float = option("learning rate after the warm-up", 0.05)
+    backbone_lr: float = option(
+        "learning rate of the backbone, as a share of the others'; 0: it keeps its weights, and "
+        "with --freeze_batch_norm its batch statistics",
+        1.0,
+    )
     schedule: str = option(
         "cosine: over the steps after the warm-up; cosine_by_epoch: the authors' code, over all "
         "epochs and constant inside each",
@@ -285,6 +290,7 @@ class TrainingConfig:
             validate_every=0,
             margin_range=0,
             retrieval_image_size=0,
+            backbone_lr=0,
         )
         for name in ("ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:

@@ -1,5 +1,7 @@
 """Optimizers, and what happens to a gradient before they see it."""
 
+from collections.abc import Collection
+
 import keras
 import tensorflow as tf
 
@@ -14,11 +16,34 @@ class _SummedGradients:
         return list(grads_and_vars)
 
 
-class _SGD(_SummedGradients, keras.optimizers.SGD):
+class _Shares:
+    """Lets each variable have its own share of the learning rate, decoupled decay included."""
+
+    def set_shares(self, shares: list[float]) -> None:
+        """Takes the share of each variable, in the order in which the optimizer was built."""
+        self._shares = shares
+
+    def _share(self, variable) -> float:
+        return self._shares[self._get_variable_index(variable)]
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate * self._share(variable))
+
+    def _apply_weight_decay(self, variables):
+        decay = self.weight_decay
+        if decay is None:
+            return
+        for share in sorted(set(self._shares)):
+            self.weight_decay = decay * share
+            super()._apply_weight_decay([v for v in variables if self._share(v) == share])
+        self.weight_decay = decay
+
+
+class _SGD(_Shares, _SummedGradients, keras.optimizers.SGD):
     pass
 
 
-class _Adam(_SummedGradients, keras.optimizers.Adam):
+class _Adam(_Shares, _SummedGradients, keras.optimizers.Adam):
     pass
 
 
@@ -47,8 +72,17 @@ def is_decayed(variable, training: TrainingConfig) -> bool:
     return training.decay_all or variable.path.rsplit("/", 1)[-1] == "kernel"
 
 
-def make_optimizer(training: TrainingConfig, steps_per_epoch: int, variables: list):
-    """Returns the built optimizer of a run; its gradients must come summed over the replicas."""
+def make_optimizer(
+    training: TrainingConfig, steps_per_epoch: int, variables: list, backbone: Collection = ()
+):
+    """Returns the built optimizer of a run; its gradients must come summed over the replicas.
+
+    Args:
+      training: the recipe.
+      steps_per_epoch: of the schedule.
+      variables: that are trained.
+      backbone: those of them that take `backbone_lr` of the learning rate.
+    """
     rate = make_schedule(training, steps_per_epoch)
     decay = training.weight_decay if training.decay == "decoupled" else None
     if training.optimizer == "sgd":
@@ -61,6 +95,9 @@ def make_optimizer(training: TrainingConfig, steps_per_epoch: int, variables: li
         spared = [variable for variable in variables if not is_decayed(variable, training)]
         optimizer.exclude_from_weight_decay(spared)
     optimizer.build(variables)
+    slow = {variable.path for variable in backbone}
+    shares = [training.backbone_lr if v.path in slow else 1.0 for v in variables]
+    optimizer.set_shares(shares)
     return optimizer
 
 

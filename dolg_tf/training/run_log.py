@@ -34,6 +34,7 @@ _MAY_CHANGE = (
 _MAY_BE_MENDED = (
     "skip_bad_records",
     "initial_lr",
+    "backbone_lr",
     "clip_norm",
     "accumulate",
     "jit_compile",

@@ -56,7 +56,12 @@ class Trainer:
             self.head = build_head(training, num_classes, class_counts)
             self.head.build((None, model.descriptor_size))
             self.variables = self.network.trainable_variables + self.head.trainable_variables
-            self.optimizer = make_optimizer(training, steps_per_epoch, self.variables)
+            self.optimizer = make_optimizer(
+                training,
+                steps_per_epoch,
+                self.variables,
+                self.network.get_layer("backbone").trainable_variables,
+            )
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.best = tf.Variable(-1.0, trainable=False, name="best")
             self._scale = LossScale() if training.precision == "float16" else None

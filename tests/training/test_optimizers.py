@@ -58,6 +58,28 @@ def test_two_steps_are_those_of_the_formula(optimizer, decay, decay_all):
         np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_backbone_takes_its_share_of_the_rate(optimizer):
+    """A variable with a share moves, and decays, as one of a run with that learning rate."""
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(2, 3)), rng.normal(size=(3, 2, 3)).astype(np.float32)
+    found = {}
+    for rate, share in ((RATE, 0.1), (RATE / 10, 1.0), (RATE, 0.0)):
+        names = ("backbone_kernel", "kernel")
+        variables = [keras.Variable(start, dtype="float32", name=name) for name in names]
+        options = {"optimizer": optimizer, "decay": "decoupled", "decay_all": True}
+        training = recipe(
+            "", **options, weight_decay=DECAY, epochs=10**6, initial_lr=rate, backbone_lr=share
+        )
+        optimize = make_optimizer(training, 10, variables, variables[:1])
+        for gradient in gradients:
+            optimize.apply_gradients([(tf.constant(gradient), v) for v in variables])
+        found[rate, share] = [np.asarray(variable) for variable in variables]
+    np.testing.assert_allclose(found[RATE, 0.1][0], found[RATE / 10, 1.0][0], rtol=1e-5)
+    np.testing.assert_array_equal(found[RATE, 0.0][0], start.astype(np.float32))
+    assert np.abs(found[RATE, 0.1][1] - found[RATE, 0.1][0]).max() > 1e-3
+
+
 def test_the_loss_scale_falls_at_once_and_rises_slowly():
     scale = LossScale()
     scale.update(tf.constant(False))
