@@ -27,6 +27,23 @@ class Whitening:
     sha256: str
     model_hash: str = ""
 
+    def check_model(self, path: files.Path, source: files.Path, *hashes: str) -> None:
+        """Makes sure that it was learned on descriptors of a model, where it says of which.
+
+        Args:
+          path: of the whitening, for the error.
+          source: whose descriptors are to be whitened, for the error.
+          hashes: of that model; the error names the first.
+
+        Raises:
+          InputError: when it was learned on those of another.
+        """
+        if self.model_hash not in ("", *hashes):
+            raise InputError(
+                f"--whitening={path} was learned on descriptors of model {self.model_hash}, "
+                f"{source} is of {hashes[0]}; learn it again on descriptors of this model"
+            )
+
 
 def write_whitening(
     path: files.Path, mean: np.ndarray, projection: np.ndarray, model_hash: str

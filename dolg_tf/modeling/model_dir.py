@@ -17,7 +17,7 @@ from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.weights_file import check_finite, load_weights
 from dolg_tf.recipe import DolgConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what follows a variable's name in a checkpoint
 

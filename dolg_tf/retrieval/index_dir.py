@@ -88,7 +88,7 @@ class Index:
         if not known or file.stat().st_size != len(header) + rows * width * 4:
             raise InputError(f"{file}: not an IndexFlatIP of {rows} x {width}; build it again")
         mapped = np.memmap(file, np.float32, "r", len(header), (rows, width))
-        return cls(path, ids, meta, Rows([_Aligned(mapped)]))
+        return cls(path, ids, meta, Rows([mapped]))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,25 +147,6 @@ class Index:
             "model"
         )
         same_space.check([(self.path, self.meta), (source, meta)], keys, remedy)
-
-
-class _Aligned:
-    """Rows as an array gives them, at addresses that a float32 may have.
-
-    Behind faiss' header of 45 bytes none is at one, and NumPy then multiplies ten times as slowly.
-    """
-
-    ndim = 2
-
-    def __init__(self, rows: np.ndarray):
-        self._rows = rows
-        self.shape = rows.shape
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return np.require(self._rows[key], np.float32, "A")
 
 
 # --- reading -------------------------------------------------------------------------

@@ -29,7 +29,6 @@ _K2 = 6  # of k-reciprocal encoding, as published
 _UNSET = -1
 _NORM_TOLERANCE = 0.01  # float16 rounds a norm by 5e-4
 _CHECK_ROWS = 65536
-_QUERIES = 1024  # searched for at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,9 +128,7 @@ def _check_unit(rows, what: str) -> None:
 
 def _head(queries: np.ndarray, index, m: int, reorder: Callable) -> np.ndarray:
     """Returns int64 (Q, min(m, N)): the best rows of each query, put in order by `reorder`."""
-    head = np.empty((len(queries), min(m, len(index))), np.int64)
-    for start, block in blocks(queries, _QUERIES):
-        _, head[start : start + len(block)] = search(index, block, m)
+    _, head = search(index, queries, m)
     for query in progress.track(range(len(queries)), len(queries), "rerank", "queries"):
         candidates = np.asarray(index[head[query]], np.float32)
         head[query] = head[query][reorder(queries[query], candidates)]

@@ -152,12 +152,7 @@ def apply(settings: ApplyConfig) -> None:
         )
     _refuse_whitened(photos)
     whitening = load_whitening(settings.whitening, photos.descriptors.shape[1])
-    if whitening.model_hash not in ("", photos.meta["model_hash"]):
-        raise InputError(
-            f"--whitening={settings.whitening} was learned on descriptors of model "
-            f"{whitening.model_hash}, {photos.source} is of {photos.meta['model_hash']}; learn it "
-            "again on descriptors of this model"
-        )
+    whitening.check_model(settings.whitening, photos.source, photos.meta["model_hash"])
     meta = photos.meta | {"whitening": whitening.sha256}
     kept = descriptors.finished(settings.output, meta)
     if kept is not None and kept.ids == photos.ids:

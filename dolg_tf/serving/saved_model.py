@@ -138,13 +138,8 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
 
 def _check_whitening(whitening, weights: str, config: ExportConfig) -> None:
     """Makes sure that a whitening was learned on descriptors of these weights, if it says so."""
-    rounded = dataclasses.replace(config, precision="bfloat16")
-    if whitening.model_hash not in ("", weights, export_hash(weights, rounded, None)):
-        raise InputError(
-            f"--whitening={config.whitening} was learned on descriptors of model "
-            f"{whitening.model_hash}, {config.model_dir} is {weights}; learn it again on "
-            "descriptors of this model"
-        )
+    half = export_hash(weights, dataclasses.replace(config, precision="bfloat16"), None)
+    whitening.check_model(config.whitening, config.model_dir, weights, half)
 
 
 def _about(weights: str, dolg_config, provenance: dict, config: ExportConfig, whitening) -> dict:

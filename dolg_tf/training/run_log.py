@@ -12,11 +12,11 @@ import tensorflow as tf
 from dolg_tf import config as configs
 from dolg_tf import files
 from dolg_tf.config import InputError
+from dolg_tf.modeling.model_dir import FORMAT_VERSION
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
 # What may differ between two starts of one run without making it another run.
 _MAY_CHANGE = (
     "logdir",  # the same folder has many names, and may be moved

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies
 
 from dolg_tf.config import InputError, from_dict
 from dolg_tf.evaluation import revisited
-from dolg_tf.retrieval import k_reciprocal, rerank, superglobal
+from dolg_tf.retrieval import k_reciprocal, rerank, search, superglobal
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.rerank import RerankConfig, apply
 from dolg_tf.retrieval.rows import Rows
@@ -82,7 +82,7 @@ def test_none_changes_nothing():
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
 def test_heads_are_the_best_photos_reordered(monkeypatch, block):
-    monkeypatch.setattr(rerank, "_QUERIES", block)
+    monkeypatch.setattr(search, "_QUERIES", block)
     queries, index = some(0, 9), some(1, 40)
     best = np.argsort(-(queries @ index.T), axis=1, kind="stable")[:, :12]
     given_numbers = {"rerank_m": 12, "rerank_k": 4, "rerank_beta": 0.2}
