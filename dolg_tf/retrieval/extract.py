@@ -171,7 +171,7 @@ def _do_part(
         log.info("%d of %d shards are done; run the same command again", count, work.count)
         raise
     took = progress.format_seconds(time.monotonic() - start)
-    log.info("%s: %d shards in %s", work.path, len(todo), took)
+    log.info("%s: %d of %d shards, in %s", work.path, len(todo), work.count, took)
 
 
 def _describe_shards(
