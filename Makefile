@@ -15,6 +15,7 @@ help:
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
 	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
+	@echo "make pictures                   the pictures of README and docs, of the quickstart's run"
 	@echo "make install                    the environment alone, in $(VENV)"
 	@echo "make lint                       ruff and the import rules"
 
@@ -34,11 +35,16 @@ install: $(STAMP)
 quickstart: $(STAMP)
 	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
 
-# The README's picture of a search, from the procedural set.
+# The pictures of README and docs, from the procedural set.
 pictures: quickstart
-	$(BIN)/python -c "from PIL import Image; \
-	  picture = Image.open('runs/quickstart/ranked_unseen.png').convert('RGB'); \
-	  picture.thumbnail((1200, 1200)); picture.save('docs/ranked_list.jpg', quality=88)"
+	$(BIN)/python -m dolg_tf.apps.report --run=runs/quickstart --output=runs/quickstart/report_page
+	$(call as_jpeg,ranked_unseen,ranked_list)
+	$(call as_jpeg,report_page/match_right_unseen_landmarks,match)
+	$(call as_jpeg,report_page/saw_unseen_landmarks_1,maps)
+
+as_jpeg = $(BIN)/python -c "from PIL import Image; \
+	  picture = Image.open('runs/quickstart/$(1).png').convert('RGB'); \
+	  picture.thumbnail((1200, 1200)); picture.save('docs/$(2).jpg', quality=88)"
 
 lint: $(TESTS)
 	$(BIN)/ruff check .

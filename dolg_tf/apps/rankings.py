@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dolg_tf import files
-from dolg_tf.apps.visualize import RankedPhoto, RankedRow
-from dolg_tf.config import InputError
+from dolg_tf.apps.figures import RankedPhoto, RankedRow
+from dolg_tf.apps.loaded_model import read_photo
 from dolg_tf.evaluation.revisited import LEVELS, score_descriptors
 from dolg_tf.retrieval import descriptors, search
-from dolg_tf.retrieval.decoding import load_photo
-from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
+from dolg_tf.retrieval.ground_truth import GroundTruth, Query, load_ground_truth
 from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
 
 # Longest side of a photo in a picture, in pixels.
@@ -26,6 +25,18 @@ def spread_queries(ap: Sequence[float | None], count: int) -> list[int]:
     return [order[pick] for pick in picks]
 
 
+def known_kinds(query: Query, level: str) -> dict[int, str]:
+    """Returns the kind, "positive" or "junk", of each index photo that is no negative of a query.
+
+    Args:
+      query: of a ground truth.
+      level: easy, medium or hard.
+    """
+    positive, junk = LEVELS[level]
+    kinds = {int(row): "positive" for label in positive for row in getattr(query, label)}
+    return kinds | {int(row): "junk" for label in junk for row in getattr(query, label)}
+
+
 def ranked_rows(
     task: GroundTruth,
     query_photos: Sequence[Photo],
@@ -36,7 +47,7 @@ def ranked_rows(
     top: int = 10,
     ap: Sequence[float | None] | None = None,
 ) -> list[RankedRow]:
-    """Reads the photos of rankings, for `visualize.ranked_list`.
+    """Reads the photos of rankings, for `figures.ranked_list`.
 
     Args:
       task: the ground truth.
@@ -52,25 +63,53 @@ def ranked_rows(
     Raises:
       InputError: when a photo cannot be read.
     """
-    positive, junk = LEVELS[level]
     scores, ranks = found
     rows = []
     for query in chosen:
-        truth = task.queries[query]
-        kinds = {row: "positive" for label in positive for row in getattr(truth, label)}
-        kinds |= {row: "junk" for label in junk for row in getattr(truth, label)}
+        kinds = known_kinds(task.queries[query], level)
         photo = query_photos[query]
         results = [
-            RankedPhoto(_image(index_photos[row], _SIDE), kinds.get(row, "negative"), float(score))
+            RankedPhoto(
+                read_photo(index_photos[row], _SIDE), kinds.get(row, "negative"), float(score)
+            )
             for row, score in zip(ranks[query][:top], scores[query][:top], strict=True)
         ]
         known = ap is not None and ap[query] is not None
         label = f"query, AP {100 * ap[query]:.0f} %" if known else "query"
-        whole = _image(dataclasses.replace(photo, box=None), 0)
+        whole = read_photo(dataclasses.replace(photo, box=None))
         height, width = whole.shape[:2]
         box = None if photo.box == (0, 0, width, height) else photo.box
         rows.append(RankedRow(whole, results, box, label))
     return rows
+
+
+def task_photos(
+    ground_truth: files.Path, image_root: files.Path, crop_queries: bool
+) -> tuple[Sequence[Photo], Sequence[Photo]]:
+    """Finds the photos of a ground truth.
+
+    Args:
+      ground_truth: gnd_*.pkl or gnd_*.mat.
+      image_root: folder of the photos.
+      crop_queries: whether queries have their boxes.
+
+    Returns:
+      Queries and index photos, in the order of the ground truth.
+
+    Raises:
+      InputError: when there is no such folder, or two photos have one id.
+    """
+    found = []
+    for subset in ("query", "index"):
+        settings = PhotosConfig(
+            images=str(ground_truth),
+            image_root=str(image_root),
+            subset=subset,
+            output="",
+            crop_queries=crop_queries,
+        )
+        found.append(list_photos(settings).photos)
+    return found[0], found[1]
 
 
 def rows_of_evaluation(
@@ -94,27 +133,11 @@ def rows_of_evaluation(
     """
     task = load_ground_truth(ground_truth)
     queries = descriptors.read(query_descriptors)
-    listed = {}
-    for subset in ("query", "index"):
-        listed[subset] = list_photos(
-            PhotosConfig(
-                images=str(ground_truth),
-                image_root=str(image_root),
-                subset=subset,
-                output="",
-                crop_queries=queries.meta.get("crop", True),
-            )
-        ).photos
+    crop = queries.meta.get("crop", True)
+    query_photos, index_photos = task_photos(ground_truth, image_root, crop)
     index_rows = descriptors.read(index_descriptors).select(task.index_ids)
     query_rows = np.asarray(queries.select(task.query_ids))
     found = search.search(index_rows, query_rows, top)
     ap = score_descriptors(task, query_rows, index_rows)[level]["AP"]
     chosen = spread_queries(ap, count)
-    return ranked_rows(task, listed["query"], listed["index"], found, chosen, level, top, ap)
-
-
-def _image(photo: Photo, max_side: int) -> np.ndarray:
-    image = load_photo(photo, max_side)
-    if isinstance(image, str):
-        raise InputError(image)
-    return image
+    return ranked_rows(task, query_photos, index_photos, found, chosen, level, top, ap)

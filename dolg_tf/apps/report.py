@@ -1,166 +1,93 @@
-"""The report of the quickstart: scores for programs, a page for people."""
+"""A page that shows how good a run is: curves, scores, rankings, maps, matches.
 
-import dataclasses
+python -m dolg_tf.apps.report --run=runs/quickstart --output=report/
+"""
+
+import functools
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from dolg_tf import files
-from dolg_tf.evaluation.revisited import LEVELS
+from dolg_tf import config, progress
+from dolg_tf.apps import report_page, report_photos, report_sections
+from dolg_tf.apps.figures import new_figure
+from dolg_tf.apps.loaded_model import LoadedModel
+from dolg_tf.apps.report_page import Note, Section
+from dolg_tf.apps.report_run import (
+    DESCRIPTORS,
+    Evaluation,
+    ReportConfig,
+    RunFiles,
+    find_files,
+    read_evaluation,
+)
+from dolg_tf.config import InputError
 
-# variant: (name in the table, what it is)
-VARIANTS = {
-    "trained": ("trained DOLG", "the network after training"),
-    "untrained": ("untrained DOLG", "the same network before its first step"),
-    "colour_histogram": (
-        "colour histogram",
-        "no network: square roots of a joint 8 x 8 x 8 RGB histogram",
-    ),
-}
-SPLITS = {
-    "seen": "landmarks of the training set, other photos",
-    "unseen": "landmarks that were never trained on",
-}
-_NOTHING = "\N{EN DASH}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A matplotlib Figure that goes into the page.
-
-    Attributes:
-      name: of the PNG, without suffix.
-      figure: see `dolg_tf.apps.visualize`.
-      alt: what it shows, for who cannot see it.
-      caption: a sentence under it.
-    """
-
-    name: str
-    figure: object
-    alt: str
-    caption: str = ""
+log = logging.getLogger(__name__)
 
 
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:.1f}"
+def _section_makers(
+    run: RunFiles, evaluations: Sequence[Evaluation]
+) -> list[Callable[[], Section]]:
+    """Returns functions that make the sections of a report, in their order."""
+    makers = [functools.partial(report_sections.training_section, run)]
+    if not evaluations:
+        lacking = run.lacking(**dict.fromkeys(DESCRIPTORS, ""))
+        note = Note(f"scores, curves, rankings: {lacking}")
+        return [*makers, lambda: Section("Retrieval", [note])]
+    of_descriptors = (
+        report_sections.scores_section,
+        report_sections.queries_section,
+        report_sections.precision_section,
+        report_sections.similarity_section,
+        report_sections.distractor_section,
+        report_sections.map_section,
+    )
+    makers += [functools.partial(make, run, evaluations) for make in of_descriptors]
+    load = functools.cache(lambda: LoadedModel(run.saved_model))
+    of_photos = (report_photos.saw_section, report_photos.match_section)
+    return [*makers, *(functools.partial(make, run, evaluations, load) for make in of_photos)]
 
 
-def _cell(level: Mapping) -> str:
-    """Returns a mean average precision with its interval, in percent."""
-    if level["mAP"] is None:
-        return _NOTHING
-    text = _percent(level["mAP"])
-    if level.get("mAP_interval"):
-        low, high = level["mAP_interval"]
-        text += f" ({_percent(low)}{_NOTHING}{_percent(high)})"
-    return text
+def write_report(settings: ReportConfig) -> pathlib.Path:
+    """Writes a page about a run: its files in, report.html and PNGs out.
 
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def score_table(scores: Mapping[str, Mapping[str, Mapping]]) -> list[str]:
-    """Returns the lines of a Markdown table of mAP, in percent, a dash where nothing counts.
+    What cannot be shown is named in the page and in the log, with the flag that would show it.
 
     Args:
-      scores: {variant: {split: scores of an evaluation}}; variants and splits may be missing.
-    """
-    rows = [
-        [split, VARIANTS[variant][0], *(_cell(scores[variant][split][level]) for level in LEVELS)]
-        for split in SPLITS
-        for variant in VARIANTS
-        if split in scores.get(variant, ())
-    ]
-    return _table(["landmarks", "descriptor", *(f"{level} mAP %" for level in LEVELS)], rows)
-
-
-def _protocol_sentence(protocol: Mapping) -> str:
-    crops = {
-        "box": "queries are cut to their boxes, index photos are whole",
-        "none": "**queries are NOT cut to their boxes**",
-    }
-    crop = crops.get(protocol.get("query_crop"), "whether queries were cut is not known")
-    scales = protocol.get("index_scales")
-    text = f"Revisited Oxford/Paris protocol: {crop}"
-    if scales:
-        plural = "s" if len(scales) > 1 else ""
-        text += f"; {len(scales)} scale{plural} ({', '.join(f'{scale:g}' for scale in scales)})"
-    distractors = protocol.get("distractors") or 0
-    text += f"; {distractors:,} distractors" if distractors else "; no distractors"
-    return text + "; exact search by inner product, no re-ranking."
-
-
-def _protocols(scores: Mapping) -> list[str]:
-    """Returns a line a split: how many photos, and the protocol of the best-placed variant."""
-    lines = []
-    for split in SPLITS:
-        for variant in VARIANTS:
-            protocol = scores.get(variant, {}).get(split, {}).get("protocol")
-            if protocol:
-                count = f"{protocol['queries']:,} queries, {protocol['index']:,} index photos"
-                lines.append(
-                    f"- {split} ({SPLITS[split]}): {count}. {_protocol_sentence(protocol)}"
-                )
-                break
-    return lines
-
-
-def _page(scores: Mapping, facts: Mapping[str, object], pictures: Sequence[Picture]) -> str:
-    lines = ["# Quickstart", ""]
-    lines += [
-        "Photos were written to TFRecords, a small DOLG was trained on them, "
-        "exported as a SavedModel, and asked to find photos of the same landmark. Mean average "
-        "precision (mAP) is 100 when every photo of the query's landmark comes before every "
-        "other one; in brackets the 95 % bootstrap interval over queries.",
-        "",
-        "## Scores",
-        "",
-        *score_table(scores),
-        "",
-        *_protocols(scores),
-        "",
-    ]
-    lines += [f"- {VARIANTS[v][0]}: {VARIANTS[v][1]}" for v in VARIANTS if v in scores]
-    if pictures:
-        lines += ["", "## What it finds"]
-    for picture in pictures:
-        lines += ["", f"![{picture.alt}]({picture.name}.png)"]
-        if picture.caption:
-            lines += ["", picture.caption]
-    if facts:
-        lines += ["", "## The run", ""]
-        lines += _table(["fact", "value"], [[key, str(value)] for key, value in facts.items()])
-    return "\n".join(lines) + "\n"
-
-
-def write_quickstart_report(
-    output_dir: files.Path,
-    scores: Mapping[str, Mapping[str, Mapping]],
-    facts: Mapping[str, object],
-    pictures: Sequence[Picture] = (),
-) -> pathlib.Path:
-    """Writes report.json, report.md and the pictures of a quickstart run.
-
-    Args:
-      output_dir: made when it is not there.
-      scores: {"trained"|"untrained"|"colour_histogram": {"seen"|"unseen": what
-        `dolg_tf.evaluation.revisited.evaluate` returned}}; splits and variants may be missing,
-        and report.json is exactly this.
-      facts: what a reader may want to know, such as photos, steps and times.
-      pictures: go under the scores.
+      settings: see `--help`.
 
     Returns:
-      The path of report.md.
+      The path of report.html.
+
+    Raises:
+      InputError: when there is nothing to show, a file is damaged, files do not go together, or the
+        output holds something else.
     """
-    output_dir = pathlib.Path(output_dir)
-    unknown = [v for v in scores if v not in VARIANTS]
-    unknown += [s for splits in scores.values() for s in splits if s not in SPLITS]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is none of {[*VARIANTS, *SPLITS]}")
-    for picture in pictures:
-        with files.atomic_path(output_dir / f"{picture.name}.png") as temporary:
-            picture.figure.savefig(temporary)
-    files.write_json(output_dir / "report.json", scores)
-    files.write_text(output_dir / "report.md", _page(scores, facts, pictures))
-    return output_dir / "report.md"
+    report_page.check_folder(settings.output)
+    new_figure(1, 1)  # matplotlib is there, or nothing is read
+    run = find_files(settings)
+    evaluations = [read_evaluation(run, task) for task in run.tasks]
+    makers = _section_makers(run, evaluations)
+    made = progress.track(makers, len(makers), "read and compute", "sections", every=5)
+    sections = [make() for make in made]
+    if all(section.is_empty for section in sections):
+        where = f"--run={run.run} has" if run.run else "no run is given, there is"
+        raise InputError(
+            f"{where} nothing to show: neither metrics.jsonl of a training nor scores or "
+            "descriptors of a quickstart; give the folder of a run, or --scores, or "
+            "--ground_truth, --query_descriptors and --index_descriptors"
+        )
+    for section in sections:
+        for note in section.notes:
+            log.warning("%s: not shown: %s", section.title, note)
+    names = [task.name for task in run.tasks]
+    name = pathlib.Path(run.run).resolve().name if run.run else ", ".join(names)
+    lead = report_sections.summary(evaluations)
+    path = report_page.write_page(settings.output, f"Retrieval report: {name}", sections, lead)
+    log.info("%s: written", path)
+    return path
+
+
+if __name__ == "__main__":
+    config.main(write_report, ReportConfig)

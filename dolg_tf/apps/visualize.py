@@ -1,235 +1,107 @@
-"""Pictures of retrieval, as matplotlib Figures: for a report, or a cell of a notebook."""
+"""A line a picture, for notebooks: maps of a photo, why two photos match, what an index finds.
 
-import dataclasses
-from collections.abc import Sequence
+In a notebook, `%matplotlib inline` makes a cell show the Figure that its last line gives.
+"""
 
-import numpy as np
+import pathlib
+import tempfile
 
-from dolg_tf.config import InputError
+from dolg_tf import files
+from dolg_tf.apps import figures, match
+from dolg_tf.apps.descriptor_maps import MAPS
+from dolg_tf.apps.figures import RankedPhoto, RankedRow
+from dolg_tf.apps.loaded_model import LoadedModel, read_photo
+from dolg_tf.retrieval.index_dir import Index
+from dolg_tf.retrieval.index_photos import write_csv
+from dolg_tf.retrieval.listing import Photo
+from dolg_tf.retrieval.photos import PhotosConfig, list_photos
+from dolg_tf.retrieval.same_space import SAME_SPACE
 
-# kind: (colour, mark, frame line, meaning). Okabe and Ito's palette keeps the colours apart for
-# the colour-blind; the mark says it without colour.
-KINDS = {
-    "positive": ("#009E73", "\N{CHECK MARK}", "solid", "same landmark"),
-    "negative": ("#D55E00", "\N{MULTIPLICATION X}", "solid", "another landmark"),
-    "junk": ("#8A8A8A", "\N{EN DASH}", "dashed", "not counted"),
-}
-_BOX_COLOUR = "#F0E442"
-
-# Sizes on the page, in inches.
-_CELL, _GAP, _QUERY_GAP, _LABEL, _MARGIN, _LEGEND = 1.1, 0.09, 0.24, 0.29, 0.12, 0.34
-
-
-@dataclasses.dataclass(frozen=True)
-class RankedPhoto:
-    """A found photo: uint8 RGB (H, W, 3), its kind (a key of KINDS) and its score."""
-
-    image: np.ndarray
-    kind: str
-    score: float | None = None
+_SIDE = 1024  # longest side that a photo is shrunk to before the network sees it, in pixels
+_FOUND_SIDE = 320  # of the photos that were found, in pixels
 
 
-@dataclasses.dataclass(frozen=True)
-class RankedRow:
-    """A query and what was found for it.
-
-    Attributes:
-      image: uint8 RGB (H, W, 3), the whole query photo.
-      found: best first.
-      box: (left, top, right, bottom) in pixels, what of the query was searched for; None: all.
-      label: a few words under the query photo.
-    """
-
-    image: np.ndarray
-    found: Sequence[RankedPhoto]
-    box: tuple[float, float, float, float] | None = None
-    label: str = "query"
-
-
-def _new_figure(width: float, height: float):
-    """Returns an empty Figure of a size in inches, free of pyplot's global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("pictures need matplotlib: pip install 'dolg_tf[report]'") from error
-    return Figure(figsize=(width, height), dpi=120, facecolor="white")
-
-
-def _photo_axes(figure, image: np.ndarray, left: float, top: float, cell: float):
-    """Shows an image in a square cell (inches from the top left), centred, at its aspect."""
-    width, height = figure.get_size_inches()
-    rows, columns = image.shape[:2]
-    scale = cell / max(rows, columns)
-    wide, high = columns * scale, rows * scale
-    x, y = left + (cell - wide) / 2, top + (cell - high) / 2
-    axes = figure.add_axes((x / width, 1 - (y + high) / height, wide / width, high / height))
-    axes.imshow(image, aspect="auto", interpolation="antialiased")
-    axes.set_axis_off()
-    return axes
-
-
-def _frame(axes, colour: str, line: str, width: float = 2.6) -> None:
-    from matplotlib.patches import Rectangle
-
-    place = {"transform": axes.transAxes, "clip_on": False, "fill": False}
-    if line != "solid":
-        axes.add_patch(Rectangle((0, 0), 1, 1, color="white", linewidth=width, **place))
-    axes.add_patch(Rectangle((0, 0), 1, 1, color=colour, linewidth=width, linestyle=line, **place))
-
-
-def _caption(figure, text: str, left: float, top: float, **style) -> None:
-    """Writes a line centred under a cell; `top` is the lower edge of the cell in inches."""
-    width, height = figure.get_size_inches()
-    x, y = (left + _CELL / 2) / width, 1 - (top + 0.065) / height
-    figure.text(x, y, text, ha="center", va="top", fontsize=7.5, color="#333333", **style)
-
-
-def _badge(figure, kind: str, left: float, top: float, size: float = 8) -> None:
-    """Draws the mark of a kind in a disc centred at (left, top) inches."""
-    width, height = figure.get_size_inches()
-    colour, mark = KINDS[kind][:2]
-    figure.text(
-        left / width,
-        1 - top / height,
-        mark,
-        ha="center",
-        va="center",
-        fontsize=size,
-        fontweight="bold",
-        color="white",
-        bbox={"boxstyle": "circle,pad=0.18", "facecolor": colour, "edgecolor": "white"},
-    )
-
-
-def _draw_query(figure, row: RankedRow, left: float, top: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes = _photo_axes(figure, row.image, left, top, _CELL)
-    if row.box is not None:
-        x, y, right, bottom = row.box
-        for colour, width in (("black", 3.0), (_BOX_COLOUR, 1.6)):
-            axes.add_patch(
-                Rectangle((x, y), right - x, bottom - y, fill=False, color=colour, linewidth=width)
-            )
-    _frame(axes, "#222222", "solid", 1.0)
-    _caption(figure, row.label, left, top + _CELL, fontweight="bold")
-
-
-def _draw_found(figure, photo: RankedPhoto, rank: int, left: float, top: float) -> None:
-    colour, _, line, _ = KINDS[photo.kind]
-    axes = _photo_axes(figure, photo.image, left, top, _CELL)
-    _frame(axes, colour, line)
-    rows, columns = photo.image.shape[:2]
-    scale = _CELL / max(rows, columns)
-    x = left + (_CELL - columns * scale) / 2
-    y = top + (_CELL - rows * scale) / 2
-    _badge(figure, photo.kind, x + 0.11, y + 0.11)
-    score = "" if photo.score is None else f"  {photo.score:.3f}"
-    _caption(figure, f"{rank}{score}", left, top + _CELL)
-
-
-def _draw_legend(figure, kinds: Sequence[str], boxed: bool, top: float) -> None:
-    width, height = figure.get_size_inches()
-    left = _MARGIN + 0.1
-    y = 1 - top / height
-    for kind in kinds:
-        _badge(figure, kind, left, top, 7)
-        text = KINDS[kind][3]
-        figure.text((left + 0.14) / width, y, text, va="center", fontsize=8, color="#333333")
-        left += 0.42 + 0.066 * len(text)
-    if boxed:
-        from matplotlib.patches import Rectangle
-
-        corner = ((left - 0.08) / width, y - 0.06 / height)
-        figure.add_artist(
-            Rectangle(
-                corner,
-                0.17 / width,
-                0.12 / height,
-                transform=figure.transFigure,
-                facecolor=_BOX_COLOUR,
-                edgecolor="black",
-                linewidth=0.8,
-            )
-        )
-        text = "searched part of the query"
-        figure.text((left + 0.16) / width, y, text, va="center", fontsize=8, color="#333333")
-
-
-def ranked_list(rows: Sequence[RankedRow]):
-    """Draws queries with what was found for each, best first from left to right.
-
-    Frames and marks say what each photo is: the same landmark (green, a tick), another one
-    (red, a cross) or one that the protocol does not count (grey, dashed, a dash). Rank and
-    score stand under each photo.
+def show_maps(model: LoadedModel | files.Path, photo: files.Path):
+    """Draws what the local branch of a network saw in a photo, shrunk to 1024 pixels if larger.
 
     Args:
-      rows: at least one.
+      model: a SavedModel of mode `serving`, or its directory, which takes longer.
+      photo: its file.
 
     Returns:
-      A matplotlib Figure.
-    """
-    columns = max(len(row.found) for row in rows)
-    pitch = _CELL + _GAP
-    first = _MARGIN + _CELL + _QUERY_GAP
-    row_height = _CELL + _LABEL
-    kinds = [kind for kind in KINDS if any(p.kind == kind for row in rows for p in row.found)]
-    boxed = any(row.box is not None for row in rows)
-    width = first + columns * pitch - _GAP + _MARGIN
-    figure = _new_figure(width, _MARGIN + len(rows) * row_height + _LEGEND)
-    for number, row in enumerate(rows):
-        top = _MARGIN + number * row_height
-        _draw_query(figure, row, _MARGIN, top)
-        for column, photo in enumerate(row.found):
-            _draw_found(figure, photo, column + 1, first + column * pitch, top)
-    _draw_legend(figure, kinds, boxed, _MARGIN + len(rows) * row_height + _LEGEND / 2 - 0.03)
-    return figure
-
-
-def attention_overlay(photo: np.ndarray, values: np.ndarray, label: str = "attention"):
-    """Draws a photo and, beside it, a map of the network over it.
-
-    Args:
-      photo: uint8 RGB (H, W, 3).
-      values: float (h, w), any range, such as an output of the signature `maps`; it is
-        stretched over the photo.
-      label: what the map shows, for the scale beside it.
-
-    Returns:
-      A matplotlib Figure.
+      A matplotlib Figure, see `figures.maps_overlay`.
 
     Raises:
-      InputError: when the map is not finite or has not two axes.
+      InputError: when the photo cannot be read or the network has no local branch.
     """
-    values = np.asarray(values, np.float32)
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise InputError(f"the map must be finite (h, w), it is {values.shape}")
-    rows, columns = photo.shape[:2]
-    side, bar = 3.4, 0.75
-    scale = side / max(rows, columns)
-    wide, high = columns * scale, rows * scale
-    figure = _new_figure(2 * wide + 0.45 + bar, high + 0.3)
-    width, height = figure.get_size_inches()
-    size = (wide / width, high / height)
-    for column in range(2):
-        axes = figure.add_axes(((0.15 + column * (wide + 0.15)) / width, 0.15 / height, *size))
-        axes.set_axis_off()
-        if column == 0:
-            axes.imshow(photo, aspect="auto")
-            continue
-        # A grey photo under the map, so that its colours are those of the scale.
-        axes.imshow(photo.mean(axis=-1), cmap="gray", aspect="auto", vmin=0, vmax=255)
-        drawn = axes.imshow(
-            values,
-            cmap="inferno",
-            alpha=0.6,
-            aspect="auto",
-            interpolation="bilinear",
-            extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
-        )
-        place = ((0.15 + 2 * wide + 0.3) / width, 0.15 / height, 0.13 / width, size[1])
-        scale_bar = figure.colorbar(drawn, cax=figure.add_axes(place))
-        scale_bar.set_label(label, fontsize=8)
-        scale_bar.ax.tick_params(labelsize=7)
-        scale_bar.solids.set_alpha(1)
-    return figure
+    image = read_photo(photo, _SIDE)
+    maps = _loaded(model).maps(image)
+    return figures.maps_overlay(image, {MAPS[name]: maps[name] for name in MAPS})
+
+
+def show_match(model: LoadedModel | files.Path, a: files.Path, b: files.Path):
+    """Draws where the local features of two photos agree, each shrunk to 1024 pixels if larger.
+
+    Args:
+      model: a SavedModel of mode `serving`, or its directory, which takes longer.
+      a, b: files of the photos.
+
+    Returns:
+      A matplotlib Figure, see `match.draw`.
+
+    Raises:
+      InputError: when a photo cannot be read or the model gives no local features.
+    """
+    photos = [read_photo(path, _SIDE) for path in (a, b)]
+    similarity, found = match.compare(_loaded(model), *photos)
+    return match.draw(photos, found, similarity, [pathlib.Path(path).name for path in (a, b)])
+
+
+def show_search(
+    index: Index | files.Path,
+    model: LoadedModel | files.Path,
+    photo: files.Path,
+    k: int = 8,
+    image_root: files.Path = "",
+):
+    """Draws the photos of an index that are nearest to a photo.
+
+    Args:
+      index: an index, or its directory.
+      model: that described the photos of the index; or its directory, which takes longer.
+      photo: its file; it is described as those of the index were.
+      k: photos found.
+      image_root: folder of the photos of the index; empty: where they were described.
+
+    Returns:
+      A matplotlib Figure, see `figures.ranked_list`.
+
+    Raises:
+      InputError: when the index is of another model, or a photo cannot be read.
+    """
+    model = _loaded(model)
+    index = index if isinstance(index, Index) else Index.open(index)
+    scales = tuple(index.meta["scales"] or model.about.scales)
+    about = {key: getattr(model.about, key) for key in SAME_SPACE}
+    index.check_making(str(model.path), about | {"scales": list(scales)})
+    image = read_photo(photo, index.meta["max_side"] or 0)
+    scores, ranks = (row[0] for row in index.search(model.describe(image, scales)[None], k))
+    there = ranks >= 0
+    photos = _photos([index.ids[rank] for rank in ranks[there]], index, image_root)
+    found = [
+        RankedPhoto(read_photo(one.file, _FOUND_SIDE), "unknown", float(score))
+        for one, score in zip(photos, scores[there], strict=True)
+    ]
+    return figures.ranked_list([RankedRow(image, found)])
+
+
+def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else LoadedModel(model)
+
+
+def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:
+    """Returns the photos of an index by their ids, wherever their suffixes are to be found."""
+    root = str(image_root or index.meta["image_root"])
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_csv(pathlib.Path(folder, "photos.csv"), [["id"], *([id_] for id_ in ids)])
+        return list_photos(PhotosConfig(images=str(listed), image_root=root, output="")).photos

@@ -70,15 +70,26 @@ def score_places(places: list[dict[str, np.ndarray]]) -> dict:
       "mAP_interval": [low, high]}}; None stands for a query without positives and for the mean
       of none.
     """
-    return {level: _score_level(places, *labels) for level, labels in LEVELS.items()}
+    return {level: _score_level(places, level) for level in LEVELS}
 
 
-def _score_level(places, positive: tuple[str, ...], junk: tuple[str, ...]) -> dict:
+def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
+    """Returns int64 (P,), ascending: where a query's positives stand once junk is taken out.
+
+    Args:
+      places: of one query, see `score_places`.
+      level: easy, medium or hard.
+    """
+    positive, junk = LEVELS[level]
+    ranks = np.sort(np.concatenate([places[label] for label in positive]))
+    return metrics.remove_junk(ranks, np.concatenate([places[label] for label in junk]))
+
+
+def _score_level(places: list[dict[str, np.ndarray]], level: str) -> dict:
     precision = {k: [] for k in CUTOFFS}
     ap = []
     for query in places:
-        ranks = np.sort(np.concatenate([query[label] for label in positive]))
-        ranks = metrics.remove_junk(ranks, np.concatenate([query[label] for label in junk]))
+        ranks = level_ranks(query, level)
         ap.append(metrics.average_precision(ranks) if len(ranks) else None)
         for k in CUTOFFS:
             precision[k].append(metrics.precision_at(ranks, k) if len(ranks) else None)
@@ -93,14 +104,16 @@ def _score_level(places, positive: tuple[str, ...], junk: tuple[str, ...]) -> di
 # --- descriptors -> scores -----------------------------------------------------------
 
 
-def score_descriptors(
+def label_places(
     ground_truth: GroundTruth,
     queries: np.ndarray,
     index: Rows | np.ndarray,
     settings: rerank.RerankConfig | None = None,
     memory_gb: float = 4.0,
-) -> dict:
-    """Returns the scores, see `score_places`, of exact search by inner product, without sorting.
+) -> list[dict[str, np.ndarray]]:
+    """Returns where the photos that count stand in the rankings, for `score_places`.
+
+    Exact search by inner product, without sorting.
 
     Args:
       ground_truth: the task.
@@ -122,7 +135,18 @@ def score_descriptors(
         np.split(these, np.cumsum([*map(len, labels)])[:-1])
         for these, labels in zip(places, labelled, strict=True)
     ]
-    return score_places([dict(zip(LABELS, these, strict=True)) for these in split])
+    return [dict(zip(LABELS, these, strict=True)) for these in split]
+
+
+def score_descriptors(
+    ground_truth: GroundTruth,
+    queries: np.ndarray,
+    index: Rows | np.ndarray,
+    settings: rerank.RerankConfig | None = None,
+    memory_gb: float = 4.0,
+) -> dict:
+    """Returns the scores, see `score_places`, of what `label_places` takes."""
+    return score_places(label_places(ground_truth, queries, index, settings, memory_gb))
 
 
 def evaluate(settings: RevisitedConfig) -> dict:

@@ -225,9 +225,9 @@ def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> d
 
 
 def _pictures(sets: dict, photos: _Photos) -> list:
+    from dolg_tf.apps.figures import ranked_list
     from dolg_tf.apps.rankings import rows_of_evaluation
-    from dolg_tf.apps.report import Picture
-    from dolg_tf.apps.visualize import ranked_list
+    from dolg_tf.apps.report_page import Picture
 
     pictures = []
     for split, ground_truth in photos.ground_truths.items():
@@ -273,7 +273,7 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
         sets[variant] = timed("descriptors", _describe, variant, model, photos, output)
         scores[variant] = timed("search and scores", _score, variant, sets[variant], photos, output)
 
-    from dolg_tf.apps.report import write_quickstart_report
+    from dolg_tf.apps.quickstart_report import write_quickstart_report
 
     pictures = timed("pictures", _pictures, sets["trained"], photos)
     facts = {"training photos": records["train"], "landmarks": records["num_classes"]}

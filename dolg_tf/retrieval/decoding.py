@@ -25,7 +25,8 @@ def _cut(image: np.ndarray, photo: Photo) -> np.ndarray:
     return image[top:bottom, left:right]
 
 
-def _shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """Returns uint8 RGB (H, W, 3), shrunk to a longest side of `max_side` pixels; 0: as it is."""
     height, width = image.shape[:2]
     if not max_side or max(height, width) <= max_side:
         return image
@@ -67,7 +68,7 @@ def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
         return f"{photo.where}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
     if photo.box is not None:
         image = _cut(image, photo)
-    return _shrink(image, max_side)
+    return shrink(image, max_side)
 
 
 def decode_ahead(photos: Iterable[Photo], max_side: int) -> Iterator[np.ndarray | str]:

@@ -77,19 +77,21 @@ def _hash_files(saved_model: pathlib.Path) -> str:
 
 
 def load_describe(saved_model: pathlib.Path, scales: tuple[float, ...]) -> Describe:
-    """Loads a SavedModel: the signature `images` of ours, or that of DELG's extractor.
+    """Loads a SavedModel and describes photos by it; see `load_model` and `describe_by`."""
+    return describe_by(load_model(saved_model), scales)
 
-    Returns:
-      uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm.
+
+def load_model(saved_model: files.Path):
+    """Loads a SavedModel that has the signature `images`, or is DELG's extractor.
 
     Raises:
-      InputError: when it has neither signature.
+      InputError: when it is neither.
     """
     import tensorflow as tf
 
     model = tf.saved_model.load(str(saved_model))
     if "images" in model.signatures:
-        return _describe_batch(model, tf.constant(scales, tf.float32))
+        return model
     call = model.signatures.get("serving_default")
     inputs = () if call is None else tuple(sorted(call.structured_input_signature[1]))
     if inputs != _DELG or "global_descriptors" not in call.structured_outputs:
@@ -98,7 +100,23 @@ def load_describe(saved_model: pathlib.Path, scales: tuple[float, ...]) -> Descr
             f"{sorted(model.signatures)}, and is no extractor of DELG's global descriptors; "
             "export/export_saved_model.py --mode=serving writes one"
         )
-    return _describe_one_by_one(model, tf.constant(scales, tf.float32))
+    return model
+
+
+def describe_by(model, scales: tuple[float, ...]) -> Describe:
+    """Returns how a loaded model describes photos.
+
+    Args:
+      model: as `load_model` gives it.
+      scales: of the photos.
+
+    Returns:
+      uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm.
+    """
+    import tensorflow as tf
+
+    describe = _describe_batch if "images" in model.signatures else _describe_one_by_one
+    return describe(model, tf.constant(scales, tf.float32))
 
 
 def _describe_batch(model, scales) -> Describe:

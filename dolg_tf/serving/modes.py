@@ -22,7 +22,7 @@ _function = functools.partial(tf.function, autograph=False)
 
 
 def serving(network: keras.Model, config, whitening: Whitening | None) -> Functions:
-    """TF Serving, extraction, report and demo: encoded photos, photos of one size, maps of one."""
+    """TF Serving, extraction, report and demo: encoded photos, pixels, what is in a photo."""
     folded = FoldedNetwork(network)
     width = network.output_shape[-1] if whitening is None else whitening.projection.shape[1]
 
@@ -48,9 +48,8 @@ def serving(network: keras.Model, config, whitening: Whitening | None) -> Functi
     functions = {"serving_default": encoded, "images": images}
     if has_local_branch(network):
         photo = tf.TensorSpec(_PHOTO, tf.uint8, "image")
-        functions["maps"] = _function(
-            signatures.maps(folded.intermediates), input_signature=[photo]
-        )
+        for name, of in signatures.OF_LOCAL_BRANCH.items():
+            functions[name] = _function(of(folded.intermediates), input_signature=[photo])
     return functions
 
 

@@ -107,3 +107,24 @@ def maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], di
         }
 
     return compute
+
+
+def local_features(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
+    """Returns a function from one photo to its local features, as the fusion sees them.
+
+    Args:
+      intermediates: `dolg.intermediates` of the network, or its folded form's.
+
+    It takes uint8 RGB (H, W, 3) and gives `features`, float32 (h, w, C): unit vectors times the
+    attention that `maps` gives, or without attention whatever length the batch norm gives them.
+    Of two local branches it is the finer one.
+    """
+
+    def compute(image):
+        return {"features": intermediates(images.to_float(image)[None])["local"][0]}
+
+    return compute
+
+
+# The signatures of one photo that a network with a local branch has.
+OF_LOCAL_BRANCH = {"maps": maps, "local_features": local_features}

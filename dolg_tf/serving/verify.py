@@ -161,13 +161,12 @@ def _serving(network: keras.Model, config, whitening: Whitening | None) -> list[
         checks.append(Check("images", {"images": photos, "scales": scales}, expected))
     checks.append(_encoded(checks))
     if has_local_branch(network):
-        photo = tf.TensorSpec([None, None, 3], tf.uint8)
-        compute = tf.function(
-            signatures.maps(intermediates(network)), input_signature=[photo], autograph=False
-        )
-        for photo in _photos():
-            expected = {name: x.numpy() for name, x in compute(tf.constant(photo)).items()}
-            checks.append(Check("maps", {"image": photo}, expected))
+        seen, spec = intermediates(network), tf.TensorSpec([None, None, 3], tf.uint8)
+        for signature, of in signatures.OF_LOCAL_BRANCH.items():
+            compute = tf.function(of(seen), input_signature=[spec], autograph=False)
+            for photo in _photos():
+                expected = {name: x.numpy() for name, x in compute(tf.constant(photo)).items()}
+                checks.append(Check(signature, {"image": photo}, expected))
     return checks
 
 

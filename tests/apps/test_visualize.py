@@ -1,99 +1,69 @@
-import io
-import sys
+"""The one-liners of notebooks."""
+
+import json
 
 import numpy as np
 import pytest
+import stand_in_saved_model as stand_in
 from PIL import Image
 
-from dolg_tf.apps import visualize
-from dolg_tf.apps.visualize import KINDS, RankedPhoto, RankedRow
+from dolg_tf.apps.loaded_model import LoadedModel
+from dolg_tf.apps.visualize import show_maps, show_match, show_search
 from dolg_tf.config import InputError
+from dolg_tf.retrieval.extract import ExtractConfig, extract
+from dolg_tf.retrieval.index import BuildConfig, build
 
-GREY = np.full((30, 40, 3), 128, np.uint8)
-
-
-def _pixels(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return np.asarray(Image.open(buffer).convert("RGB"))
+COLOURS = {"red": (250, 20, 30), "green": (20, 250, 30), "pink": (250, 130, 140)}
 
 
-def _count(pixels, colour):
-    value = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((pixels == value).all(axis=-1).sum())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos in folders, a model, and an index of the photos."""
+    path = tmp_path_factory.mktemp("show")
+    for name, colour in COLOURS.items():
+        (path / "photos" / name).mkdir(parents=True)
+        image = np.full((40, 50, 3), colour, np.uint8)
+        Image.fromarray(image).save(path / "photos" / name / "1.png")
+    stand_in.save(path / "model")
+    arguments = {"saved_model": str(path / "model"), "images": str(path / "photos")}
+    extract(ExtractConfig(**arguments, output=str(path / "set"), max_side=30))
+    build(BuildConfig(descriptors=str(path / "set"), output=str(path / "index")))
+    return path
 
 
-def _row(*kinds, box=None):
-    found = [RankedPhoto(GREY, kind, 0.5) for kind in kinds]
-    return RankedRow(GREY, found, box)
+def test_maps_and_matches(folder):
+    photos = [folder / "photos" / name / "1.png" for name in ("red", "pink")]
+    model = LoadedModel(folder / "model")
+    labels = [" ".join(axes.get_ylabel().split()) for axes in show_maps(model, photos[0]).axes]
+    assert "attention" in labels and "share that the global feature explains" in labels
+    by_path = show_maps(folder / "model", photos[0])
+    assert len(by_path.axes) == len(labels)
+    titles = [axes.get_title() for axes in show_match(model, *photos).axes]
+    assert titles.count("1.png") == 2
 
 
-def test_frames_and_marks_tell_the_kind():
-    pixels = _pixels(visualize.ranked_list([_row("positive", "junk")]))
-    assert _count(pixels, KINDS["positive"][0]) > 500
-    assert _count(pixels, KINDS["junk"][0]) > 300
-    assert _count(pixels, KINDS["negative"][0]) == 0
-    figure = visualize.ranked_list([_row("negative")])
-    texts = [text.get_text() for text in figure.texts]
-    assert texts.count(KINDS["negative"][1]) == 2  # on the photo and in the legend
-    assert "1  0.500" in texts and "another landmark" in texts
+def test_a_search_shows_the_nearest_photos_first(folder):
+    figure = show_search(folder / "index", folder / "model", folder / "photos/red/1.png", k=2)
+    query, *found = (axes.images[0].get_array()[0, 0] for axes in figure.axes)
+    assert [tuple(pixel) for pixel in (query, *found)] == [
+        COLOURS["red"],
+        COLOURS["red"],
+        COLOURS["pink"],
+    ]
+    assert figure.axes[0].images[0].get_array().shape == (24, 30, 3)  # as the index was described
+    assert any(text.get_text() == "1  1.000" for text in figure.texts)
 
 
-def test_box_is_drawn_only_where_there_is_one():
-    colour = visualize._BOX_COLOUR
-    assert _count(_pixels(visualize.ranked_list([_row("positive")])), colour) == 0
-    boxed = visualize.ranked_list([_row("positive", box=(5, 5, 30, 20))])
-    assert _count(_pixels(boxed), colour) > 100
-
-
-def test_photos_keep_their_aspect_in_equal_cells():
-    tall = np.zeros((50, 20, 3), np.uint8)
-    row = RankedRow(GREY, [RankedPhoto(tall, "positive"), RankedPhoto(GREY, "negative")])
-    figure = visualize.ranked_list([row])
-    width, height = figure.get_size_inches()
-    boxes = [axes.get_position() for axes in figure.axes]
-    sizes = [(box.width * width, box.height * height) for box in boxes]
-    cell = visualize._CELL
-    np.testing.assert_allclose(sizes, [(cell, cell * 0.75), (cell * 0.4, cell), sizes[0]])
-
-
-def test_rows_may_be_of_different_lengths():
-    figure = visualize.ranked_list([_row("positive"), _row(), _row("junk", "negative", "positive")])
-    assert len(figure.axes) == 3 + 1 + 0 + 3
-
-
-def test_attention_overlay():
-    values = np.zeros((3, 4), np.float32)
-    values[0, 0] = 7
-    figure = visualize.attention_overlay(GREY, values, "norm")
-    photo, overlay, scale = figure.axes
-    assert photo.get_position().width == pytest.approx(overlay.get_position().width)
-    drawn = overlay.images[1]
-    assert tuple(drawn.get_extent()) == (-0.5, 39.5, 29.5, -0.5)
-    assert drawn.get_clim() == (0, 7) and scale.get_ylabel() == "norm"
-    pixels = _pixels(figure).astype(int)
-    colourful = np.ptp(pixels[:, : int(pixels.shape[1] * 0.85)], axis=-1) > 60
-    rows, columns = np.nonzero(colourful)
-    assert rows.max() < pixels.shape[0] / 2 and columns.min() > pixels.shape[1] * 0.4
-    assert figure.get_size_inches()[0] > figure.get_size_inches()[1]
-
-
-def test_a_flat_map_is_drawn_and_a_broken_one_refused():
-    assert visualize.attention_overlay(GREY, np.ones((2, 2)))
-    for values in (np.ones(3), np.array([[np.nan, 1]])):
-        with pytest.raises(InputError, match="must be finite"):
-            visualize.attention_overlay(GREY, values)
-
-
-def test_no_figure_stays_in_pyplot():
-    from matplotlib import pyplot
-
-    visualize.ranked_list([_row("positive")])
-    visualize.attention_overlay(GREY, np.ones((2, 2)))
-    assert pyplot.get_fignums() == []
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'dolg_tf\[report\]'"):
-        visualize.ranked_list([_row("positive")])
+def test_a_search_with_another_model_is_refused(folder, tmp_path):
+    other = stand_in.save(tmp_path / "other")
+    about = other / "assets.extra/dolg.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"weights_sha256": "other"}))
+    with pytest.raises(InputError, match="has model_hash 'other'"):
+        show_search(folder / "index", other, folder / "photos/red/1.png")
+    with pytest.raises(InputError, match="no such folder"):
+        show_search(
+            folder / "index",
+            folder / "model",
+            folder / "photos/red/1.png",
+            image_root=tmp_path / "none",
+        )

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -114,9 +115,21 @@ def test_maps_are_what_the_network_saw(loaded, network, photos):
     np.testing.assert_allclose(maps["explained_energy"], explained / energy, atol=1e-5)
 
 
+def test_local_features_are_what_the_fusion_gets(loaded, network, photos):
+    photo = photos(50, 70, 3)
+    features = loaded.signatures["local_features"](image=tf.constant(photo))["features"]
+    seen = intermediates(network)(photo[None].astype(np.float32) / 255)
+    fused_from = network.get_layer("fusion").input[0]
+    expected = keras.Model(network.input, fused_from)(photo[None].astype(np.float32) / 255)
+    np.testing.assert_allclose(features, expected[0], atol=1e-5)
+    norms = np.linalg.norm(features, axis=-1)
+    np.testing.assert_allclose(norms, seen["attention"][0, :, :, 0], rtol=1e-4)
+
+
 def test_without_local_branch_there_are_no_maps(dolg_config, network):
     config = ExportConfig(model_dir="m", output="o")
-    assert set(serving(network, config, None)) == {"serving_default", "images", "maps"}
+    functions = {"serving_default", "images", "maps", "local_features"}
+    assert set(serving(network, config, None)) == functions
     network = build_dolg(dataclasses.replace(dolg_config, fusion="global_only"))
     assert set(serving(network, config, None)) == {"serving_default", "images"}
 

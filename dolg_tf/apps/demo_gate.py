@@ -1,0 +1,161 @@
+"""What stands before Gradio's server: only what the page itself asks for comes through.
+
+Gradio serves more than a page needs: files by their path, other servers' pages, recordings; and it
+fetches an address that a request gives in place of an uploaded file. Here everything that is not
+listed is refused, before Gradio sees it, and the browser is told to ask no other server.
+"""
+
+import json
+import pathlib
+from collections.abc import Awaitable, Callable
+
+_HOSTS = ("127.0.0.1", "localhost")
+_PATHS = (
+    "/",
+    "/config",
+    "/favicon.ico",
+    "/manifest.json",
+    "/theme.css",
+    "/gradio_api/startup-events",
+    "/gradio_api/queue/join",
+    "/gradio_api/queue/data",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+    "/gradio_api/upload",
+    "/gradio_api/upload_progress",
+)
+_FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+_UPLOAD = "/gradio_api/upload"
+_MAX_JSON = 4 * 2**20  # bytes: of a request that names some thousand uploaded files
+# Gradio's page compiles its templates, hence unsafe-eval; its pictures are in the page itself.
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
+    "'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' "
+    "data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+_Receive = Callable[[], Awaitable[dict]]
+_Send = Callable[[dict], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+      app: the application behind it.
+      uploads: folder that uploads go to; no other path may be named by a request.
+      max_upload: largest upload, of one or several files, in bytes.
+    """
+
+    def __init__(self, app, uploads: pathlib.Path, max_upload: int):
+        self._app, self._max_upload = app, max_upload
+        self._uploads = uploads.resolve()
+
+    async def __call__(self, scope: dict, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # no web socket is asked for; unanswered, it is closed
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is None and scope["method"] == "POST" and scope["path"] != _UPLOAD:
+            body = await _read(receive)
+            refusal = self._refusal_of(body)
+            receive = _again(body, receive)
+        if refusal is not None:
+            await _refuse(send, *refusal)
+            return
+        await self._app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: dict, headers: dict) -> tuple[int, str] | None:
+        """Returns the status and the reason with which a request is refused, by its head."""
+        path, host = scope["path"], headers.get("host", "")
+        # Else a web site whose name leads to this machine could read the photos.
+        if host.rsplit(":", 1)[0] not in _HOSTS:
+            return 403, "This server answers to 127.0.0.1 and localhost only."
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return 403, "This server answers its own page only."
+        if path not in _PATHS and (not path.startswith(_FOLDERS) or ".." in path):
+            return 404, "There is nothing here."
+        if path == _UPLOAD and scope["method"] == "POST":
+            size = headers.get("content-length", "")
+            # In chunks it would go on, whatever length it says.
+            if not size.isdecimal() or "transfer-encoding" in headers:
+                return 411, "An upload must say its length."
+            if int(size) > self._max_upload:
+                return 413, f"An upload may have {self._max_upload / 2**20:.4g} MiB."
+        return None
+
+    def _refusal_of(self, body: bytes | None) -> tuple[int, str] | None:
+        """The same by the body of a request."""
+        if body is None:
+            return 413, f"A request may have {_MAX_JSON} bytes."
+        try:
+            outside = body and not all(map(self._is_upload, _paths(json.loads(body))))
+        except (ValueError, RecursionError):
+            return 400, "The request is no JSON."
+        return (403, "The request names a file that was not uploaded.") if outside else None
+
+    def _is_upload(self, path) -> bool:
+        try:
+            return pathlib.Path(path).resolve().is_relative_to(self._uploads)
+        except (TypeError, ValueError, OSError):
+            return False
+
+
+def _paths(value) -> list:
+    """Returns all that stands under a key `path` in a JSON value, however deep."""
+    if isinstance(value, dict):
+        found = [value["path"]] if "path" in value else []
+        return found + [path for item in value.values() for path in _paths(item)]
+    if isinstance(value, list):
+        return [path for item in value for path in _paths(item)]
+    return []
+
+
+async def _read(receive: _Receive) -> bytes | None:
+    """Returns the body of a request; None when it is too large."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > _MAX_JSON:
+            return None
+    return body
+
+
+def _again(body: bytes | None, receive: _Receive) -> _Receive:
+    """Returns a `receive` that gives a body that was read already, and then what follows."""
+    given = False
+
+    async def again():
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _with_headers(send: _Send) -> _Send:
+    async def send_more(message):
+        if message["type"] == "http.response.start":
+            more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+            message = message | {"headers": [*message.get("headers", ()), *more]}
+        await send(message)
+
+    return send_more
+
+
+async def _refuse(send: _Send, status: int, reason: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    await _with_headers(send)(start)
+    await send({"type": "http.response.body", "body": reason.encode()})

@@ -1,0 +1,41 @@
+"""A SavedModel with the signatures of mode `serving` that describes photos by their colours."""
+
+import json
+import pathlib
+
+import tensorflow as tf
+
+SCALES = (0.5, 1.0)
+LOCAL = ("maps", "local_features")
+
+
+def _features(image):
+    """Mean colours, around grey, of cells of 16 x 16 pixels."""
+    cells = tf.nn.avg_pool2d(tf.cast(image, tf.float32)[None], 16, 16, "SAME")
+    return cells[0] / 127.5 - 1.0
+
+
+def save(path: pathlib.Path, local: tuple[str, ...] = LOCAL) -> pathlib.Path:
+    """Writes it; `local` are the signatures of one photo that it has."""
+    photo = tf.TensorSpec([None, None, 3], tf.uint8, "image")
+    photos = tf.TensorSpec([None, None, None, 3], tf.uint8, "images")
+    scales = tf.TensorSpec([None], tf.float32, "scales")
+
+    def images(images, scales):
+        rows = tf.map_fn(lambda image: tf.reduce_mean(_features(image), (0, 1)), images, tf.float32)
+        return {"descriptors": tf.math.l2_normalize(rows * tf.reduce_sum(scales), axis=-1)}
+
+    def maps(image):
+        attention = tf.norm(_features(image), axis=-1)
+        names = ("attention", "orthogonal_norm", "explained_energy")
+        return dict.fromkeys(names, attention)
+
+    one = {"maps": maps, "local_features": lambda image: {"features": _features(image)}}
+    functions = {"images": tf.function(images, input_signature=[photos, scales])}
+    for name in local:
+        functions[name] = tf.function(one[name], input_signature=[photo])
+    tf.saved_model.save(tf.Module(), str(path), functions)
+    about = {"format_version": 1, "scales": SCALES, "weights_sha256": "abc", "whitening": None}
+    (path / "assets.extra").mkdir()
+    (path / "assets.extra/dolg.json").write_text(json.dumps(about))
+    return path
