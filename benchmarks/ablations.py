@@ -82,17 +82,33 @@ def base_config(backbone: str, width: int) -> DolgConfig:
 # --- maps -> descriptors ----------------------------------------------------------------------
 
 
-def build_top(config: DolgConfig, seed: int) -> tuple[keras.Model, list[str]]:
-    """Returns what is above the backbone's maps, and which maps it takes."""
+def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, list[str]]:
+    """Returns what is above the backbone's maps, and which maps it takes.
+
+    The global feature starts thirty times as long as the pooled local part. What the last layer
+    takes is therefore multiplied by constants that make each of its halves 1 long, on the average
+    of a first batch: the same network, since its last layer could hold them, but one in which both
+    halves count and learn from the first step on.
+    """
     network = dolg.build_dolg(config, seed=seed)
-    names = [name for name in dolg.MAPS if any(layer.name == name for layer in network.layers)]
-    inputs = [network.get_layer(name).output for name in names]
-    return keras.Model(inputs, network.output), names
+    layers = {layer.name: layer for layer in network.layers}
+    names = [name for name in dolg.MAPS if name in layers]
+    inputs = [layers[name].output for name in names]
+    fused = layers["fused" if "fused" in layers else "global"].output
+    taken = Maps({name: maps.arrays[name] for name in names}, maps.landmarks)
+    some = taken.batch(np.linspace(0, len(maps.landmarks) - 1, BATCH).astype(int))
+    rows = np.asarray(keras.Model(inputs, fused)(some, training=True))
+    width = layers["global"].output.shape[-1]
+    scales = [
+        np.full(half.shape[-1], 1 / np.linalg.norm(half, axis=1).mean(), np.float32)
+        for half in np.split(rows, range(width, rows.shape[-1], width), axis=-1)
+    ]
+    return keras.Model(inputs, layers["descriptor"](fused * np.concatenate(scales))), names
 
 
 def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
     """Trains what is above the maps; returns a function of maps (N photos) to unit descriptors."""
-    top, names = build_top(config, seed)
+    top, names = build_top(config, maps, seed)
     classes, labels = np.unique(maps.landmarks, return_inverse=True)
     head = ArcFace(len(classes), MARGIN, SCALE)
     head.build((None, config.descriptor_size))
@@ -288,7 +304,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder of results")
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--width", type=int, default=128, help="of local and global feature")
-    parser.add_argument("--steps", type=int, default=150, help="of training, 32 photos each")
+    parser.add_argument("--steps", type=int, default=100, help="of training, 32 photos each")
     parser.add_argument("--seeds", type=int, default=0, help="0: 3, with --full 5")
     parser.add_argument(
         "--together", default="", help="landmarks that show one another, with commas between them"

@@ -184,6 +184,12 @@ class TrainingConfig:
         ".pyth, .npz or .safetensors; or none",
         "none",
     )
+    whiten_shrinkage: float = option(
+        "above 0, the last layer starts as a whitening, learned on the training photos, that evens "
+        "out how those of one landmark differ, with this share of the mean variance added to each "
+        "direction: near 0 for landmarks that are trained, near 1 for others. 0: random start",
+        0.0,
+    )
     restore: str = option(
         "which checkpoint of the run directory to go on from",
         "latest",
@@ -199,8 +205,8 @@ class TrainingConfig:
     # Learning rate.
     initial_lr: float = option("learning rate after the warm-up", 0.05)
     backbone_lr: float = option(
-        "learning rate of the backbone, as a share of the others'; 0: it keeps its weights, and "
-        "with --freeze_batch_norm its batch statistics",
+        "learning rate of the backbone, as a share of the others'; 0: it keeps its weights and "
+        "batch statistics, and a step takes a third of the time",
         1.0,
     )
     schedule: str = option(
@@ -291,6 +297,7 @@ class TrainingConfig:
             margin_range=0,
             retrieval_image_size=0,
             backbone_lr=0,
+            whiten_shrinkage=0,
         )
         for name in ("ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:

@@ -95,7 +95,9 @@ def check_run(
             was = stored[section][name]
             if was == value or name in _MAY_CHANGE:
                 continue
-            if name in _MAY_BE_MENDED:
+            # A backbone that is not trained has no place in the optimizer.
+            mendable = name in _MAY_BE_MENDED and (name != "backbone_lr" or (was and value))
+            if mendable:
                 log.warning("--%s was %s, and is %s from here on", name, was, value)
             else:
                 raise InputError(

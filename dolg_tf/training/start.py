@@ -4,10 +4,12 @@ import dataclasses
 import logging
 
 from dolg_tf.config import InputError
+from dolg_tf.data.pipeline import TrainingInput
 from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
 from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.training.run_log import has_begun
 from dolg_tf.training.steps import Trainer
+from dolg_tf.training.whitened_start import start_whitened
 from dolg_tf.weights.imagenet import load_backbone, preprocessing
 
 log = logging.getLogger(__name__)
@@ -73,13 +75,16 @@ def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConf
     return dataclasses.replace(model, preprocessing=values)
 
 
-def initialize(trainer: Trainer, landmarks: str | None) -> None:
+def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -> None:
     """Fills the weights of a fresh run: from --init_from, else from --backbone_weights.
+
+    With --whiten_shrinkage the last layer and the class head then start from the photos.
 
     Args:
       trainer: the run; its network is of the configuration that `adopt_network` gave.
       landmarks: `landmarks_sha256` of the training records: the class head of another run is taken
         when its classes are the same.
+      photos: that the run trains on.
     """
     training = trainer.training
     if not training.init_from:
@@ -94,6 +99,8 @@ def initialize(trainer: Trainer, landmarks: str | None) -> None:
             variable.assign(values[variable.path])
         head = _take_head(trainer, landmarks)
         log.info("weights from %s %s; class head: %s", training.init_from, provenance, head)
+    if training.whiten_shrinkage:
+        start_whitened(trainer, photos)
     trainer.reset_averages()
 
 

@@ -53,6 +53,8 @@ class Trainer:
         with strategy.scope():
             self.network = build_dolg(model, _POLICIES[training.precision], seed=training.seed)
             _set_batch_norms(self.network, training)
+            if not training.backbone_lr:  # no gradient is computed for it
+                self.network.get_layer("backbone").trainable = False
             self.head = build_head(training, num_classes, class_counts)
             self.head.build((None, model.descriptor_size))
             self.variables = self.network.trainable_variables + self.head.trainable_variables

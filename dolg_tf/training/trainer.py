@@ -4,7 +4,7 @@ Order of initialisation:
   1. strategy, since several machines must meet before TensorFlow does anything else;
   2. input pipelines and run directory (bad records, or another run, are found early);
   3. network, head, optimizer and step in the strategy's scope;
-  4. weights: own checkpoint, else --init_from, else --backbone_weights;
+  4. weights: own checkpoint, else --init_from or --backbone_weights, with a whitened last layer;
   5. distributed iterator from the restored step on.
 """
 
@@ -121,6 +121,11 @@ def train(
 def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     chief, workers = is_chief(strategy), num_workers(strategy)
     data = _with_classes(data)
+    if training.whiten_shrinkage and data.shard_by == "file" and workers > 1:
+        raise InputError(
+            "--whiten_shrinkage with --shard_by=file: each worker would learn a whitening of its "
+            "own; use --shard_by=photo"
+        )
     photos = TrainingInput(data, training.batch_size, training.seed, workers)
     if data.validation_file_pattern:
         validation_dataset(data, training.batch_size)  # fails now rather than in an hour
@@ -142,7 +147,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     logdir = pathlib.Path(training.logdir)
     if training.overfit_batch:
         trainer = make_trainer()
-        initialize(trainer, landmarks)
+        initialize(trainer, landmarks, photos)
         _overfit(trainer, photos, min(training.max_steps or OVERFIT_STEPS, OVERFIT_STEPS))
         return logdir
     with lock_run(logdir) if chief else contextlib.nullcontext():
@@ -152,7 +157,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
         if checkpoints.restore(training.restore):
             log.info("continuing %s at step %d of %d", logdir, trainer.step.numpy(), last)
         else:
-            initialize(trainer, landmarks)
+            initialize(trainer, landmarks, photos)
         first = trainer.agreed_step()
         log.info(
             "%d photos, %d classes, %d steps of %d photos on %d replicas, %.1f M parameters",

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -15,12 +17,17 @@ from dolg_tf.data.gldv2 import RecordsConfig, build_records
 from dolg_tf.data.toy import ToyConfig, write_toy
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
+from dolg_tf.modeling.model_dir import load_dolg
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.weights.imagenet import load_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.flags"))
 # What a person gives beside the flagfile.
-COMMAND_LINE = {"finetune": ["--num_classes=7", "--init_from=runs/mine"]}
+COMMAND_LINE = {
+    "finetune": ["--num_classes=7", "--init_from=runs/mine"],
+    "finetune_small": ["--num_classes=7"],
+}
 CHAIN = [f"effnet_kaggle2021_{size}" for size in (256, 448, 768)]
 
 
@@ -56,7 +63,8 @@ def _networks():
 
 
 def test_every_recipes_network_builds_on_a_small_backbone():
-    small = {dataclasses.replace(model, backbone="resnet17_small") for model in _networks()}
+    change = {"backbone": "resnet17_small", "stride32": "last_block"}
+    small = {dataclasses.replace(model, **change) for model in _networks()}
     for model in small:
         assert build_dolg(model).output_shape == (None, model.descriptor_size)
 
@@ -114,19 +122,43 @@ def test_bare_it_says_which_command_makes_the_records(tmp_path):
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_r50_trains_on_real_records_at_a_reduced_size(tmp_path):
-    toy = ToyConfig(output=str(tmp_path / "photos"), landmarks=4, unseen_landmarks=2)
+def _toy_records(folder, name):
+    toy = ToyConfig(output=str(folder / "photos"), landmarks=4, unseen_landmarks=2)
     write_toy(toy)
     build_records(
         RecordsConfig(
-            images_dir=str(tmp_path / "photos" / "train"),
-            train_csv=str(tmp_path / "photos" / "train.csv"),
-            train_clean_csv=str(tmp_path / "photos" / "train_clean.csv"),
-            output_dir=str(tmp_path / "data" / "gldv2"),
+            images_dir=str(folder / "photos" / "train"),
+            train_csv=str(folder / "photos" / "train.csv"),
+            train_clean_csv=str(folder / "photos" / "train_clean.csv"),
+            output_dir=str(folder / "data" / name),
             num_shards=2,
         )
     )
+
+
+@pytest.mark.slow
+def test_the_small_fine_tuning_keeps_what_imagenet_taught(tmp_path):
+    _toy_records(tmp_path, "mine")
+    flagfile = ROOT / "configs" / "finetune_small.flags"
+    done = _train(
+        f"--flagfile={flagfile}", "--image_size=96", "--max_steps=3", "--log_every=1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "whitening of 1280 numbers learned on 6400 views, shrinkage 0.3" in done.stderr
+    network, model, _ = load_dolg(tmp_path / "runs" / "finetune_small")
+    fresh = build_dolg(model, seed=0)
+    load_backbone(fresh, "efficientnet_lite0")
+    ours, theirs = (x.get_layer("backbone").variables for x in (network, fresh))
+    for variable, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(variable, other, err_msg=variable.path)
+    # Started by chance, with 4 landmarks and scale 30, the loss would be several times as high.
+    losses = [float(x) for x in re.findall(r"step \d/3  loss (\S+)", done.stderr)]
+    assert losses and max(losses) < 1
+
+
+@pytest.mark.slow
+def test_r50_trains_on_real_records_at_a_reduced_size(tmp_path):
+    _toy_records(tmp_path, "gldv2")
     flags = [f"--flagfile={ROOT / 'configs' / 'r50.flags'}", "--image_size=128", "--batch_size=4"]
     done = _train(*flags, "--max_steps=3", "--backbone_weights=nowhere.weights.h5", cwd=tmp_path)
     assert done.returncode == 1 and "nowhere.weights.h5: no such file" in _last_line(done)

@@ -60,7 +60,7 @@ def _start(trainer, init_from, landmarks, caplog) -> str:
     for variable in trainer.network.variables:
         variable.assign(np.zeros(variable.shape))
     trainer.training = dataclasses.replace(trainer.training, init_from=str(init_from))
-    initialize(trainer, landmarks)
+    initialize(trainer, landmarks, None)
     return caplog.messages[-1]
 
 

@@ -156,7 +156,7 @@ def test_a_local_backbone_file_is_taken(data, tmp_path):
     source.save_weights(tmp_path / "b.weights.h5")
     training = recipe(tmp_path / "run", backbone_weights=str(tmp_path / "b.weights.h5"))
     trainer = _trainer(data, training)
-    initialize(trainer, None)
+    initialize(trainer, None, None)
     for ours, theirs in zip(
         trainer.network.get_layer("backbone").weights, source.weights, strict=True
     ):
