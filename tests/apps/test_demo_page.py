@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -51,6 +52,8 @@ def server(tmp_path_factory):
             env=os.environ | more,
             stdout=log,
             stderr=log,
+            # Tests that a shell runs in the background ignore it, and so would the server.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     try:
         _wait(lambda: "ready at" in (folder / "log").read_text() or process.poll() is not None)
