@@ -34,11 +34,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ablation_photos import SIDE, Maps, Splits, compute_maps, landmark_names
+from photo_scores import score_queries
 
 from dolg_tf import config as configs
 from dolg_tf import files, progress
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.evaluation.metrics import average_precision
 from dolg_tf.modeling import dolg
 from dolg_tf.modeling.heads import ArcFace
 from dolg_tf.modeling.layers import GeM, l2_normalize
@@ -157,12 +157,7 @@ def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
 
 def score(queries, index, query_landmarks, index_landmarks) -> dict[str, list[float]]:
     """Returns average precision and hit at 1 of each query in the whole index, as fractions."""
-    order = np.argsort(-(queries @ index.T), axis=1, kind="stable")
-    hits = index_landmarks[order] == query_landmarks[:, None]
-    return {
-        "AP": [average_precision(np.flatnonzero(row)) for row in hits],
-        "hit": [float(row[0]) for row in hits],
-    }
+    return score_queries(queries @ index.T, index_landmarks == query_landmarks[:, None])
 
 
 def untrained(maps: Maps) -> np.ndarray:

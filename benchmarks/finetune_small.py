@@ -28,11 +28,11 @@ import numpy as np
 import tensorflow as tf
 from ablation_photos import Maps, Splits, landmark_names
 from ablation_table import SPLITS
+from photo_scores import mean_scores
 
 from dolg_tf import files, progress
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.evaluation.metrics import average_precision
 from dolg_tf.modeling.model_dir import load_dolg
 
 SCALES = (0.7071, 1.0, 1.4142)
@@ -86,10 +86,9 @@ def _unit(rows) -> np.ndarray:
 
 def score(queries, index, query_landmarks, index_landmarks) -> tuple[float, float]:
     """Returns mAP and recall at 1, in percent."""
-    order = np.argsort(-(queries @ index.T), axis=1, kind="stable")
-    hits = index_landmarks[order] == query_landmarks[:, None]
-    precisions = [average_precision(np.flatnonzero(row)) for row in hits]
-    return 100 * float(np.mean(precisions)), 100 * float(hits[:, 0].mean())
+    same = index_landmarks == query_landmarks[:, None]
+    precision, hit = mean_scores(queries @ index.T, same)
+    return 100 * precision, 100 * hit
 
 
 def main() -> None:

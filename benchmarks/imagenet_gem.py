@@ -18,10 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from photo_scores import mean_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.evaluation.metrics import average_precision
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.layers import GeM, l2_normalize
 from dolg_tf.recipe import DolgConfig
@@ -65,10 +65,9 @@ def score(queries, index, query_labels, index_labels) -> tuple[float, float]:
       queries, index: unit descriptors (Q, C) and (N, C).
       query_labels, index_labels: landmark of each.
     """
-    order = np.argsort(-(queries @ index.T), axis=1, kind="stable")
-    hits = np.asarray(index_labels)[order] == np.asarray(query_labels)[:, None]
-    precisions = [average_precision(np.flatnonzero(row)) for row in hits]
-    return 100 * float(np.mean(precisions)), 100 * float(np.mean(hits[:, 0]))
+    same = np.asarray(index_labels) == np.asarray(query_labels)[:, None]
+    precision, hit = mean_scores(queries @ index.T, same)
+    return 100 * precision, 100 * hit
 
 
 def measure(folder: pathlib.Path, name: str, weights: str) -> dict[str, tuple[float, float]]:

@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from photo_scores import mean_scores
 
 from dolg_tf import config as configs
 from dolg_tf import files, progress
 from dolg_tf.apps.figures import new_figure
 from dolg_tf.config import InputError
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.evaluation.metrics import average_precision
 from dolg_tf.retrieval.batches import describe_batches
 from dolg_tf.retrieval.decoding import decode_ahead
 from dolg_tf.retrieval.describer import Describe, describe_by, load_model, open_describer
@@ -207,9 +207,7 @@ def score(cosines: np.ndarray, same: np.ndarray) -> dict[str, float]:
       cosines: (Q, N), of queries and index.
       same: bool (Q, N), which show the same landmark; at least one a query.
     """
-    hits = np.take_along_axis(same, np.argsort(-cosines, axis=1, kind="stable"), 1)
-    precisions = [average_precision(np.flatnonzero(row)) for row in hits]
-    return {"mAP": float(np.mean(precisions)), "R@1": float(np.mean(hits[:, 0]))}
+    return dict(zip(("mAP", "R@1"), mean_scores(cosines, same), strict=True))
 
 
 def summary(cosines: np.ndarray) -> dict[str, float]:

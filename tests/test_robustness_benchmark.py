@@ -16,6 +16,7 @@ PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "robustness.py"
 
 @pytest.fixture(scope="module")
 def robustness():
+    sys.path.insert(0, str(PATH.parent))  # as when it is run
     spec = importlib.util.spec_from_file_location("robustness", PATH)
     module = importlib.util.module_from_spec(spec)
     sys.modules["robustness"] = module  # its dataclasses look themselves up there

@@ -49,12 +49,16 @@ class LandmarkMoments:
         """(num_classes, D); zeros for a landmark without rows."""
         return self.sums / np.maximum(self.counts, 1)[:, None]
 
+    @property
+    def mean(self) -> np.ndarray:
+        """(D,), of all rows."""
+        return self.sums.sum(axis=0) / self.counts.sum()
+
     def covariances(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns how rows of one landmark differ, and how all rows do, each (D, D)."""
         count = self.counts.sum()
-        mean = self.sums.sum(axis=0) / count
         within = (self._squares - self.sums.T @ self.means) / count
-        return within, self._squares / count - np.outer(mean, mean)
+        return within, self._squares / count - np.outer(self.mean, self.mean)
 
 
 def whitening(moments: LandmarkMoments, size: int, shrinkage: float) -> np.ndarray:
@@ -136,13 +140,12 @@ def _even_halves(rows: np.ndarray, width: int) -> np.ndarray:
 
 def _fill(layer, head, moments: LandmarkMoments, scales: np.ndarray, shrinkage: float) -> None:
     projection = whitening(moments, layer.units, shrinkage)
-    mean = moments.sums.sum(axis=0) / moments.counts.sum()
     _, total = moments.covariances()
     projection /= np.sqrt(np.trace(projection.T @ total @ projection))
     layer.kernel.assign(scales[:, None] * projection)
-    layer.bias.assign(-mean @ projection)
+    layer.bias.assign(-moments.mean @ projection)
     seen = moments.counts > 0
-    centres = (moments.means[seen] - mean) @ projection
+    centres = (moments.means[seen] - moments.mean) @ projection
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     kernel = head.kernel.numpy()
     if kernel.ndim == 3:  # sub-centres: near one another, but not the same, or only one would learn

@@ -1,0 +1,26 @@
+"""Average precision and recall at 1 of rankings of labelled photos, for the other benchmarks."""
+
+import numpy as np
+
+from dolg_tf.evaluation.metrics import average_precision
+
+
+def score_queries(similarities: np.ndarray, same: np.ndarray) -> dict[str, list[float]]:
+    """Returns average precision and hit at 1 of each query in the whole index, as fractions.
+
+    Args:
+      similarities: (Q, N), of queries and index.
+      same: bool (Q, N), which show the same landmark; at least one a query.
+    """
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    hits = np.take_along_axis(same, order, 1)
+    return {
+        "AP": [average_precision(np.flatnonzero(row)) for row in hits],
+        "hit": [float(row[0]) for row in hits],
+    }
+
+
+def mean_scores(similarities: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """Returns mAP and recall at 1, as fractions; the arguments are those of `score_queries`."""
+    found = score_queries(similarities, same)
+    return float(np.mean(found["AP"])), float(np.mean(found["hit"]))
