@@ -1,28 +1,12 @@
 """The numbers of benchmarks/robustness.py, on what is small enough to count by hand."""
 
-import importlib.util
-import pathlib
-import sys
-
 import numpy as np
 import pytest
+import robustness
 from PIL import Image
 
 from dolg_tf.config import InputError
 from dolg_tf.retrieval.listing import Photo
-
-PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "robustness.py"
-
-
-@pytest.fixture(scope="module")
-def robustness():
-    sys.path.insert(0, str(PATH.parent))  # as when it is run
-    spec = importlib.util.spec_from_file_location("robustness", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["robustness"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["robustness"]
 
 
 def _ramp(height, width):
@@ -37,13 +21,13 @@ def _ramp(height, width):
     ("size", "side", "wanted"),
     [((60, 80), 40, (30, 40)), ((80, 60), 320, (320, 240)), ((1, 90), 30, (1, 30))],
 )
-def test_a_photo_is_shrunk_or_enlarged_to_its_longest_side(robustness, size, side, wanted):
+def test_a_photo_is_shrunk_or_enlarged_to_its_longest_side(size, side, wanted):
     found = robustness.resize_to(_ramp(*size), side)
     assert found.shape == (*wanted, 3)
     assert np.abs(found.astype(int) - _ramp(*wanted)).mean() < 8
 
 
-def test_the_crop_is_the_middle_of_that_share(robustness):
+def test_the_crop_is_the_middle_of_that_share():
     image = _ramp(200, 100)
     found = robustness.central_crop(image, 0.25)
     np.testing.assert_array_equal(found, image[50:150, 25:75])
@@ -51,7 +35,7 @@ def test_the_crop_is_the_middle_of_that_share(robustness):
     assert robustness.central_crop(image[:1, :1], 0.25).shape == (1, 1, 3)
 
 
-def test_jpeg_loses_more_at_a_lower_quality(robustness):
+def test_jpeg_loses_more_at_a_lower_quality():
     noise = np.random.default_rng(0).integers(-20, 21, (64, 48, 1))
     image = np.clip(_ramp(64, 48).astype(int) + noise, 0, 255).astype(np.uint8)
     losses = [
@@ -61,7 +45,7 @@ def test_jpeg_loses_more_at_a_lower_quality(robustness):
     assert 0 < losses[0] < losses[1] < losses[2] and losses[0] < 5
 
 
-def test_every_change_that_is_named_is_made(robustness):
+def test_every_change_that_is_named_is_made():
     image = _ramp(80, 120)
     found = {name: change(image) for name, change in robustness.CHANGES.items()}
     np.testing.assert_array_equal(found["unchanged"], image)
@@ -73,7 +57,7 @@ def test_every_change_that_is_named_is_made(robustness):
     assert len(found) == 16 and next(iter(found)) == "unchanged"
 
 
-def test_the_sample_is_spread_evenly_over_landmarks(robustness):
+def test_the_sample_is_spread_evenly_over_landmarks():
     landmarks = np.array(["a"] * 50 + ["b"] * 2 + ["c"] * 50)
     rows = robustness.spread(landmarks, 10)
     assert rows == robustness.spread(landmarks, 10) and len(set(rows)) == 10
@@ -83,7 +67,7 @@ def test_the_sample_is_spread_evenly_over_landmarks(robustness):
     assert len(robustness.spread(np.arange(500), 10)) == 10  # more landmarks than rows
 
 
-def test_scores_are_those_of_a_slow_count(robustness):
+def test_scores_are_those_of_a_slow_count():
     rng = np.random.default_rng(0)
     cosines, same = rng.standard_normal((6, 20)), rng.random((6, 20)) < 0.3
     same[:, 0] = True
@@ -101,7 +85,7 @@ def test_scores_are_those_of_a_slow_count(robustness):
     assert 0 < found["R@1"] < 1
 
 
-def test_drift_is_measured_against_the_photo_as_it_was(robustness):
+def test_drift_is_measured_against_the_photo_as_it_was():
     index = np.eye(4)[[0, 1, 2]]
     same = np.array([[True, False, False], [False, True, False]])
     changed = np.zeros((len(robustness.CHANGES), 2, 4))
@@ -119,7 +103,7 @@ def _mean_colour(batch):
     return batch.mean((1, 2))
 
 
-def test_rows_are_in_the_order_of_changes_and_photos(robustness, tmp_path):
+def test_rows_are_in_the_order_of_changes_and_photos(tmp_path):
     photos, images = [], [_ramp(20, 30), 255 - _ramp(30, 20), _ramp(20, 30) // 2]
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -130,7 +114,7 @@ def test_rows_are_in_the_order_of_changes_and_photos(robustness, tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_a_photo_that_cannot_be_read_is_named(robustness, tmp_path):
+def test_a_photo_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no photo")
     unchanged = robustness.CHANGES["unchanged"]
     for name in ("a.jpg", "missing.jpg"):
@@ -146,7 +130,7 @@ def test_a_photo_that_cannot_be_read_is_named(robustness, tmp_path):
         (["a,A,train", "b,A,index", "d,A,query"], "the index has one landmark"),
     ],
 )
-def test_queries_that_can_find_nothing_are_refused(robustness, tmp_path, rows, message):
+def test_queries_that_can_find_nothing_are_refused(tmp_path, rows, message):
     (tmp_path / "labels.csv").write_text("\n".join(["path,landmark,split", *rows]) + "\n")
     with pytest.raises(InputError, match=message):
         robustness.read_splits(tmp_path)
