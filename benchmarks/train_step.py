@@ -1,12 +1,14 @@
-"""A training step beside its convolutions: what the rest of the step costs.
+"""A training step beside its convolutions and beside the floor that the processor sets.
 
     python benchmarks/train_step.py
 
-Two recipes: DOLG-R50 as in configs/r50.flags with 81,313 classes, and the small network of
+DOLG-R50 as in configs/r50.flags with 81,313 classes, and the small network of
 configs/quickstart.flags; both with a moving average of the weights. Each part of the step is its
 own graph over tensors of the shapes that it meets in the step, and all are timed in turn, so that a
-busy machine is busy for all of them: CPU time of the process, all threads, best of several. What
+busy machine is busy for all of them; shares are of CPU time, all threads, least of several. What
 the parts leave of the whole (activations, pooling, additions, fusion, attention) is the remainder.
+The floor is three times the multiply-adds of the forward pass, those with the zeros of padding
+counted, at the float32 rate of the faster of a matrix product and a 3x3 convolution.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import functools
 import os
 import pathlib
 import tempfile
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +23,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from bench_inference import Timer, has_bfloat16, peaks
 
+from dolg_tf.modeling.summary import count_multiply_adds
 from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.optimizers import clip_and_decay
@@ -30,27 +33,21 @@ from dolg_tf.training.run_log import RunLog
 from dolg_tf.training.steps import Trainer
 
 LOG_EVERY = 50  # steps between two reports, as by default
+COMMON = {"logdir": "", "epochs": 100, "ema_decay": 0.999, "log_every": LOG_EVERY}
 
 
-def recipes(arguments) -> dict[str, tuple]:
-    """Returns name: (model, training, classes, image side)."""
-    common = {"logdir": "", "epochs": 100, "ema_decay": 0.999, "log_every": LOG_EVERY}
-    paper = TrainingConfig(batch_size=arguments.batch, **common)
-    small = TrainingConfig(batch_size=16, optimizer="adam", decay="decoupled", scale=16.0, **common)
-    return {
-        f"DOLG-R50, {arguments.batch} x {arguments.size} px, 81,313 classes": (
-            DolgConfig(),
-            paper,
-            81313,
-            arguments.size,
-        ),
-        "quickstart, 16 x 96 px, 60 classes": (
-            DolgConfig(backbone="resnet17_small", dilations=(1, 2)),
-            small,
-            60,
-            96,
-        ),
-    }
+def cases(names: list[str]) -> dict[str, tuple]:
+    """Returns name: (model, training, classes, image side) of cases such as "4x256:float32"."""
+    found = {}
+    for name in names:
+        shape, precision = name.split(":")
+        batch, side = map(int, shape.split("x"))
+        training = TrainingConfig(batch_size=batch, precision=precision, **COMMON)
+        title = f"R50, {batch} x {side} px, {precision}"
+        found[title] = (DolgConfig(), training, 81313, side)
+    small = TrainingConfig(batch_size=16, optimizer="adam", decay="decoupled", scale=16.0, **COMMON)
+    config = DolgConfig(backbone="resnet17_small", dilations=(1, 2))
+    return {**found, "quickstart, 16 x 96 px": (config, small, 60, 96)}
 
 
 # --- the parts of a step ------------------------------------------------------------------
@@ -103,7 +100,7 @@ def layers_alone(met: list[tuple], first):
 
 
 def head_alone(trainer: Trainer, labels):
-    descriptors = tf.random.normal((len(labels), trainer.model.descriptor_size))
+    descriptors = tf.random.normal((len(labels), trainer.head.kernel.shape[-1]))
 
     @tf.function
     def run():
@@ -166,50 +163,53 @@ def parts_of(trainer: Trainer, size: int, run_log: RunLog) -> dict:
 # --- the table ----------------------------------------------------------------------------
 
 
-def best_times(parts: dict, repeats: int) -> dict[str, float]:
-    """Returns the least milliseconds of CPU time of each part; one more round warms up."""
-    times = {name: [] for name in parts}
-    for repeat in range(repeats + 1):
+def measure(model, training, classes: int, side: int, repeats: int) -> dict[str, str]:
+    """Returns what a case's cells say, by row."""
+    trainer = Trainer(model, training, classes, 1000, make_strategy())
+    products = 3 * training.batch_size * sum(count_multiply_adds(trainer.network, side)[0].values())
+    timer = Timer()
+    for name, (call, _) in peaks().items():
+        timer.add(name, lambda call=call: call().numpy())
+    with tempfile.TemporaryDirectory() as folder:
+        run_log = RunLog(pathlib.Path(folder), 0, chief=True)
+        parts = parts_of(trainer, side, run_log)
         for name, part in parts.items():
-            start = time.process_time()
-            part()
-            if repeat:
-                times[name].append(1e3 * (time.process_time() - start))
-    return {name: min(spent) for name, spent in times.items()}
+            timer.add(name, part)
+        timer.run(repeats)
+        run_log.close()
+    rates = np.max([macs / timer.least(name) for name, (_, macs) in peaks().items()], axis=0)
+    floor = products / rates
+    whole = timer.least("whole step")
+    cells = {
+        "floor, ms": f"{1e3 * floor[0]:.0f} ({2e-9 * rates[0]:.0f} GFLOP/s)",
+        "whole step, ms: best, median": (
+            f"{1e3 * whole[0]:.0f}, {1e3 * timer.median('whole step'):.0f}"
+        ),
+        "over the floor; of CPU time": f"{whole[0] / floor[0]:.2f}; {whole[1] / floor[1]:.2f}",
+    }
+    cpu = {name: timer.least(name)[1] for name in parts if name != "whole step"}
+    cpu["report, of one step"] /= LOG_EVERY
+    cpu["remainder"] = whole[1] - sum(cpu.values())
+    cpu["all outside the convolutions"] = whole[1] - cpu["convolutions"]
+    return cells | {name: f"{spent / whole[1]:.1%}" for name, spent in cpu.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=256, help="side of R50's photos, pixels")
-    parser.add_argument("--batch", type=int, default=4, help="R50's photos in a step")
+    known = ["4x256:float32", "2x512:float32", "8x256:float32"]
+    known += ["4x256:bfloat16", "2x512:bfloat16"] if has_bfloat16() else []
+    parser.add_argument("--cases", nargs="+", default=known, help="photos x pixels : precision")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     arguments = parser.parse_args()
     columns = {}
-    for title, (model, training, classes, size) in recipes(arguments).items():
-        trainer = Trainer(model, training, classes, 1000, make_strategy())
-        with tempfile.TemporaryDirectory() as folder:
-            run_log = RunLog(pathlib.Path(folder), 0, chief=True)
-            times = best_times(parts_of(trainer, size, run_log), arguments.repeats)
-            run_log.close()
-        times["report, of one step"] /= LOG_EVERY
-        whole = times.pop("whole step")
-        remainder = whole - sum(times.values())
-        outside = whole - times["convolutions"]
-        columns[title] = {
-            "whole step": whole,
-            **times,
-            "remainder": remainder,
-            "all outside the convolutions": outside,
-        }
-    print(f"| ms of CPU | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
+    for title, case in cases(arguments.cases).items():
+        columns[title] = measure(*case, arguments.repeats)
+        keras.backend.clear_session()
+    print(f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for name in next(iter(columns.values())):
-        cells = [
-            f"{column[name]:.1f} ({column[name] / column['whole step']:.1%})"
-            for column in columns.values()
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import keras
 
 from dolg_tf.config import InputError
+from dolg_tf.modeling.batch_norm import BatchNormalization
 
 _BASIC = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "basic_block"}
 _BOTTLENECK = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "bottleneck_block"}
@@ -98,7 +99,13 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
         known = ", ".join([*RESNETS, *EFFICIENTNETS, *LITES])
         raise InputError(f"--backbone={name} is unknown; choose one of {known}")
     model = keras.Model(backbone.input, maps, name="backbone")
-    return _padded_as_tensorflow(model) if name in LITES else model
+    if name in LITES:
+        model = _padded_as_tensorflow(model)
+    for layer in model.layers:
+        if type(layer) is keras.layers.BatchNormalization:
+            # Ours differs in how it computes alone; to build the model again takes seconds.
+            layer.__class__ = BatchNormalization
+    return model
 
 
 def _resnet(name: str, dtype) -> keras.Model:
@@ -119,7 +126,7 @@ def _resnet(name: str, dtype) -> keras.Model:
     last_norm = "_3_bn" if arguments["block_type"] == "bottleneck_block" else "_2_bn"
     for layer in backbone.layers:
         if layer.name.endswith(last_norm):
-            layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
+            layer.gamma.assign(keras.ops.zeros(layer.gamma.shape))
     return backbone
 
 

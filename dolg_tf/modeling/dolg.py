@@ -17,6 +17,7 @@ import keras
 
 from dolg_tf.modeling import layers
 from dolg_tf.modeling.backbones import build_backbone
+from dolg_tf.modeling.batch_norm import BatchNormalization
 from dolg_tf.recipe import DolgConfig
 
 MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
@@ -67,9 +68,7 @@ def _global_branch(p5, config: DolgConfig, channels: int, dtype):
     pool = layers.pooling(config.global_pooling, config.gem_p, name=name)
     if config.global_layer == "conv":
         x = keras.layers.Conv2D(channels, 1, dtype=dtype, name="global_conv")(p5)
-        x = keras.layers.BatchNormalization(
-            epsilon=1e-3, momentum=0.9, dtype=dtype, name="global_norm"
-        )(x)
+        x = BatchNormalization(epsilon=1e-3, momentum=0.9, dtype=dtype, name="global_norm")(x)
         pooled = pool(keras.layers.Activation("silu", dtype=dtype, name="global_silu")(x))
     else:
         pooled = pool(p5)

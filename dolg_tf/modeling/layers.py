@@ -9,6 +9,7 @@ Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, secti
 import keras
 from keras import ops
 
+from dolg_tf.modeling.batch_norm import BatchNormalization
 from dolg_tf.modeling.dilated_conv import DilatedConv2D
 
 
@@ -229,9 +230,7 @@ class SpatialAttention(keras.layers.Layer):
         channels = self.channels or inputs_shape[-1]
         features_shape = (*inputs_shape[:-1], channels)
         self.conv = keras.layers.Conv2D(channels, 1, dtype=dtype, name="conv")
-        self.norm = keras.layers.BatchNormalization(
-            epsilon=1e-5, momentum=0.9, dtype=dtype, name="norm"
-        )
+        self.norm = BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=dtype, name="norm")
         self.conv.build(inputs_shape)
         self.norm.build(features_shape)
         if self.use_attention:

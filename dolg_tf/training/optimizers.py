@@ -39,11 +39,47 @@ class _Shares:
         self.weight_decay = decay
 
 
-class _SGD(_Shares, _SummedGradients, keras.optimizers.SGD):
+# TensorFlow's kernels move a variable and its slots in one pass over memory; Keras, operation by
+# operation, takes three times as many. The formulas are the same.
+
+
+class _FusedSGD(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        if not self.momentum:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=tf.cast(learning_rate, gradient.dtype),
+            grad=gradient,
+            momentum=self.momentum,
+            use_nesterov=self.nesterov,
+        )
+
+
+class _FusedAdam(keras.optimizers.Adam):
+    def update_step(self, gradient, variable, learning_rate):
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=tf.cast(learning_rate, gradient.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+
+class _SGD(_Shares, _SummedGradients, _FusedSGD):
     pass
 
 
-class _Adam(_Shares, _SummedGradients, keras.optimizers.Adam):
+class _Adam(_Shares, _SummedGradients, _FusedAdam):
     pass
 
 
