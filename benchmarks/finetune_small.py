@@ -125,7 +125,7 @@ def main() -> None:
 def _split(photos, rows, folder, paths, numbers, left_out) -> dict:
     """Returns the scores of a split: untrained mAP, R@1, fine-tuned mAP, R@1."""
     seconds = train(photos, rows, folder)
-    network, *_ = load_dolg(folder / "run")
+    network, *_ = load_dolg(folder / "run", weights="ema")
     asked = left_out[numbers["query"]] | ~left_out.any()
     queries = [path for path, wanted in zip(paths["query"], asked, strict=True) if wanted]
     found = [describe(network, queries, "queries"), describe(network, paths["index"], "index")]
