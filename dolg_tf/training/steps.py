@@ -236,9 +236,11 @@ class Trainer:
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
 
     def _move_average(self, average, value):
-        # The first steps count more, as in tf.train.ExponentialMovingAverage.
-        step = tf.cast(self.optimizer.iterations, tf.float32)
-        decay = tf.minimum(self.training.ema_decay, step / (step + 9.0))
+        decay = self.training.ema_decay
+        if not self.training.whiten_shrinkage:  # a whitening is a start that is worth keeping
+            # The first steps count more, as in tf.train.ExponentialMovingAverage.
+            step = tf.cast(self.optimizer.iterations, tf.float32)
+            decay = tf.minimum(decay, step / (step + 9.0))
         average.assign_sub((1.0 - decay) * (average - value))
 
     @tf.function

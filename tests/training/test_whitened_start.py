@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import scipy.linalg
+import tensorflow as tf
 import tiny
 
 from dolg_tf.config import InputError
@@ -133,3 +134,12 @@ def test_a_run_is_whitened_once_and_a_backbone_at_rate_0_stays(data, tmp_path, m
     # A backbone that was not trained has no place in the optimizer's state.
     with pytest.raises(InputError, match=r"backbone_lr=0\.0, not 0\.1"):
         check_run(tiny.MODEL, data, dataclasses.replace(first, backbone_lr=0.1), None)
+
+
+@pytest.mark.parametrize(("shrinkage", "wanted"), [(0.3, 1.0), (0.0, 4.0)])
+def test_the_moving_average_keeps_a_whitening_but_no_random_start(tmp_path, shrinkage, wanted):
+    training = tiny.recipe(tmp_path / "run", whiten_shrinkage=shrinkage, ema_decay=0.75)
+    trainer = Trainer(tiny.MODEL, training, tiny.CLASSES, 4, make_strategy())
+    average = tf.Variable(0.0)
+    trainer._move_average(average, tf.constant(4.0))  # of the first step
+    assert float(average) == wanted
