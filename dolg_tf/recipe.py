@@ -254,6 +254,11 @@ class TrainingConfig:
         choices=("float32", "bfloat16", "float16"),
     )
     jit_compile: bool = option("compile the step with XLA; one device only", False)
+    recompute: bool = option(
+        "save memory: keep of each block of the backbone only its input, and compute the block "
+        "again in the backward pass",
+        False,
+    )
     deterministic: bool = option("the same numbers, bit for bit, in each run; slower", False)
     seed: int = option("of initialisation, order and augmentation", 0)
     # Watching.
@@ -318,6 +323,16 @@ class TrainingConfig:
             )
         if self.sync_batch_norm and self.freeze_batch_norm:
             raise InputError("--sync_batch_norm and --freeze_batch_norm exclude one another")
+        if self.recompute and self.jit_compile:
+            raise InputError(
+                "--recompute and --jit_compile exclude one another: XLA takes the second "
+                "computation for the first, and saves no memory"
+            )
+        if self.recompute and not self.backbone_lr:
+            raise InputError(
+                "--recompute saves nothing with --backbone_lr=0, which has no backward pass "
+                "through the backbone; leave it out"
+            )
         if self.jit_compile and self.deterministic:
             raise InputError(
                 "--jit_compile and --deterministic exclude one another: XLA's gradient of max "

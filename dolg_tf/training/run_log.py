@@ -38,6 +38,7 @@ _MAY_BE_MENDED = (
     "clip_norm",
     "accumulate",
     "jit_compile",
+    "recompute",
     "train_file_pattern",
     "validation_file_pattern",
 )

@@ -1,6 +1,7 @@
 """One step of training and one of validation, on all replicas."""
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,7 @@ from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
+from dolg_tf.training.recompute import recomputing
 
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 # What a training step returns, summed over the global batch; `stop` counts the replicas whose
@@ -69,6 +71,9 @@ class Trainer:
             self._scale = LossScale() if training.precision == "float16" else None
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
+        self._describe = functools.partial(self.network, training=True)
+        if training.recompute:
+            self._describe = recomputing(self.network)
         self._sums_and_gradients = self._replica_gradients
         if training.jit_compile:
             self._sums_and_gradients = tf.function(self._replica_gradients, jit_compile=True)
@@ -210,7 +215,7 @@ class Trainer:
     def _replica_gradients(self, images, labels, weights):
         """Returns this replica's share of loss, hits and photos, and the (scaled) gradient."""
         with tf.GradientTape() as tape:
-            cosines = self.head(self.network(images, training=True))
+            cosines = self.head(self._describe(images))
             logits = self.head.logits(cosines, labels, weights, training=True)
             loss = _weighted_loss(labels, logits, weights) / self.training.batch_size
             scaled = loss if self._scale is None else loss * self._scale.value
