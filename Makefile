@@ -3,18 +3,21 @@ PYTHON ?= python3
 PHOTOS ?=
 # Further flags of the quickstart, such as --max_steps=100.
 FLAGS ?=
+# Stages that `make bench` measures again, such as records,search; empty: all.
+ONLY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS := $(VENV)/.installed-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pictures test test-slow lint clean
+.PHONY: help install quickstart pictures test test-slow bench lint clean
 
 help:
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
 	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
+	@echo "make bench                      each stage beside its floor: benchmarks/README.md"
 	@echo "make pictures                   the pictures of README and docs, of the quickstart's run"
 	@echo "make install                    the environment alone, in $(VENV)"
 	@echo "make lint                       ruff and the import rules"
@@ -56,6 +59,9 @@ test: lint
 
 test-slow: $(TESTS)
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=loadfile
+
+bench: $(TESTS)
+	$(BIN)/python benchmarks/stages.py $(if $(ONLY),--only=$(ONLY))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -24,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
+from timing import Timer, peak_memory, peaks
 
 from dolg_tf.data import images
 from dolg_tf.modeling.dolg import build_dolg
@@ -127,50 +128,6 @@ def write(backbone: str, folder: pathlib.Path) -> list[str]:
 # --- time -----------------------------------------------------------------------------------
 
 
-class Timer:
-    """Times functions in turn; seconds of the clock and of the CPU, by name."""
-
-    def __init__(self):
-        self.calls, self.seconds = {}, {}
-
-    def add(self, name, call, *arguments) -> None:
-        self.calls[name], self.seconds[name] = (call, arguments), []
-
-    def run(self, repeats: int) -> None:
-        for repeat in range(repeats + 1):  # one to warm up
-            for name, (call, arguments) in self.calls.items():
-                clock, cpu = time.perf_counter(), time.process_time()
-                call(*arguments)
-                if repeat:
-                    spent = time.perf_counter() - clock, time.process_time() - cpu
-                    self.seconds[name].append(spent)
-
-    def least(self, name) -> np.ndarray:
-        return np.min(self.seconds[name], axis=0)
-
-    def median(self, name) -> float:
-        return np.median(self.seconds[name], axis=0)[0]
-
-
-def peaks() -> dict:
-    """Returns name: (function, multiply-adds) of what measures the processor's rate."""
-    matrix = tf.random.normal((4096, 4096), seed=0)
-    photo, kernel = tf.random.normal((1, 64, 64, 512)), tf.random.normal((3, 3, 512, 512))
-
-    @tf.function
-    def gemm():
-        return tf.matmul(matrix, matrix)[0, 0]
-
-    @tf.function
-    def convolution():
-        return tf.nn.conv2d(photo, kernel, 1, "SAME")[0, 0, 0, 0]
-
-    return {
-        "gemm": (gemm, 4096**3),
-        "convolution": (convolution, 64 * 64 * 9 * 512 * 512),
-    }
-
-
 def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) -> None:
     network = load_dolg(str(folder / "model"))[0]
     sides = [round(arguments.size * scale) for scale in SCALES]
@@ -212,9 +169,7 @@ def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) ->
 
 
 def megabytes() -> int:
-    # Not getrusage: there a process starts with the peak of the one that started it.
-    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) >> 10
+    return peak_memory() >> 20
 
 
 def alone(name: str, folder: pathlib.Path, size: int, count: int) -> dict:

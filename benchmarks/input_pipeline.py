@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from timing import status
 
 from dolg_tf.data import augment, images, pipeline, records
 from dolg_tf.recipe import DataConfig
@@ -138,11 +139,6 @@ def measure_speed(folder: pathlib.Path) -> None:
 # --- memory -------------------------------------------------------------------------------
 
 
-def resident_megabytes() -> float:
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
 def measure_memory(folder: pathlib.Path, count: int, size: int) -> list[float]:
     """Returns the resident memory in MB after each twentieth of `count` photos."""
     write_records(folder, 1024, 60, 80)
@@ -151,7 +147,7 @@ def measure_memory(folder: pathlib.Path, count: int, size: int) -> list[float]:
     sizes = []
     for step, _ in enumerate(photos.dataset(0, steps), 1):
         if step * 20 // steps > len(sizes):
-            sizes.append(resident_megabytes())
+            sizes.append(status("VmRSS") / 1e6)
     return sizes
 
 

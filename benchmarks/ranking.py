@@ -11,13 +11,13 @@ that a busy machine is busy for all of it. The peak memory is that of the proces
 
 import argparse
 import pathlib
-import re
 import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from timing import peak_memory
 
 from dolg_tf.evaluation import places
 from dolg_tf.retrieval.rows import Rows, blocks
@@ -35,11 +35,6 @@ def write_rows(path: pathlib.Path, rows: int, width: int) -> Rows:
             some = rng.standard_normal((min(65536, rows - start), width), np.float32)
             (some / np.linalg.norm(some, axis=1, keepdims=True)).tofile(file)
     return Rows([np.load(path, mmap_mode="r")])
-
-
-def peak_gb() -> float:
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
 
 
 def product(index: Rows, queries: np.ndarray, out: np.ndarray | None = None) -> None:
@@ -83,9 +78,9 @@ def main() -> None:
     times = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(places._WORKERS) as pool:
         index = write_rows(pathlib.Path(folder) / "index.npy", given.rows, given.width)
-        before = peak_gb()
+        before = peak_memory() / 1e9
         places.count_places(index, queries, asked)
-        peak = peak_gb()
+        peak = peak_memory() / 1e9
         scores = np.empty((given.queries, given.rows), np.float32)
         product(index, queries, scores)
         alike = list(np.argsort(-scores[:, :OWN])[:, : given.asked])

@@ -22,6 +22,7 @@ import time
 
 import numpy as np
 from PIL import Image
+from timing import peak_memory
 
 from dolg_tf import files
 from dolg_tf.data import gldv2, records, shards
@@ -46,20 +47,40 @@ def decode_small(data: bytes) -> None:
         shards.decode_small(image)
 
 
-def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -> None:
-    rng = np.random.default_rng(0)
+def photo_id(number: int) -> str:
+    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
+
+
+def write_photos(folder: pathlib.Path, photos: int, distinct: int) -> list[shards.Photo]:
+    """Writes photos of 800x600 in the layout of GLDv2, so many different ones among them."""
+    rng, listed = np.random.default_rng(0), []
     data = [photo_like(rng, 600, 800) for _ in range(distinct)]
     for number in range(photos):
-        (folder / f"{number}.jpg").write_bytes(data[number % distinct])
-    listed = [shards.Photo(f"{n:016x}", str(folder / f"{n}.jpg"), n) for n in range(photos)]
+        name = photo_id(number)
+        path = folder.joinpath(*name[:3], f"{name}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[number % distinct])
+        listed.append(shards.Photo(name, str(path), number))
+    return listed
+
+
+def floor_parts(listed: list[shards.Photo]) -> dict:
+    """Returns name: function of what no builder that checks its photos can leave out."""
     data = [shards.read_photo(photo) for photo in listed]
     examples = [records.encode(jpeg, "0" * 16, 600, 800, 7) for jpeg in data]
-    parts = {
+    return {
         "read the file": lambda: [shards.read_photo(photo) for photo in listed],
         "decode at an eighth": lambda: [decode_small(jpeg) for jpeg in data],
         "checksum": lambda: [records.masked_crc32c(example) for example in examples],
-        "all (`write_shard`)": lambda: shards.write_shard(shards.Shard(folder / "x", listed, True)),
     }
+
+
+def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -> None:
+    listed = write_photos(folder, photos, distinct)
+    parts = floor_parts(listed)
+    parts["all (`write_shard`)"] = lambda: shards.write_shard(
+        shards.Shard(folder / "x", listed, True)
+    )
     times = {name: [] for name in parts}
     for repeat in range(repeats + 1):
         for name, part in parts.items():
@@ -71,7 +92,8 @@ def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -
     whole = best.pop("all (`write_shard`)")
     floor = sum(best.values())
     rows = {**best, "EXIF, record, writing": whole - floor, "all": whole, "floor": floor}
-    print(f"{photos} photos of 800x600, {np.mean([*map(len, data)]) / 1000:.0f} kB on average\n")
+    kilobytes = np.mean([pathlib.Path(photo.path).stat().st_size for photo in listed]) / 1000
+    print(f"{photos} photos of 800x600, {kilobytes:.0f} kB on average\n")
     print("| part | ms of CPU a photo | share | photos/s a core |")
     print("| --- | --- | --- | --- |")
     for name, spent in rows.items():
@@ -84,17 +106,8 @@ def write_list(path: pathlib.Path, photos: int) -> None:
     with path.open("w") as file:
         file.write("id,url,landmark_id\n")
         for number in range(photos):
-            name = number * 0x9E3779B97F4A7C15 % 2**64
-            file.write(f"{name:016x},http://example.org/photo_{number}.jpg,{number // 20}\n")
-
-
-def peak_memory() -> int:
-    """Returns the most memory that this process had so far, in kB.
-
-    `getrusage` would count what the process that started this one had.
-    """
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
+            url = f"http://example.org/photo_{number}.jpg"
+            file.write(f"{photo_id(number)},{url},{number // 20}\n")
 
 
 def measure(folder: pathlib.Path) -> None:
@@ -128,10 +141,10 @@ def measure_memory(lengths: list[int]) -> None:
             command = [sys.executable, __file__, f"--measure={folder}"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout)
-        kilobytes = found["peak"] - found["before"]
+        grown = found["peak"] - found["before"]
         print(
-            f"| {photos:,} | {found['seconds']:.1f} | {found['before'] / 1e3:.0f} | "
-            f"{found['peak'] / 1e3:.0f} | {1024 * kilobytes / photos:.0f} |"
+            f"| {photos:,} | {found['seconds']:.1f} | {found['before'] / 1e6:.0f} | "
+            f"{found['peak'] / 1e6:.0f} | {grown / photos:.0f} |"
         )
 
 

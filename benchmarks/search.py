@@ -13,10 +13,10 @@ resident without what is mapped from the file, which the system takes back when 
 import argparse
 import pathlib
 import tempfile
-import threading
 import time
 
 import numpy as np
+from timing import OwnMemory
 
 from dolg_tf.retrieval import descriptors, index
 from dolg_tf.retrieval.rows import blocks
@@ -66,22 +66,6 @@ def write_set(folder: pathlib.Path, rows: int, width: int, queries: int) -> np.n
     return block
 
 
-class Resident(threading.Thread):
-    """Watches the anonymous resident memory of this process, in GB."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.most = 0.0
-        self.start()
-
-    def run(self):
-        while True:
-            for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon"):
-                    self.most = max(self.most, int(line.split()[1]) / 2**20)
-            time.sleep(0.02)
-
-
 def floor(rows, queries: np.ndarray) -> None:
     for _, block in blocks(rows, BLOCK):
         queries @ block.T
@@ -102,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     import faiss
 
-    memory = Resident()
+    memory = OwnMemory()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         queries = write_set(folder / "set", args.rows, args.width, args.queries)
@@ -131,7 +115,7 @@ def main() -> None:
                 best[name] = min(best[name], time.perf_counter() - start)
         print(f"{args.rows} x {args.width}, top {args.k} of {args.queries} queries")
         print(f"build {built[0]:.1f} s, IVF-PQ {built[1]:.1f} s; open {opened:.2f} s")
-        print(f"most anonymous memory {memory.most:.2f} GB")
+        print(f"most anonymous memory {memory.most / 1e9:.2f} GB")
         print("| search | seconds | over the floor | of the exact top found |")
         print("| --- | --- | --- | --- |")
         for name, seconds in best.items():

@@ -17,10 +17,10 @@ the system keeps as long as there is room and takes away when there is none, are
 import argparse
 import pathlib
 import tempfile
-import threading
 import time
 
 import numpy as np
+from timing import OwnMemory, status
 
 from dolg_tf.apps.submission import SubmissionConfig, write_submission
 from dolg_tf.evaluation.block_search import BLOCK
@@ -42,31 +42,6 @@ def make_set(path: pathlib.Path, prefix: str, count: int, seed: int) -> None:
     names = [f"{number:015x}"[::-1] + prefix for number in range(count)]
     ids = tuple(f"{name[0]}/{name[1]}/{name[2]}/{name}" for name in names)
     descriptors.write(path, DescriptorSet(ids, rows, {**dict.fromkeys(keys), "bad": []}))
-
-
-def own_memory() -> int:
-    """Returns the bytes of the process that are in no file."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon in /proc/self/status")
-
-
-class Peak(threading.Thread):
-    """Watches the process' own memory; `bytes` is its peak above the beginning."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self._start, self.bytes, self._over = own_memory(), 0, threading.Event()
-
-    def run(self):
-        while not self._over.wait(0.02):
-            self.bytes = max(self.bytes, own_memory() - self._start)
-
-    def stop(self) -> int:
-        self._over.set()
-        self.join()
-        return self.bytes
 
 
 def time_product(queries: np.ndarray, index, most: int = 4) -> float:
@@ -98,10 +73,11 @@ def run(
     settings = SubmissionConfig(
         task=task, output=str(folder / "out.csv"), **{key: str(path) for key, path in sets.items()}
     )
-    peak, start, cpu = Peak(), time.perf_counter(), time.process_time()
-    peak.start()
+    before, memory = status("RssAnon"), OwnMemory()
+    start, cpu = time.perf_counter(), time.process_time()
     write_submission(settings)
-    took, cpu, most = time.perf_counter() - start, time.process_time() - cpu, peak.stop()
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    most = memory.stop() - before
     product.append(time_product(rows[0][:], rows[1]))
     a_pair = float(np.mean(product)) / (queries * index)
     name = f"{task}, {non_landmarks:,} non-landmarks" if non_landmarks else task

@@ -3,12 +3,14 @@
 import dataclasses
 import os
 import pathlib
+import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from absl import flags
+from stage_cases import list_commands
 
 from dolg_tf import config as configs
 from dolg_tf.config import InputError, option
@@ -25,9 +27,9 @@ def _parse(classes, *argv):
     return tuple(configs.from_flags(cls, values) for cls in classes)
 
 
-def _command(*argv):
+def _command(*argv, env=None):
     return subprocess.run(
-        [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
 
 
@@ -204,32 +206,45 @@ def test_the_first_argument_chooses_a_command(argv, code, out, err):
     assert len(done.stderr.splitlines()) <= 1
 
 
-COMMANDS = [
-    ["train.py"],
-    ["export/export_saved_model.py"],
-    *(
-        ["-m", f"dolg_tf.{name}"]
-        for name in (
-            "data.toy",
-            "data.gldv2",
-            "data.own_photos",
-            "data.verify",
-            "retrieval.extract",
-            "retrieval.colour_histogram",
-            "evaluation.revisited",
-            "modeling.summary",
-            "pipelines.quickstart",
-        )
-    ),
-    ["-m", "dolg_tf.retrieval.index", "build"],
-]
+# --- answers at once ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
-def test_help_is_quick_and_shows_defaults(command):
-    start = time.monotonic()
-    done = _command(*command, "--help")
-    seconds = time.monotonic() - start
-    assert done.returncode == 0 and "(default" in done.stdout
-    # 1.5 s alone on a machine; tests share theirs.
-    assert seconds < (1.5 if os.getloadavg()[0] < 1 else 6)
+COMMANDS = list_commands()
+
+
+@pytest.fixture(scope="module")
+def without_tensorflow(tmp_path_factory):
+    """An environment in which whoever imports TensorFlow ends."""
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def _answer(environment, *argv):
+    """Returns a finished child and its CPU time, which a busy machine leaves as it is."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = _command(*argv, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_and_a_mistyped_flag_are_answered_at_once(words, without_tensorflow):
+    done, seconds = _answer(without_tensorflow, *words, "--help")
+    assert done.returncode == 0 and "--flagfile" in done.stdout, done.stderr
+    assert re.search(r"\((default|required)", done.stdout) and seconds < 1.5
+    done, seconds = _answer(without_tensorflow, *words, "--no_such_flag=1")
+    assert done.returncode == 1 and "Unknown command line flag 'no_such_flag'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and seconds < 1.5
+
+
+def test_the_package_is_imported_at_once(without_tensorflow):
+    program = """
+import time
+start = time.process_time()
+import dolg_tf
+print(time.process_time() - start)
+"""
+    done, _ = _answer(without_tensorflow, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.3

@@ -1,0 +1,105 @@
+"""What the benchmarks share: functions timed in turn, the processor's rate, memory at its peak."""
+
+import pathlib
+import resource
+import threading
+import time
+
+import numpy as np
+
+
+class Timer:
+    """Times functions in turn; seconds of the clock and of the CPU, by name."""
+
+    def __init__(self):
+        self.calls, self.seconds = {}, {}
+
+    def add(self, name, call, *arguments) -> None:
+        self.calls[name], self.seconds[name] = (call, arguments), []
+
+    def run(self, repeats: int, warm_up: bool = True) -> None:
+        for repeat in range(-warm_up, repeats):
+            for name, (call, arguments) in self.calls.items():
+                clock, cpu = time.perf_counter(), time.process_time()
+                call(*arguments)
+                if repeat >= 0:
+                    spent = time.perf_counter() - clock, time.process_time() - cpu
+                    self.seconds[name].append(spent)
+
+    def least(self, name) -> np.ndarray:
+        return np.min(self.seconds[name], axis=0)
+
+    def median(self, name) -> float:
+        return np.median(self.seconds[name], axis=0)[0]
+
+
+def peaks() -> dict:
+    """Returns name: (function, multiply-adds) of what measures the processor's rate."""
+    import tensorflow as tf
+
+    matrix = tf.random.normal((4096, 4096), seed=0)
+    photo, kernel = tf.random.normal((1, 64, 64, 512)), tf.random.normal((3, 3, 512, 512))
+
+    @tf.function
+    def gemm():
+        return tf.matmul(matrix, matrix)[0, 0]
+
+    @tf.function
+    def convolution():
+        return tf.nn.conv2d(photo, kernel, 1, "SAME")[0, 0, 0, 0]
+
+    return {
+        "gemm": (gemm, 4096**3),
+        "convolution": (convolution, 64 * 64 * 9 * 512 * 512),
+    }
+
+
+# --- memory -------------------------------------------------------------------------------
+
+
+def status(key: str) -> int:
+    """Returns a line of this process' status that is in kB, such as VmRSS, in bytes."""
+    text = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.split(f"{key}:")[1].split()[0]) * 1024
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that were resident so far, those of mapped files too.
+
+    `getrusage` would count what the process that started this one had.
+    """
+    return status("VmHWM")
+
+
+def peak_memory_of_children() -> int:
+    """Returns the peak of the largest process that this one has waited for, and theirs, in bytes.
+
+    At least what this process had when it started that one.
+    """
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def restart_peak_memory() -> None:
+    """Lets `peak_memory` start anew from what is resident now."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+class OwnMemory(threading.Thread):
+    """Watches what this process holds that is in no file; `most` is its peak so far, in bytes.
+
+    Pages of mapped files are left out: the system takes them back when it needs them.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self._over = status("RssAnon"), threading.Event()
+        self.start()
+
+    def run(self):
+        while not self._over.wait(0.02):
+            self.most = max(self.most, status("RssAnon"))
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return self.most
