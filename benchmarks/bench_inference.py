@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from timing import Timer, peak_memory, peaks
+from timing import Timer, best_rates, peak_memory, peaks
 
 from dolg_tf.data import images
 from dolg_tf.modeling.dolg import build_dolg
@@ -137,8 +137,9 @@ def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) ->
     calls = {name: CANDIDATES[name](folder) for name in names}
     rng = np.random.default_rng(0)
     timer = Timer()
-    for name, (call, _) in peaks().items():
-        timer.add(name, lambda call=call: call().numpy())
+    limits = peaks()
+    for name, (call, _) in limits.items():
+        timer.add(name, call)
     cases = {1: np.ones(1, np.float32), len(SCALES): np.asarray(SCALES, np.float32)}
     for batch in arguments.batches:
         photos = rng.integers(0, 256, (batch, arguments.size, arguments.size, 3), dtype=np.uint8)
@@ -146,7 +147,7 @@ def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) ->
             for name, call in calls.items():
                 timer.add((name, batch, count), call, photos, scales)
     timer.run(max(arguments.repeats, _COUNTED))
-    rates = np.max([macs / timer.least(name) for name, (_, macs) in peaks().items()], axis=0)
+    rates = best_rates(timer, limits)
     print(
         f"\n{backbone}, {arguments.size} px: {2e-9 * work[1]:.1f} GFLOP at one scale, "
         f"{2e-9 * work[len(SCALES)]:.1f} at {len(SCALES)}; peak {2e-9 * rates[0]:.0f} GFLOP/s of "

@@ -128,6 +128,7 @@ def on_jax(precision: str, batch: int, arguments) -> dict:
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.heads import build_head
     from dolg_tf.recipe import DolgConfig, TrainingConfig
+    from dolg_tf.training.optimizers import is_decayed
 
     training = TrainingConfig(logdir="", batch_size=batch, precision=precision)
     policy = "mixed_bfloat16" if precision == "bfloat16" else precision
@@ -137,7 +138,7 @@ def on_jax(precision: str, batch: int, arguments) -> dict:
     photos, labels = map(jax.device_put, _photos(batch, arguments.size, arguments.classes))
     trained = network.trainable_variables
     decays = [
-        training.weight_decay * (v.path.rsplit("/", 1)[-1] == "kernel")
+        training.weight_decay * is_decayed(v, training)
         for v in [*trained, *head.trainable_variables]
     ]
 

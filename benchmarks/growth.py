@@ -26,7 +26,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from stage_cases import WIDTH, draw_photos, made_up_task
+from stage_cases import WIDTH, draw_photos
 from stages import README, read_block, write_block
 from timing import peak_memory, restart_peak_memory, status
 
@@ -122,7 +122,7 @@ def prepare_evaluation(folder: pathlib.Path, count: int) -> Callable:
 
     rows = ranking.write_rows(folder / "index.npy", count, WIDTH)
     queries = np.random.default_rng(2).standard_normal((QUERIES, WIDTH), np.float32)
-    task = made_up_task(QUERIES, count, 350)
+    task = ranking.made_up_task(QUERIES, count, 350)
     return lambda number: score_descriptors(task, queries, rows)
 
 

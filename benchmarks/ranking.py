@@ -20,6 +20,7 @@ import numpy as np
 from timing import peak_memory
 
 from dolg_tf.evaluation import places
+from dolg_tf.retrieval.ground_truth import GroundTruth, Query
 from dolg_tf.retrieval.rows import Rows, blocks
 
 OWN = 6322  # photos of Revisited Paris, among which are those that count
@@ -35,6 +36,19 @@ def write_rows(path: pathlib.Path, rows: int, width: int) -> Rows:
             some = rng.standard_normal((min(65536, rows - start), width), np.float32)
             (some / np.linalg.norm(some, axis=1, keepdims=True)).tofile(file)
     return Rows([np.load(path, mmap_mode="r")])
+
+
+def made_up_task(queries: int, rows: int, asked: int) -> GroundTruth:
+    """Returns a ground truth of random photos that count, of each query so many."""
+    rng = np.random.default_rng(1)
+    own, split = min(rows, 6322), [asked // 3, 2 * asked // 3]  # photos of Revisited Paris
+
+    def query():
+        chosen = rng.choice(own, min(asked, own), replace=False)
+        return Query((0, 0, 1, 1), *map(np.sort, np.split(chosen, split)))
+
+    names = tuple(f"{number}" for number in range(queries))
+    return GroundTruth("made_up", (), names, tuple(query() for _ in names))
 
 
 def product(index: Rows, queries: np.ndarray, out: np.ndarray | None = None) -> None:

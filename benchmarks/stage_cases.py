@@ -1,21 +1,20 @@
 """What `stages.py` times: work of each stage of the project, beside a floor."""
 
-import ast
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import timing
+from commands import list_commands, run_python
 
-ROOT = pathlib.Path(__file__).parents[1]
 WIDTH = 512  # of a descriptor
 SCALES = (0.7071, 1.0, 1.4142)
 
@@ -54,8 +53,7 @@ class Stage:
 
 def arithmetic(multiply_adds: float) -> list[tuple[Callable, float]]:
     """Returns the floors of so many multiply-adds in float32: a matrix product, a convolution."""
-    peaks = timing.peaks().values()
-    return [(lambda call=call: call().numpy(), multiply_adds / macs) for call, macs in peaks]
+    return [(call, multiply_adds / macs) for call, macs in timing.peaks().values()]
 
 
 # --- photos -> batches ----------------------------------------------------------------------
@@ -124,24 +122,23 @@ def _trainer(batch: int, side: int):
     return trainer, (photos, labels, tf.ones(batch)), macs
 
 
-def prepare_training(folder: pathlib.Path, quick: bool) -> Case:
+def _step_case(quick: bool, step: Callable, passes: int) -> Case:
+    """Returns the case of step(trainer, batch), whose floor is so many forward passes."""
     batch, side = (1, 64) if quick else (4, 256)
     trainer, piece, macs = _trainer(batch, side)
     return Case(
         f"one step of DOLG-R50, {batch} x {side} px, 81,313 classes",
-        {"": lambda: trainer.train_step((piece,)).numpy()},
-        arithmetic(3 * macs),
+        {"": lambda: step(trainer, piece).numpy()},
+        arithmetic(passes * macs),
     )
+
+
+def prepare_training(folder: pathlib.Path, quick: bool) -> Case:
+    return _step_case(quick, lambda trainer, piece: trainer.train_step((piece,)), 3)
 
 
 def prepare_validation(folder: pathlib.Path, quick: bool) -> Case:
-    batch, side = (1, 64) if quick else (4, 256)
-    trainer, piece, macs = _trainer(batch, side)
-    return Case(
-        f"one step of DOLG-R50, {batch} x {side} px, 81,313 classes",
-        {"": lambda: trainer.validation_step(piece).numpy()},
-        arithmetic(macs),
-    )
+    return _step_case(quick, lambda trainer, piece: trainer.validation_step(piece), 1)
 
 
 # --- weights -> descriptors -------------------------------------------------------------------
@@ -197,15 +194,22 @@ def draw_photos(folder: pathlib.Path, count: int, side: int) -> pathlib.Path:
     return folder / "train"
 
 
+def export_small_model(folder: pathlib.Path) -> pathlib.Path:
+    from dolg_tf.serving.saved_model import export_saved_model
+
+    return export_saved_model(_small_model(folder)[1])
+
+
 def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:
     from dolg_tf.retrieval import batches, decoding
     from dolg_tf.retrieval.describer import Describer, load_describe
     from dolg_tf.retrieval.extract import describe_photos
     from dolg_tf.retrieval.photos import PhotosConfig, list_photos
-    from dolg_tf.serving.saved_model import export_saved_model
 
-    settings = _small_model(folder)[1]
-    describe = load_describe(export_saved_model(settings), SCALES)
+    # Elsewhere, or what the export leaves in memory would count.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        path = pool.submit(export_small_model, folder).result()
+    describe = load_describe(path, SCALES)
     side, photos = (48, 4) if quick else (160, 120)
     images = draw_photos(folder / "toy", photos, side)
     options = PhotosConfig(images=str(images), output=str(folder / "set"))
@@ -273,21 +277,6 @@ def prepare_search(folder: pathlib.Path, quick: bool) -> Case:
     )
 
 
-def made_up_task(queries: int, rows: int, asked: int):
-    """Returns a ground truth of random photos that count, of each query so many."""
-    from dolg_tf.retrieval.ground_truth import GroundTruth, Query
-
-    rng = np.random.default_rng(1)
-    own, split = min(rows, 6322), [asked // 3, 2 * asked // 3]  # photos of Revisited Paris
-
-    def query():
-        chosen = rng.choice(own, min(asked, own), replace=False)
-        return Query((0, 0, 1, 1), *map(np.sort, np.split(chosen, split)))
-
-    names = tuple(f"{number}" for number in range(queries))
-    return GroundTruth("made_up", (), names, tuple(query() for _ in names))
-
-
 def prepare_evaluation(folder: pathlib.Path, quick: bool) -> Case:
     import ranking
 
@@ -302,7 +291,7 @@ def prepare_evaluation(folder: pathlib.Path, quick: bool) -> Case:
     rng = np.random.default_rng(2)
     queries = rng.standard_normal((70, WIDTH), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    task = made_up_task(len(queries), rows, 350)
+    task = ranking.made_up_task(len(queries), rows, 350)
     return Case(
         f"revisited scores of {len(queries)} queries in {rows:,} x {WIDTH}, 350 photos count",
         {"": lambda: score_descriptors(task, queries, index)},
@@ -311,17 +300,6 @@ def prepare_evaluation(folder: pathlib.Path, quick: bool) -> Case:
 
 
 # --- commands ---------------------------------------------------------------------------------
-
-
-def run_python(*words: str) -> None:
-    """Runs Python in the repository's root.
-
-    Raises:
-      RuntimeError: when it fails, with its last line.
-    """
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
@@ -353,30 +331,6 @@ def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
         arithmetic(training + 2 * described),
         rounds=1,
     )
-
-
-def list_commands() -> list[list[str]]:
-    """Returns the words behind `python` of every command of the project, without flags."""
-    found = []
-    packages = sorted((ROOT / "dolg_tf").rglob("*.py"))
-    for path in (ROOT / "train.py", *sorted((ROOT / "export").glob("*.py")), *packages):
-        name = path.relative_to(ROOT).as_posix()
-        words = [name]
-        if name.startswith("dolg_tf"):
-            words = ["-m", name.removesuffix(".py").replace("/", ".")]
-        found += [[*words, *command] for command in _commands_of(path)]
-    return found
-
-
-def _commands_of(path: pathlib.Path) -> list[list[str]]:
-    """Returns [] of a module that is no command, [[]] of one, [["build"], ...] of several."""
-    text = path.read_text(encoding="utf-8")
-    if 'if __name__ == "__main__":' not in text:
-        return []
-    main = ast.parse(text).body[-1]
-    calls = [node for node in ast.walk(main) if isinstance(node, ast.Call)]
-    several = [call for call in calls if getattr(call.func, "attr", "") == "commands"]
-    return [[key.value] for call in several for key in call.args[0].keys] or [[]]
 
 
 def prepare_startup(folder: pathlib.Path, quick: bool) -> Case:

@@ -23,7 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from bench_inference import Timer, has_bfloat16, peaks
+from bench_inference import has_bfloat16
+from timing import Timer, best_rates, peaks
 
 from dolg_tf.modeling.summary import count_multiply_adds
 from dolg_tf.recipe import DolgConfig, TrainingConfig
@@ -168,8 +169,9 @@ def measure(model, training, classes: int, side: int, repeats: int) -> dict[str,
     trainer = Trainer(model, training, classes, 1000, make_strategy())
     products = 3 * training.batch_size * sum(count_multiply_adds(trainer.network, side)[0].values())
     timer = Timer()
-    for name, (call, _) in peaks().items():
-        timer.add(name, lambda call=call: call().numpy())
+    limits = peaks()
+    for name, (call, _) in limits.items():
+        timer.add(name, call)
     with tempfile.TemporaryDirectory() as folder:
         run_log = RunLog(pathlib.Path(folder), 0, chief=True)
         parts = parts_of(trainer, side, run_log)
@@ -177,7 +179,7 @@ def measure(model, training, classes: int, side: int, repeats: int) -> dict[str,
             timer.add(name, part)
         timer.run(repeats)
         run_log.close()
-    rates = np.max([macs / timer.least(name) for name, (_, macs) in peaks().items()], axis=0)
+    rates = best_rates(timer, limits)
     floor = products / rates
     whole = timer.least("whole step")
     cells = {

@@ -10,7 +10,8 @@ import growth
 import numpy as np
 import pytest
 import stages
-from stage_cases import Case, list_commands
+from commands import list_commands
+from stage_cases import Case
 from timing import OwnMemory, Timer, peak_memory, restart_peak_memory, status
 
 BENCHMARKS = pathlib.Path(stages.__file__).parent

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from absl import flags
-from stage_cases import list_commands
+from commands import list_commands
 
 from dolg_tf import config as configs
 from dolg_tf.config import InputError, option

@@ -71,9 +71,11 @@ class Trainer:
             self._scale = LossScale() if training.precision == "float16" else None
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
-        self._describe = functools.partial(self.network, training=True)
-        if training.recompute:
-            self._describe = recomputing(self.network)
+        self._describe = (
+            recomputing(self.network)
+            if training.recompute
+            else functools.partial(self.network, training=True)
+        )
         self._sums_and_gradients = self._replica_gradients
         if training.jit_compile:
             self._sums_and_gradients = tf.function(self._replica_gradients, jit_compile=True)

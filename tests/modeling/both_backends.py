@@ -116,15 +116,20 @@ def official() -> dict:
     shapes = json.loads((GOLDEN / "r50.json").read_text())
     load_state_dict(network, {key: standin.value(key, shape) for key, shape in shapes.items()})
     photo = standin.image(*SIZE).astype(np.float32)[None] / 255
-    maps = {k: x[0] for k, x in intermediates(network).predict_on_batch(photo).items()}
-    found = {
+    found = golden_parts(intermediates(network).predict_on_batch(photo))
+    return {f"{SIZE[0]}x{SIZE[1]}/{name}": value for name, value in found.items()}
+
+
+def golden_parts(outputs: dict) -> dict[str, np.ndarray]:
+    """Returns of one photo's `intermediates` what the golden files of the authors' model hold."""
+    maps = {name: np.asarray(x)[0] for name, x in outputs.items()}
+    return {
         "f3": maps["p4"][:, :, ::64],
         "f4": maps["p5"][:, :, ::64],
         "local": maps["local"][:, :, ::64],
         "attention": maps["attention"][:, :, 0],
         "descriptor": maps["descriptor"],
     }
-    return {f"{SIZE[0]}x{SIZE[1]}/{name}": value for name, value in found.items()}
 
 
 def training() -> dict:

@@ -6,6 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from both_backends import golden_parts
 from keras_hub.models import EfficientNetBackbone
 
 from dolg_tf.config import InputError
@@ -65,15 +66,7 @@ def test_maps_and_descriptors_equal_the_authors(official_r50, standin, multi_atr
     assert sizes is None or found == sorted(sizes)
     for height, width in found:
         image = standin.image(height, width).astype(np.float32)[None] / 255
-        outputs = {key: np.asarray(x)[0] for key, x in model(image, training=False).items()}
-        ours = {
-            "f3": outputs["p4"][:, :, ::64],
-            "f4": outputs["p5"][:, :, ::64],
-            "local": outputs["local"][:, :, ::64],
-            "attention": outputs["attention"][:, :, 0],
-            "descriptor": outputs["descriptor"],
-        }
-        for name, value in ours.items():
+        for name, value in golden_parts(model(image, training=False)).items():
             theirs = expected[f"{height}x{width}/{name}"]
             error = np.abs(value - theirs).max() / np.abs(theirs).max()
             assert error < 1e-5, f"{name} at {height}x{width} is {error:.1e} off"
