@@ -39,7 +39,7 @@ Change = Callable[[np.ndarray], np.ndarray]  # of uint8 RGB (H, W, 3)
 SIDES = (160, 224, 288, 320, 448)  # pixels
 SCALES = (
     (1.0,),
-    (0.7071, 1.0),
+    (1.0, 1.4142),
     (0.7071, 1.0, 1.4142),
     (0.3535, 0.5, 0.7071, 1.0, 1.4142),  # the paper's
 )

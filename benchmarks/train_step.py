@@ -3,10 +3,11 @@
     python benchmarks/train_step.py
 
 DOLG-R50 as in configs/r50.flags with 81,313 classes, and the small network of
-configs/quickstart.flags; both with a moving average of the weights. Each part of the step is its
-own graph over tensors of the shapes that it meets in the step, and all are timed in turn, so that a
-busy machine is busy for all of them; shares are of CPU time, all threads, least of several. What
-the parts leave of the whole (activations, pooling, additions, fusion, attention) is the remainder.
+configs/quickstart.flags; with --ema also a moving average of the weights. Each part of the step is
+its own graph over tensors of the shapes that it meets in the step, and all are timed in turn, so
+that a busy machine is busy for all of them; shares are of CPU time, all threads, least of several.
+What the parts leave of the whole (activations, pooling, additions, fusion, attention) is the
+remainder.
 The floor is three times the multiply-adds of the forward pass, those with the zeros of padding
 counted, at the float32 rate of the faster of a matrix product and a 3x3 convolution.
 """
@@ -34,19 +35,19 @@ from dolg_tf.training.run_log import RunLog
 from dolg_tf.training.steps import Trainer
 
 LOG_EVERY = 50  # steps between two reports, as by default
-COMMON = {"logdir": "", "epochs": 100, "ema_decay": 0.999, "log_every": LOG_EVERY}
+COMMON = {"logdir": "", "epochs": 100, "log_every": LOG_EVERY}
 
 
-def cases(names: list[str]) -> dict[str, tuple]:
+def cases(names: list[str], ema: bool) -> dict[str, tuple]:
     """Returns name: (model, training, classes, image side) of cases such as "4x256:float32"."""
-    found = {}
+    found, common = {}, {**COMMON, "ema_decay": 0.999 * ema}
     for name in names:
         shape, precision = name.split(":")
         batch, side = map(int, shape.split("x"))
-        training = TrainingConfig(batch_size=batch, precision=precision, **COMMON)
+        training = TrainingConfig(batch_size=batch, precision=precision, **common)
         title = f"R50, {batch} x {side} px, {precision}"
         found[title] = (DolgConfig(), training, 81313, side)
-    small = TrainingConfig(batch_size=16, optimizer="adam", decay="decoupled", scale=16.0, **COMMON)
+    small = TrainingConfig(batch_size=16, optimizer="adam", decay="decoupled", scale=16.0, **common)
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2))
     return {**found, "quickstart, 16 x 96 px": (config, small, 60, 96)}
 
@@ -204,9 +205,10 @@ def main() -> None:
     known += ["4x256:bfloat16", "2x512:bfloat16"] if has_bfloat16() else []
     parser.add_argument("--cases", nargs="+", default=known, help="photos x pixels : precision")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--ema", action="store_true", help="keep a moving average of the weights")
     arguments = parser.parse_args()
     columns = {}
-    for title, case in cases(arguments.cases).items():
+    for title, case in cases(arguments.cases, arguments.ema).items():
         columns[title] = measure(*case, arguments.repeats)
         keras.backend.clear_session()
     print(f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
