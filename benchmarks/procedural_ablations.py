@@ -76,7 +76,7 @@ def score(folder: pathlib.Path, flags: list[str], seed: int, epochs: int, run: p
             *(f"--query_descriptors={sets['query']}", f"--index_descriptors={sets['index']}"),
             f"--output={report}",
         )
-        found[split] = files.read_json(report)["scores"]["medium"]
+        found[split] = files.read_json(report)["medium"]
     return found
 
 
@@ -90,7 +90,7 @@ def table(found: dict, landmarks: dict[str, np.ndarray]) -> list[str]:
     """Returns the lines of a markdown table.
 
     Args:
-      found: {variant: {seed: {split: medium scores}}}.
+      found: {variant: {seed: {split: medium scores}}}, all of the same seeds.
       landmarks: {split: (queries,)}.
     """
     titles = [f"{split} mAP | P@1 | less the full model" for split in SPLITS]
@@ -106,11 +106,10 @@ def table(found: dict, landmarks: dict[str, np.ndarray]) -> list[str]:
                 f"{maps.mean():.1f}{error}",
                 f"{100 * np.mean([x['mP@1'] for x in rows]):.1f}",
             ]
-            both = [seed for seed in seeds if seed in found[FULL] and variant != FULL]
-            if not both:
+            if variant == FULL:
                 cells.append("")
                 continue
-            pairs = [(seeds[seed][split]["AP"], found[FULL][seed][split]["AP"]) for seed in both]
+            pairs = [(seeds[seed][split]["AP"], found[FULL][seed][split]["AP"]) for seed in seeds]
             differences = 100 * np.array([np.subtract(*pair) for pair in pairs])
             mean, (low, high) = bootstrap(differences, landmarks[split])
             cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
@@ -152,10 +151,13 @@ def main() -> None:
     found = {variant: {} for variant in VARIANTS}
     with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
         done = pool.map(finish, *zip(*jobs, strict=True))
-        for (variant, seed), scores in progress.track(
-            zip(jobs, done, strict=True), len(jobs), "ablations", "runs"
-        ):
-            found[variant][seed] = scores
+        finished = zip(jobs, done, strict=True)
+        try:
+            for (variant, seed), scores in progress.track(finished, len(jobs), "training", "runs"):
+                found[variant][seed] = scores
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that have not begun
+            raise
     landmarks = {split: landmarks_of(folder / "photos" / f"gnd_{split}.pkl") for split in SPLITS}
     print("\n".join(table(found, landmarks)))
 
