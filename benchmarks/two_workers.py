@@ -150,8 +150,9 @@ def measure(case: str, rounds: int, steps: int) -> dict[str, str]:
         {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         for index in range(WORKERS)
     ]
-    apart = [Process(core, case, None) for core in range(WORKERS)]
-    joined = [Process(core, case, cluster) for core, cluster in enumerate(clusters)]
+    cores = sorted(os.sched_getaffinity(0))[:WORKERS]
+    apart = [Process(core, case, None) for core in cores]
+    joined = [Process(core, case, each) for core, each in zip(cores, clusters, strict=True)]
     try:
         size, *_ = [process.answer() for process in [*apart, *joined]]
         turns = {
@@ -198,6 +199,8 @@ def main() -> None:
     if arguments.serve:
         serve(int(arguments.serve[0]), arguments.serve[1])
         return
+    if len(os.sched_getaffinity(0)) < WORKERS:
+        parser.error(f"each of {WORKERS} workers needs a core of its own; this process has one")
     columns = {
         title: measure(case, arguments.rounds, arguments.steps) for title, case in CASES.items()
     }
