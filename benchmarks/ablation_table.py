@@ -6,6 +6,18 @@ import numpy as np
 
 from dolg_tf import files
 
+FULL = "full model"
+# Fields of `DolgConfig` that differ from the full model's.
+VARIANTS = {
+    FULL: {},
+    "no local branch": {"fusion": "global_only"},
+    "no multi-atrous": {"multi_atrous": False},
+    "no self-attention": {"self_attention": False},
+    "concatenation": {"fusion": "concat"},
+    "Hadamard": {"fusion": "hadamard"},
+    "local features of f4": {"local_source": "p5"},
+    "average for GeM": {"global_pooling": "average"},
+}
 # Medium mAP of DOLG-R50 on Revisited Oxford and Paris (Yang et al., ICCV 2021, its ablations;
 # queries were not cut to their boxes). What the paper has no figures for is left out.
 PAPER = {

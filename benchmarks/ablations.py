@@ -49,17 +49,8 @@ BATCH = 32
 RATES, MORE_RATES = (3e-4, 1e-3), (1e-4, 3e-4, 1e-3, 3e-3)
 SCALE, MARGIN = 30.0, 0.15  # of ArcFace, as in the paper
 DILATIONS = (3, 7, 10)  # of 18 x 18 cells, as 6, 12, 18 of 32 x 32
-FULL = "full model"
-VARIANTS = {
-    FULL: {},
-    "no local branch": {"fusion": "global_only"},
-    "no multi-atrous": {"multi_atrous": False},
-    "no self-attention": {"self_attention": False},
-    "concatenation": {"fusion": "concat"},
-    "Hadamard": {"fusion": "hadamard"},
-    "local features of f4": {"local_source": "p5", "dilations": (2, 3, 5)},
-    "average for GeM": {"global_pooling": "average"},
-}
+VARIANTS = dict(ablation_table.VARIANTS)
+VARIANTS["local features of f4"] = {**VARIANTS["local features of f4"], "dilations": (2, 3, 5)}
 # Exponents that are trained would need a learning rate of their own: 200 steps do not move them.
 MORE = {
     "local features of f3 and f4": {"local_source": "p4+p5"},
@@ -310,7 +301,7 @@ def main() -> None:
     taken = f"another process writes {arguments.output}; wait for it, or choose another --output"
     with files.lock(pathlib.Path(arguments.output) / "lock", taken):
         state = run(arguments)
-    ablation_table.write(pathlib.Path(arguments.output), state, FULL)
+    ablation_table.write(pathlib.Path(arguments.output), state, ablation_table.FULL)
 
 
 if __name__ == "__main__":

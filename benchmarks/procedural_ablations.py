@@ -17,25 +17,14 @@ import pathlib
 import queue
 
 import numpy as np
-from ablation_table import PAPER, bootstrap
+from ablation_table import FULL, PAPER, VARIANTS, bootstrap
 from commands import run_python
 
 from dolg_tf import files, progress
+from dolg_tf.pipelines.quickstart import SCALES, SHARDS
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 
 SPLITS = ("seen", "unseen")
-FULL = "full model"
-VARIANTS = {
-    FULL: [],
-    "no local branch": ["--fusion=global_only"],
-    "no multi-atrous": ["--multi_atrous=false"],
-    "no self-attention": ["--self_attention=false"],
-    "concatenation": ["--fusion=concat"],
-    "Hadamard": ["--fusion=hadamard"],
-    "local features of f4": ["--local_source=p5"],
-    "average for GeM": ["--global_pooling=average"],
-}
-SCALES = "0.7071,1,1.4142"
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -43,14 +32,16 @@ def prepare(folder: pathlib.Path) -> None:
     photos = folder / "photos"
     run_python("-m", "dolg_tf.data.toy", f"--output={photos}")
     run_python(
-        *("-m", "dolg_tf.data.gldv2", f"--output_dir={folder / 'records'}", "--num_shards=8"),
+        *("-m", "dolg_tf.data.gldv2", f"--output_dir={folder / 'records'}"),
         *(f"--images_dir={photos / 'train'}", f"--train_csv={photos / 'train.csv'}"),
         *(f"--train_clean_csv={photos / 'train_clean.csv'}", "--validation_fraction=0"),
+        f"--num_shards={SHARDS}",
     )
 
 
-def score(folder: pathlib.Path, flags: list[str], seed: int, epochs: int, run: pathlib.Path):
+def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathlib.Path) -> dict:
     """Trains and exports a network; returns {"seen"|"unseen": its medium scores}."""
+    flags = [f"--{name}={value}" for name, value in VARIANTS[variant].items()]
     run_python(
         *("train.py", "--flagfile=configs/quickstart.flags", f"--logdir={run}", f"--seed={seed}"),
         *(f"--train_file_pattern={folder / 'records' / 'train-*'}", "--validation_file_pattern="),
@@ -59,22 +50,25 @@ def score(folder: pathlib.Path, flags: list[str], seed: int, epochs: int, run: p
     model, found = run / "saved_model", {}
     run_python(
         *("export/export_saved_model.py", f"--model_dir={run}", f"--output={model}"),
-        *(f"--scales={SCALES}", "--overwrite"),
+        *(f"--scales={','.join(map(str, SCALES))}", "--overwrite"),
     )
+    photos = folder / "photos"
+
+    def describe(subset: str, split: str) -> pathlib.Path:
+        run_python(
+            *("-m", "dolg_tf.retrieval.extract", f"--images={photos / f'gnd_{split}.pkl'}"),
+            *(f"--subset={subset}", f"--image_root={photos}", f"--saved_model={model}"),
+            f"--output={run / f'{split}_{subset}'}",
+        )
+        return run / f"{split}_{subset}"
+
+    index = describe("index", SPLITS[0])  # the same one for both
     for split in SPLITS:
-        truth = folder / "photos" / f"gnd_{split}.pkl"
-        sets = {subset: run / f"{split}_{subset}" for subset in ("query", "index")}
-        for subset, place in sets.items():
-            run_python(
-                *("-m", "dolg_tf.retrieval.extract", f"--images={truth}", f"--subset={subset}"),
-                *(f"--image_root={folder / 'photos'}", f"--saved_model={model}"),
-                f"--output={place}",
-            )
         report = run / f"{split}.json"
         run_python(
-            *("-m", "dolg_tf.evaluation.revisited", f"--ground_truth={truth}"),
-            *(f"--query_descriptors={sets['query']}", f"--index_descriptors={sets['index']}"),
-            f"--output={report}",
+            *("-m", "dolg_tf.evaluation.revisited"),
+            *(f"--ground_truth={photos / f'gnd_{split}.pkl'}", f"--index_descriptors={index}"),
+            *(f"--query_descriptors={describe('query', split)}", f"--output={report}"),
         )
         found[split] = files.read_json(report)["medium"]
     return found
@@ -133,23 +127,20 @@ def main() -> None:
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
+    def pin():  # a thread, and what it starts
+        os.sched_setaffinity(0, {cores.get()})
+
     def finish(variant: str, seed: int) -> dict:
         run = folder / variant.replace(" ", "_") / f"{arguments.epochs}_epochs_{seed}"
         place = run / "scores.json"
         if not place.exists():
-            core = cores.get()
-            try:
-                os.sched_setaffinity(0, {core})  # of this thread, and of what it starts
-                scores = score(folder, VARIANTS[variant], seed, arguments.epochs, run)
-                files.write_json(place, scores)
-            finally:
-                cores.put(core)
+            files.write_json(place, score(folder, variant, seed, arguments.epochs, run))
         return files.read_json(place)
 
     # All variants of a seed before the next seed, so that a partial result compares them.
     jobs = [(variant, seed) for seed in range(arguments.seeds) for variant in VARIANTS]
     found = {variant: {} for variant in VARIANTS}
-    with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores.qsize(), initializer=pin) as pool:
         done = pool.map(finish, *zip(*jobs, strict=True))
         finished = zip(jobs, done, strict=True)
         try:

@@ -106,7 +106,7 @@ def prepare_input(folder: pathlib.Path, quick: bool) -> Case:
 
 def _trainer(batch: int, side: int):
     """Returns a trainer of DOLG-R50 with GLDv2's classes, a batch and its multiply-adds."""
-    import tensorflow as tf
+    from train_step import made_up_batch
 
     from dolg_tf.modeling.summary import count_multiply_adds
     from dolg_tf.recipe import DolgConfig, TrainingConfig
@@ -115,11 +115,8 @@ def _trainer(batch: int, side: int):
 
     settings = TrainingConfig(logdir="", batch_size=batch)
     trainer = Trainer(DolgConfig(), settings, 81313, 1000, make_strategy())
-    rng = np.random.default_rng(0)
-    photos = tf.constant(rng.random((batch, side, side, 3), np.float32))
-    labels = tf.constant(rng.integers(0, 81313, batch), tf.int32)
     macs = batch * sum(count_multiply_adds(trainer.network, side)[0].values())
-    return trainer, (photos, labels, tf.ones(batch)), macs
+    return trainer, made_up_batch(trainer, batch, side), macs
 
 
 def _step_case(quick: bool, step: Callable, passes: int) -> Case:

@@ -62,6 +62,13 @@ def best_rates(timer: Timer, peaks: dict) -> np.ndarray:
     return np.max([macs / timer.least(name) for name, (_, macs) in peaks.items()], axis=0)
 
 
+def print_columns(corner: str, columns: dict[str, dict[str, str]]) -> None:
+    """Prints a markdown table of {column: {row: cell}}, the same rows in each."""
+    print(f"| {corner} | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
+    for name in next(iter(columns.values())):
+        print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
+
+
 # --- memory -------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from bench_inference import has_bfloat16
-from timing import Timer, best_rates, peaks
+from timing import Timer, best_rates, peaks, print_columns
 
 from dolg_tf.modeling.summary import count_multiply_adds
 from dolg_tf.recipe import DolgConfig, TrainingConfig
@@ -50,6 +50,14 @@ def cases(names: list[str], ema: bool) -> dict[str, tuple]:
     small = TrainingConfig(batch_size=16, optimizer="adam", decay="decoupled", scale=16.0, **common)
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2))
     return {**found, "quickstart, 16 x 96 px": (config, small, 60, 96)}
+
+
+def made_up_batch(trainer: Trainer, batch: int, size: int, seed: int = 0) -> tuple:
+    """Returns images, labels and weights as a step takes them."""
+    rng = np.random.default_rng(seed)
+    images = tf.constant(rng.random((batch, size, size, 3)), tf.float32)
+    labels = tf.constant(rng.integers(0, trainer.head.num_classes, batch), tf.int32)
+    return images, labels, tf.ones(batch)
 
 
 # --- the parts of a step ------------------------------------------------------------------
@@ -137,10 +145,7 @@ def average_alone(trainer: Trainer):
 def parts_of(trainer: Trainer, size: int, run_log: RunLog) -> dict:
     """Returns the whole step and its parts, by name."""
     batch = trainer.training.batch_size
-    rng = np.random.default_rng(0)
-    images = tf.constant(rng.random((batch, size, size, 3)), tf.float32)
-    labels = tf.constant(rng.integers(0, trainer.head.num_classes, batch), tf.int32)
-    piece = (images, labels, tf.ones(batch))
+    images, labels, _ = piece = made_up_batch(trainer, batch, size)
     met = met_shapes(trainer.network, images)
     convolutions = [(layer, shape) for layer, shape in met if hasattr(layer, "strides")]
     norms = [(layer, shape) for layer, shape in met if hasattr(layer, "gamma")]
@@ -211,9 +216,7 @@ def main() -> None:
     for title, case in cases(arguments.cases, arguments.ema).items():
         columns[title] = measure(*case, arguments.repeats)
         keras.backend.clear_session()
-    print(f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
-    for name in next(iter(columns.values())):
-        print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
+    print_columns("", columns)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ many bytes through a socket of this machine, both ways at once.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,33 +24,31 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from timing import print_columns
 
-CASES = {"R50, 81,313 classes, 4 x 256 px": "r50", "quickstart, 16 x 96 px": "small"}
+# Title: place among the cases of `train_step.py`.
+CASES = {"R50, 81,313 classes, 4 x 256 px": 0, "quickstart, 16 x 96 px": 1}
 WORKERS = 2
 
 
 # --- a process of its own ---------------------------------------------------------------------
 
 
-def serve(core: int, name: str) -> None:
+def serve(core: int, case: int) -> None:
     """Takes "step N" and "sum N" from standard input, and prints clock and CPU time of each."""
     os.sched_setaffinity(0, {core})
     import tensorflow as tf
-    from train_step import COMMON
+    from train_step import cases, made_up_batch
 
-    from dolg_tf.recipe import DolgConfig, TrainingConfig
     from dolg_tf.training.distribution import make_strategy
     from dolg_tf.training.steps import Trainer
 
     strategy = make_strategy()
-    small = name == "small"
-    batch, side, classes = (16, 96, 60) if small else (4, 256, 81313)
-    model = DolgConfig(backbone="resnet17_small", dilations=(1, 2)) if small else DolgConfig()
-    training = TrainingConfig(batch_size=batch * strategy.num_replicas_in_sync, **COMMON)
+    model, training, classes, side = list(cases(["4x256:float32"], ema=False).values())[case]
+    batch = training.batch_size
+    training = dataclasses.replace(training, batch_size=batch * strategy.num_replicas_in_sync)
     trainer = Trainer(model, training, classes, 1000, strategy)
-    rng = np.random.default_rng(core)
-    images = tf.constant(rng.random((batch, side, side, 3)), tf.float32)
-    piece = images, tf.constant(rng.integers(0, classes, batch), tf.int32), tf.ones(batch)
+    piece = made_up_batch(trainer, batch, side, seed=core)
     gradients = [tf.random.normal(variable.shape) for variable in trainer.variables]
 
     @tf.function
@@ -75,13 +74,13 @@ def serve(core: int, name: str) -> None:
 
 
 class Process:
-    """One that is told when to work; `bytes` are those of its gradients."""
+    """One that says how many bytes its gradients have, and is told when to work."""
 
-    def __init__(self, core: int, case: str, cluster: dict | None):
+    def __init__(self, core: int, case: int, cluster: dict | None):
         environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
         if cluster:
             environment["TF_CONFIG"] = json.dumps(cluster)
-        command = [sys.executable, str(pathlib.Path(__file__)), "--serve", str(core), case]
+        command = [sys.executable, str(pathlib.Path(__file__)), "--serve", str(core), str(case)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -143,7 +142,7 @@ def work(processes: list[Process], what: str, number: int) -> np.ndarray:
     return np.array([process.answer() for process in processes])
 
 
-def measure(case: str, rounds: int, steps: int) -> dict[str, str]:
+def measure(case: int, rounds: int, steps: int) -> dict[str, str]:
     """Returns what the case's cells say, by row."""
     workers = [f"localhost:{port}" for port in free_ports(WORKERS)]
     clusters = [
@@ -194,19 +193,17 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # core, case
+    parser.add_argument("--serve", nargs=2, type=int, help=argparse.SUPPRESS)  # core, case
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(int(arguments.serve[0]), arguments.serve[1])
+        serve(*arguments.serve)
         return
     if len(os.sched_getaffinity(0)) < WORKERS:
         parser.error(f"each of {WORKERS} workers needs a core of its own; this process has one")
     columns = {
         title: measure(case, arguments.rounds, arguments.steps) for title, case in CASES.items()
     }
-    print(f"| ms a step | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
-    for name in next(iter(columns.values())):
-        print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
+    print_columns("ms a step", columns)
 
 
 if __name__ == "__main__":
