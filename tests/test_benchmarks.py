@@ -46,16 +46,18 @@ def test_best_and_median_of_the_rounds():
 
 
 def test_memory_is_that_of_the_peak_since_the_restart():
-    large = np.ones(30_000_000, np.uint8)
+    # glibc may keep freed blocks of up to 32 MB, depending on what was freed before.
+    size = 64_000_000
+    large = np.ones(size, np.uint8)
     before = peak_memory()
     assert before >= status("VmRSS") > large.nbytes
     del large
     restart_peak_memory()
-    assert peak_memory() < before - 20_000_000
-    watched = OwnMemory()
-    large = np.ones(30_000_000, np.uint8)
+    assert peak_memory() < before - size // 2
+    held, watched = status("RssAnon"), OwnMemory()
+    large = np.ones(size, np.uint8)
     time.sleep(0.5)
-    assert watched.stop() > 30_000_000 and large[0]
+    assert watched.stop() > held + size // 2 and large[0]
 
 
 def test_the_slowest_call_and_the_least_floor_count():
