@@ -158,6 +158,28 @@ def test_gradients_are_finite_at_cosine_one_and_minus_one(cls):
     np.testing.assert_allclose(logits[:, 0], np.multiply(30, expected), atol=5e-3)
 
 
+def test_the_gradient_of_the_cosines_is_that_of_the_formula():
+    head = ArcFace(5)
+    head.build((None, 8))
+    head.kernel.assign(3 * _normal(5, 8, seed=2))
+    x, upstream = _normal(4, 8), _normal(4, 5, seed=3)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs := tf.constant(x))
+        cosines = head(inputs)
+    found = tape.gradient(cosines, [inputs, head.kernel.value], output_gradients=upstream)
+    x, kernel = x.astype(np.float64), np.asarray(head.kernel, np.float64)
+    expected = np.zeros_like(x), np.zeros_like(kernel)
+    for i in range(len(x)):
+        for j in range(len(kernel)):
+            lengths = np.linalg.norm(x[i]), np.linalg.norm(kernel[j])
+            rows = x[i] / lengths[0], kernel[j] / lengths[1]
+            cosine = rows[0] @ rows[1]
+            expected[0][i] += upstream[i, j] * (rows[1] - cosine * rows[0]) / lengths[0]
+            expected[1][j] += upstream[i, j] * (rows[0] - cosine * rows[1]) / lengths[1]
+    for gradient, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-6)
+
+
 @every_head
 def test_a_zero_descriptor_or_centre_has_a_finite_gradient(cls):
     head = cls(3, margin=0.15, scale=30.0)
