@@ -34,6 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ablation_photos import SIDE, Maps, Splits, compute_maps, landmark_names
+from ablation_table import SPLITS
 from photo_scores import score_queries
 
 from dolg_tf import config as configs
@@ -211,25 +212,41 @@ def _read_state(path: pathlib.Path, budget: dict) -> dict:
     return state
 
 
-def _jobs(state: dict, arguments, config: DolgConfig):
-    """Returns the jobs that can be done now: the choices of rates first, then the runs."""
-    variants = VARIANTS | MORE if arguments.full else VARIANTS
+def _variants(arguments) -> list[str]:
+    """Returns the names of what is trained; the others are held against the first."""
+    wanted = arguments.variants or (VARIANTS | MORE if arguments.full else VARIANTS)
+    return list(dict.fromkeys([ablation_table.FULL, *wanted]))
+
+
+def _jobs(state: dict, arguments, config: DolgConfig) -> tuple[str, list[Job]]:
+    """Returns what is done next, in words, and its jobs; nothing when all is done.
+
+    A variant's rates are chosen before its first seed, and a seed is done before the next one, so
+    that what is there after an interruption can be read.
+    """
     rates = MORE_RATES if arguments.full else RATES
-    seeds = range(arguments.seeds or (5 if arguments.full else 3))
-    choices, runs = [], []
-    for seed in seeds:
-        for name, change in variants.items():
-            changed = dataclasses.replace(config, **change)
-            for split in ablation_table.SPLITS:
-                tried = state["chosen"].get(name, {}).get(split, {})
-                for rate in (rate for rate in rates if seed == 0 and str(rate) not in tried):
-                    job = Job(name, changed, split, rate, arguments.steps, 100, True)
-                    choices.append(job)
-                done = split in state["runs"].get(name, {}).get(str(seed), {})
-                if set(map(str, rates)) <= set(tried) and not done:
-                    rate = float(max(tried, key=tried.get))
-                    runs.append(Job(name, changed, split, rate, arguments.steps, seed, False))
-    return choices or runs
+    for seed in range(arguments.seeds or (5 if arguments.full else 3)):
+        for name in _variants(arguments):
+            changed = dataclasses.replace(config, **(VARIANTS | MORE)[name])
+            tried = {split: state["chosen"].get(name, {}).get(split, {}) for split in SPLITS}
+            choices = [
+                Job(name, changed, split, rate, arguments.steps, 100, True)
+                for split in SPLITS
+                for rate in rates
+                if seed == 0 and str(rate) not in tried[split]
+            ]
+            if choices:
+                return f"{name}, learning rates", choices
+            done = state["runs"].get(name, {}).get(str(seed), {})
+            chosen = {split: float(max(found, key=found.get)) for split, found in tried.items()}
+            runs = [
+                Job(name, changed, split, rate, arguments.steps, seed, False)
+                for split, rate in chosen.items()
+                if split not in done
+            ]
+            if runs:
+                return f"{name}, seed {seed}", runs
+    return "", []
 
 
 def _note(state: dict, job: Job, found: dict) -> None:
@@ -255,7 +272,7 @@ def run(arguments) -> dict:
     budget["variants"] = hashlib.sha256(repr({**VARIANTS, **MORE}).encode()).hexdigest()
     state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples are lists
     index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
-    for split in ablation_table.SPLITS:
+    for split in SPLITS:
         _, queries = splits.outer(split)
         rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
         state["untrained"][split] = score(*rows)
@@ -268,8 +285,10 @@ def run(arguments) -> dict:
         _start,
         (str(photos), cache, config, together),
     ) as pool:
-        while jobs := _jobs(state, arguments, config):
-            what = "learning rates" if jobs[0].choose else "runs"
+        while True:
+            what, jobs = _jobs(state, arguments, config)
+            if not jobs:
+                break
             work = iter(progress.track(range(len(jobs)), len(jobs), what, "runs"))
             for chunk in range(0, len(jobs), workers):
                 for job, found in pool.map(_do, jobs[chunk : chunk + workers]):
@@ -296,6 +315,14 @@ def main() -> None:
         "--together", default="", help="landmarks that show one another, with commas between them"
     )
     parser.add_argument("--full", action="store_true", help="more variants, rates and seeds")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        choices=[*VARIANTS, *MORE],
+        metavar="NAME",
+        help=f"only these, beside the full model, of {', '.join([*VARIANTS, *MORE])}",
+    )
     parser.add_argument("--minutes", type=float, default=0, help="stop after; 0: when done")
     arguments = parser.parse_args()
     taken = f"another process writes {arguments.output}; wait for it, or choose another --output"
