@@ -1,4 +1,4 @@
-"""Photos of `ablations.py`: the maps that a backbone gives of them, and who is left out of what."""
+"""Photos of `ablations.py`, the maps that a backbone gives of them, and who is left out of what."""
 
 import dataclasses
 import functools
@@ -23,10 +23,11 @@ FOLDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Maps of photos, and which landmark each shows.
+    """Maps of photos, or photos, and which landmark each shows.
 
     Attributes:
-      arrays: {"p3"|"p4"|"p5": float16 (N, M, h, w, C)}, M 2 where each photo is mirrored too.
+      arrays: {"p3"|"p4"|"p5": float16 (N, M, h, w, C)} or {"photo": uint8 (N, M, h, w, 3)}, M 2
+        where each photo is mirrored too.
       landmarks: int (N,).
     """
 
@@ -34,8 +35,13 @@ class Maps:
     landmarks: np.ndarray
 
     def batch(self, rows, mirrored=None) -> list[np.ndarray]:
+        """Returns float32 arrays of those photos; photos themselves in [0, 1]."""
         mirrored = np.zeros(len(rows), np.int64) if mirrored is None else mirrored
-        return [array[rows, mirrored].astype(np.float32) for array in self.arrays.values()]
+        found = {name: array[rows, mirrored] for name, array in self.arrays.items()}
+        return [
+            x / np.float32(255) if name == "photo" else x.astype(np.float32)
+            for name, x in found.items()
+        ]
 
     def only(self, keep: np.ndarray) -> "Maps":
         return Maps(
@@ -43,24 +49,29 @@ class Maps:
         )
 
 
-def compute_maps(folder: pathlib.Path, cache: pathlib.Path, config: DolgConfig) -> dict[str, Maps]:
-    """Returns the maps of each split, computed unless they lie in the cache."""
+def compute_maps(
+    folder: pathlib.Path, cache: pathlib.Path, config: DolgConfig | None
+) -> dict[str, Maps]:
+    """Returns each split's maps, or without config photos, made unless they lie in the cache."""
     labels = read_labels(folder / "labels.csv")
     names = landmark_names(labels)
     mark = files.sha256(folder / "labels.csv")[:8]
     found, model = {}, None
+    kind, levels = ("photos", ("photo",))
+    if config is not None:
+        kind, levels = f"{config.backbone}-{config.stride32}", dolg.MAPS
     for split, rows in labels.items():
         landmarks = np.array([names.index(landmark) for _, landmark in rows])
-        place = cache / f"{config.backbone}-{config.stride32}-{SIDE}-{mark}-{split}"
+        place = cache / f"{kind}-{SIDE}-{mark}-{split}"
         if not place.exists():
-            model = model or _backbone(config)
+            model = model or (_as_bytes if config is None else _backbone(config))
             paths = [folder / path for path, _ in rows]
             with files.atomic_path(place) as temporary:
                 temporary.mkdir()
-                for level, array in _describe(model, paths, split).items():
+                for level, array in zip(levels, _describe(model, paths, split), strict=True):
                     np.save(temporary / f"{level}.npy", array)
-        arrays = {level: np.load(place / f"{level}.npy", mmap_mode="r") for level in dolg.MAPS}
-        if len(arrays["p4"]) != len(landmarks):
+        arrays = {level: np.load(place / f"{level}.npy", mmap_mode="r") for level in levels}
+        if len(arrays[levels[0]]) != len(landmarks):
             raise SystemExit(f"{place} is of other photos; delete it")
         found[split] = Maps(arrays, landmarks)
     return found
@@ -75,10 +86,19 @@ def _backbone(config: DolgConfig):
     network = dolg.build_dolg(config, seed=0)
     imagenet.load_backbone(network, config.backbone)
     normalize, backbone = network.get_layer("normalization"), network.get_layer("backbone")
-    return tf.function(lambda x: backbone(normalize(x), training=False), reduce_retracing=True)
+
+    @functools.partial(tf.function, reduce_retracing=True)
+    def maps_of(photos):
+        return [tf.cast(level, tf.float16) for level in backbone(normalize(photos), training=False)]
+
+    return maps_of
 
 
-def _describe(model, paths: list[pathlib.Path], split: str) -> dict[str, np.ndarray]:
+def _as_bytes(photos):
+    return [tf.cast(tf.round(255 * photos), tf.uint8)]
+
+
+def _describe(model, paths: list[pathlib.Path], split: str) -> list[np.ndarray]:
     def load(path):
         photo = images.resize_levels(images.decode(tf.io.read_file(path)), SIDE, SIDE)
         return tf.stack([photo, photo[:, ::-1]]) if split == "train" else photo[None]
@@ -87,8 +107,8 @@ def _describe(model, paths: list[pathlib.Path], split: str) -> dict[str, np.ndar
     photos = photos.map(load, num_parallel_calls=2).prefetch(8)
     rows = []
     for photo in progress.track(photos, len(paths), f"maps of {split}"):
-        rows.append([np.asarray(level, np.float16) for level in model(photo)])
-    return dict(zip(dolg.MAPS, map(np.stack, zip(*rows, strict=True)), strict=True))
+        rows.append([level.numpy() for level in model(photo)])
+    return list(map(np.stack, zip(*rows, strict=True)))
 
 
 # --- splits -----------------------------------------------------------------------------------

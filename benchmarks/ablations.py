@@ -14,6 +14,8 @@ all of them ("seen"), and of the third of the landmarks that was left out of tra
 part that are left out of that alone; what is left out of the split is scored once, at the end.
 Landmarks that show one another stay in one fold: `--together`. Each finished run is kept in OUTPUT,
 so that the same command goes on after an interruption; `--full` adds variants, rates and seeds.
+With `--backbone_lr` the backbone is trained too, on photos instead of maps, its batch norms apart:
+a run then takes ten times as long.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def base_config(backbone: str, width: int) -> DolgConfig:
 
 
 def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, list[str]]:
-    """Returns what is above the backbone's maps, and which maps it takes.
+    """Returns what is above the backbone's maps, or of photos the network, and what it takes.
 
     The global feature starts thirty times as long as the pooled local part. What the last layer
     takes is therefore multiplied by constants that make each of its halves 1 long, on the average
@@ -84,8 +86,15 @@ def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, l
     """
     network = dolg.build_dolg(config, seed=seed)
     layers = {layer.name: layer for layer in network.layers}
-    names = [name for name in dolg.MAPS if name in layers]
-    inputs = [layers[name].output for name in names]
+    if "photo" in maps.arrays:
+        imagenet.load_backbone(network, config.backbone)
+        for layer in layers["backbone"]._flatten_layers(include_self=False, recursive=True):
+            # Photos of 33 landmarks say less of the statistics than ImageNet does.
+            layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+        names, inputs = ["photo"], [network.input]
+    else:
+        names = [name for name in dolg.MAPS if name in layers]
+        inputs = [layers[name].output for name in names]
     fused = layers["fused" if "fused" in layers else "global"].output
     taken = Maps({name: maps.arrays[name] for name in names}, maps.landmarks)
     some = taken.batch(np.linspace(0, len(maps.landmarks) - 1, BATCH).astype(int))
@@ -98,19 +107,20 @@ def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, l
     return keras.Model(inputs, layers["descriptor"](fused * np.concatenate(scales))), names
 
 
-def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
-    """Trains what is above the maps; returns a function of maps (N photos) to unit descriptors."""
+def train(config: DolgConfig, maps: Maps, rate: float, backbone_lr: float, steps: int, seed: int):
+    """Trains what is above the maps; returns a function of maps (N photos) to unit descriptors.
+
+    Of photos the backbone is trained too, at `backbone_lr` of the rate.
+    """
     top, names = build_top(config, maps, seed)
     classes, labels = np.unique(maps.landmarks, return_inverse=True)
     head = ArcFace(len(classes), MARGIN, SCALE)
     head.build((None, config.descriptor_size))
-    warmup = steps // 10
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, 0.0, warmup_target=rate, warmup_steps=warmup
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=5.0)
-    variables = top.trainable_variables + head.trainable_variables
-    optimizer.build(variables)
+    slow = top.get_layer("backbone").trainable_variables if names == ["photo"] else []
+    paths = {variable.path for variable in slow}
+    fast = [variable for variable in top.trainable_variables if variable.path not in paths]
+    groups = [(fast + head.trainable_variables, rate), (slow, backbone_lr * rate)]
+    groups = [(group, _optimizer(group, rate, steps)) for group, rate in groups if group]
 
     @tf.function(reduce_retracing=True)
     def step(inputs, targets):
@@ -118,8 +128,9 @@ def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
             logits = head.logits(head(top(inputs, training=True)), targets, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
             loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        optimizer.apply(gradients, variables)
+        gradients = tape.gradient(loss, [[v.value for v in group] for group, _ in groups])
+        for gradient, (group, optimizer) in zip(gradients, groups, strict=True):
+            optimizer.apply(gradient, group)
         return loss
 
     wanted = Maps({name: maps.arrays[name] for name in names}, maps.landmarks)
@@ -147,6 +158,16 @@ def train(config: DolgConfig, maps: Maps, rate: float, steps: int, seed: int):
     return describe
 
 
+def _optimizer(variables: list, rate: float, steps: int) -> keras.optimizers.Optimizer:
+    warmup = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, 0.0, warmup_target=rate, warmup_steps=warmup
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=5.0)
+    optimizer.build(variables)
+    return optimizer
+
+
 def score(queries, index, query_landmarks, index_landmarks) -> dict[str, list[float]]:
     """Returns average precision and hit at 1 of each query in the whole index, as fractions."""
     return score_queries(queries @ index.T, index_landmarks == query_landmarks[:, None])
@@ -170,6 +191,7 @@ class Job:
     config: DolgConfig
     split: str
     rate: float
+    backbone_lr: float
     steps: int
     seed: int
     choose: bool
@@ -178,7 +200,7 @@ class Job:
 _splits: Splits | None = None  # of the process
 
 
-def _start(folder: str, cache: str, config: DolgConfig, together: tuple[int, ...]) -> None:
+def _start(folder: str, cache: str, config: DolgConfig | None, together: tuple[int, ...]) -> None:
     global _splits
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -192,7 +214,7 @@ def _do(job: Job) -> tuple[Job, dict]:
     else:
         (train_maps, queries), index = _splits.outer(job.split), _splits.maps["index"]
     try:
-        describe = train(job.config, train_maps, job.rate, job.steps, job.seed)
+        describe = train(job.config, train_maps, job.rate, job.backbone_lr, job.steps, job.seed)
     except FloatingPointError as error:
         return job, {"failed": str(error)}
     finally:
@@ -224,23 +246,27 @@ def _jobs(state: dict, arguments, config: DolgConfig) -> tuple[str, list[Job]]:
     A variant's rates are chosen before its first seed, and a seed is done before the next one, so
     that what is there after an interruption can be read.
     """
-    rates = MORE_RATES if arguments.full else RATES
+    rates = arguments.rates or (MORE_RATES if arguments.full else RATES)
+    fixed = arguments.backbone_lr, arguments.steps
     for seed in range(arguments.seeds or (5 if arguments.full else 3)):
         for name in _variants(arguments):
             changed = dataclasses.replace(config, **(VARIANTS | MORE)[name])
             tried = {split: state["chosen"].get(name, {}).get(split, {}) for split in SPLITS}
             choices = [
-                Job(name, changed, split, rate, arguments.steps, 100, True)
+                Job(name, changed, split, rate, *fixed, 100, True)
                 for split in SPLITS
                 for rate in rates
-                if seed == 0 and str(rate) not in tried[split]
+                if seed == 0 and str(rate) not in tried[split] and len(rates) > 1
             ]
             if choices:
                 return f"{name}, learning rates", choices
             done = state["runs"].get(name, {}).get(str(seed), {})
-            chosen = {split: float(max(found, key=found.get)) for split, found in tried.items()}
+            chosen = {
+                split: float(max(found, key=found.get, default=rates[0]))
+                for split, found in tried.items()
+            }
             runs = [
-                Job(name, changed, split, rate, arguments.steps, seed, False)
+                Job(name, changed, split, rate, *fixed, seed, False)
                 for split, rate in chosen.items()
                 if split not in done
             ]
@@ -265,17 +291,20 @@ def run(arguments) -> dict:
     names = landmark_names(read_labels(photos / "labels.csv"))
     together = tuple(names.index(name) for name in arguments.together.split(",") if name)
     cache = str(output / "maps")
-    splits = Splits(compute_maps(photos, output / "maps", config), together)
+    taken = None if arguments.backbone_lr else config
+    splits = Splits(compute_maps(photos, output / "maps", taken), together)
     budget = {"model": configs.to_dict(config), "steps": arguments.steps, "batch": BATCH}
     budget |= {"side": SIDE, "together": list(together), "loss": [SCALE, MARGIN]}
+    budget |= {"backbone_lr": arguments.backbone_lr, "rates": arguments.rates}
     budget |= {"labels_sha256": files.sha256(photos / "labels.csv")}
     budget["variants"] = hashlib.sha256(repr({**VARIANTS, **MORE}).encode()).hexdigest()
     state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples are lists
     index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
     for split in SPLITS:
         _, queries = splits.outer(split)
-        rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
-        state["untrained"][split] = score(*rows)
+        if not arguments.backbone_lr:
+            rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
+            state["untrained"][split] = score(*rows)
         state["landmarks"][split] = queries.landmarks.tolist()
     workers = os.cpu_count() or 1
     start = time.monotonic()
@@ -283,7 +312,7 @@ def run(arguments) -> dict:
         workers,
         multiprocessing.get_context("spawn"),
         _start,
-        (str(photos), cache, config, together),
+        (str(photos), cache, taken, together),
     ) as pool:
         while True:
             what, jobs = _jobs(state, arguments, config)
@@ -322,6 +351,19 @@ def main() -> None:
         choices=[*VARIANTS, *MORE],
         metavar="NAME",
         help=f"only these, beside the full model, of {', '.join([*VARIANTS, *MORE])}",
+    )
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[],
+        help=f"to choose from, or one for all; none given: {RATES}, with --full {MORE_RATES}",
+    )
+    parser.add_argument(
+        "--backbone_lr",
+        type=float,
+        default=0.0,
+        help="of the backbone over the others'; 0: it stays, and its maps are computed once",
     )
     parser.add_argument("--minutes", type=float, default=0, help="stop after; 0: when done")
     arguments = parser.parse_args()
