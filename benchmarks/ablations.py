@@ -15,7 +15,7 @@ part that are left out of that alone; what is left out of the split is scored on
 Landmarks that show one another stay in one fold: `--together`. Each finished run is kept in OUTPUT,
 so that the same command goes on after an interruption; `--full` adds variants, rates and seeds.
 With `--backbone_lr` the backbone is trained too, on photos instead of maps, its batch norms apart:
-a run then takes ten times as long.
+a run then takes fifteen times as long.
 """
 
 import argparse
