@@ -41,6 +41,7 @@ from photo_scores import score_queries
 
 from dolg_tf import config as configs
 from dolg_tf import files, progress
+from dolg_tf.data import workers
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling import dolg
 from dolg_tf.modeling.heads import ArcFace
@@ -202,6 +203,7 @@ _splits: Splits | None = None  # of the process
 
 def _start(folder: str, cache: str, config: DolgConfig | None, together: tuple[int, ...]) -> None:
     global _splits
+    workers.end_with_parent()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     maps = compute_maps(pathlib.Path(folder), pathlib.Path(cache), config)
@@ -306,10 +308,10 @@ def run(arguments) -> dict:
             rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
             state["untrained"][split] = score(*rows)
         state["landmarks"][split] = queries.landmarks.tolist()
-    workers = os.cpu_count() or 1
+    processes = os.cpu_count() or 1
     start = time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(
-        workers,
+        processes,
         multiprocessing.get_context("spawn"),
         _start,
         (str(photos), cache, taken, together),
@@ -319,8 +321,8 @@ def run(arguments) -> dict:
             if not jobs:
                 break
             work = iter(progress.track(range(len(jobs)), len(jobs), what, "runs"))
-            for chunk in range(0, len(jobs), workers):
-                for job, found in pool.map(_do, jobs[chunk : chunk + workers]):
+            for chunk in range(0, len(jobs), processes):
+                for job, found in pool.map(_do, jobs[chunk : chunk + processes]):
                     _note(state, job, found)
                     next(work, None)
                 files.write_json(output / "runs.json", state)

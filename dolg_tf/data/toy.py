@@ -28,6 +28,7 @@ import numpy as np
 from dolg_tf import config as config_lib
 from dolg_tf import files, progress
 from dolg_tf.config import InputError, at_least, option
+from dolg_tf.data import workers
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,12 @@ def _render(config: ToyConfig, photos: list[_Photo]) -> list[tuple[float, ...]]:
     return boxes
 
 
+def _start_process() -> None:
+    # An interrupt goes to the parent alone, which lets each process finish its chunk.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    workers.end_with_parent()
+
+
 def _render_all(config: ToyConfig, photos: list[_Photo]) -> Iterator[tuple[_Photo, tuple]]:
     """Renders in as many processes as configured; yields photos with their boxes, unordered."""
     by_landmark = collections.defaultdict(list)
@@ -159,13 +166,8 @@ def _render_all(config: ToyConfig, photos: list[_Photo]) -> Iterator[tuple[_Phot
         for chunk in chunks:
             yield from zip(chunk, _render(config, chunk), strict=True)
         return
-    # An interrupt goes to the parent alone, which lets each process finish its chunk.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(processes, spawn, _start_process)
     try:
         chunk_of = {pool.submit(_render, config, chunk): chunk for chunk in chunks}
         for future in concurrent.futures.as_completed(chunk_of):

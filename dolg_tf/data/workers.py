@@ -15,15 +15,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dolg_tf.config import InputError
 
 
-def _start_process() -> None:
-    """Lets a process end with its parent: at Ctrl-C at once, and when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def end_with_parent() -> None:
+    """Lets this process end when its parent has, also when that was killed."""
 
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _start_process() -> None:
+    """Lets a process end with its parent: at Ctrl-C at once, and when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
 
 
 def count(processes: int, items: int) -> int:

@@ -1,11 +1,15 @@
 """The procedural landmark set: what is on disk, and that it is the same however it was made."""
 
+import contextlib
 import csv
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -158,6 +162,25 @@ def test_another_seed_is_another_set(small, tmp_path):
     toy.write_toy(toy.ToyConfig(output=str(tmp_path), **SMALL, seed=1))
     ids = {path.stem for path in tmp_path.rglob("*.jpg")}
     assert not ids & {path.stem for path in small.rglob("*.jpg")}
+
+
+def test_processes_do_not_outlive_a_killed_one(tmp_path):
+    command = [sys.executable, "-m", "dolg_tf.data.toy", f"--output={tmp_path}", "--processes=2"]
+    killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    try:
+        while not list(tmp_path.rglob("*.jpg")):
+            assert time.monotonic() < deadline, "no photo was drawn"
+            time.sleep(0.02)
+        killed.kill()
+        killed.wait()
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(killed.pid, 0)
+                time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
 
 
 # --- refusals ------------------------------------------------------------------------
