@@ -433,7 +433,10 @@ def test_a_real_signal(ground_truths, tmp_path):
     (tmp_path / "gnd_roxford5k.pkl").symlink_to(ground_truths / "gnd_roxford5k.pkl")
     command = [sys.executable, "-m", prepare_revisited.__name__, "--dataset=roxford5k"]
     command += [f"--downloads={tmp_path}", f"--output={tmp_path / 'out'}"]
+    # A test run in the background of a script has Ctrl-C switched off, which children inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     building = tmp_path / "out/roxford5k/.building/photos"
     while process.poll() is None and not (building / "100").exists():
         time.sleep(0.01)
