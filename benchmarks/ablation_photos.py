@@ -136,16 +136,20 @@ class Splits:
             sizes[folds[landmark]] += 1
         return folds
 
+    def queries(self, split: str) -> Maps:
+        """Returns the queries that a split is scored by."""
+        maps = self.maps["query"]
+        return maps if split == "seen" else maps.only(self._left_out(split)[maps.landmarks])
+
     def outer(self, split: str) -> tuple[Maps, Maps]:
         """Returns the photos that a split trains on, and the queries it is scored by."""
-        train_maps, queries = self.maps["train"], self.maps["query"]
-        if split == "seen":
-            return train_maps, queries
-        left_out = self.folds == int(split.removeprefix("fold"))
-        return (
-            train_maps.only(~left_out[train_maps.landmarks]),
-            queries.only(left_out[queries.landmarks]),
-        )
+        maps = self.maps["train"]
+        if split != "seen":
+            maps = maps.only(~self._left_out(split)[maps.landmarks])
+        return maps, self.queries(split)
+
+    def _left_out(self, split: str) -> np.ndarray:
+        return self.folds == int(split.removeprefix("fold"))
 
     def inner(self, split: str) -> tuple[Maps, Maps, Maps]:
         """Returns training photos, queries and index for choosing a learning rate.

@@ -303,7 +303,7 @@ def run(arguments) -> dict:
     state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples are lists
     index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
     for split in SPLITS:
-        _, queries = splits.outer(split)
+        queries = splits.queries(split)
         if not arguments.backbone_lr:
             rows = untrained(queries), untrained(index), queries.landmarks, index.landmarks
             state["untrained"][split] = score(*rows)
