@@ -40,7 +40,7 @@ quickstart: $(STAMP)
 
 # The pictures of README and docs, from the procedural set.
 pictures: quickstart
-	$(BIN)/python -m dolg_tf.apps.report --run=runs/quickstart --output=runs/quickstart/report_page
+	$(BIN)/python -m dolg_tf.apps.report.write --run=runs/quickstart --output=runs/quickstart/report_page
 	$(call as_jpeg,ranked_unseen,ranked_list)
 	$(call as_jpeg,report_page/match_right_unseen_landmarks,match)
 	$(call as_jpeg,report_page/saw_unseen_landmarks_1,maps)
@@ -61,7 +61,7 @@ test-slow: $(TESTS)
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=loadfile
 
 bench: $(TESTS)
-	$(BIN)/python benchmarks/stages.py $(if $(ONLY),--only=$(ONLY))
+	$(BIN)/python benchmarks/speed/stages.py $(if $(ONLY),--only=$(ONLY))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

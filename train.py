@@ -2,7 +2,8 @@
 
 import os
 
-from dolg_tf import config, recipe
+from dolg_tf import recipe
+from dolg_tf.stage import config
 
 
 def train(model, data, training):
@@ -11,7 +12,7 @@ def train(model, data, training):
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
     # Both take seconds to import: not for --help.
     from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
-    from dolg_tf.training.trainer import train
+    from dolg_tf.training.loop import train
 
     retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
     train(model, data, training, retrieval)

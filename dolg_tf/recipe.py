@@ -5,7 +5,7 @@ No TensorFlow here, as in `config`.
 
 import dataclasses
 
-from dolg_tf.config import InputError, at_least, option
+from dolg_tf.stage.config import InputError, at_least, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

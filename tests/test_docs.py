@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from absl import flags
 
-from dolg_tf import config as configs
+from dolg_tf.stage import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -11,10 +11,10 @@ import pickle
 
 from PIL import Image
 
-from dolg_tf import config, files
-from dolg_tf.config import InputError, option
 from dolg_tf.data import photo_ids
-from dolg_tf.data.lists import own_rows
+from dolg_tf.data.records.lists import own_rows
+from dolg_tf.stage import config, files
+from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 

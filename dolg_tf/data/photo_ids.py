@@ -2,7 +2,7 @@
 
 import posixpath
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in any case; what else ends a name belongs to the id
 

@@ -5,7 +5,7 @@
 
 DolgLandmarks.MANUAL_DOWNLOAD_INSTRUCTIONS says what the manual directory holds. Beam's local
 runners keep all photos in memory until they are written; GLDv2 as a whole needs the runner of a
-cluster that shares the directories, or else `dolg_tf.data.gldv2`, which needs neither.
+cluster that shares the directories, or else `dolg_tf.data.records.build`, which needs neither.
 
 Importing this module registers the dataset with TFDS, so nothing else in the package imports it.
 """
@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dolg_tf.config import InputError
-from dolg_tf.data import classes, gldv2, lists, shards, tars
-from dolg_tf.data.gldv2 import RecordsConfig
+from dolg_tf.data.records import build, classes, lists, shards, tars
+from dolg_tf.data.records.build import RecordsConfig
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _read_lists(settings: RecordsConfig) -> tuple[lists.PhotoTable, list, np.nda
         # Every tar is walked through once: the workers find the notes of that.
         notes = pathlib.Path(settings.output_dir) / _TARS
         photos = tars.locate(photos, notes, processes=settings.processes)
-    split = gldv2.split_photos(photos.labels, settings.validation_fraction, settings.seed)
+    split = build.split_photos(photos.labels, settings.validation_fraction, settings.seed)
     in_validation = np.zeros(len(photos), bool)
     in_validation[split["validation"]] = True
     return photos, landmarks, in_validation

@@ -18,14 +18,15 @@ import logging
 
 import numpy as np
 
-from dolg_tf import config, files
-from dolg_tf.config import InputError, option
 from dolg_tf.evaluation import labelled_pairs
 from dolg_tf.evaluation.labelled_pairs import Pairs
-from dolg_tf.retrieval import descriptors, index_dir, same_space
+from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index_dir import Index
+from dolg_tf.retrieval.index import directory, same_space
+from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rows import blocks
+from dolg_tf.stage import config, files
+from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ def calibrate(settings: CalibrateConfig) -> dict:
     if index is not None:
         kept = ("threshold", "precision", "recall", "false_positive_rate", "prior", "pairs")
         calibration = {key: fitted[key] for key in kept}
-        index_dir.set_calibration(settings.index, calibration, index.meta)
+        directory.set_calibration(settings.index, calibration, index.meta)
         log.info("%s: the threshold is stored", settings.index)
     return fitted
 

@@ -4,8 +4,8 @@ import math
 
 import keras
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.batch_norm import BatchNormalization
+from dolg_tf.stage.config import InputError
 
 _BASIC = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "basic_block"}
 _BOTTLENECK = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "bottleneck_block"}

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.layers import l2_normalize
 from dolg_tf.recipe import TrainingConfig
+from dolg_tf.stage.config import InputError
 
 
 class _CosineHead(keras.layers.Layer):

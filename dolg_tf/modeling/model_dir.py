@@ -10,12 +10,12 @@ import pathlib
 
 import keras
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.weights_file import check_finite, load_weights
+from dolg_tf.modeling.h5_weights import check_finite, load_weights
 from dolg_tf.recipe import DolgConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"

@@ -5,9 +5,9 @@ import math
 import re
 from collections import Counter
 
-from dolg_tf import config as configs
-from dolg_tf.config import at_least
 from dolg_tf.recipe import DolgConfig, NetworkConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage.config import at_least
 
 # Part of the network that each layer of `build_dolg` belongs to.
 _PARTS = {

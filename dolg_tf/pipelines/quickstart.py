@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 
-from dolg_tf import config as configs
-from dolg_tf import files, progress
-from dolg_tf.config import InputError, option
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files, progress
+from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
         truths = write_ground_truths(labels, output / "ground_truth")
         return _Photos(folder, truths, {"labels_csv": str(labels)})
 
-    from dolg_tf.data.toy import ToyConfig, write_toy
+    from dolg_tf.data.procedural.write import ToyConfig, write_toy
 
     root = output / "photos"
     toy = ToyConfig(
@@ -88,7 +88,7 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
     )
     _announce("photos")
     shown = ("output", "landmarks", "unseen_landmarks", "photos_per_landmark")
-    _show("-m dolg_tf.data.toy", **{name: getattr(toy, name) for name in shown})
+    _show("-m dolg_tf.data.procedural.write", **{name: getattr(toy, name) for name in shown})
     write_toy(toy)
     truths = {split: root / f"gnd_{split}.pkl" for split in ("seen", "unseen")}
     lists = {
@@ -100,7 +100,7 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
 
 
 def _records(photos: _Photos, output: pathlib.Path) -> dict:
-    from dolg_tf.data.gldv2 import RecordsConfig, build_records
+    from dolg_tf.data.records.build import RecordsConfig, build_records
 
     arguments = {
         **photos.records,
@@ -109,7 +109,7 @@ def _records(photos: _Photos, output: pathlib.Path) -> dict:
         "validation_fraction": 0.1,
     }
     _announce("records")
-    _show("-m dolg_tf.data.gldv2", **arguments)
+    _show("-m dolg_tf.data.records.build", **arguments)
     return build_records(RecordsConfig(**arguments))
 
 
@@ -177,8 +177,11 @@ def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> path
 
 def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output: pathlib.Path):
     """Extracts the index once, and the queries of each ground truth; returns their folders."""
-    from dolg_tf.retrieval.colour_histogram import ColourHistogramConfig, extract_colour_histograms
-    from dolg_tf.retrieval.extract import ExtractConfig, extract
+    from dolg_tf.retrieval.extract.colour_histogram import (
+        ColourHistogramConfig,
+        extract_colour_histograms,
+    )
+    from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 
     _announce(f"descriptors: {variant}")
     sets, folder = {}, output / "descriptors" / variant
@@ -197,18 +200,18 @@ def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output:
             "output": str(path),
         }
         if model is None:
-            _show("-m dolg_tf.retrieval.colour_histogram", **arguments)
+            _show("-m dolg_tf.retrieval.extract.colour_histogram", **arguments)
             extract_colour_histograms(ColourHistogramConfig(**arguments))
         else:
             arguments["saved_model"] = str(model)
-            _show("-m dolg_tf.retrieval.extract", **arguments)
+            _show("-m dolg_tf.retrieval.extract.stage", **arguments)
             extract(ExtractConfig(**arguments))
         sets[name] = path
     return sets
 
 
 def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> dict:
-    from dolg_tf.evaluation.revisited import RevisitedConfig, evaluate
+    from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 
     _announce(f"scores: {variant}")
     scores = {}
@@ -219,15 +222,15 @@ def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> d
             "index_descriptors": str(sets["index"]),
             "output": str(output / "scores" / f"{variant}_{split}.json"),
         }
-        _show("-m dolg_tf.evaluation.revisited", **arguments)
+        _show("-m dolg_tf.evaluation.revisited.score", **arguments)
         scores[split] = evaluate(RevisitedConfig(**arguments))
     return scores
 
 
 def _pictures(sets: dict, photos: _Photos) -> list:
-    from dolg_tf.apps.figures import ranked_list
-    from dolg_tf.apps.rankings import rows_of_evaluation
-    from dolg_tf.apps.report_page import Picture
+    from dolg_tf.apps.pictures.ranked_list import ranked_list
+    from dolg_tf.apps.pictures.rankings import rows_of_evaluation
+    from dolg_tf.apps.report.page import Picture
 
     pictures = []
     for split, ground_truth in photos.ground_truths.items():
@@ -273,7 +276,7 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
         sets[variant] = timed("descriptors", _describe, variant, model, photos, output)
         scores[variant] = timed("search and scores", _score, variant, sets[variant], photos, output)
 
-    from dolg_tf.apps.quickstart_report import write_quickstart_report
+    from dolg_tf.apps.report.quickstart_report import write_quickstart_report
 
     pictures = timed("pictures", _pictures, sets["trained"], photos)
     facts = {"training photos": records["train"], "landmarks": records["num_classes"]}

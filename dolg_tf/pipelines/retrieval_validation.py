@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf import progress
-from dolg_tf.config import InputError
-from dolg_tf.evaluation import revisited
+from dolg_tf.evaluation.revisited import score
 from dolg_tf.recipe import TrainingConfig
-from dolg_tf.retrieval import batches, decoding
+from dolg_tf.retrieval.extract import batches, decoding
+from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.retrieval.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.serving.signatures import multi_scale
+from dolg_tf.stage import progress
+from dolg_tf.stage.config import InputError
 
 BATCH = 16  # photos of equal size that go through the network together
 
@@ -64,7 +64,7 @@ class RetrievalValidation:
         if network is not self._network:  # traced once, for all validations of a run
             self._network, self._describe = network, _describer(network)
         queries, searched = self._descriptors(self._queries), self._descriptors(self._index)
-        scores = revisited.score_descriptors(self._task, queries, searched)
+        scores = score.score_descriptors(self._task, queries, searched)
         values = {"mAP": scores["medium"]["mAP"], "mP@1": scores["medium"]["mP@1"]}
         if scores["hard"]["mAP"] is not None:
             values["mAP_hard"] = scores["hard"]["mAP"]

@@ -17,11 +17,11 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf import config, files, progress
-from dolg_tf.config import InputError, option
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.rows import blocks
+from dolg_tf.stage import config, files, progress
+from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.retrieval.rows import Rows, blocks
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
 _META_KEYS = {
@@ -236,7 +236,9 @@ def read(path: files.Path) -> DescriptorSet:
     if path.suffix == ".npy" and not path.is_dir():
         return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
     if not path.is_dir():
-        raise InputError(f"{path}: no such descriptor set; dolg_tf.retrieval.extract writes one")
+        raise InputError(
+            f"{path}: no such descriptor set; dolg_tf.retrieval.extract.stage writes one"
+        )
     if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
         raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
     meta = files.read_json(path / "meta.json", FORMAT_VERSION)

@@ -12,8 +12,8 @@ import pickle
 
 import numpy as np
 
-from dolg_tf import files
-from dolg_tf.config import InputError
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 LABELS = ("easy", "hard", "junk")
 

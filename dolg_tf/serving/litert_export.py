@@ -5,10 +5,10 @@ import json
 import pathlib
 import zipfile
 
-from dolg_tf import config as configs
-from dolg_tf.config import InputError
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileExportConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage.config import InputError
 
 ABOUT = "dolg.json"
 _TOLERANCE = 1e-5  # of float32

@@ -11,11 +11,11 @@ import json
 import logging
 import pathlib
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.recipe import NetworkConfig
 from dolg_tf.serving import card_texts
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ def read_report(path: files.Path) -> dict | None:
         dict(report["protocol"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"--report={path}: no report.json of dolg_tf.evaluation.revisited; give the one that "
-            "it wrote"
+            f"--report={path}: no report.json of dolg_tf.evaluation.revisited.score; give the "
+            "one that it wrote"
         ) from error
     return report
 
@@ -225,8 +225,10 @@ def _last_parts(path: str) -> str:
 
 def _scores(about: dict, report: dict | None) -> str:
     if report is None:
-        return "Not measured. (`python -m dolg_tf.evaluation.revisited` measures; `--report` puts \
-its scores here.)"
+        return (
+            "Not measured. (`python -m dolg_tf.evaluation.revisited.score` measures; "
+            "`--report` puts its scores here.)"
+        )
     lines = [
         f"| percent | {' | '.join(_SCORES)} | 95 % of mAP |",
         f"| --- |{' ---: |' * len(_SCORES)} --- |",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from dolg_tf.modeling.dolg import has_local_branch
 from dolg_tf.serving import requests, signatures
 from dolg_tf.serving.folding import FoldedNetwork
-from dolg_tf.whitening_file import Whitening
+from dolg_tf.stage.whitening import Whitening
 
 Functions = dict[str, tf.types.experimental.PolymorphicFunction]
 

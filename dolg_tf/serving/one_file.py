@@ -19,10 +19,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.recipe import DolgConfig, NetworkConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 

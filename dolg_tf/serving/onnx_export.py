@@ -6,9 +6,9 @@ import logging
 import os
 import pathlib
 
-from dolg_tf.config import InputError
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileExportConfig
+from dolg_tf.stage.config import InputError
 
 # Read by onnxruntime since 1.10, of 2021.
 _OPSET = 15

@@ -6,10 +6,10 @@ import logging
 import pathlib
 import zipfile
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.recipe import NetworkConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     from dolg_tf.serving.model_card import NAME, card_of, read_report
     from dolg_tf.serving.server_files import write_server_files
     from dolg_tf.serving.verify import verify
-    from dolg_tf.whitening_file import load_whitening
+    from dolg_tf.stage.whitening import load_whitening
 
     report = read_report(config.report)
     network, dolg_config, provenance = load_dolg(

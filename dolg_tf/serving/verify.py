@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from dolg_tf.data import images
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import requests, signatures
-from dolg_tf.serving.cpp_loader import CppSession
-from dolg_tf.whitening_file import Whitening
+from dolg_tf.stage.whitening import Whitening
 
 # Height and width in pixels; the last ones shrink to 3 x 3 at scale 0.25.
 _SIZES = ((97, 130), (32, 45), (10, 10))

@@ -6,9 +6,9 @@ import tempfile
 
 import tensorflow as tf
 
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.modeling.model_dir import VALUE
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 _BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + VALUE)
 

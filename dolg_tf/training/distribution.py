@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ LOST = (
 )
 
 # Gradients are summed in packs: each by itself, R50's took 1.3 times as long, and lengthened a step
-# 1.8 times as much (benchmarks/two_workers.py).
+# 1.8 times as much (benchmarks/speed/two_workers.py).
 _PACK = 4 << 20  # bytes
 
 

@@ -9,11 +9,11 @@ import pathlib
 
 import tensorflow as tf
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.modeling.model_dir import FORMAT_VERSION
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 

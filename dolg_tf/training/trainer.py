@@ -1,322 +1,283 @@
-"""The step loop: records and a recipe become a run directory.
-
-Order of initialisation:
-  1. strategy, since several machines must meet before TensorFlow does anything else;
-  2. input pipelines and run directory (bad records, or another run, are found early);
-  3. network, head, optimizer and step in the strategy's scope;
-  4. weights: own checkpoint, else --init_from or --backbone_weights, with a whitened last layer;
-  5. distributed iterator from the restored step on.
-"""
+"""One step of training and one of validation, on all replicas."""
 
 import contextlib
-import dataclasses
-import logging
-import math
-import pathlib
-import signal
-import time
-from collections.abc import Callable, Iterator
+import functools
 
 import keras
 import tensorflow as tf
 
-from dolg_tf.config import InputError
-from dolg_tf.data.classes import count_landmarks, landmarks_sha256, read_class_counts
-from dolg_tf.data.pipeline import TrainingInput, validation_dataset
-from dolg_tf.progress import waiting_for
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
-from dolg_tf.training.checkpoints import Checkpoints
-from dolg_tf.training.distribution import (
-    distribute,
-    is_chief,
-    make_strategy,
-    naming_a_lost_worker,
-    num_workers,
-)
-from dolg_tf.training.reports import Reports, format_values
-from dolg_tf.training.run_log import RunLog, check_run, lock_run, write_run
-from dolg_tf.training.start import adopt_network, adopt_preprocessing, initialize
-from dolg_tf.training.steps import LOSS, STOP, Trainer
-from dolg_tf.training.validation import PICTURES, attention_pictures, validate
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.heads import build_head
+from dolg_tf.modeling.model_dir import checkpoint_variables
+from dolg_tf.recipe import DolgConfig, TrainingConfig
+from dolg_tf.stage.config import InputError
+from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
+from dolg_tf.training.recompute import recomputing
 
-log = logging.getLogger(__name__)
-
-OVERFIT_STEPS = 200  # of --overfit_batch, unless --max_steps says less
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+# What a training step returns, summed over the global batch; `stop` counts the replicas whose
+# worker was asked to stop, so that all workers stop at the same step.
+LOSS, HITS, PHOTOS, STOP, GRADIENT_NORM = range(5)
 
 
-class _Stop:
-    """Remembers SIGINT and SIGTERM, so that the step at hand is finished and saved."""
-
-    def __init__(self):
-        self.signal = 0
-        self._before = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def _remember(self, number, _):
-        if self.signal:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-@dataclasses.dataclass
-class _Run:
-    """What the loop works with."""
-
-    trainer: Trainer
-    photos: TrainingInput
-    data: DataConfig
-    checkpoints: Checkpoints
-    log: RunLog
-    reports: Reports
-    retrieval: Callable[[keras.Model], dict[str, float]] | None
-    first: int  # steps done before
-    last: int
-    workers: int
-
-    @property
-    def training(self) -> TrainingConfig:
-        return self.trainer.training
-
-    @property
-    def logdir(self) -> pathlib.Path:
-        return pathlib.Path(self.training.logdir)
-
-
-def train(
-    model: DolgConfig,
-    data: DataConfig,
-    training: TrainingConfig,
-    retrieval: Callable[[keras.Model], dict[str, float]] | None = None,
-) -> pathlib.Path:
-    """Trains a DOLG network and returns its run directory.
-
-    A run directory that holds a checkpoint of the same recipe is continued. SIGINT and SIGTERM
-    finish the step, save, and exit with 130 and 143; of several workers, one signal stops all.
+class Trainer:
+    """Network, head and optimizer in the scope of a strategy, and one step of each kind.
 
     Args:
-      model, data, training: the recipe.
-      retrieval: function of the network to scores, "mAP" among them, called at each validation; the
-        best checkpoint is then the one with the highest mAP.
+      model, training: the recipe.
+      num_classes: of the head.
+      steps_per_epoch: for the learning rate.
+      strategy: where it runs.
+      class_counts: int (num_classes,), training photos of each class, for margins by class.
 
     Raises:
-      InputError: on records, weights or a run directory that do not fit.
-      FloatingPointError: when the loss is not finite.
-      OSError: when a checkpoint cannot be written, or another worker is gone.
+      InputError: when the batch cannot be shared by replicas and accumulation pieces.
     """
-    if training.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy()
-    with naming_a_lost_worker(strategy):
-        return _train(model, data, training, retrieval, strategy)
 
-
-def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
-    chief, workers = is_chief(strategy), num_workers(strategy)
-    data = _with_classes(data)
-    if training.whiten_shrinkage and data.shard_by == "file" and workers > 1:
-        raise InputError(
-            "--whiten_shrinkage with --shard_by=file: each worker would learn a whitening of its "
-            "own; use --shard_by=photo"
+    def __init__(
+        self,
+        model: DolgConfig,
+        training: TrainingConfig,
+        num_classes: int,
+        steps_per_epoch: int,
+        strategy: tf.distribute.Strategy,
+        class_counts=None,
+    ):
+        self.training, self.strategy = training, strategy
+        replicas = strategy.num_replicas_in_sync
+        if training.batch_size % (replicas * training.accumulate):
+            raise InputError(
+                f"--batch_size={training.batch_size} is not divisible by {replicas} replicas x "
+                f"--accumulate={training.accumulate}"
+            )
+        if training.jit_compile and replicas > 1:
+            raise InputError(f"--jit_compile works on one device; this run has {replicas}")
+        with strategy.scope():
+            self.network = build_dolg(model, _POLICIES[training.precision], seed=training.seed)
+            _set_batch_norms(self.network, training)
+            if not training.backbone_lr:  # no gradient is computed for it
+                self.network.get_layer("backbone").trainable = False
+            self.head = build_head(training, num_classes, class_counts)
+            self.head.build((None, model.descriptor_size))
+            self.variables = self.network.trainable_variables + self.head.trainable_variables
+            self.optimizer = make_optimizer(
+                training,
+                steps_per_epoch,
+                self.variables,
+                self.network.get_layer("backbone").trainable_variables,
+            )
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self.best = tf.Variable(-1.0, trainable=False, name="best")
+            self._scale = LossScale() if training.precision == "float16" else None
+            self._totals = self._make_totals() if training.accumulate > 1 else []
+            self._averages = self._make_averages() if training.ema_decay else []
+        self._describe = (
+            recomputing(self.network)
+            if training.recompute
+            else functools.partial(self.network, training=True)
         )
-    photos = TrainingInput(data, training.batch_size, training.seed, workers)
-    if data.validation_file_pattern:
-        validation_dataset(data, training.batch_size)  # fails now rather than in an hour
-    steps = photos.steps_per_epoch * training.epochs
-    last = min(steps, training.max_steps or steps)
-    if training.init_from:
-        model = adopt_network(model, training.init_from, training.logdir)
-    else:
-        model = adopt_preprocessing(model, training)
-    counts = None
-    if training.margin_range:
-        counts = read_class_counts(data.train_file_pattern, data.num_classes)
-    landmarks = landmarks_sha256(data.train_file_pattern)
+        self._sums_and_gradients = self._replica_gradients
+        if training.jit_compile:
+            self._sums_and_gradients = tf.function(self._replica_gradients, jit_compile=True)
 
-    def make_trainer():
-        per_epoch = photos.steps_per_epoch
-        return Trainer(model, training, data.num_classes, per_epoch, strategy, counts)
+    def _make_totals(self) -> list[tf.Variable]:
+        """Returns the gradient of the pieces so far, of each replica by itself."""
+        return [
+            tf.Variable(
+                tf.zeros(variable.shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+            for variable in self.variables
+        ]
 
-    logdir = pathlib.Path(training.logdir)
-    if training.overfit_batch:
-        trainer = make_trainer()
-        initialize(trainer, landmarks, photos)
-        _overfit(trainer, photos, min(training.max_steps or OVERFIT_STEPS, OVERFIT_STEPS))
-        return logdir
-    with lock_run(logdir) if chief else contextlib.nullcontext():
-        check_run(model, data, training, landmarks)
-        trainer = make_trainer()
-        checkpoints = Checkpoints(logdir, trainer.state(), training.keep_checkpoints, chief)
-        if checkpoints.restore(training.restore):
-            log.info("continuing %s at step %d of %d", logdir, trainer.step.numpy(), last)
-        else:
-            initialize(trainer, landmarks, photos)
-        first = trainer.agreed_step()
-        log.info(
-            "%d photos, %d classes, %d steps of %d photos on %d replicas, %.1f M parameters",
-            photos.num_photos,
-            data.num_classes,
-            last,
-            training.batch_size,
-            strategy.num_replicas_in_sync,
-            trainer.network.count_params() / 1e6,
-        )
-        if chief:  # not before: a start that failed is no run
-            write_run(model, data, training, landmarks)
-        run_log = RunLog(logdir, first, chief)
-        reports = Reports(trainer, photos, run_log, last)
-        run = _Run(
-            trainer, photos, data, checkpoints, run_log, reports, retrieval, first, last, workers
-        )
+    def _make_averages(self) -> list[tuple]:
+        """Returns pairs of a moving average and the variable that it follows."""
+        return [
+            (tf.Variable(variable.value, trainable=False), variable)
+            for variable in [*self.network.variables, *self.head.trainable_variables]
+        ]
+
+    def state(self) -> dict:
+        """Returns what a checkpoint holds."""
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "network": checkpoint_variables(self.network),
+            "head": {variable.name: variable.value for variable in self.head.variables},
+            "optimizer": {slot.path: slot.value for slot in self.optimizer.variables},
+        }
+        if self._averages:
+            state["ema"] = {variable.path: average for average, variable in self._averages}
+        if self._scale is not None:
+            state["loss_scale"] = self._scale.state()
+        return state
+
+    def reset_averages(self) -> None:
+        """Starts the moving average at the weights as they are."""
+        for average, variable in self._averages:
+            average.assign(variable.numpy())
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Puts the moving average of the weights, where there is one, in their place."""
+        raw = [variable.numpy() for _, variable in self._averages]
+        for average, variable in self._averages:
+            variable.assign(average.numpy())
         try:
-            with _Stop() as stop:
-                _loop(run, stop)
+            yield
         finally:
-            run_log.close()
-    if int(trainer.step.numpy()) < last:
-        log.info(
-            "interrupted and saved at step %d; the same command continues", trainer.step.numpy()
-        )
-        raise SystemExit(128 + (stop.signal or signal.SIGTERM))
-    return logdir
+            for (_, variable), value in zip(self._averages, raw, strict=True):
+                variable.assign(value)
+
+    def train_step(self, pieces, stop: bool = False) -> tf.Tensor:
+        """Moves the weights by one global batch.
+
+        Args:
+          pieces: `accumulate` distributed batches of images, labels and weights.
+          stop: whether this worker was asked to stop.
+
+        Returns:
+          float32 (5,): mean loss; photos whose margin-free cosine is largest for their own class;
+          photos that counted; replicas asked to stop; norm of the gradient of the loss.
+        """
+        sums = [self._accumulate_step(piece) for piece in pieces[:-1]]
+        last = self._update_step(pieces[-1], tf.constant(float(stop)))
+        return tf.add_n([*(tf.pad(part, [[0, 2]]) for part in sums), last]) if sums else last
+
+    def agreed_step(self) -> int:
+        """Returns how many steps are done.
+
+        Raises:
+          InputError: when not all workers restored the same step.
+        """
+        step = int(self.step.numpy())
+        if self.mean(step) != step:
+            raise InputError(
+                f"this worker found step {step} in {self.training.logdir}, another one a different "
+                "step; --logdir must be one folder that all machines see"
+            )
+        return step
+
+    def mean(self, value: float) -> float:
+        """Returns the mean of a number over the replicas of all workers."""
+        total = self._sum(tf.constant(value, tf.float64))
+        return float(total) / self.strategy.num_replicas_in_sync
+
+    @tf.function
+    def _sum(self, value):
+        return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(value,)), axis=None)
+
+    def watched(self) -> dict[str, float]:
+        """Returns what is worth watching besides the loss."""
+        norm = tf.linalg.global_norm([variable.value for variable in self.variables])
+        values = {"weight_norm": float(norm)}
+        for layer in self.network.layers:
+            if layer.name == "gem":
+                values["gem_p"] = layer.p.numpy().item()
+            elif layer.name.startswith("fusion") and layer.pooling == "learned":
+                values[f"{layer.name}_p"] = layer.pool.p.numpy().item()
+        if "t" in {variable.name for variable in self.head.variables}:
+            values["curricular_t"] = float(self.head.t.numpy())
+        if self._scale is not None:
+            values["loss_scale"] = float(self._scale.value.numpy())
+        return values
+
+    @tf.function
+    def _accumulate_step(self, batch):
+        def accumulate(*piece):
+            sums, gradients = self._sums_and_gradients(*piece)
+            for total, gradient in zip(self._totals, gradients, strict=True):
+                total.assign_add(gradient)
+            return sums
+
+        return self.strategy.reduce("SUM", self.strategy.run(accumulate, args=batch), axis=None)
+
+    @tf.function
+    def _update_step(self, batch, stop):
+        results, gradients, norm = self.strategy.run(self._replica_reduce, args=(*batch, stop))
+        norm = self.strategy.experimental_local_results(norm)[0]
+
+        def apply():
+            self.strategy.run(self._replica_apply, args=(gradients, norm))
+            for average, variable in self._averages:
+                self.strategy.extended.update(average, self._move_average, args=(variable.value,))
+            return tf.constant(0)
+
+        if self._scale is None:
+            apply()
+        else:
+            finite = tf.math.is_finite(norm)
+            tf.cond(finite, apply, lambda: tf.constant(0))
+            self._scale.update(finite)
+        sums = self.strategy.reduce("SUM", results, axis=None)
+        return tf.concat([sums, norm[None]], axis=0)
+
+    def _replica_gradients(self, images, labels, weights):
+        """Returns this replica's share of loss, hits and photos, and the (scaled) gradient."""
+        with tf.GradientTape() as tape:
+            cosines = self.head(self._describe(images))
+            logits = self.head.logits(cosines, labels, weights, training=True)
+            loss = _weighted_loss(labels, logits, weights) / self.training.batch_size
+            scaled = loss if self._scale is None else loss * self._scale.value
+        gradients = tape.gradient(scaled, [variable.value for variable in self.variables])
+        sums = tf.stack([loss, _weighted_hits(labels, cosines, weights), tf.reduce_sum(weights)])
+        return sums, gradients
+
+    def _replica_reduce(self, images, labels, weights, stop):
+        """Returns the results of this replica, and gradient and norm of the global batch."""
+        sums, gradients = self._sums_and_gradients(images, labels, weights)
+        if self._totals:
+            gradients = [x + total for x, total in zip(gradients, self._totals, strict=True)]
+            for total in self._totals:
+                total.assign(tf.zeros_like(total))
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if self._scale is not None:
+            gradients = [gradient / self._scale.value for gradient in gradients]
+        return tf.concat([sums, stop[None]], axis=0), gradients, tf.linalg.global_norm(gradients)
+
+    def _replica_apply(self, gradients, norm):
+        gradients = clip_and_decay(gradients, norm, self.variables, self.training)
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+
+    def _move_average(self, average, value):
+        decay = self.training.ema_decay
+        if not self.training.whiten_shrinkage:  # a whitening is a start that is worth keeping
+            # The first steps count more, as in tf.train.ExponentialMovingAverage.
+            step = tf.cast(self.optimizer.iterations, tf.float32)
+            decay = tf.minimum(decay, step / (step + 9.0))
+        average.assign_sub((1.0 - decay) * (average - value))
+
+    @tf.function
+    def validation_step(self, batch) -> tf.Tensor:
+        """Returns float32 (3,), sums over one batch: loss (without margin), hits, photos."""
+
+        def replica_step(images, labels, weights):
+            cosines = self.head(self.network(images, training=False))
+            loss = _weighted_loss(labels, self.training.scale * cosines, weights)
+            hits = _weighted_hits(labels, cosines, weights)
+            return tf.stack([loss, hits, tf.reduce_sum(weights)])
+
+        return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
 
 
-def _with_classes(data: DataConfig) -> DataConfig:
-    """Returns the configuration with the number of landmarks, which the records' list may give."""
-    listed = count_landmarks(data.train_file_pattern)
-    if not data.num_classes and listed is None:
-        raise InputError(
-            f"no relabeling.csv beside {data.train_file_pattern!r}: give --num_classes, or make "
-            "the records with `python -m dolg_tf.data.gldv2`, which writes it"
-        )
-    if data.num_classes and (listed or 0) > data.num_classes:
-        raise InputError(
-            f"--num_classes={data.num_classes}, but relabeling.csv beside "
-            f"{data.train_file_pattern!r} lists {listed} landmarks"
-        )
-    return dataclasses.replace(data, num_classes=data.num_classes or listed)
+def _weighted_loss(labels, logits, weights) -> tf.Tensor:
+    """Returns the sum of the cross-entropies of the photos that count."""
+    losses = keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return tf.reduce_sum(weights * losses)
 
 
-def _loop(run: _Run, stop: _Stop) -> None:
-    """Runs the steps from `first` to `last`, or until a signal."""
-    training, trainer = run.training, run.trainer
-    validate_every = training.validate_every or run.photos.steps_per_epoch
-    batches = _batches(run.trainer, run.photos, run.first, run.last)
-    result, profiling = None, False
-    for step in range(run.first + 1, run.last + 1):
-        if step in training.profile_steps[:1]:
-            tf.profiler.experimental.start(str(run.logdir / "tensorboard"))
-            profiling = True
-        start = time.monotonic()
-        with waiting_for(f"the photos of step {step}"):
-            pieces = next(batches)
-        waited = time.monotonic() - start
-        before, result = result, trainer.train_step(pieces, bool(stop.signal))
-        trainer.step.assign(step)
-        run.reports.add(result, waited)
-        if step == run.first + 1:
-            # It traces and compiles: its rate says nothing.
-            log.info("step %d/%d  loss %.4g", step, run.last, result[LOSS])
-            run.reports.restart_clock()
-        leaving = _stopping(run, stop, before)
-        if profiling and step in (training.profile_steps[1], run.last):
-            result.numpy()  # so that it is done
-            tf.profiler.experimental.stop()
-            profiling = False
-        due = step % validate_every == 0 and not leaving
-        validating = due or step == run.last
-        saving = leaving or step == run.last or step % training.checkpoint_every == 0
-        if saving or validating or step % training.log_every == 0:
-            run.reports.report(step)
-        if validating:
-            _judge(run, pieces, step)
-            # A signal while validating leaves no step unsaved.
-            leaving = run.workers == 1 and bool(stop.signal)
-        if saving or leaving:
-            run.checkpoints.save()
-        if leaving:
-            return
-        if not run.reports.results:
-            run.reports.restart_clock()
+def _weighted_hits(labels, cosines, weights) -> tf.Tensor:
+    """Returns how many photos that count have their largest cosine for their own class."""
+    hits = tf.argmax(cosines, axis=1, output_type=tf.int32) == labels
+    return tf.reduce_sum(weights * tf.cast(hits, tf.float32))
 
 
-def _batches(trainer: Trainer, photos: TrainingInput, first: int, last: int) -> Iterator[tuple]:
-    """Yields the pieces of the batches of steps `first` to `last`, less one, counted from 0."""
-    pieces = trainer.training.accumulate
-
-    def make(worker, num_workers, replicas):
-        dataset = photos.dataset(first, last - first, worker, num_workers, replicas * pieces)
-        # Of an endless one, the workers need not ask one another at each step whether all have
-        # photos left.
-        return dataset.repeat()
-
-    iterator = iter(distribute(trainer.strategy, make))
-    for step in range(first, last):
-        try:
-            yield tuple(next(iterator) for _ in range(pieces))
-        except tf.errors.OpError as error:
-            raise photos.describe(error, step) from error
-
-
-def _overfit(trainer: Trainer, photos: TrainingInput, steps: int) -> None:
-    """Trains on the first batch alone; nothing is written.
-
-    Raises:
-      InputError: when the loss does not fall to a tenth.
-    """
-    pieces = next(_batches(trainer, photos, 0, 1))
-    losses = []
-    for step in range(1, steps + 1):
-        losses.append(float(trainer.train_step(pieces)[LOSS]))
-        if step == 1 or step % trainer.training.log_every == 0:
-            log.info("overfit_batch: step %d/%d  loss %.4g", step, steps, losses[-1])
-    if not losses[-1] < losses[0] / 10:
-        raise InputError(
-            f"--overfit_batch: the loss went from {losses[0]:.4g} to {losses[-1]:.4g} in {steps} "
-            "steps, not to a tenth; try another --initial_lr, then suspect labels and photos"
-        )
-    log.info("overfit_batch: passed, the loss went from %.4g to %.4g", losses[0], losses[-1])
-
-
-def _stopping(run: _Run, stop: _Stop, before: tf.Tensor | None) -> bool:
-    """Whether the loop ends with this step; all workers say the same.
-
-    Of several workers, the result of the step before tells: this one may be under way still.
-    """
-    if run.workers == 1:
-        return bool(stop.signal)
-    return before is not None and float(before[STOP]) > 0
-
-
-def _judge(run: _Run, pieces: tuple, step: int) -> None:
-    """Validates, shows the attention, and keeps the checkpoint when it is the best one."""
-    trainer, judged = run.trainer, {}
-    with trainer.averaged():
-        if run.data.validation_file_pattern:
-            judged["validation"] = validate(trainer, run.data)
-        if run.retrieval is not None:
-            judged["retrieval"] = run.retrieval(trainer.network)
-        images = trainer.strategy.experimental_local_results(pieces[0])[0][0][:PICTURES]
-        pictures = attention_pictures(trainer, images)
-    for split, values in judged.items():
-        run.log.write(step, split, values)
-        log.info("step %d  %s  %s", step, split, format_values(values))
-    if pictures is not None:
-        run.log.write_pictures(step, "attention", pictures)
-    if "retrieval" in judged:
-        score = judged["retrieval"]["mAP"]
-    elif "validation" in judged:
-        score = judged["validation"]["accuracy"]
-    else:
-        return
-    score = trainer.mean(score)  # saving takes all workers: they must decide alike
-    if math.isfinite(score) and score > float(trainer.best.numpy()):
-        trainer.best.assign(score)
-        run.checkpoints.save_best()
+def _set_batch_norms(network: keras.Model, training: TrainingConfig) -> None:
+    layers = network._flatten_layers(include_self=False, recursive=True)
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = training.sync_batch_norm
+            layer.trainable = not training.freeze_batch_norm

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dolg_tf import progress
-from dolg_tf.config import InputError
-from dolg_tf.data.pipeline import TrainingInput
-from dolg_tf.training.steps import Trainer
+from dolg_tf.data.input.pipeline import TrainingInput
+from dolg_tf.stage import progress
+from dolg_tf.stage.config import InputError
+from dolg_tf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

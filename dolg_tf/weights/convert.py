@@ -6,10 +6,10 @@ import math
 import pathlib
 from collections import defaultdict
 
-from dolg_tf import config as configs
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.recipe import CheckpointConfig, DolgConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
     from dolg_tf.weights import official
-    from dolg_tf.weights.tensor_files import open_tensors
+    from dolg_tf.weights.files.tensors import open_tensors
 
     path = pathlib.Path(config.input)
     file = open_tensors(path)
@@ -110,7 +110,7 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
 def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
     from dolg_tf.weights import official
-    from dolg_tf.weights.tensor_files import check_suffix, write_tensors
+    from dolg_tf.weights.files.tensors import check_suffix, write_tensors
 
     check_suffix(output)
     path = pathlib.Path(config.input)
@@ -165,7 +165,7 @@ def _compare(network, reference: str) -> None:
     Raises:
       InputError: when it is further than `TOLERANCE`.
     """
-    from dolg_tf.weights.reference import compare
+    from dolg_tf.weights.compare import compare
 
     rows = compare(network, reference)
     lines = [f"{'photo':<12}{'what':<24}{'relative error':>14}"]

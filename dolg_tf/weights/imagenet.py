@@ -13,15 +13,15 @@ from collections import Counter
 
 import keras
 
-from dolg_tf import files
-from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import LITES
-from dolg_tf.modeling.weights_file import check_finite, load_weights
+from dolg_tf.modeling.h5_weights import check_finite, load_weights
 from dolg_tf.recipe import DolgConfig, Preprocessing
-from dolg_tf.weights.filling import fill
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.assign import fill
+from dolg_tf.weights.files.arrays import Tensor
+from dolg_tf.weights.files.tensors import open_tensors
 from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, TOP, Naming, find_naming
-from dolg_tf.weights.stored import Tensor
-from dolg_tf.weights.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 import keras
 
-from dolg_tf.config import InputError
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, Preprocessing
-from dolg_tf.weights.filling import CONV, DEPTHWISE, Entry, norm_entries
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.assign import CONV, DEPTHWISE, Entry, norm_entries
 
 # EfficientNet-Lite was trained on RGB levels, (x - 127) / 128.
 LITE_PREPROCESSING = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import RESNETS
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
-from dolg_tf.weights.filling import CONV, SAME, Entry, checked, fill, norm_entries
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.assign import CONV, SAME, Entry, checked, fill, norm_entries
+from dolg_tf.weights.files.arrays import Tensor
 from dolg_tf.weights.imagenet_names import PYCLS
-from dolg_tf.weights.stored import Tensor
 
 _DENSE = (1, 0)
 _COUNTER, _HEAD = "num_batches_tracked", "desc_cls."

@@ -9,7 +9,7 @@ import pickletools
 from collections.abc import Callable
 from typing import IO
 
-from dolg_tf.weights.stored import Refused
+from dolg_tf.weights.files.arrays import Refused
 
 # The pickle of a ResNet-101 DOLG with its optimizer has 0.3 MB and 60,000 opcodes. An opcode makes
 # at most one small object, so these bound the memory.

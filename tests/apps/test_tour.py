@@ -9,9 +9,9 @@ import nbformat
 import pytest
 import stand_in_saved_model as stand_in
 
-from dolg_tf import files
-from dolg_tf.data.toy import ToyConfig, write_toy
-from dolg_tf.retrieval.extract import ExtractConfig, extract
+from dolg_tf.data.procedural.write import ToyConfig, write_toy
+from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
+from dolg_tf.stage import files
 
 TOUR = pathlib.Path(__file__).parents[2] / "notebooks" / "tour.ipynb"
 

@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from dolg_tf.config import InputError
 from dolg_tf.data.own_photos import GroundTruthsConfig, ground_truths, write_ground_truths
 from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.stage.config import InputError
 
 ROWS = [
     ("a/1.jpg", "arch", "train"),

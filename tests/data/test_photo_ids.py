@@ -3,11 +3,11 @@
 import pytest
 from PIL import Image
 
-from dolg_tf.data.lists import ListsConfig, read_photos
 from dolg_tf.data.own_photos import write_ground_truths
 from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.records.lists import ListsConfig, read_photos
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.retrieval.photos import PhotosConfig, list_photos
 
 # An id keeps what is no suffix of a photo: these two files are two photos.
 NAMES = {"./a/x.webp": "a/x.webp", "a//x.JPG": "a/x", "b/v1.2": "b/v1.2", "b/x.y.png": "b/x.y"}

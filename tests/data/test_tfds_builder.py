@@ -12,11 +12,11 @@ import tensorflow as tf
 from gldv2_files import jpeg, name_of, put, settings, write_gldv2
 from PIL import Image
 
-from dolg_tf.config import InputError
-from dolg_tf.data import records
-from dolg_tf.data.gldv2 import build_records
-from dolg_tf.data.pipeline import TrainingInput
+from dolg_tf.data.input.pipeline import TrainingInput
+from dolg_tf.data.records import tfrecord
+from dolg_tf.data.records.build import build_records
 from dolg_tf.recipe import DataConfig
+from dolg_tf.stage.config import InputError
 
 WHY = "install the extra: pip install 'dolg_tf[tfds]'"
 tfds = pytest.importorskip("tensorflow_datasets", reason=WHY)
@@ -137,7 +137,7 @@ def test_training_reads_them(gldv2):
     pattern = str(gldv2 / "dataset" / "dolg_landmarks-train.tfrecord-*-of-*")
     data = DataConfig(train_file_pattern=pattern, num_classes=3, image_size=32, augment_crop=False)
     photos = TrainingInput(data, batch_size=4, seed=0)
-    labels = [int(records.parse(record)["label"]) for record in serialized(pattern)]
+    labels = [int(tfrecord.parse(record)["label"]) for record in serialized(pattern)]
     assert photos.num_photos == len(labels)
     batches = list(photos.dataset(0, photos.steps_per_epoch))
     assert len(batches) == len(labels) // 4 > 1

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolg_tf.config import InputError
 from dolg_tf.evaluation import calibrate
 from dolg_tf.evaluation.calibrate import CalibrateConfig
-from dolg_tf.retrieval import descriptors, index
+from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index_dir import Index
+from dolg_tf.retrieval.index import stages
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.stage.config import InputError
 
 few = settings(max_examples=60, deadline=None)
 # A pair: query, score (many ties), same place or not.
@@ -231,8 +232,8 @@ def _index(folder, kind="flat"):
     """Builds an index whose searches look into all of its cells."""
     built = str(folder / "index")
     source = str(folder / "i")
-    index.build(
-        index.BuildConfig(
+    stages.build(
+        stages.BuildConfig(
             descriptors=source, output=built, kind=kind, nlist=4, nprobe=4, overwrite=True
         )
     )

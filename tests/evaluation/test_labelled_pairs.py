@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
 from dolg_tf.evaluation import labelled_pairs
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.rows import Rows
+from dolg_tf.stage.config import InputError
 
 
 @pytest.fixture(autouse=True, params=[(2, 3), (256, 16384)], ids=["blocks", "one block"])

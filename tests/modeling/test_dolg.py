@@ -9,10 +9,10 @@ import pytest
 from both_backends import golden_parts
 from keras_hub.models import EfficientNetBackbone
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.modeling.dolg import build_dolg, intermediates, local_branches
 from dolg_tf.recipe import DolgConfig
+from dolg_tf.stage.config import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = DolgConfig(backbone="resnet17_small", dilations=(1, 2, 3), descriptor_size=32)

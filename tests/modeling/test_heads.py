@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from check_layer import check_layer
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.heads import (
     ArcFace,
     CosFace,
@@ -20,6 +19,7 @@ from dolg_tf.modeling.heads import (
     dynamic_margins,
 )
 from dolg_tf.recipe import TrainingConfig
+from dolg_tf.stage.config import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "margin_losses.npz"
 HEADS = [ArcFace, CosFace, CurricularFace, SubCenterArcFace]
@@ -136,7 +136,7 @@ def test_curricularface_weighs_hard_negatives_up():
 
 
 def test_curricularface_averages_over_two_replicas():
-    script = pathlib.Path(__file__).with_name("curricular_two_replicas.py")
+    script = pathlib.Path(__file__).parents[1] / "support" / "curricular_two_replicas.py"
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=False
     )

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
@@ -17,6 +16,7 @@ from dolg_tf.modeling.model_dir import (
     weights_hash,
 )
 from dolg_tf.recipe import DolgConfig, Preprocessing
+from dolg_tf.stage.config import InputError
 
 CONFIG = DolgConfig(
     backbone="resnet17_small",

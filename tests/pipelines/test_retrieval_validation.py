@@ -12,17 +12,17 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from dolg_tf.config import InputError
-from dolg_tf.data import records
-from dolg_tf.evaluation.revisited import RevisitedConfig, evaluate
+from dolg_tf.data.records import tfrecord
+from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, save_dolg
 from dolg_tf.pipelines import retrieval_validation
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
-from dolg_tf.retrieval.extract import ExtractConfig, extract
+from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
-from dolg_tf.training import trainer as trainer_module
+from dolg_tf.stage.config import InputError
+from dolg_tf.training import loop as trainer_module
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = DolgConfig(backbone="resnet17_small", dilations=(1,), descriptor_size=16)
@@ -159,9 +159,7 @@ def test_the_entry_hands_it_to_the_trainer(truth, monkeypatch):
     entry = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(entry)
     handed = []
-    monkeypatch.setattr(
-        "dolg_tf.training.trainer.train", lambda *arguments: handed.append(arguments)
-    )
+    monkeypatch.setattr("dolg_tf.training.loop.train", lambda *arguments: handed.append(arguments))
     for training in (_training(truth), _training("")):
         entry.train(MODEL, None, training)
     assert isinstance(handed[0][3], RetrievalValidation)
@@ -171,8 +169,8 @@ def test_the_entry_hands_it_to_the_trainer(truth, monkeypatch):
 def test_the_best_checkpoint_is_that_of_the_highest_map(truth, tmp_path, monkeypatch):
     """The loop alone: steps and the rest of a validation are not computed."""
     encoded = truth.parent.joinpath("photo_00.jpg").read_bytes()
-    examples = [records.encode(encoded, f"{n}", 70, 90, n % 2) for n in range(8)]
-    records.write_shard(tmp_path / "train-00000-of-00001", examples)
+    examples = [tfrecord.encode(encoded, f"{n}", 70, 90, n % 2) for n in range(8)]
+    tfrecord.write_shard(tmp_path / "train-00000-of-00001", examples)
     pattern = str(tmp_path / "train-*")
     data = DataConfig(
         train_file_pattern=pattern, validation_file_pattern=pattern, num_classes=2, image_size=32

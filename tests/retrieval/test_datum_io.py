@@ -8,10 +8,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dolg_tf.config import InputError
 from dolg_tf.retrieval import datum_io, descriptors
 from dolg_tf.retrieval.datum_io import DatumConfig, convert
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.stage.config import InputError
 
 
 def varint(value):

@@ -6,9 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.stage.config import InputError
 
 META = {
     "image_root": "photos",

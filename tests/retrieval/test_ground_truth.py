@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dolg_tf.config import InputError
 from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.stage.config import InputError
 
 TRUTH = {
     "imlist": ["i0", "i1", "i2", "i3"],

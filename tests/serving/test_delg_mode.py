@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dolg_tf.config import InputError
 from dolg_tf.data import images
-from dolg_tf.serving.cpp_loader import CppSession
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.saved_model import ExportConfig
+from dolg_tf.stage.config import InputError
 
 SCALES = (0.70710677, 1.0, 1.4142135)
 

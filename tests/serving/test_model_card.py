@@ -6,7 +6,6 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling import model_dir as model_dir_module
 from dolg_tf.modeling.model_dir import weights_hash
 from dolg_tf.modeling.summary import summarize
@@ -18,6 +17,7 @@ from dolg_tf.serving.model_card import (
     write_model_card,
 )
 from dolg_tf.serving.modes import MODES
+from dolg_tf.stage.config import InputError
 
 RUN = {
     "data": {"train_file_pattern": "/home/me/gldv2/train-*", "num_classes": 81313, "image_size": 9},

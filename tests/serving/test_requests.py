@@ -12,8 +12,8 @@ import tensorflow as tf
 from PIL import Image
 
 from dolg_tf.data import images
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import requests
-from dolg_tf.serving.cpp_loader import CppSession
 
 MAX_PIXELS = 100_000
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")

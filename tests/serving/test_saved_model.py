@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.model_dir import save_dolg
 from dolg_tf.recipe import DataConfig, TrainingConfig
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import saved_model
 from dolg_tf.serving import verify as verification
-from dolg_tf.serving.cpp_loader import CppSession
 from dolg_tf.serving.modes import serving
 from dolg_tf.serving.saved_model import SCALES, ExportConfig, export_saved_model
 from dolg_tf.serving.signatures import per_scale
+from dolg_tf.stage.config import InputError
+from dolg_tf.stage.whitening import Whitening
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.run_log import write_run
-from dolg_tf.training.steps import Trainer
-from dolg_tf.whitening_file import Whitening
+from dolg_tf.training.trainer import Trainer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ABOUT = pathlib.Path("assets.extra") / "dolg.json"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dolg_tf.serving.cpp_loader import CppSession
+from dolg_tf.runtime.session import CppSession
 
 pytestmark = pytest.mark.slow
 

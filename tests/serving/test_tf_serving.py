@@ -19,8 +19,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
 from dolg_tf.data import images
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import saved_model
-from dolg_tf.serving.cpp_loader import CppSession
 from dolg_tf.serving.saved_model import ExportConfig
 from dolg_tf.serving.server_files import BATCHING, WARMUP, write_server_files
 
@@ -165,6 +165,6 @@ def test_the_documents_file_of_batching_parameters_exists(exported):
 
 @pytest.mark.slow
 def test_threads_get_the_same_answers_and_memory_stays(exported):
-    command = [sys.executable, "benchmarks/serving_soak.py", f"--saved_model={exported}"]
+    command = [sys.executable, "benchmarks/speed/serving_soak.py", f"--saved_model={exported}"]
     command += ["--seconds=60", "--max_side=160"]
     subprocess.run(command, cwd=DOCUMENT.parents[1], check=True)

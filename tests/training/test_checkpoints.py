@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 from dolg_tf.training.checkpoints import Checkpoints
 
 

@@ -14,10 +14,10 @@ from processes import Process, run
 from tensorflow.python.framework.config import disable_op_determinism
 from tiny import MODEL, metrics, recipe
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 from dolg_tf.training.checkpoints import Checkpoints
+from dolg_tf.training.loop import train
 from dolg_tf.training.run_log import RunLog, lock_run
-from dolg_tf.training.trainer import train
 
 # The size that no file may pass stands in for a full disk. Python passes over the signal for it;
 # "kill" puts its default back, which ends the process in the middle of a write.

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from dolg_tf import config
-from dolg_tf.data.gldv2 import RecordsConfig, build_records
-from dolg_tf.data.toy import ToyConfig, write_toy
+from dolg_tf.data.procedural.write import ToyConfig, write_toy
+from dolg_tf.data.records.build import RecordsConfig, build_records
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_dolg
 from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.stage import config
 from dolg_tf.weights.imagenet import load_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_bare_it_says_which_command_makes_the_records(tmp_path):
     done = _train(f"--flagfile={ROOT / 'configs' / 'r50.flags'}", cwd=tmp_path)
     assert done.returncode == 1
     assert "'data/gldv2/train-*'" in _last_line(done)
-    assert "python -m dolg_tf.data.gldv2" in _last_line(done)
+    assert "python -m dolg_tf.data.records.build" in _last_line(done)
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """Blocks computed again in the backward pass: the numbers of a step stay what they are."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import pytest
 import tensorflow as tf
 from tiny import CLASSES, MODEL, recipe
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 from dolg_tf.training.distribution import distribute, make_strategy
-from dolg_tf.training.steps import LOSS, Trainer
+from dolg_tf.training.trainer import LOSS, Trainer
 
 _RNG = np.random.default_rng(0)
 BATCH = (
@@ -133,7 +134,10 @@ def test_what_it_does_not_go_with():
 def test_two_replicas():
     """Two logical CPUs, which only a fresh process can make."""
     here = pathlib.Path(__file__)
-    done = subprocess.run([sys.executable, here], capture_output=True, text=True, check=False)
+    support = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, here], env=os.environ | support, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

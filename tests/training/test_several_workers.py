@@ -11,7 +11,7 @@ import tensorflow as tf
 from processes import run, start_workers
 from tiny import metrics, recipe
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 from dolg_tf.training import distribution
 
 # A connection to a process that is gone is reset at once; the rest is for a busy machine.

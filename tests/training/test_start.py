@@ -10,19 +10,19 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from dolg_tf.config import InputError
-from dolg_tf.data.classes import write_classes
+from dolg_tf.data.records.classes import write_classes
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
+from dolg_tf.stage.config import InputError
+from dolg_tf.training import loop as trainer_module
 from dolg_tf.training import start
-from dolg_tf.training import trainer as trainer_module
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.run_log import check_run, write_run
 from dolg_tf.training.start import adopt_network, adopt_preprocessing, initialize
-from dolg_tf.training.steps import Trainer
+from dolg_tf.training.trainer import Trainer
 
 BGR = dataclasses.replace(tiny.MODEL, preprocessing=OFFICIAL_PREPROCESSING)
 FIRST, OTHER = "a" * 64, "b" * 64  # landmarks_sha256 of two sets of records

@@ -1,232 +1,166 @@
-"""The step loop on a few tiny records: it learns, stops, resumes and refuses."""
+"""A training step: pieces, precision, moving averages, frozen batch norms, several replicas."""
 
 import dataclasses
-import json
-import os
 import pathlib
-import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import CLASSES, MODEL, metrics, recipe
+from tiny import CLASSES, MODEL, recipe
 
-from dolg_tf.config import InputError
-from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, read_config
-from dolg_tf.training import trainer as trainer_module
+from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.recipe import DataConfig
+from dolg_tf.stage.config import InputError
+from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
-from dolg_tf.training.run_log import check_run, write_run
-from dolg_tf.training.start import initialize
-from dolg_tf.training.steps import HITS, LOSS, Trainer
-from dolg_tf.training.trainer import train
+from dolg_tf.training.run_log import write_run
+from dolg_tf.training.trainer import GRADIENT_NORM, LOSS, Trainer
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _trainer(data, training, model=MODEL):
-    return Trainer(model, training, data.num_classes, 10, make_strategy())
+_RNG = np.random.default_rng(0)
+IMAGES = tf.constant(_RNG.random((8, 32, 32, 3)), tf.float32)
+LABELS = tf.constant(_RNG.integers(0, CLASSES, 8), tf.int32)
+BATCH = IMAGES, LABELS, tf.ones(8)
 
 
-def test_a_run_learns_and_leaves_its_directory(data, tmp_path):
-    train(MODEL, data, recipe(tmp_path, epochs=20, validate_every=40))
-    loss = metrics(tmp_path)
-    assert max(loss) == 80 and loss[80] < 0.3 * loss[2]
-    assert metrics(tmp_path, "validation", "accuracy")[80] > 0.7
-    left = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "flags.txt", "metrics.jsonl", "checkpoints", "best"} <= left
-    network, config, provenance = load_dolg(tmp_path)
-    assert config == MODEL and provenance["step"] == 80
-    assert network(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 16)
-    assert load_dolg(tmp_path, "best")[2]["step"] <= 80
+def _trainer(logdir="", **changes):
+    return Trainer(MODEL, recipe(logdir, **changes), CLASSES, 10, make_strategy())
 
 
-def test_metrics_after_the_checkpoint_are_dropped_on_resuming(data, tmp_path):
-    train(MODEL, data, recipe(tmp_path, max_steps=3))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "split": "train", "name": "loss", "value": 99}\n{"step": 4, "sp')
-    train(MODEL, data, recipe(tmp_path, max_steps=4))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    again = [
-        r["value"] for r in lines if (r["step"], r["split"], r["name"]) == (4, "train", "loss")
+def _values(variables):
+    return {variable.path: np.array(variable) for variable in variables}
+
+
+def _save(trainer, folder):
+    data = DataConfig(train_file_pattern="none", num_classes=CLASSES)
+    write_run(MODEL, data, trainer.training, None)
+    Checkpoints(folder, trainer.state(), 1, True).save()
+
+
+def _pieces(number):
+    return list(zip(*(tf.split(values, number) for values in BATCH), strict=True))
+
+
+@pytest.mark.parametrize("check", ["--fast", pytest.param("--slow", marks=pytest.mark.slow)])
+def test_two_replicas_step_like_one(check):
+    """Two logical CPUs, which only a fresh process can make; see two_replicas.py."""
+    script = pathlib.Path(__file__).parents[1] / "support" / "two_replicas.py"
+    done = subprocess.run(
+        [sys.executable, script, check], capture_output=True, text=True, check=False
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_pieces_of_a_batch_are_the_batch_where_batch_norms_are_frozen():
+    """And these keep what they came with."""
+    frozen = {"freeze_batch_norm": True, "weight_decay": 0.1, "decay_all": True}
+    whole, parts = _trainer(**frozen), _trainer(**frozen, accumulate=2)
+    norms = [
+        variable.path
+        for layer in whole.network._flatten_layers()
+        if type(layer).__name__ == "BatchNormalization"
+        for variable in layer.variables
     ]
-    assert len(again) == 1 and again[0] != 99
+    before = _values(whole.network.variables)
+    assert len(norms) > 20
+    for _ in range(2):  # the second finds the pieces' sums empty again
+        results = [whole.train_step([BATCH]), parts.train_step(_pieces(2))]
+        np.testing.assert_allclose(*results, rtol=1e-4)
+    found, expected = _values(parts.network.variables), _values(whole.network.variables)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-3, atol=1e-5, err_msg=path)
+        kept = path in norms or path == "gem/p"
+        assert np.array_equal(value, before[path]) == kept, path
 
 
-def test_another_run_in_the_same_directory_is_refused(data, tmp_path):
-    train(MODEL, data, recipe(tmp_path, max_steps=1))
-    with pytest.raises(InputError, match=r"holds a run with --margin=0\.15, not 0\.3"):
-        train(MODEL, data, recipe(tmp_path, margin=0.3))
-    with pytest.raises(InputError, match="holds a run with --multi_atrous=True, not False"):
-        train(dataclasses.replace(MODEL, multi_atrous=False), data, recipe(tmp_path))
+@pytest.mark.slow
+def test_the_moving_average_follows_its_formula_and_is_what_is_judged(tmp_path):
+    trainer = _trainer(tmp_path, ema_decay=0.5)
+    trainer.reset_averages()
+    expected = _values(trainer.network.variables)
+    start = dict(expected)
+    for step in (1, 2, 3, 12):
+        trainer.optimizer.iterations.assign(step - 1)
+        trainer.train_step([BATCH])
+        decay = min(0.5, step / (step + 9))
+        for path, value in _values(trainer.network.variables).items():
+            expected[path] = decay * expected[path] + (1 - decay) * value
+    raw = _values(trainer.network.variables)
+    with trainer.averaged():
+        found = _values(trainer.network.variables)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+    assert any(np.abs(found[path] - raw[path]).max() > 1e-3 for path in raw)
+    assert any(np.abs(found[path] - start[path]).max() > 1e-3 for path in raw)
+    for path, value in _values(trainer.network.variables).items():
+        np.testing.assert_array_equal(value, raw[path])  # put back
+
+    _save(trainer, tmp_path)
+    for weights, values in (("raw", raw), ("ema", found)):
+        loaded = _values(load_dolg(tmp_path, weights=weights)[0].variables)
+        for path, value in values.items():
+            np.testing.assert_array_equal(loaded[path], value)
 
 
-def test_a_signal_while_validating_loses_nothing(data, tmp_path, monkeypatch):
-    def interrupted(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"loss": 1.0, "accuracy": 0.5}
-
-    monkeypatch.setattr(trainer_module, "validate", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        train(MODEL, data, recipe(tmp_path, validate_every=2, checkpoint_every=100))
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert load_dolg(tmp_path)[2]["step"] == 2
+def test_a_moving_average_that_is_not_there_is_not_given(tmp_path):
+    _save(_trainer(tmp_path), tmp_path)
+    with pytest.raises(InputError, match=r"--weights=ema: .* was trained without --ema_decay"):
+        load_dolg(tmp_path, weights="ema")
 
 
-def test_a_run_is_known_by_any_name_of_its_folder(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(MODEL, data, recipe("run", max_steps=1))
-    train(MODEL, data, recipe(tmp_path / "run" / ".", max_steps=2))
-    assert max(metrics(tmp_path / "run")) == 2
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_it_learns_in_half_precision(precision):
+    trainer = _trainer(precision=precision)
+    losses = [float(trainer.train_step([BATCH])[LOSS]) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+    expected = float(_trainer().train_step([BATCH])[LOSS])
+    assert losses[0] == pytest.approx(expected, rel=0.05)
+    assert {np.asarray(v).dtype for v in trainer.variables} == {np.dtype(np.float32)}
 
 
-def _batch(size=8):
-    rng = np.random.default_rng(0)
-    images = tf.constant(rng.random((size, 32, 32, 3)), tf.float32)
-    return images, tf.constant(rng.integers(0, CLASSES, size), tf.int32), tf.ones(size)
+@pytest.mark.slow
+def test_an_overflow_of_float16_is_left_out_and_halves_the_scale():
+    trainer = _trainer(precision="float16", accumulate=2, ema_decay=0.5)
+    trainer.train_step(_pieces(2))
+
+    def state():
+        values = _values([*trainer.variables, *trainer.optimizer.variables])
+        with trainer.averaged():
+            return values | {f"ema {v.path}": np.array(v) for v in trainer.network.variables}
+
+    before = state()
+    trainer._scale.value.assign(2.0**127)
+    result = trainer.train_step(_pieces(2)).numpy()
+    assert np.isfinite(result[LOSS]) and not np.isfinite(result[GRADIENT_NORM])
+    assert float(trainer._scale.value) == 2.0**126
+    for path, value in state().items():
+        np.testing.assert_array_equal(value, before[path], err_msg=path)
+    trainer._scale.value.assign(2.0**10)
+    result = trainer.train_step(_pieces(2)).numpy()
+    assert np.isfinite(result).all()
+    assert any(np.any(value != before[path]) for path, value in state().items())
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_step_is_gradient_decay_clip_and_momentum(data, tmp_path, clip):
-    """One SGD step against the formula: clip the gradient, add the L2 term, move by the rate."""
-    training = recipe(tmp_path, weight_decay=0.01, clip_norm=clip, momentum=0.0)
-    trainer = _trainer(data, training)
-    batch = images, labels, _ = _batch()
-    before = [np.asarray(v) for v in trainer.variables]
-    with tf.GradientTape() as tape:
-        logits = trainer.head.logits(trainer.head(trainer.network(images, training=True)), labels)
-        loss = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+@pytest.mark.slow
+def test_a_compiled_step_is_the_plain_one():
+    plain, compiled = _trainer(clip_norm=1.0), _trainer(clip_norm=1.0, jit_compile=True)
+    for _ in range(2):
+        np.testing.assert_allclose(
+            compiled.train_step([BATCH]), plain.train_step([BATCH]), rtol=1e-4
         )
-    gradients = [np.asarray(g) for g in tape.gradient(loss, [v.value for v in trainer.variables])]
-    norm = np.sqrt(sum(np.sum(np.square(g)) for g in gradients))
-    factor = min(1.0, clip / norm) if clip else 1.0
-    assert norm > 1.5  # so that clipping to 1 does something
-    found = trainer.train_step([batch])[LOSS]
-    np.testing.assert_allclose(found, loss, rtol=1e-4)
-    for variable, was, gradient in zip(trainer.variables, before, gradients, strict=True):
-        decay = 0.01 * was if variable.path.endswith("kernel") else 0
-        expected = was - 0.02 * (factor * gradient + decay)
-        np.testing.assert_allclose(variable, expected, rtol=1e-3, atol=1e-5)
+    expected = _values(plain.network.variables)
+    for path, value in _values(compiled.network.variables).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
-def test_accuracy_is_without_margin(data, tmp_path):
-    """With a margin of 3 the target's logit is never the largest; its cosine still is."""
-    trainer = _trainer(data, recipe(tmp_path, margin=3.0))
-    batch = images, labels, _ = _batch()
-    cosines = trainer.head(trainer.network(images, training=True))
-    hits = trainer.train_step([batch])[HITS]
-    expected = np.sum(np.argmax(cosines, axis=1) == labels.numpy())
-    assert expected > 0
-    assert hits == expected
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"is nan at step 2.*Lower --initial_lr"):
-        train(MODEL, data, recipe(tmp_path, initial_lr=1e30, log_every=5))
-    found = json.loads((tmp_path / "bad_step_2.json").read_text())
-    assert found["step"] == 2 and len(found["ids"]) == 8
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_file_pattern": "nowhere/train-*"}, "python -m dolg_tf.data.gldv2"),
-        ({"num_classes": 3}, "label 3, but --num_classes=3"),
-    ],
-)
-def test_records_that_do_not_fit_are_named(data, tmp_path, changes, message):
-    with pytest.raises(InputError, match=message):
-        train(MODEL, dataclasses.replace(data, **changes), recipe(tmp_path))
-
-
-def test_weights_that_are_not_there_are_named(data, tmp_path):
-    training = recipe(tmp_path, backbone_weights=str(tmp_path / "none.weights.h5"))
-    with pytest.raises(InputError, match="no such file"):
-        train(MODEL, data, training)
-    with pytest.raises(InputError, match="'none' for random weights"):
-        train(MODEL, data, recipe(tmp_path, backbone_weights="resnet_51"))
-
-
-def test_a_local_backbone_file_is_taken(data, tmp_path):
-    source = build_dolg(MODEL, seed=9).get_layer("backbone")
-    source.save_weights(tmp_path / "b.weights.h5")
-    training = recipe(tmp_path / "run", backbone_weights=str(tmp_path / "b.weights.h5"))
-    trainer = _trainer(data, training)
-    initialize(trainer, None, None)
-    for ours, theirs in zip(
-        trainer.network.get_layer("backbone").weights, source.weights, strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_sigterm_saves_and_the_same_command_continues(data, tmp_path):
-    """The real entry, stopped from outside."""
-    flags = [
-        "train.py",
-        f"--train_file_pattern={data.train_file_pattern}",
-        f"--num_classes={CLASSES}",
-        "--image_size=32",
-        f"--logdir={tmp_path}",
-        "--backbone=resnet17_small",
-        "--dilations=1",
-        "--batch_size=8",
-        "--log_every=1",
-    ]
-    run = subprocess.Popen(
-        [sys.executable, *flags, "--epochs=1000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    for line in run.stderr:
-        if line.startswith("step 3/"):
-            break
-    run.send_signal(signal.SIGTERM)
-    rest = run.stderr.read()
-    assert run.wait(60) == 128 + signal.SIGTERM
-    assert "the same command continues" in rest
-    saved = tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
-    step = int(saved.rsplit("-", 1)[1])
-    assert step >= 3
-    again = subprocess.run(
-        [sys.executable, *flags, "--epochs=1000", f"--max_steps={step + 1}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"at step {step} of {step + 1}" in again.stderr
-
-
-def test_the_number_of_classes_is_that_of_the_records(data, tmp_path):
-    shutil.copytree(pathlib.Path(data.train_file_pattern).parent, tmp_path / "records")
-    here = dataclasses.replace(data, train_file_pattern=str(tmp_path / "records" / "train-*"))
-    unknown, logdir = dataclasses.replace(here, num_classes=0), tmp_path / "run"
-    with pytest.raises(InputError, match=r"no relabeling.csv beside .*give --num_classes"):
-        train(MODEL, unknown, recipe(logdir))
-    rows = "".join(f"{label},{label}\n" for label in range(CLASSES))
-    (tmp_path / "records" / "relabeling.csv").write_text(f"new_label,old_label\n{rows}")
-    with pytest.raises(InputError, match=f"--num_classes=3, .* lists {CLASSES} landmarks"):
-        train(MODEL, dataclasses.replace(here, num_classes=3), recipe(logdir))
-    assert not (logdir / "config.json").exists()
-    train(MODEL, unknown, recipe(logdir, max_steps=1))
-    assert read_config(logdir)[1]["data"]["num_classes"] == CLASSES
-
-
-def test_the_written_flags_go_on_from_the_latest_checkpoint(data, tmp_path):
-    write_run(MODEL, data, recipe(tmp_path, restore="previous"), None)
-    assert "--restore=latest\n" in (tmp_path / "flags.txt").read_text()
-
-
-def test_a_run_may_be_mended_but_keeps_its_landmarks(data, tmp_path, caplog):
-    write_run(MODEL, data, recipe(tmp_path), "a")
-    check_run(MODEL, data, recipe(tmp_path, margin=0.4), "b")  # no checkpoint yet: no run
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "checkpoint").touch()
-    skipping = dataclasses.replace(data, skip_bad_records=True)
-    check_run(MODEL, skipping, recipe(tmp_path, accumulate=2), "a")
-    assert "--skip_bad_records was False, and is True from here on" in caplog.text
-    assert "--accumulate was 1, and is 2 from here on" in caplog.text
-    with pytest.raises(InputError, match="was trained on other landmarks"):
-        check_run(MODEL, data, recipe(tmp_path), "b")
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(InputError, match="--batch_size=8 is not divisible by 1 replicas x"):
+        _trainer(accumulate=3)
+    with pytest.raises(InputError, match="exclude one another"):
+        dataclasses.replace(recipe(""), sync_batch_norm=True, freeze_batch_norm=True)
+    with pytest.raises(InputError, match="--jit_compile and --deterministic exclude one another"):
+        dataclasses.replace(recipe(""), jit_compile=True, deterministic=True)

@@ -9,14 +9,14 @@ import scipy.linalg
 import tensorflow as tf
 import tiny
 
-from dolg_tf.config import InputError
-from dolg_tf.data.pipeline import TrainingInput
+from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.stage.config import InputError
 from dolg_tf.training import whitened_start
 from dolg_tf.training.distribution import make_strategy
+from dolg_tf.training.loop import train
 from dolg_tf.training.run_log import check_run
-from dolg_tf.training.steps import Trainer
-from dolg_tf.training.trainer import train
+from dolg_tf.training.trainer import Trainer
 from dolg_tf.training.whitened_start import LandmarkMoments, start_whitened, whitening
 
 

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def peak_below():
 @pytest.fixture
 def refused():
     """Function that holds that a file of weights is refused in one sentence that names it."""
-    from dolg_tf.weights.tensor_files import open_tensors
+    from dolg_tf.weights.files.tensors import open_tensors
 
     def hold(path, message, megabytes=16):
         with _peak_below(megabytes), pytest.raises(InputError, match=message) as caught:

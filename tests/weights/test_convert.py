@@ -8,13 +8,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.model_dir import load_dolg, save_dolg
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.stage.config import InputError
 from dolg_tf.weights import convert
 from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint
-from dolg_tf.weights.tensor_files import open_tensors, write_tensors
+from dolg_tf.weights.files.tensors import open_tensors, write_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -167,7 +167,7 @@ def _outputs(network, image):
 
 
 def test_errors_of_network_and_preprocessing_are_told_apart(small, standin, tmp_path):
-    from dolg_tf.weights.reference import compare
+    from dolg_tf.weights.compare import compare
 
     image, path = standin.image(64, 96), tmp_path / "ref.npz"
     good = _outputs(small, image)
@@ -210,7 +210,7 @@ def test_errors_of_network_and_preprocessing_are_told_apart(small, standin, tmp_
     ],
 )
 def test_a_reference_that_tells_nothing_is_refused(small, tmp_path, arrays, message):
-    from dolg_tf.weights.reference import compare
+    from dolg_tf.weights.compare import compare
 
     np.savez(tmp_path / "ref.npz", **arrays)
     with pytest.raises(InputError, match=message):
@@ -218,7 +218,7 @@ def test_a_reference_that_tells_nothing_is_refused(small, tmp_path, arrays, mess
 
 
 def test_a_file_that_is_no_reference_is_refused(small, tmp_path):
-    from dolg_tf.weights.reference import compare
+    from dolg_tf.weights.compare import compare
 
     with pytest.raises(InputError, match="no such file"):
         compare(small, tmp_path / "none.npz")

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
-from dolg_tf.weights.tensor_files import open_tensors, write_tensors
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.files.tensors import open_tensors, write_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_files"
 

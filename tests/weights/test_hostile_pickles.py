@@ -10,9 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
+from dolg_tf.stage.config import InputError
 from dolg_tf.weights import plain_pickle
-from dolg_tf.weights.tensor_files import open_tensors
+from dolg_tf.weights.files.tensors import open_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_files"
 MAGIC = (GOLDEN / "tensors.legacy.pth").read_bytes()[:15]
@@ -143,7 +143,7 @@ NAMES = {
     "torch.serialization.load": "'torch.serialization.load'",
     "numpy.load": "'numpy.load'",
     "collections.OrderedDict.fromkeys": "fromkeys",
-    "dolg_tf.weights.torch_pickle._unread": "_unread",
+    "dolg_tf.weights.files.torch_pickle._unread": "_unread",
 }
 
 

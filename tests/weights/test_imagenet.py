@@ -5,10 +5,10 @@ import keras_hub
 import numpy as np
 import pytest
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS, RESNETS
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.recipe import DolgConfig, Preprocessing
+from dolg_tf.stage.config import InputError
 from dolg_tf.weights import imagenet
 
 CONFIG = DolgConfig(backbone="resnet18", multi_atrous=False)

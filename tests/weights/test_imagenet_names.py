@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dolg_tf.config import InputError
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.stage.config import InputError
 from dolg_tf.weights import imagenet, imagenet_names
-from dolg_tf.weights.filling import fill
-from dolg_tf.weights.tensor_files import Tensor, TensorFile, write_tensors
+from dolg_tf.weights.assign import fill
+from dolg_tf.weights.files.tensors import Tensor, TensorFile, write_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 R18 = DolgConfig(backbone="resnet18", fusion="global_only", descriptor_size=8)

@@ -1,0 +1,240 @@
+"""What a photo costs: the Keras network, its exports, and the floor that the processor sets.
+
+    python benchmarks/speed/bench_inference.py [--backbones resnet50 resnet101]
+
+The floor is the network's multiply-adds, those with the zeros of padding counted, at the rate of
+the faster of a 4096-cubed matrix product and a 3x3 convolution, best of five. Everything is timed
+in turn in one process, so that a busy machine is busy for all of it; the ratios are of the least
+times, once of the clock and once of the CPU time of all threads. Memory and load time are those of
+a process that does nothing else.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from timing import Timer, best_rates, peak_memory, peaks
+
+from dolg_tf.data import images
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.summary import count_multiply_adds
+from dolg_tf.recipe import DolgConfig
+from dolg_tf.runtime.session import CppSession
+from dolg_tf.serving.modes import serving
+from dolg_tf.serving.saved_model import SCALES, ExportConfig
+from dolg_tf.serving.signatures import multi_scale
+
+_COUNTED = 5  # rounds of the floor
+
+
+# --- the candidates: path -> function of uint8 (B, H, W, 3) and scales --------------------
+
+
+def keras_call(folder: pathlib.Path):
+    network, _, _ = load_dolg(str(folder / "model"))
+    photos = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    scales = tf.TensorSpec([None], tf.float32)
+    return tf.function(
+        lambda photos, scales: multi_scale(network, photos, scales),
+        input_signature=[photos, scales],
+        autograph=False,
+    )
+
+
+def saved_model(folder: pathlib.Path, name: str = "saved_model"):
+    loaded = tf.saved_model.load(str(folder / name))
+    images_signature = loaded.signatures["images"]
+
+    def call(photos, scales, _alive=loaded):  # without the model its variables are gone
+        return images_signature(images=tf.constant(photos), scales=tf.constant(scales))
+
+    return call
+
+
+def cpp_loader(folder: pathlib.Path, name: str = "saved_model"):
+    session = CppSession(folder / name)
+    return lambda photos, scales: session.run("images", {"images": photos, "scales": scales})
+
+
+def onnx(folder: pathlib.Path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+
+    def call(photos, scales):
+        floats, rows = images.to_float(tf.constant(photos)), []
+        for scale in scales:
+            size = images.scaled_size(*photos.shape[1:3], scale)
+            rows += session.run(None, {"image": images.resize(floats, *size).numpy()})
+        return np.sum(rows, 0)
+
+    return call
+
+
+CANDIDATES = {
+    "Keras call": keras_call,
+    "SavedModel, Python": saved_model,
+    "SavedModel, C++ loader": cpp_loader,
+    "bfloat16, Python": lambda folder: saved_model(folder, "bfloat16"),
+    "bfloat16, C++ loader": lambda folder: cpp_loader(folder, "bfloat16"),
+    "ONNX": onnx,
+}
+FILES = {"Keras call": "model", "bfloat16": "bfloat16", "ONNX": "model.onnx"}
+
+
+def has_bfloat16() -> bool:
+    cpu = pathlib.Path("/proc/cpuinfo")
+    native = cpu.is_file() and "bf16" in cpu.read_text(encoding="utf-8")
+    return native or bool(tf.config.list_physical_devices("GPU"))
+
+
+def write(backbone: str, folder: pathlib.Path) -> list[str]:
+    """Writes what is compared; returns the names of the candidates that can run here."""
+    names = ["Keras call", "SavedModel, Python", "SavedModel, C++ loader"]
+    config = DolgConfig(backbone=backbone)
+    network = build_dolg(config, seed=0)
+    save_dolg(network, config, folder / "model", {"source": "random"})
+    options = ExportConfig(model_dir="", output="")
+    tf.saved_model.save(tf.Module(), str(folder / "saved_model"), serving(network, options, None))
+    if has_bfloat16():
+        half = build_dolg(config, dtype="mixed_bfloat16")
+        half.set_weights(network.get_weights())
+        tf.saved_model.save(tf.Module(), str(folder / "bfloat16"), serving(half, options, None))
+        names += ["bfloat16, Python", "bfloat16, C++ loader"]
+    else:
+        print("bfloat16: skipped, neither this processor nor a GPU has it", flush=True)
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx")):
+        from dolg_tf.serving.onnx_export import OnnxConfig, export_onnx
+
+        export_onnx(OnnxConfig(model_dir=str(folder / "model"), output=str(folder / "model.onnx")))
+        names.append("ONNX")
+    else:
+        print("ONNX: skipped, pip install 'dolg_tf[onnx]'", flush=True)
+    return names
+
+
+# --- time -----------------------------------------------------------------------------------
+
+
+def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) -> None:
+    network = load_dolg(str(folder / "model"))[0]
+    sides = [round(arguments.size * scale) for scale in SCALES]
+    products = {side: sum(count_multiply_adds(network, side)[0].values()) for side in sides}
+    work = {1: products[arguments.size], len(SCALES): sum(products.values())}
+    del network
+    calls = {name: CANDIDATES[name](folder) for name in names}
+    rng = np.random.default_rng(0)
+    timer = Timer()
+    limits = peaks()
+    for name, (call, _) in limits.items():
+        timer.add(name, call)
+    cases = {1: np.ones(1, np.float32), len(SCALES): np.asarray(SCALES, np.float32)}
+    for batch in arguments.batches:
+        photos = rng.integers(0, 256, (batch, arguments.size, arguments.size, 3), dtype=np.uint8)
+        for count, scales in cases.items():
+            for name, call in calls.items():
+                timer.add((name, batch, count), call, photos, scales)
+    timer.run(max(arguments.repeats, _COUNTED))
+    rates = best_rates(timer, limits)
+    print(
+        f"\n{backbone}, {arguments.size} px: {2e-9 * work[1]:.1f} GFLOP at one scale, "
+        f"{2e-9 * work[len(SCALES)]:.1f} at {len(SCALES)}; peak {2e-9 * rates[0]:.0f} GFLOP/s of "
+        f"the clock, {2e-9 * rates[1]:.0f} of CPU time"
+    )
+    print("\n| a photo | batch | scales | median ms | least ms | floor ms | ratio | of CPU time |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, batch, count in [key for key in timer.calls if isinstance(key, tuple)]:
+        least, floor = timer.least((name, batch, count)) / batch, work[count] / rates
+        median = timer.median((name, batch, count)) / batch
+        ratio = least / floor
+        print(
+            f"| {name} | {batch} | {count} | {1e3 * median:.0f} | {1e3 * least[0]:.0f} | "
+            f"{1e3 * floor[0]:.0f} | {ratio[0]:.2f} | {ratio[1]:.2f} |",
+            flush=True,
+        )
+
+
+# --- memory, load time, size: a process each ------------------------------------------------
+
+
+def megabytes() -> int:
+    return peak_memory() >> 20
+
+
+def alone(name: str, folder: pathlib.Path, size: int, count: int) -> dict:
+    """Loads and runs one candidate; what `in_process` asks for."""
+    before, start = megabytes(), time.perf_counter()
+    call = CANDIDATES[name](folder)
+    load, start = time.perf_counter() - start, time.perf_counter()
+    photos = np.zeros((1, size, size, 3), np.uint8)
+    scales = np.ones(1, np.float32) if count == 1 else np.asarray(SCALES, np.float32)
+    call(photos, scales)
+    first, loaded = time.perf_counter() - start, megabytes()
+    for _ in range(2):
+        call(photos, scales)
+    return {"before": before, "load": load, "first": first, "loaded": loaded, "peak": megabytes()}
+
+
+def in_process(*arguments) -> dict:
+    command = [sys.executable, __file__, "--alone", *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_footprints(folder: pathlib.Path, names: list[str], size: int) -> None:
+    print(
+        "\n| process | on disk MB | load s | first call s | peak MB at 1 scale | "
+        f"at {len(SCALES)} | at {len(SCALES)} of {2 * size} px |\n" + "| --- " * 7 + "|"
+    )
+    for name in names:
+        file = folder / FILES.get(name, FILES.get(name.split(",")[0], "saved_model"))
+        parts = [part for part in (file, *file.rglob("*")) if part.is_file()]
+        disk = sum(part.stat().st_size for part in parts) / 1e6
+        one = in_process(name, folder, size, 1)
+        five = in_process(name, folder, size, len(SCALES))
+        large = in_process(name, folder, 2 * size, len(SCALES))
+        print(
+            f"| {name} | {disk:.0f} | {one['load']:.1f} | {one['first']:.1f} | {one['peak']} | "
+            f"{five['peak']} | {large['peak']} |",
+            flush=True,
+        )
+    print(f"\nOf each peak, {one['before']} MB are Python's and the libraries'.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "resnet101"])
+    parser.add_argument("--size", type=int, default=512, help="side of the photos, pixels")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="photos in a call")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, at least 5")
+    parser.add_argument("--no_footprints", action="store_true", help="time only")
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        name, folder, size, count = arguments.alone
+        print(json.dumps(alone(name, pathlib.Path(folder), int(size), int(count))))
+        return
+    for backbone in arguments.backbones:
+        with tempfile.TemporaryDirectory() as folder:
+            names = write(backbone, pathlib.Path(folder))
+            measure(backbone, pathlib.Path(folder), names, arguments)
+            if not arguments.no_footprints:
+                print_footprints(pathlib.Path(folder), names, arguments.size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Every stage of the project beside its floor: time, ratio, memory; a row each in README.md here.
+
+    python benchmarks/speed/stages.py
+    python benchmarks/speed/stages.py --only=records,search
+
+Each stage runs in a process of its own, where its work and its floor are timed in turn, so that a
+busy machine is busy for both: best and median of five rounds of the clock, after one to warm up.
+The ratio is of the best ones. Memory is the peak of that process, or of the largest that it
+started, while the work was done for the first time.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from stage_cases import STAGES, Case
+from timing import Timer, peak_memory, peak_memory_of_children, restart_peak_memory
+
+from dolg_tf.stage import files
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+HEADER = "| stage | work | s: best, median | floor, s | ratio | peak GB | command |"
+_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
+
+
+# --- a stage, in a process of its own ---------------------------------------------------------
+
+
+def measure(case: Case) -> dict:
+    """Returns what the table says of a case: work, seconds, bytes."""
+    restart_peak_memory()
+    memory, prepared = None, peak_memory_of_children()
+
+    def peak() -> int:
+        # A child that was needed to prepare and is the largest one says nothing of the work.
+        children = peak_memory_of_children()
+        return max(peak_memory(), children if children > prepared else 0)
+
+    if case.rounds > 1:
+        for call in case.calls.values():
+            call()
+        memory = peak()
+        for call, _ in case.floors:
+            call()
+    timer = Timer()
+    for name, call in case.calls.items():
+        timer.add(name, call)
+    for number, (call, _) in enumerate(case.floors):
+        timer.add(number, call)
+    timer.run(case.rounds, warm_up=False)
+    slowest = max(case.calls, key=lambda name: timer.least(name)[0])
+    floors = [factor * timer.least(number)[0] for number, (_, factor) in enumerate(case.floors)]
+    return {
+        "work": f"{case.work}; slowest `{slowest}`" if slowest else case.work,
+        "best": timer.least(slowest)[0],
+        "median": timer.median(slowest),
+        "floor": min(floors),
+        "memory": memory or peak(),
+    }
+
+
+def measure_processor() -> tuple[str, float]:
+    """Returns what rates depend on: cores and vector instructions; float32 GFLOP/s."""
+    matrix = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    timer = Timer()
+    timer.add("product", lambda: matrix @ matrix)
+    timer.run(5)
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    cores = sum(line.startswith("processor") for line in lines)
+    names = [name for flag, name in _FLAGS.items() if flag in flags]
+    rate = 2 * 2048**3 / timer.least("product")[0] / 1e9
+    return ", ".join([f"{cores} cores", *names]), rate
+
+
+def run_alone(name: str, quick: bool) -> dict | None:
+    """Returns what `--stage=name` prints; None when it fails, after its last words were shown."""
+    command = [sys.executable, __file__, f"--stage={name}", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print("\n".join(done.stderr.splitlines()[-20:]), file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def marks(block: str) -> tuple[str, str]:
+    return f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
+
+
+def read_block(path: pathlib.Path, block: str) -> list[str]:
+    """Returns the lines between the two comments of a block.
+
+    Raises:
+      ValueError: when they are not there, once each and in order.
+    """
+    text = path.read_text(encoding="utf-8")
+    begin, end = marks(block)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"{path} must have the lines {begin!r} and {end!r} once, in this order")
+    return text.split(begin)[1].split(end)[0].strip().splitlines()
+
+
+def write_block(path: pathlib.Path, block: str, lines: list[str]) -> None:
+    """Puts lines between the two comments of a block; the rest of the file stays as it is."""
+    read_block(path, block)
+    begin, end = marks(block)
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    files.write_text(path, "\n".join([f"{before}{begin}", *lines, f"{end}{after}"]))
+
+
+def command_of(name: str) -> str:
+    return f"`make bench ONLY={name}`"
+
+
+def table_row(name: str, found: dict | None) -> str:
+    """Returns a row of the table; what was found is None when the stage failed."""
+    title = STAGES[name].title
+    if found is None:
+        return f"| {title} | **failed** | | | | | {command_of(name)} |"
+    cells = [
+        title,
+        found["work"],
+        f"{found['best']:.3g}, {found['median']:.3g}",
+        f"{found['floor']:.3g}",
+        f"{found['best'] / found['floor']:.2f}",
+        f"{found['memory'] / 1e9:.2f}",
+        command_of(name),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def kept_rows(lines: list[str]) -> dict[str, str]:
+    """Returns name: row of the stages that a table has."""
+    return {
+        name: line for name in STAGES for line in lines if line.endswith(f"| {command_of(name)} |")
+    }
+
+
+def table(processor: str, rate: float, rows: dict[str, str]) -> list[str]:
+    """Returns the lines of the block: processor, rows in the order of stages, floors in words."""
+    names = [name for name in STAGES if name in rows]
+    return [
+        f"{processor}; {rate:.0f} GFLOP/s in a float32 matrix product.",
+        "",
+        HEADER,
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(rows[name] for name in names),
+        "",
+        "Floors:",
+        "",
+        *(f"- {STAGES[name].title}: {STAGES[name].floor}." for name in names),
+    ]
+
+
+def check_processor(lines: list[str], processor: str) -> None:
+    """Makes sure that rows which are kept are of this processor.
+
+    Raises:
+      ValueError: when they are of another.
+    """
+    if lines and not lines[0].startswith(f"{processor}; "):
+        raise ValueError(
+            f"the rows that --only would keep are of another processor ({lines[0]}), this one has "
+            f"{processor}; run all stages"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; others are kept")
+    parser.add_argument("--output", type=pathlib.Path, default=README, help="file with the table")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, one round: tries it")
+    parser.add_argument("--stage", default="", help="measure one in this process and print JSON")
+    arguments = parser.parse_args()
+    if arguments.stage:
+        with tempfile.TemporaryDirectory() as folder:
+            case = STAGES[arguments.stage].prepare(pathlib.Path(folder), arguments.quick)
+            if arguments.quick:
+                case = dataclasses.replace(case, rounds=1)
+            print(json.dumps(measure(case)))
+        return
+    names = arguments.only.split(",") if arguments.only else [*STAGES]
+    if unknown := set(names) - set(STAGES):
+        parser.error(
+            f"--only={arguments.only}: {sorted(unknown)[0]!r} is none of {','.join(STAGES)}"
+        )
+    (processor, rate), failed = measure_processor(), []
+    before = read_block(arguments.output, "stages")
+    if arguments.only:
+        check_processor(before, processor)
+    rows = kept_rows(before) if arguments.only else {}
+    for number, name in enumerate(names, 1):
+        start = time.monotonic()
+        print(f"[{number}/{len(names)}] {STAGES[name].title} ... ", end="", flush=True)
+        result = run_alone(name, arguments.quick)
+        failed += [name] if result is None else []
+        rows[name] = table_row(name, result)
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
+        print(rows[name], flush=True)
+    write_block(arguments.output, "stages", table(processor, rate, rows))
+    print(f"{arguments.output}: written")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

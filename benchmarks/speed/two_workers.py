@@ -1,0 +1,210 @@
+"""What two workers on one machine cost: synchronisation, apart from the cores that they share.
+
+    python benchmarks/speed/two_workers.py
+
+Four processes have a core each, and take turns, step by step: one alone, while the other core
+rests; two that know nothing of one another, which tells what sharing caches and memory costs; and
+two workers of MultiWorkerMirroredStrategy, whose step is longer than that by the synchronisation.
+Beside it stands the sum of the gradients by itself, without a step around it, and its floor: as
+many bytes through a socket of this machine, both ways at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from timing import print_columns
+
+# Title: place among the cases of `train_step.py`.
+CASES = {"R50, 81,313 classes, 4 x 256 px": 0, "quickstart, 16 x 96 px": 1}
+WORKERS = 2
+
+
+# --- a process of its own ---------------------------------------------------------------------
+
+
+def serve(core: int, case: int) -> None:
+    """Takes "step N" and "sum N" from standard input, and prints clock and CPU time of each."""
+    os.sched_setaffinity(0, {core})
+    import tensorflow as tf
+    from train_step import cases, made_up_batch
+
+    from dolg_tf.training.distribution import make_strategy
+    from dolg_tf.training.trainer import Trainer
+
+    strategy = make_strategy()
+    model, training, classes, side = list(cases(["4x256:float32"], ema=False).values())[case]
+    batch = training.batch_size
+    training = dataclasses.replace(training, batch_size=batch * strategy.num_replicas_in_sync)
+    trainer = Trainer(model, training, classes, 1000, strategy)
+    piece = made_up_batch(trainer, batch, side, seed=core)
+    gradients = [tf.random.normal(variable.shape) for variable in trainer.variables]
+
+    @tf.function
+    def add():
+        def replica():
+            context = tf.distribute.get_replica_context()
+            # One number of each, or the graph would be pruned.
+            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            return tf.add_n([tf.reshape(gradient, [-1])[0] for gradient in sums])
+
+        return strategy.run(replica)
+
+    calls = {"step": lambda: trainer.train_step((piece,)).numpy(), "sum": lambda: add().numpy()}
+    print(sum(4 * int(np.prod(variable.shape)) for variable in trainer.variables), flush=True)
+    for line in sys.stdin:
+        what, number = line.split()
+        spent = []
+        for _ in range(int(number)):
+            clock, cpu = time.perf_counter(), time.process_time()
+            calls[what]()
+            spent.append((time.perf_counter() - clock, time.process_time() - cpu))
+        print(json.dumps(spent), flush=True)
+
+
+class Process:
+    """One that says how many bytes its gradients have, and is told when to work."""
+
+    def __init__(self, core: int, case: int, cluster: dict | None):
+        environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
+        if cluster:
+            environment["TF_CONFIG"] = json.dumps(cluster)
+        command = [sys.executable, str(pathlib.Path(__file__)), "--serve", str(core), str(case)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, what: str, number: int) -> None:
+        self._process.stdin.write(f"{what} {number}\n")
+        self._process.stdin.flush()
+
+    def answer(self):
+        """Returns what it prints next; waits for it.
+
+        Raises:
+          RuntimeError: when it has ended instead.
+        """
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def exchange(size: int) -> float:
+    """Returns the seconds that two threads take to send one another `size` bytes."""
+    data, ends = bytes(size), socket.socketpair()
+
+    def receive(end):
+        place, left = bytearray(1 << 20), size
+        while left:
+            left -= end.recv_into(place, min(left, len(place)))
+
+    work = [threading.Thread(target=end.sendall, args=(data,)) for end in ends]
+    work += [threading.Thread(target=receive, args=(end,)) for end in ends]
+    start = time.perf_counter()
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    return time.perf_counter() - start
+
+
+def work(processes: list[Process], what: str, number: int) -> np.ndarray:
+    """Returns clock and CPU time of `number` calls of processes at once, (processes, number, 2)."""
+    for process in processes:
+        process.tell(what, number)
+    return np.array([process.answer() for process in processes])
+
+
+def measure(case: int, rounds: int, steps: int) -> dict[str, str]:
+    """Returns what the case's cells say, by row."""
+    workers = [f"localhost:{port}" for port in free_ports(WORKERS)]
+    clusters = [
+        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        for index in range(WORKERS)
+    ]
+    cores = sorted(os.sched_getaffinity(0))[:WORKERS]
+    apart = [Process(core, case, None) for core in cores]
+    joined = [Process(core, case, each) for core, each in zip(cores, clusters, strict=True)]
+    try:
+        size, *_ = [process.answer() for process in [*apart, *joined]]
+        turns = {
+            "one alone": (apart[:1], "step"),
+            "two, apart": (apart, "step"),
+            "two workers": (joined, "step"),
+            "sum of gradients": (joined, "sum"),
+        }
+        found = {name: [] for name in turns}
+        wires = []
+        for turn in range(rounds + 1):  # the first one to warm up
+            for name, (processes, what) in turns.items():
+                spent = work(processes, what, steps)
+                if turn:
+                    found[name].append(spent.mean(axis=0))
+            wires.append(exchange(size))
+    finally:
+        for process in [*apart, *joined]:
+            process.end()
+    clock, cpu = {}, {}
+    for name, spent in found.items():
+        clock[name], cpu[name] = np.median(np.concatenate(spent), axis=0)
+    gained = clock["two workers"] - clock["two, apart"]
+    cells = {name: f"{1e3 * clock[name]:.0f} ({1e3 * cpu[name]:.0f} of CPU)" for name in clock}
+    return cells | {
+        "sharing the machine": f"{clock['two, apart'] / clock['one alone'] - 1:+.1%}",
+        "synchronisation": f"{1e3 * gained:.0f}, {gained / clock['two, apart']:+.1%}",
+        "bytes of gradients, MB": f"{size / 1e6:.1f}",
+        "as many through a socket": f"{1e3 * np.median(wires):.0f}",
+        "photos a second, two workers over one alone": (
+            f"{WORKERS * clock['one alone'] / clock['two workers']:.2f}"
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each, after one to warm up")
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    parser.add_argument("--serve", nargs=2, type=int, help=argparse.SUPPRESS)  # core, case
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(*arguments.serve)
+        return
+    if len(os.sched_getaffinity(0)) < WORKERS:
+        parser.error(f"each of {WORKERS} workers needs a core of its own; this process has one")
+    columns = {
+        title: measure(case, arguments.rounds, arguments.steps) for title, case in CASES.items()
+    }
+    print_columns("ms a step", columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""What the demo answers with: a photo, a box, scales and a re-ranking become the nearest photos."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from dolg_tf.apps.demo import photos
+from dolg_tf.data.photo_ids import SUFFIXES
+from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.extract.decoding import shrink
+from dolg_tf.retrieval.extract.model import describe_by, load_model, open_describer
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.rerank import methods
+from dolg_tf.retrieval.rerank.methods import RerankConfig
+from dolg_tf.retrieval.rows import Rows
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+# Re-rankings that answer one query at once: alpha_dba compares each photo with each.
+RERANKINGS = ("none", "superglobal", "alpha_qe", "k_reciprocal")
+# Besides those of the index; the authors' five, and the three that DELG describes an index with.
+SCALES = {
+    "one": (1.0,),
+    "three": (0.7071, 1.0, 1.4142),
+    "five": (0.3535, 0.5, 0.7071, 1.0, 1.4142),
+}
+OWN_SCALES = "index"
+KEPT_SIDE = 2048  # longest side of a visitor's photo that is kept, in pixels
+THUMBNAIL_SIDE = 320  # pixels
+_THUMBNAILS = 4096  # of about 15 KB that are kept
+_IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
+_WARM_UP = (384, 512)  # rows and columns
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A visitor's photo.
+
+    Attributes:
+      image: uint8 RGB (H, W, 3), its longest side at most KEPT_SIDE pixels.
+      width, height: of the photo as it came, in pixels: those that boxes are told in.
+    """
+
+    image: np.ndarray
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """Photos that a visitor added for himself: they are searched like those of the index.
+
+    Attributes:
+      files: the name of each, behind a folder that tells equal names apart.
+      rows: float32 (N, D).
+      thumbnails: JPEGs.
+    """
+
+    files: tuple[str, ...]
+    rows: np.ndarray
+    thumbnails: tuple[bytes, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundPhoto:
+    """A photo that was found.
+
+    Attributes:
+      id: of the index, or the name of a file that the visitor added.
+      score: inner product of the descriptors of query and photo.
+      matches: whether the score reaches the threshold of the index; None: it has none.
+      thumbnail: a JPEG; None: the photo is not on disk.
+      added: whether the visitor added it.
+    """
+
+    id: str
+    score: float
+    matches: bool | None
+    thumbnail: bytes | None
+    added: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The nearest photos.
+
+    Attributes:
+      found: in the order of the re-ranking.
+      searched: number of photos that were searched.
+      seconds: that it took.
+    """
+
+    found: tuple[FoundPhoto, ...]
+    searched: int
+    seconds: float
+
+
+class Engine:
+    """A model and an index that answer; safe to be asked by several threads.
+
+    Args:
+      saved_model: that described the photos of the index.
+      index: a directory.
+      image_root: folder of the photos of the index; empty: where they were described.
+      max_side: photos are shrunk to this longest side before they are described, in pixels; 0:
+        never. Where the photos of the index were shrunk to less, visitors' are too.
+
+    Raises:
+      InputError: when the index is of another model, or of descriptors that no model gives alone.
+    """
+
+    def __init__(self, saved_model: files.Path, index: files.Path, image_root: str, max_side: int):
+        self.index = Index.open(index)
+        meta = self.index.meta
+        _check_describable(self.index)
+        self.scales = tuple(meta["scales"])
+        describer = open_describer(saved_model, self.scales)
+        about = {key: getattr(describer, key) for key in SAME_SPACE}
+        self.index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
+        self.image_root = pathlib.Path(image_root or meta["image_root"])
+        self._max_side = min(max_side or meta["max_side"] or 0, meta["max_side"] or max_side)
+        self._saved_model = saved_model
+        self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
+
+    def load(self) -> None:
+        """Loads the model and answers once, so that the first visitor need not wait for it."""
+        self._model = load_model(self._saved_model)
+        rows = self.index.descriptors
+        if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
+            rows = rows[:].copy()
+        self._rows = rows
+        blank = Query(np.zeros((*_WARM_UP, 3), np.uint8), _WARM_UP[1], _WARM_UP[0])
+        self.search(blank)
+        self.attention(blank)
+        photos.read_photo(photos.jpeg(blank.image, 64), 2**20, 2**20)
+
+    @property
+    def rerankings(self) -> tuple[str, ...]:
+        """The re-rankings that there are; an approximate index has not the descriptors for any."""
+        return RERANKINGS if self.index.approximate is None else RERANKINGS[:1]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the model shows its attention; none of mode `delg` does."""
+        return "maps" in self._model.signatures
+
+    # --- photos of visitors --------------------------------------------------------------
+
+    def read(self, data: bytes, max_bytes: int, max_pixels: int) -> Query:
+        """Reads a visitor's photo; see `demo_photos.read_photo`."""
+        image = photos.read_photo(data, max_bytes, max_pixels)
+        height, width = image.shape[:2]
+        return Query(shrink(image, KEPT_SIDE), width, height)
+
+    def cut(self, query: Query, box: Box | None = None) -> np.ndarray:
+        """Returns what of a photo is described, as uint8 RGB (H, W, 3).
+
+        Args:
+          query: the photo.
+          box: (left, top, right, bottom) in its pixels; what lies outside it counts not. None: all
+            of it.
+
+        Raises:
+          InputError: when the box holds no pixel.
+        """
+        image = query.image
+        if box is not None:
+            height, width = image.shape[:2]
+            scale = width / query.width
+            left, right = (round(min(max(x, 0), query.width) * scale) for x in box[::2])
+            top, bottom = (round(min(max(y, 0), query.height) * scale) for y in box[1::2])
+            if left >= right or top >= bottom:
+                raise InputError(
+                    f"The box {tuple(round(x) for x in box)} holds no pixel of the photo, which "
+                    f"has {query.width} x {query.height}."
+                )
+            image = image[top : min(bottom, height), left : min(right, width)]
+        return shrink(image, self._max_side)
+
+    def add(self, added: Added | None, file: str, query: Query) -> Added:
+        """Returns the added photos with one more, described as the index is."""
+        row = self._describe(self.cut(query), self.scales)
+        small = photos.jpeg(query.image, THUMBNAIL_SIDE)
+        if added is None:
+            return Added((file,), row, (small,))
+        rows = np.concatenate([added.rows, row])
+        return Added((*added.files, file), rows, (*added.thumbnails, small))
+
+    # --- answers -------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: Query,
+        box: Box | None = None,
+        scales: str = OWN_SCALES,
+        reranking: str = "none",
+        k: int = 12,
+        added: Added | None = None,
+    ) -> Answer:
+        """Finds the nearest photos.
+
+        Args:
+          query: the photo.
+          box: what of it is searched for, see `cut`.
+          scales: a key of SCALES; OWN_SCALES: those of the index.
+          reranking: one of `rerankings`, with its default numbers.
+          k: how many photos.
+          added: photos that are searched besides those of the index.
+
+        Raises:
+          InputError: when the box holds no pixel, or something else is none of its choices.
+        """
+        start = time.perf_counter()
+        if scales != OWN_SCALES and scales not in SCALES:
+            raise InputError(f"The scales {scales!r:.40} are none of the choices.")
+        if reranking not in self.rerankings:
+            raise InputError(f"The re-ranking {reranking!r:.40} is none of the choices.")
+        row = self._describe(self.cut(query, box), SCALES.get(scales, self.scales))
+        scores, ranks = self._rank(row, reranking, max(1, k), added)
+        found = [self._photo(rank, score, added) for score, rank in zip(scores, ranks, strict=True)]
+        searched = len(self.index) + (0 if added is None else len(added.rows))
+        return Answer(tuple(found), searched, time.perf_counter() - start)
+
+    def attention(self, query: Query, box: Box | None = None) -> np.ndarray | None:
+        """Returns where the network looked, over what is described; None: the model has no maps."""
+        import tensorflow as tf
+
+        if not self.has_maps:
+            return None
+        image = self.cut(query, box)
+        values = self._model.signatures["maps"](image=tf.constant(image))["attention"].numpy()
+        return photos.overlay(image, values)
+
+    def _describe(self, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+        return describe_by(self._model, scales)(image[None])
+
+    def _rank(self, row: np.ndarray, reranking: str, k: int, added: Added | None):
+        """Returns (scores, ranks) of a query, (1, D); added photos rank behind those of the index.
+
+        Scores are always those of the query and the photo alone: the threshold was fitted on such.
+        """
+        more = [] if added is None else [added.rows]
+        if self.index.approximate is not None:
+            scores, ranks = (found[0] for found in self.index.search(row, k))
+            scores, ranks = scores[ranks >= 0], ranks[ranks >= 0]
+            for rows in more:
+                scores = np.concatenate([scores, search.inner_products(row[0], rows)])
+                ranks = np.concatenate([ranks, len(self.index) + np.arange(len(rows))])
+            best = np.lexsort((ranks, -scores))[:k]
+            return scores[best], ranks[best]
+        rows = Rows([self._rows, *more])
+        if reranking == "none":
+            scores, ranks = search.search(rows, row, k)
+            return scores[0], ranks[0]
+        refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
+        if refined.head is None:
+            ranks = search.search(rows, refined.queries, k)[1][0]
+        else:
+            ranks = refined.head[0, :k]
+        return search.inner_products(row[0], rows[ranks]), ranks
+
+    def _photo(self, rank: int, score: float, added: Added | None) -> FoundPhoto:
+        matches = None if self.index.threshold is None else bool(self.index.matches(score))
+        place = rank - len(self.index)
+        if place >= 0:
+            name = added.files[place].rpartition("/")[2]
+            return FoundPhoto(name, float(score), matches, added.thumbnails[place], True)
+        id_ = self.index.ids[rank]
+        return FoundPhoto(id_, float(score), matches, self._thumbnail(id_), False)
+
+    # --- photos of the index -------------------------------------------------------------
+
+    def has_photos(self, ids: Sequence[str]) -> bool:
+        """Tells whether one of some photos of the index is on disk."""
+        return any(self._file(id_) is not None for id_ in ids)
+
+    def _new_thumbnail(self, id_: str) -> bytes | None:
+        file = self._file(id_)
+        return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE)
+
+    def _file(self, id_: str) -> pathlib.Path | None:
+        """Returns where a photo of the index is; None: it is not there, or outside its folder."""
+        endings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
+        try:
+            candidates = [files.inside(self.image_root, f"{id_}{ending}") for ending in endings]
+        except ValueError:  # leads out of the folder, or has a zero byte
+            return None
+        return next((file for file in candidates if file.is_file()), None)
+
+
+def _check_describable(index: Index) -> None:
+    """Makes sure that a model alone describes photos as those of an index were.
+
+    Raises:
+      InputError: when it does not.
+    """
+    if isinstance(index.meta["whitening"], str):
+        raise InputError(
+            f"--index={index.path} is of descriptors that `whitening apply` has whitened, and the "
+            "demo describes photos by the model alone; export it with --whitening, extract, and "
+            "build the index again"
+        )
+    if index.meta["scales"] is None:
+        raise InputError(
+            f"--index={index.path} is of imported descriptors, which do not say their scales; "
+            "extract its photos with the model and build it again"
+        )

@@ -1,0 +1,136 @@
+"""A page on this machine that searches an index for the photo that a visitor drops on it.
+
+python -m dolg_tf.apps.demo.serve --saved_model=MODEL --index=INDEX
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+
+from dolg_tf.stage import config
+from dolg_tf.stage.config import InputError, at_least, option
+
+log = logging.getLogger(__name__)
+
+_LOOKED_FOR = 20  # photos of the index of which one should be on disk
+_FILES = 50  # of the largest size that go into one upload
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What is searched, and what visitors may ask for."""
+
+    saved_model: str = option("SavedModel that described the photos of the index")
+    index: str = option("index (a directory)")
+    image_root: str = option(
+        "folder of the photos of the index; empty: where they were when they were described", ""
+    )
+    port: int = option("of the page, on 127.0.0.1", 7860)
+    max_bytes: int = option("largest file that is taken", 20 * 2**20, unit="bytes")
+    max_pixels: int = option(
+        "largest photo that is decoded, by its header", 50_000_000, unit="pixels"
+    )
+    max_side: int = option(
+        "visitors' photos, or what their box cuts out, are shrunk to this longest side before they "
+        "are described; 0: never",
+        1024,
+        unit="pixels",
+    )
+    max_added: int = option("photos that a visitor may add for himself", 200, unit="photos")
+
+    def __post_init__(self):
+        at_least(self, port=1, max_bytes=1, max_pixels=1, max_side=0, max_added=0)
+        if self.port > 65535:
+            raise InputError(f"--port={self.port} must be at most 65535")
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"--port={port} cannot be had ({error.strerror}); give another --port"
+            ) from error
+
+
+def _import_gradio(uploads: str) -> None:
+    """Imports Gradio, so that it tells nobody, whatever the environment asks of it."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = uploads
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # tells of requests to the page itself
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise InputError("the demo needs Gradio: pip install 'dolg_tf[demo]'") from error
+
+
+@contextlib.contextmanager
+def serving(settings: DemoConfig) -> Iterator[str]:
+    """Serves the page while the block runs, and yields its address; uploads go with it.
+
+    Raises:
+      InputError: when the index is of another model, the port is taken, or Gradio is missing.
+    """
+    from dolg_tf.apps.demo import gate as demo_gate
+    from dolg_tf.apps.demo import page as demo_page
+    from dolg_tf.apps.demo.search import Engine
+
+    with tempfile.TemporaryDirectory(prefix="dolg-demo-") as uploads:
+        engine = Engine(
+            settings.saved_model, settings.index, settings.image_root, settings.max_side
+        )
+        _check_port(settings.port)
+        _import_gradio(uploads)
+        from starlette.middleware import Middleware
+
+        if not engine.has_photos(engine.index.ids[:_LOOKED_FOR]):
+            log.warning(
+                "%s has none of the first photos of the index: it is searched, but photos are not "
+                "shown; say with --image_root where they are",
+                engine.image_root,
+            )
+        log.info("%s: %d photos; the model is loaded ...", settings.index, len(engine.index))
+        engine.load()
+        limits = settings.max_bytes, settings.max_pixels, settings.max_added
+        page = demo_page.Page(engine, *limits)
+        gate = Middleware(
+            demo_gate.Gate,
+            uploads=pathlib.Path(uploads),
+            max_upload=_FILES * settings.max_bytes,
+        )
+        blocks = page.build()
+        try:
+            yield page.launch(blocks, settings.port, [gate], settings.max_bytes)
+        finally:
+            blocks.close(verbose=False)
+
+
+def demo(settings: DemoConfig) -> None:
+    """Serves a page that searches an index for photos, until it is interrupted.
+
+    Visitors drop a photo, draw a box, and see the nearest photos of the index, with scores and what
+    the network looked at. Only this machine is answered; from another one, `ssh -L` leads to it.
+
+    Raises:
+      InputError: as `serving`.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
+    with serving(settings) as address:
+        log.info("ready at %s; Ctrl-C ends it", address)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    config.main(demo, DemoConfig)

@@ -1,0 +1,107 @@
+"""A line a picture, for notebooks: maps of a photo, why two photos match, what an index finds.
+
+In a notebook, `%matplotlib inline` makes a cell show the Figure that its last line gives.
+"""
+
+import pathlib
+import tempfile
+
+from dolg_tf.apps.pictures import match, ranked_list
+from dolg_tf.apps.pictures.maps import MAPS
+from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
+from dolg_tf.retrieval.extract.listing import Photo
+from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.photos import write_csv
+from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.stage import files
+
+_SIDE = 1024  # longest side that a photo is shrunk to before the network sees it, in pixels
+_FOUND_SIDE = 320  # of the photos that were found, in pixels
+
+
+def show_maps(model: LoadedModel | files.Path, photo: files.Path):
+    """Draws what the local branch of a network saw in a photo, shrunk to 1024 pixels if larger.
+
+    Args:
+      model: a SavedModel of mode `serving`, or its directory, which takes longer.
+      photo: its file.
+
+    Returns:
+      A matplotlib Figure, see `figures.maps_overlay`.
+
+    Raises:
+      InputError: when the photo cannot be read or the network has no local branch.
+    """
+    image = read_photo(photo, _SIDE)
+    maps = _loaded(model).maps(image)
+    return ranked_list.maps_overlay(image, {MAPS[name]: maps[name] for name in MAPS})
+
+
+def show_match(model: LoadedModel | files.Path, a: files.Path, b: files.Path):
+    """Draws where the local features of two photos agree, each shrunk to 1024 pixels if larger.
+
+    Args:
+      model: a SavedModel of mode `serving`, or its directory, which takes longer.
+      a, b: files of the photos.
+
+    Returns:
+      A matplotlib Figure, see `match.draw`.
+
+    Raises:
+      InputError: when a photo cannot be read or the model gives no local features.
+    """
+    photos = [read_photo(path, _SIDE) for path in (a, b)]
+    similarity, found = match.compare(_loaded(model), *photos)
+    return match.draw(photos, found, similarity, [pathlib.Path(path).name for path in (a, b)])
+
+
+def show_search(
+    index: Index | files.Path,
+    model: LoadedModel | files.Path,
+    photo: files.Path,
+    k: int = 8,
+    image_root: files.Path = "",
+):
+    """Draws the photos of an index that are nearest to a photo.
+
+    Args:
+      index: an index, or its directory.
+      model: that described the photos of the index; or its directory, which takes longer.
+      photo: its file; it is described as those of the index were.
+      k: photos found.
+      image_root: folder of the photos of the index; empty: where they were described.
+
+    Returns:
+      A matplotlib Figure, see `figures.ranked_list`.
+
+    Raises:
+      InputError: when the index is of another model, or a photo cannot be read.
+    """
+    model = _loaded(model)
+    index = index if isinstance(index, Index) else Index.open(index)
+    scales = tuple(index.meta["scales"] or model.about.scales)
+    about = {key: getattr(model.about, key) for key in SAME_SPACE}
+    index.check_making(str(model.path), about | {"scales": list(scales)})
+    image = read_photo(photo, index.meta["max_side"] or 0)
+    scores, ranks = (row[0] for row in index.search(model.describe(image, scales)[None], k))
+    there = ranks >= 0
+    photos = _photos([index.ids[rank] for rank in ranks[there]], index, image_root)
+    found = [
+        RankedPhoto(read_photo(one.file, _FOUND_SIDE), "unknown", float(score))
+        for one, score in zip(photos, scores[there], strict=True)
+    ]
+    return ranked_list.ranked_list([RankedRow(image, found)])
+
+
+def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else LoadedModel(model)
+
+
+def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:
+    """Returns the photos of an index by their ids, wherever their suffixes are to be found."""
+    root = str(image_root or index.meta["image_root"])
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_csv(pathlib.Path(folder, "photos.csv"), [["id"], *([id_] for id_ in ids)])
+        return list_photos(PhotosConfig(images=str(listed), image_root=root, output="")).photos

@@ -1,0 +1,1 @@
+"""Pictures of rankings, matches and maps."""

@@ -1,0 +1,105 @@
+"""How a training went: what its metrics.jsonl says, as curves."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from dolg_tf.apps.report.figures.style import COLOURS, DASHES, new_plot
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+# name in metrics.jsonl: what it is called; in the order of the page, all others behind.
+NAMES = {
+    "loss": "loss",
+    "accuracy": "accuracy (share)",
+    "mAP": "mAP, level medium (share)",
+    "mAP_hard": "mAP, level hard (share)",
+    "mP@1": "precision of the first photo (share)",
+    "learning_rate": "learning rate",
+    "gradient_norm": "norm of the gradient",
+    "weight_norm": "norm of the weights",
+    "gem_p": "exponent of GeM pooling",
+    "images_per_second": "photos a second",
+    "input_wait": "time waiting for photos (share)",
+}
+_STYLES = {
+    "train": {"color": COLOURS[0], "linestyle": DASHES[0], "linewidth": 1.3},
+    "validation": {"color": COLOURS[1], "linestyle": DASHES[1], "marker": "o", "markersize": 4},
+    "retrieval": {"color": COLOURS[2], "linestyle": DASHES[2], "marker": "^", "markersize": 5},
+}
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps int64 (n,), ascending, and values float64 (n,)."""
+
+
+def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
+    """Reads the metrics.jsonl of a run directory.
+
+    A last line that was not written whole (the run goes on, or was killed) is left out.
+
+    Returns:
+      {name: {split: curve}}, names in the order of `NAMES`.
+
+    Raises:
+      InputError: naming the first line that is no metric.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            name, split = str(row["name"]), str(row["split"])
+            point = int(row["step"]), float(row["value"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: no metric of a run ({error!r})") from error
+        found.setdefault(name, {}).setdefault(split, []).append(point)
+    order = [*(name for name in NAMES if name in found), *(n for n in found if n not in NAMES)]
+    return {name: {split: _curve(found[name][split]) for split in found[name]} for name in order}
+
+
+def _curve(points: list[tuple[int, float]]) -> Curve:
+    steps, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+    return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def training_curve(name: str, splits: Mapping[str, Curve]):
+    """Draws one metric of a run against its steps.
+
+    Args:
+      name: of the metric.
+      splits: {"train"|"validation"|"retrieval": curve}, see `read_metrics`.
+
+    Returns:
+      A matplotlib Figure.
+    """
+    figure, axes = new_plot("step", "", NAMES.get(name, name))
+    for number, (split, (steps, values)) in enumerate(splits.items()):
+        style = _STYLES.get(split, {"color": COLOURS[(3 + number) % len(COLOURS)], "marker": "x"})
+        axes.plot(steps, values, label=split, **style)
+    if len(splits) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def describe_curve(name: str, splits: Mapping[str, Curve]) -> str:
+    """Returns in words what `training_curve` draws, with its main numbers."""
+    parts = []
+    for split, (steps, values) in splits.items():
+        there = values[np.isfinite(values)]
+        if not len(there):
+            parts.append(f"{split} is never finite")
+            continue
+        text = (
+            f"{split} from {there[0]:.4g} to {there[-1]:.4g}"
+            if len(there) > 1
+            else (f"{split} {there[0]:.4g}")
+        )
+        lost = len(values) - len(there)
+        text += f", {lost} values that are not finite" if lost else ""
+        parts.append(f"{text} at step {steps[-1]:,}")
+    return f"Curve of the {NAMES.get(name, name)} over the steps: {'; '.join(parts)}."

@@ -1,0 +1,291 @@
+"""What a report is made from: the files of a run, or those that flags name, and their reading."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from dolg_tf.apps.report.quickstart_report import SPLITS, VARIANTS
+from dolg_tf.evaluation.revisited import score
+from dolg_tf.evaluation.revisited.inputs import Inputs, read_inputs
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
+from dolg_tf.retrieval.index import directory
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What is shown, and where the page goes."""
+
+    run: str = option(
+        "folder of the quickstart, or run directory of a training; empty: none, flags name all", ""
+    )
+    output: str = option("folder to write: report.html, and its pictures as PNG")
+    ground_truth: str = option("gnd_*.pkl or gnd_*.mat; empty: those of the quickstart", "")
+    image_root: str = option("folder of its photos; empty: as the descriptor set says", "")
+    query_descriptors: str = option("descriptor set or .npy of its queries", "")
+    index_descriptors: str = option("descriptor set or .npy of its index", "")
+    distractor_descriptors: str = option(
+        "descriptor set or .npy of photos that match no query; empty: no curve of distractors", ""
+    )
+    scores: str = option("report.json of its evaluation; empty: it is scored, if it can be", "")
+    saved_model: str = option("SavedModel whose maps are drawn over photos", "")
+    index: str = option("index whose calibrated threshold is drawn; empty: none", "")
+
+
+# Where a quickstart keeps what a flag would name.
+PLACES = {
+    "ground_truth": "photos/gnd_*.pkl",
+    "query_descriptors": "descriptors/trained/*/{seen,unseen}",
+    "index_descriptors": "descriptors/trained/*/index",
+    "scores": "scores/trained_*.json",
+    "saved_model": "saved_model/trained",
+}
+
+DESCRIPTORS = ("ground_truth", "query_descriptors", "index_descriptors")
+"""What an evaluation of descriptors takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFiles:
+    """The files of one evaluation; "" stands for one that is not there.
+
+    Attributes:
+      name: of the task.
+      ground_truth, query_descriptors, index_descriptors, distractor_descriptors: see
+        `ReportConfig`.
+      own: what the descriptors are called among what was scored.
+      scores: what was scored: its report.json.
+    """
+
+    name: str
+    own: str
+    ground_truth: str = ""
+    query_descriptors: str = ""
+    index_descriptors: str = ""
+    distractor_descriptors: str = ""
+    scores: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files that a report is made from; "" stands for one that is not there.
+
+    Attributes:
+      run: the folder that was given.
+      metrics, config: metrics.jsonl and config.json of the training.
+      tasks: the evaluations.
+      image_root, saved_model, index: see `ReportConfig`.
+    """
+
+    run: str
+    metrics: str
+    config: str
+    tasks: tuple[TaskFiles, ...]
+    image_root: str
+    saved_model: str
+    index: str
+
+    def lacking(self, **found: str) -> str:
+        """Returns which of the named files is not there and what flag names one; "": none."""
+        names = [name for name, path in found.items() if not path]
+        if not names:
+            return ""
+        missing = ", ".join(
+            f"{self.run}/{PLACES[name]} is not there"
+            if self.run and name in PLACES
+            else f"no {name.replace('_', ' ')}"
+            for name in names
+        )
+        flags = " and ".join(f"--{name}" for name in names)
+        return f"{missing}; give {flags}."
+
+
+# --- finding -------------------------------------------------------------------------
+
+
+def find_files(settings: ReportConfig) -> RunFiles:
+    """Finds the files of a run; what a flag names goes before them.
+
+    Raises:
+      InputError: when a flag names what is not there.
+    """
+    for field in dataclasses.fields(settings):
+        path = getattr(settings, field.name)
+        if path and field.name != "output" and not pathlib.Path(path).exists():
+            what = "folder" if field.name == "run" else "file or folder"
+            raise InputError(f"--{field.name}={path}: no such {what}")
+    run = pathlib.Path(settings.run) if settings.run else None
+
+    def there(*names: str) -> str:
+        paths = [run / name for name in names] if run else []
+        return next((str(path) for path in paths if path.exists()), "")
+
+    saved_model = settings.saved_model or there(PLACES["saved_model"])
+    return RunFiles(
+        str(run or ""),
+        there("train/metrics.jsonl", "metrics.jsonl"),
+        there("train/config.json", "config.json"),
+        _tasks(settings, run),
+        settings.image_root or there("photos"),
+        saved_model,
+        settings.index,
+    )
+
+
+def _tasks(settings: ReportConfig, run: pathlib.Path | None) -> tuple[TaskFiles, ...]:
+    described = _descriptor_sets(run) if run else None
+    index = settings.index_descriptors or _existing(described, "index")
+    if settings.ground_truth or settings.query_descriptors or settings.scores:
+        name = pathlib.Path(settings.ground_truth or settings.scores or "queries").stem
+        scores = {name: settings.scores} if settings.scores else {}
+        sets = (settings.query_descriptors, index, settings.distractor_descriptors)
+        return (TaskFiles(name, name, settings.ground_truth, *sets, scores),)
+    found = []
+    for split in SPLITS if run else ():
+        names = [run / folder / f"gnd_{split}.pkl" for folder in ("photos", "ground_truth")]
+        truth = next((str(path) for path in names if path.is_file()), "")
+        scores = {
+            VARIANTS[variant][0]: str(path)
+            for variant in VARIANTS
+            if (path := run / "scores" / f"{variant}_{split}.json").is_file()
+        }
+        queries = _existing(described, split)
+        if truth or scores or queries:
+            sets = (queries, index, settings.distractor_descriptors)
+            own = VARIANTS["trained"][0]
+            found.append(TaskFiles(f"{split} landmarks", own, truth, *sets, scores))
+    return tuple(found)
+
+
+def _existing(folder: pathlib.Path | None, name: str) -> str:
+    return str(folder / name) if folder and (folder / name).exists() else ""
+
+
+def _descriptor_sets(run: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of the sets that the quickstart's SavedModel described."""
+    folder = run / "descriptors" / "trained"
+    about = run / PLACES["saved_model"] / "assets.extra" / "dolg.json"
+    if about.is_file():
+        return folder / str(files.read_json(about, 1).get("weights_sha256", ""))[:12]
+    several = sorted(folder.glob("*/"))
+    return several[0] if len(several) == 1 else None
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation that was read.
+
+    Attributes:
+      files: where from.
+      scores: what was scored: what `dolg_tf.evaluation.revisited.score.evaluate` returned.
+      truth, inputs: of the descriptors, see `read_inputs`; None: a file is not there.
+      places, plain_scores: of search without re-ranking and distractors, see
+        `revisited.label_places` and `revisited.score_places`.
+      image_root: folder of the photos; "": not known, or not there.
+      crop: whether queries are cut to their boxes.
+    """
+
+    files: TaskFiles
+    scores: dict[str, dict]
+    truth: GroundTruth | None = None
+    inputs: Inputs | None = None
+    places: list[dict[str, np.ndarray]] | None = None
+    plain_scores: dict | None = None
+    image_root: str = ""
+    crop: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def own_scores(self) -> dict | None:
+        """The scores of the descriptors."""
+        return self.scores.get(self.files.own)
+
+
+def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
+    """Reads an evaluation, and scores what was not scored.
+
+    Raises:
+      InputError: when a file is damaged, or files do not go together.
+    """
+    scores = {name: _read_scores(path) for name, path in task.scores.items()}
+    if not all(getattr(task, name) for name in DESCRIPTORS):
+        return Evaluation(task, scores)
+    truth = load_ground_truth(task.ground_truth)
+    sets = (task.query_descriptors, task.index_descriptors, task.distractor_descriptors)
+    inputs = read_inputs(truth, task.ground_truth, *sets)
+    places = score.label_places(truth, inputs.queries, inputs.index)
+    plain_scores = score.score_places(places)
+    if task.own in scores:
+        _check_same(task.scores[task.own], scores[task.own], inputs, len(truth.query_ids))
+    else:
+        protocol = {**inputs.protocol, "distractors": 0, "rerank": {"method": "none"}}
+        scores = {task.own: plain_scores | {"protocol": protocol}, **scores}
+    meta = descriptors.read(task.index_descriptors).meta
+    root = run.image_root or meta.get("image_root") or ""
+    if not pathlib.Path(root).is_dir():
+        root = ""
+    crop = inputs.protocol["query_crop"] != "none"
+    return Evaluation(task, scores, truth, inputs, places, plain_scores, root, crop)
+
+
+def _read_scores(path: str) -> dict:
+    """Reads the report.json of an evaluation.
+
+    Raises:
+      InputError: when it is none.
+    """
+    report = files.read_json(path)
+    wrong = not isinstance(report, dict) or not isinstance(report.get("protocol"), dict)
+    for level in () if wrong else score.LEVELS:
+        found = report.get(level)
+        wrong = wrong or not isinstance(found, dict) or not isinstance(found.get("AP"), list)
+        wrong = wrong or not {"mAP", "mAP_interval", "mP@1", "mP@10"} <= set(found)
+    if wrong:
+        raise InputError(
+            f"{path}: no report.json of an evaluation; "
+            "dolg_tf.evaluation.revisited.score writes one"
+        )
+    return report
+
+
+def _check_same(path: str, report: dict, inputs: Inputs, queries: int) -> None:
+    """Makes sure that scores are of the descriptors.
+
+    Raises:
+      InputError: when they are of another model, or of another number of queries.
+    """
+    told, own = report["protocol"].get("model_hash"), inputs.protocol["model_hash"]
+    count = len(report["medium"]["AP"])
+    if (told and own and told != own) or count != queries:
+        other = f"has {count} queries, not {queries}" if count != queries else "is of another model"
+        raise InputError(
+            f"{path} {other} than the descriptors; run dolg_tf.evaluation.revisited.score again"
+        )
+
+
+def read_threshold(run: RunFiles, evaluation: Evaluation) -> float | None:
+    """Returns the calibrated threshold of `--index`; None: there is no index.
+
+    Raises:
+      InputError: when the index is of another model, or was not calibrated.
+    """
+    if not run.index:
+        return None
+    meta = directory.read_meta(pathlib.Path(run.index))
+    own = evaluation.inputs.protocol["model_hash"]
+    if own and meta["model_hash"] != own:
+        raise InputError(f"--index={run.index} is of another model than the descriptors")
+    if meta["calibration"] is None:
+        raise InputError(
+            f"--index={run.index} is not calibrated; dolg_tf.evaluation.calibrate does that"
+        )
+    return meta["calibration"]["threshold"]

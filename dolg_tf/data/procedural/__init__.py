@@ -1,0 +1,1 @@
+"""Procedural landmarks, drawn in GLDv2's layout."""

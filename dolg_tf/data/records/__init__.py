@@ -1,0 +1,1 @@
+"""Photos -> TFRecords of DELG's schema, and their check."""

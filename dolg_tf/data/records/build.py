@@ -1,0 +1,324 @@
+"""GLDv2's lists, or a person's own CSV, and photo files or tars -> DELG-schema TFRecords.
+
+    python -m dolg_tf.data.records.build --images_dir=train --train_csv=train.csv \
+        --train_clean_csv=train_clean.csv --output_dir=records
+
+What becomes of odd photos; records.json counts each kind and odd_photos.tsv lists them all:
+
+  missing       no such file, or in no tar: left out
+  corrupt       cannot be decoded, or ends too early: left out
+  unsupported   pixels of more than 8 bits: left out
+  non_jpeg      a PNG, WebP, ... whatever its name says: encoded again as RGB JPEG, quality 95
+  grey, cmyk    JPEGs that are not RGB: encoded again likewise
+  exif_rotated  kept as stored, not turned: training and extraction ignore EXIF alike
+
+All other photos keep their bytes. A landmark's only photo is trained on. `--strict` refuses what
+would be left out; nothing is lost of the others. A disk that cannot be read stops the build.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+import pathlib
+import shutil
+
+import numpy as np
+
+from dolg_tf.data.records import classes, shards, tars, tfrecord
+from dolg_tf.data.records.lists import ListsConfig, PhotoTable, read_photos
+from dolg_tf.data.records.shards import Shard
+from dolg_tf.stage import config, files, progress
+from dolg_tf.stage import processes as workers
+from dolg_tf.stage.config import InputError, option
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+_SUMMARY = "records.json"  # written last: a folder that has it is whole
+_ODD = "odd_photos.tsv"
+_BUILDING = ".building"  # finished shards wait here for the others
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordsConfig(ListsConfig):
+    """Photos and labels, and how they become records."""
+
+    md5_dir: str = option(
+        "folder with GLDv2's md5.images_000.txt and so on; each tar is checked; empty: none is", ""
+    )
+    output_dir: str = option("folder of the records")
+    num_shards: int = option("record files of each split", 128, unit="files")
+    validation_fraction: float = option(
+        "share of each landmark's photos kept for validation; a single photo is trained on", 0.2
+    )
+    seed: int = option("of the split and the order", 0)
+    processes: int = option("how many work at once; 0: one for each core", 0)
+    strict: bool = option(
+        "fail on the first photo that is missing, corrupt or unsupported, instead of leaving it "
+        "out; photos that are encoded again (not JPEG, grey, CMYK) or that EXIF turns are kept "
+        "and listed either way",
+        False,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.num_shards <= 99999:
+            raise InputError(f"--num_shards={self.num_shards} must be 1 to 99999")
+        if not 0 <= self.validation_fraction < 1:
+            raise InputError(
+                f"--validation_fraction={self.validation_fraction} must be at least 0 and below 1"
+            )
+        config.at_least(self, processes=0)
+
+    @property
+    def in_tars(self) -> bool:
+        """Whether the photos lie in GLDv2's tars."""
+        return not self.labels_csv and bool(tars.find_tars(self.images_dir))
+
+
+def split_photos(labels: np.ndarray, validation_fraction: float, seed: int) -> dict:
+    """Splits photos by chance, landmark by landmark.
+
+    Args:
+      labels: int (N,), ascending.
+      validation_fraction: share of each landmark's photos, rounded; at least one is trained on.
+      seed: of the choice and the order.
+
+    Returns:
+      {"train": numbers, "validation": numbers}, int64 and shuffled, each photo in one of them.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    grouped = order[np.argsort(labels[order], kind="stable")]  # each landmark in random order
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = np.minimum(np.floor(counts * validation_fraction + 0.5), counts - 1)
+    validation = np.zeros(len(labels), bool)
+    validation[grouped[place < held[labels]]] = True
+    return {"train": order[~validation[order]], "validation": order[validation[order]]}
+
+
+# --- plan ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """One record file: where it is built, and the numbers of its photos."""
+
+    path: pathlib.Path
+    numbers: np.ndarray
+
+    @property
+    def note(self) -> pathlib.Path:
+        """What became of its photos; the file is done when this is there."""
+        return pathlib.Path(f"{self.path}.json")
+
+
+def _plan(settings: RecordsConfig, labels: np.ndarray, building: pathlib.Path) -> list[_Planned]:
+    plan = []
+    splits = split_photos(labels, settings.validation_fraction, settings.seed)
+    for split, numbers in splits.items():
+        count = min(settings.num_shards, len(numbers))  # no empty files
+        for shard in range(count):
+            name = tfrecord.shard_name(split, shard, count)
+            plan.append(_Planned(building / name, numbers[shard::count]))
+    return plan
+
+
+def _identity(settings: RecordsConfig, photos: PhotoTable, landmarks: list) -> dict:
+    """Returns what must be equal for a rerun to go on: the options and the listed photos."""
+    free = ("output_dir", "processes", "strict", "md5_dir")
+    options = {k: v for k, v in config.to_dict(settings).items() if k not in free}
+    names = hashlib.sha256("\n".join(map(str, landmarks)).encode()).hexdigest()
+    return {**options, "photos_sha256": photos.sha256(), "landmarks_sha256": names}
+
+
+def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dict | None:
+    """Returns the summary of a finished folder, None when it is not finished.
+
+    Raises:
+      InputError: when the folder holds records of another configuration.
+    """
+    path = output / name
+    if not path.exists():
+        return None
+    found = files.read_json(path, FORMAT_VERSION)
+    before = found["configuration"]
+    changed = sorted(key for key in identity if before.get(key) != identity[key])
+    if changed:
+        raise InputError(
+            f"{output} holds records of another configuration ({changed[0]} was "
+            f"{before.get(changed[0])!r}); delete that folder, or choose another"
+        )
+    return found
+
+
+# --- building -----------------------------------------------------------------------------
+
+
+def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None:
+    """Notes what is built here, and clears away what a killed run left half done.
+
+    Raises:
+      InputError: when the folder holds records of another configuration, or foreign ones.
+    """
+    if _finished(output, identity, f"{_BUILDING}/configuration.json") is None:
+        foreign = sorted(
+            path for split in ("train", "validation") for path in output.glob(f"{split}-*")
+        )
+        if foreign:
+            shutil.rmtree(building)
+            raise InputError(f"{foreign[0]} is in the way; delete that folder, or choose another")
+        value = {"format_version": FORMAT_VERSION, "configuration": identity}
+        files.write_json(building / "configuration.json", value)
+    for half in [*building.glob(".*"), *building.glob("tars/.*")]:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _write(plan: list[_Planned], photos: PhotoTable, settings: RecordsConfig) -> None:
+    """Writes the record files that are not there yet."""
+    missing = [planned for planned in plan if not planned.note.exists()]
+    if len(missing) < len(plan):
+        log.info("%d of %d record files are kept", len(plan) - len(missing), len(plan))
+    # A file's photos are gathered when its turn comes: never more than a few files' are there.
+    tasks = (
+        Shard(planned.path, photos.take(planned.numbers), settings.strict) for planned in missing
+    )
+    processes = workers.count(settings.processes, len(missing))
+    written = workers.run(shards.write_shard, tasks, processes)
+    for _ in progress.track(written, len(missing), "records", "files"):
+        pass
+
+
+def _summarise(plan: list[_Planned], photos: PhotoTable, identity: dict) -> tuple[dict, np.ndarray]:
+    """Returns the contents of records.json, and the training photos of each label."""
+    totals, kinds = collections.Counter(), collections.Counter()
+    counts = np.zeros(int(photos.labels[-1]) + 1, np.int64)
+    for planned in plan:
+        split, result = planned.path.name.split("-")[0], files.read_json(planned.note)
+        totals[split] += result["records"]
+        kinds.update(result["kinds"])
+        if split == "train":
+            np.add.at(counts, photos.labels[planned.numbers], 1)
+            np.subtract.at(counts, result["left_out"], 1)
+    summary = {
+        "format_version": FORMAT_VERSION,
+        "configuration": identity,
+        "num_classes": len(counts),
+        "train": totals["train"],
+        "validation": totals["validation"],
+        "left_out": sum(kinds[kind] for kind in shards.LEFT_OUT),
+        "odd_photos": {kind: kinds[kind] for kind in shards.KINDS},
+        "excluded": photos.excluded,
+        "excluded_not_listed": photos.excluded_not_listed,
+        "landmarks_without_training_photo": int((counts == 0).sum()),
+    }
+    return summary, counts
+
+
+def _write_odd(plan: list[_Planned], path: pathlib.Path) -> None:
+    """Joins the lists of odd photos, file by file, under one header."""
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(shards.ODD_HEADER.encode())
+        for planned in plan:
+            with pathlib.Path(f"{planned.path}.tsv").open("rb") as part:
+                shutil.copyfileobj(part, file)
+
+
+def _report(summary: dict, output: pathlib.Path) -> None:
+    log.info(
+        "%s: %d landmarks, %d training and %d validation photos",
+        *(output, summary["num_classes"], summary["train"], summary["validation"]),
+    )
+    odd = summary["odd_photos"]
+
+    def listed(kinds):
+        return ", ".join(f"{odd[kind]} {kind}" for kind in kinds if odd[kind]) or "0"
+
+    log.info(
+        "left out: %s; encoded again as RGB JPEG: %s; rotated by EXIF, kept as stored: %d; "
+        "landmarks without a training photo: %d",
+        *(listed(shards.LEFT_OUT), listed(shards.ENCODED_AGAIN), odd["exif_rotated"]),
+        summary["landmarks_without_training_photo"],
+    )
+    if summary["configuration"]["exclude"]:
+        log.info(
+            "excluded: %d photos; ids of --exclude that are in no list: %d",
+            *(summary["excluded"], summary["excluded_not_listed"]),
+        )
+    if any(odd.values()):
+        log.info("these photos are listed in %s", output / _ODD)
+
+
+def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identity: dict) -> dict:
+    output = pathlib.Path(settings.output_dir)
+    building = output / _BUILDING
+    taken = (
+        f"another process is building records in {output}; wait for it, or choose another "
+        "--output_dir"
+    )
+    with files.lock(building / "lock", taken):
+        summary = _finished(output, identity)
+        if summary is not None:  # by another builder, a moment ago
+            shutil.rmtree(building)
+            return summary
+        _start(output, building, identity)
+        if settings.in_tars:
+            photos = tars.locate(photos, building / "tars", settings.md5_dir, settings.processes)
+        plan = _plan(settings, photos.labels, building)
+        _write(plan, photos, settings)
+        summary, counts = _summarise(plan, photos, identity)
+        if not summary["train"]:
+            listed = pathlib.Path(f"{plan[0].path}.tsv").read_text(encoding="utf-8")
+            _, path, kind, detail = listed.splitlines()[0].split("\t")
+            shutil.rmtree(building)
+            raise InputError(f"none of {len(photos)} photos can be used: {path}: {kind}, {detail}")
+        if any(summary["odd_photos"].values()):
+            _write_odd(plan, output / _ODD)
+        classes.write_classes(output, landmarks, counts)
+        for planned in plan:
+            if planned.path.exists():  # else an interrupted run moved it already
+                planned.path.replace(output / planned.path.name)
+        files.write_json(output / _SUMMARY, summary)
+        shutil.rmtree(building)
+    return summary
+
+
+def build_records(settings: RecordsConfig) -> dict:
+    """Builds training and validation TFRecords from photo files or tars and their labels.
+    Photos that are missing, corrupt or of more than 8 bits are left out; those that are not JPEG,
+    grey or CMYK are encoded again as RGB JPEG (quality 95); those that EXIF turns are kept as
+    stored, not turned. All of them are counted in records.json and listed in odd_photos.tsv. A
+    landmark's only photo is trained on. Run again after an interruption, the same command keeps
+    the files that are done.
+
+    Writes `train-*` and `validation-*` files, relabeling.csv (new_label,old_label),
+    class_counts.csv (label,photos), odd_photos.tsv (id, path, kind, detail) when there are any,
+    and last records.json.
+
+    Returns:
+      The contents of records.json: counts of photos by split, of classes, of odd photos.
+
+    Raises:
+      InputError: on a list that is wrong, a tar that is damaged, photos none of which can be used,
+        a full disk, another builder at work in the output folder, or an output folder with
+        records of another configuration.
+    """
+    output = pathlib.Path(settings.output_dir)
+    if settings.md5_dir and not settings.in_tars:
+        raise InputError(
+            f"--md5_dir={settings.md5_dir} checks tars, and there is no images_000.tar or other "
+            f"in {settings.root}"
+        )
+    photos, landmarks = read_photos(settings)
+    identity = _identity(settings, photos, landmarks)
+    summary = _finished(output, identity) or _build(settings, photos, landmarks, identity)
+    _report(summary, output)
+    if settings.strict and summary["left_out"]:
+        where = output / _ODD
+        raise InputError(f"{summary['left_out']} photos were left out, see {where} (--strict)")
+    return summary
+
+
+if __name__ == "__main__":
+    config.main(build_records, RecordsConfig)

@@ -1,0 +1,118 @@
+"""The classes beside the records: which landmark a label is, and how many photos it has."""
+
+import csv
+import hashlib
+import io
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+RELABELING = "relabeling.csv"
+CLASS_COUNTS = "class_counts.csv"
+
+
+def _write_csv(path: pathlib.Path, rows) -> None:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    files.write_text(path, table.getvalue())
+
+
+def write_class_counts(path: files.Path, counts: np.ndarray) -> None:
+    """Writes a CSV `label,photos`.
+
+    Args:
+      path: the file.
+      counts: int (C,), training photos of each label.
+    """
+    _write_csv(pathlib.Path(path), [("label", "photos"), *enumerate(counts.tolist())])
+
+
+def write_classes(folder: files.Path, landmarks: Sequence, counts: np.ndarray) -> None:
+    """Writes `relabeling.csv` (new_label,old_label) and `class_counts.csv` (label,photos).
+
+    Args:
+      folder: of the records.
+      landmarks: the landmark of each label.
+      counts: int (C,), training photos of each label, without those that were left out.
+    """
+    folder = pathlib.Path(folder)
+    _write_csv(folder / RELABELING, [("new_label", "old_label"), *enumerate(landmarks)])
+    write_class_counts(folder / CLASS_COUNTS, counts)
+
+
+def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
+    """Reads class_counts.csv in the folder of a record pattern.
+
+    Args:
+      file_pattern: glob of the training records.
+      num_classes: how many labels it must list.
+
+    Returns:
+      int64 (num_classes,): training photos of each label, at least 0.
+
+    Raises:
+      InputError: when there is no such file, or it does not list the labels 0 to num_classes - 1
+        in order, each with a count.
+    """
+    path = pathlib.Path(file_pattern).parent / CLASS_COUNTS
+    remedy = (
+        f"count them with `python -m dolg_tf.data.records.verify --file_pattern="
+        f"{shlex.quote(file_pattern)} --num_classes={num_classes} "
+        f"--class_counts_csv={shlex.quote(str(path))}`"
+    )
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file, photos of each class; {remedy}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no CSV ({error}); {remedy}") from error
+    if not rows or rows[0] != ["label", "photos"]:
+        found = ",".join(rows[0]) if rows else ""
+        raise InputError(f"{path}, line 1: {found!r} is not label,photos; {remedy}")
+    counts = []
+    for label, row in enumerate(rows[1:]):
+        if len(row) != 2 or row[0] != str(label) or not (row[1].isdecimal() and row[1].isascii()):
+            where = f"{path}, line {label + 2}"
+            raise InputError(f"{where}: {','.join(row)!r} is not {label} and a count; {remedy}")
+        counts.append(int(row[1]))
+    if len(counts) != num_classes:
+        raise InputError(
+            f"{path} lists {len(counts)} classes, --num_classes={num_classes}; correct the flag, "
+            f"or {remedy}"
+        )
+    return np.array(counts, np.int64)
+
+
+def count_landmarks(file_pattern: str) -> int | None:
+    """Returns how many labels the relabeling.csv beside records lists; None when there is none.
+
+    Args:
+      file_pattern: glob of the records.
+    """
+    path = pathlib.Path(file_pattern).parent / RELABELING
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for row in csv.reader(file) if row) - 1
+
+
+def landmarks_sha256(file_pattern: str) -> str | None:
+    """Returns what tells whether two sets of records have the same landmarks for labels.
+
+    Args:
+      file_pattern: glob of the records.
+
+    Returns:
+      The SHA-256 (hexadecimal) of relabeling.csv in their folder, whatever its line ends; None
+      when there is none.
+    """
+    path = pathlib.Path(file_pattern).parent / RELABELING
+    if not path.is_file():
+        return None
+    # DELG's builder ends lines as Windows does.
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()

@@ -1,0 +1,178 @@
+"""GLDv2's tars of photos, read as they are: where each photo lies in which tar.
+
+Each tar is walked through once, header by header; what was found is kept in a note, so that an
+interrupted walk goes on with the next tar. A photo is then read at its offset.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import pathlib
+import tarfile
+
+import numpy as np
+
+from dolg_tf.data.records.lists import PhotoTable, Places
+from dolg_tf.stage import files, progress
+from dolg_tf.stage import processes as workers
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+# Bytes that are read at once when the whole tar is hashed. tarfile copies what is left of them for
+# each header, so more is slower.
+_CHUNK = 1 << 16
+_MEND = "download it again"
+
+
+class _Hashing:
+    """A file that is read from end to end, and hashed on the way."""
+
+    def __init__(self, file):
+        self._file, self.md5 = file, hashlib.md5(usedforsecurity=False)
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.md5.update(data)
+        return data
+
+
+def find_tars(folder: files.Path) -> list[pathlib.Path]:
+    """Returns the tars `images_*.tar` of a folder in the order of their names; perhaps none."""
+    return sorted(pathlib.Path(folder).glob("images_*.tar"))
+
+
+def _wanted_md5(tar: pathlib.Path, md5_dir: str) -> str:
+    """Returns what GLDv2 says that the MD5 of a tar is; empty when nobody asks."""
+    if not md5_dir:
+        return ""
+    path = pathlib.Path(md5_dir) / f"md5.{tar.stem}.txt"
+    try:
+        words = path.read_text(encoding="utf-8", errors="replace").split()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file, the MD5 of {tar}; {_MEND}") from error
+    wanted = words[0].lower() if words else ""
+    if len(wanted) != 32 or set(wanted) - set("0123456789abcdef"):
+        raise InputError(f"{path}: {wanted!r} is no MD5; {_MEND}")
+    return wanted
+
+
+def _members(tar: pathlib.Path, hashed: bool) -> tuple[list, str]:
+    """Returns (id, offset, size) of each file in a tar, and its MD5 ("" unless `hashed`)."""
+    found = []
+    with tar.open("rb") as file:
+        stream = _Hashing(file)
+        # As a stream tarfile reads every byte and never turns back; else it leaps over the photos.
+        how = {"mode": "r|", "fileobj": stream, "bufsize": _CHUNK} if hashed else {"mode": "r:"}
+        try:
+            with tarfile.open(**({"fileobj": file} | how)) as archive:
+                for member in archive:
+                    if member.isfile():
+                        stem = pathlib.PurePosixPath(member.name).stem
+                        found.append((stem.encode(), member.offset_data, member.size))
+                end = archive.offset
+        except (tarfile.TarError, EOFError) as error:
+            raise InputError(f"{tar}: damaged or cut short ({error}); {_MEND}") from error
+        while hashed and stream.read(_CHUNK):
+            pass
+        # At a damaged header tarfile stops as if the tar ended there. A real end is a block of 0.
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise InputError(f"{tar}: damaged or cut short at byte {end}; {_MEND}")
+        return found, stream.md5.hexdigest() if hashed else ""
+
+
+def _stamp(tar: pathlib.Path) -> np.ndarray:
+    """Returns what tells that a tar is still the one that was walked through."""
+    about = tar.stat()
+    return np.array([about.st_size, about.st_mtime_ns], np.int64)
+
+
+def index_tar(tar: pathlib.Path, notes: pathlib.Path, md5_dir: str) -> None:
+    """Walks through a tar, unless its note tells that this was done already.
+
+    Writes `NAME.npz` in `notes`: ids bytes (N,), offsets and sizes int64 (N,), md5 and stamp.
+
+    Raises:
+      InputError: when the tar is damaged or cut short, or its MD5 is wrong or unknown.
+    """
+    wanted, note = _wanted_md5(tar, md5_dir), notes / f"{tar.stem}.npz"
+    if note.exists():
+        with np.load(note) as found:
+            if wanted in ("", str(found["md5"])) and (found["stamp"] == _stamp(tar)).all():
+                return
+    members, md5 = _members(tar, bool(wanted))
+    if md5 != wanted:
+        raise InputError(f"{tar}: its MD5 is {md5}, it should be {wanted}; {_MEND}")
+    ids, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
+    with files.atomic_path(note) as temporary, temporary.open("wb") as file:
+        columns = {
+            "ids": np.array(ids, "S"),
+            "offsets": np.array(offsets, np.int64),
+            "sizes": np.array(sizes, np.int64),
+        }
+        np.savez(file, **columns, md5=np.array(md5), stamp=_stamp(tar))
+
+
+def _index(tar: pathlib.Path, notes: pathlib.Path, md5_dir: str) -> pathlib.Path:
+    index_tar(tar, notes, md5_dir)
+    return tar
+
+
+def locate(
+    photos: PhotoTable, notes: files.Path, md5_dir: str = "", processes: int = 0
+) -> PhotoTable:
+    """Finds the photos in the tars `images_*.tar` of their folder.
+
+    Args:
+      photos: a table of GLDv2's photos whose root holds the tars.
+      notes: folder in which to keep what was found in each tar.
+      md5_dir: folder with GLDv2's `md5.images_000.txt` and so on; empty: not checked.
+      processes: how many work at once; 0: one for each core.
+
+    Returns:
+      The table with `places`. Photos that are in no tar stay in it, and will be found missing.
+
+    Raises:
+      InputError: naming the tar that is damaged, cut short, or has a wrong or unknown MD5, and a
+        listed photo that is in the tars twice.
+    """
+    tars, notes = find_tars(photos.root), pathlib.Path(notes)
+    notes.mkdir(parents=True, exist_ok=True)
+    index = functools.partial(_index, notes=notes, md5_dir=md5_dir)
+    done = workers.run(index, tars, workers.count(processes, len(tars)))
+    for _ in progress.track(done, len(tars), "tars", "files"):
+        pass
+    places = Places(
+        tuple(map(str, tars)),
+        np.full(len(photos), -1, np.int16),
+        np.zeros(len(photos), np.int64),
+        np.zeros(len(photos), np.uint32),
+    )
+    by_id = np.argsort(photos.ids, kind="stable").astype(np.int32)
+    ids = photos.ids[by_id]
+    for number, tar in enumerate(tars):
+        with np.load(notes / f"{tar.stem}.npz") as found:
+            names, offsets, sizes = (found[key] for key in ("ids", "offsets", "sizes"))
+        known = np.char.str_len(names) <= ids.itemsize
+        names, offsets, sizes = names[known].astype(ids.dtype), offsets[known], sizes[known]
+        near = np.minimum(np.searchsorted(ids, names), len(ids) - 1)
+        listed = ids[near] == names
+        rows = by_id[near[listed]]
+        _refuse_twice(photos, places, rows, tar)
+        places.tar[rows] = number
+        places.offset[rows], places.size[rows] = offsets[listed], sizes[listed]
+    log.info("%d of %d photos are in %d tars", (places.tar >= 0).sum(), len(photos), len(tars))
+    return dataclasses.replace(photos, places=places)
+
+
+def _refuse_twice(photos: PhotoTable, places: Places, rows: np.ndarray, tar: pathlib.Path) -> None:
+    before = rows[places.tar[rows] >= 0]
+    if len(before):
+        name, other = photos.ids[before[0]].decode(), places.tars[places.tar[before[0]]]
+        raise InputError(f"{tar}: image {name} is in {other} too; keep one of them")
+    values, counts = np.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        name = photos.ids[values[counts > 1][0]].decode()
+        raise InputError(f"{tar}: image {name} is in it twice; {_MEND}")

@@ -1,0 +1,335 @@
+"""DELG-schema TFRecords: writing, parsing, and reading any record of many files by its number.
+
+One record is one photo. The framing and the `tf.train.Example` inside are written here, byte by
+byte, so that the builder's processes need no TensorFlow; the tests hold both against TensorFlow.
+"""
+
+import functools
+import glob
+import logging
+import os
+import pathlib
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+import numpy as np
+
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+_BUILDER = "python -m dolg_tf.data.records.build"
+_HEADER, _FOOTER = 12, 4  # bytes: length and its checksum before, checksum of the payload behind
+_BLOCK = 4096  # bytes that one NumPy call of the checksum works through
+
+
+# --- checksums ----------------------------------------------------------------------------
+
+
+@functools.cache
+def _crc_table() -> np.ndarray:
+    """Returns uint32 (_BLOCK, 256): the CRC-32C of byte b at position i of a block of zeros."""
+    crc = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        crc = np.where(crc & 1, (crc >> 1) ^ np.uint32(0x82F63B78), crc >> 1)
+    first, rows = crc, [crc]
+    for _ in range(_BLOCK - 1):
+        crc = first[crc & 255] ^ (crc >> 8)
+        rows.append(crc)
+    return np.stack(rows[::-1])
+
+
+def _crc_rows(rows: np.ndarray) -> np.ndarray:
+    """Returns the CRC register (uint32) after each row of uint8 (N, at most _BLOCK), from 0."""
+    table = _crc_table()[_BLOCK - rows.shape[1] :]
+    places = np.arange(rows.shape[1], dtype=np.intp) * 256 + rows
+    return np.bitwise_xor.reduce(table.reshape(-1).take(places), axis=1)
+
+
+def _masked(registers: np.ndarray) -> np.ndarray:
+    crc = ~registers
+    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Returns TFRecord's masked CRC-32C of at least 4 bytes.
+
+    The CRC is linear: the register before a block is the same as its 4 bytes XORed into the
+    block's first 4. So all blocks are summed at once, and only the registers one after another.
+    """
+    blocks = -(-len(data) // _BLOCK)
+    padded = np.zeros(blocks * _BLOCK, np.uint8)
+    start = len(padded) - len(data)  # zeros in front of the message change nothing
+    padded[start:] = np.frombuffer(data, np.uint8)
+    padded[start : start + 4] ^= 255
+    table = _crc_table()
+    register = 0
+    for crc in _crc_rows(padded.reshape(blocks, _BLOCK)).tolist():
+        for place in range(4):
+            crc ^= int(table[place, (register >> (8 * place)) & 255])
+        register = crc
+    return int(_masked(np.array([register], np.uint32))[0])
+
+
+# --- writing ------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Returns a length-delimited protobuf field."""
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | None) -> bytes:
+    """Returns one photo as a serialised `tf.train.Example` of DELG's schema.
+
+    Args:
+      jpeg: an RGB JPEG.
+      image_id: the photo's name.
+      height, width: in pixels.
+      label: the landmark, at least 0; None in test records.
+    """
+    values = {
+        "image/channels": 3,
+        "image/class/label": label,
+        "image/colorspace": b"RGB",
+        "image/encoded": jpeg,
+        "image/format": b"JPEG",
+        "image/height": height,
+        "image/id": image_id.encode(),
+        "image/width": width,
+    }
+    entries = b""
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))  # bytes_list
+        else:
+            feature = _field(3, _field(1, _varint(value)))  # int64_list, packed
+        entries += _field(1, _field(1, key.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def write_shard(path: files.Path, examples: Iterable[bytes]) -> int:
+    """Writes one TFRecord file, whole or not at all, and returns the number of its records."""
+    count = 0
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        for example in examples:
+            length = struct.pack("<Q", len(example))
+            file.write(length + struct.pack("<I", masked_crc32c(length)))
+            file.write(example)
+            file.write(struct.pack("<I", masked_crc32c(example)))
+            count += 1
+    return count
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """Returns a file name such as `train-00003-of-00128`."""
+    return f"{split}-{shard:05d}-of-{num_shards:05d}"
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def parse(serialized, labelled: bool = True) -> dict:
+    """Parses one record with TensorFlow ops.
+
+    Args:
+      serialized: scalar string.
+      labelled: False for test records, which have no label.
+
+    Returns:
+      Scalars `encoded` (string), `id` (string) and, when labelled, `label` (int64, -1 where the
+      record has none).
+    """
+    import tensorflow as tf
+
+    keys = {"encoded": "image/encoded", "id": "image/id"}
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys.values()}
+    if labelled:
+        keys["label"] = "image/class/label"
+        features[keys["label"]] = tf.io.FixedLenFeature([], tf.int64, default_value=-1)
+    values = tf.io.parse_single_example(serialized, features)
+    return {name: values[key] for name, key in keys.items()}
+
+
+def _scan(path: str) -> tuple[np.ndarray, str]:
+    """Returns where each whole record of a file starts (int64), and what is wrong behind them.
+
+    The headers alone are read. Where a length is damaged, nobody knows where the next record
+    begins: the first fault ends the file.
+    """
+    headers, starts = [], [0]
+    with pathlib.Path(path).open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while starts[-1] < size:
+            header = os.pread(file.fileno(), _HEADER, starts[-1])
+            length = int.from_bytes(header[:8], "little")
+            headers.append(header)
+            starts.append(starts[-1] + _HEADER + length + _FOOTER)
+            if not any(header):
+                break  # a file of zeros; no checksum is 0
+    rows = np.frombuffer(b"".join(headers), np.uint8)
+    rows = rows[: len(rows) // _HEADER * _HEADER].reshape(-1, _HEADER)
+    sums = _masked(_crc_rows(rows[:, :8] ^ np.uint8([255] * 4 + [0] * 4)))
+    wrong = np.flatnonzero(sums != np.ascontiguousarray(rows[:, 8:]).view("<u4")[:, 0])
+    whole, fault = len(headers), ""
+    if len(wrong):
+        whole, fault = int(wrong[0]), "this is no TFRecord file, or it is damaged; write it again"
+    elif starts[-1] > size:
+        whole, fault = whole - 1, "the file ends inside the record; copy or write it again"
+    if fault:
+        fault = f"{path}, record {whole} at byte {starts[whole]}: {fault}"
+    return np.array(starts[:whole], np.int64), fault
+
+
+def _scan_file(path: str) -> tuple[np.ndarray, str]:
+    try:
+        if not stat.S_ISREG(pathlib.Path(path).stat().st_mode):  # opening a FIFO may never end
+            raise InputError(f"{path} is no regular file; move it away, or narrow the pattern")
+        return _scan(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_at(path: str, start: int) -> bytes | None:
+    """Returns the serialised `tf.train.Example` of the record that starts at a byte of a file.
+
+    None when its checksum is wrong, or it does not end in the file.
+    """
+    with pathlib.Path(path).open("rb") as file:
+        file.seek(start)
+        length = int.from_bytes(file.read(_HEADER)[:8], "little")
+        left = os.fstat(file.fileno()).st_size - file.tell() - _FOOTER
+        data, footer = file.read(min(length, max(left, 0))), file.read(_FOOTER)
+    whole = len(data) == length and masked_crc32c(data) == int.from_bytes(footer, "little")
+    return data if whole else None
+
+
+class RecordIndex:
+    """All records of the files of a pattern, numbered in the order of the sorted file names.
+
+    Some 16 bytes of memory a record. Reading is safe in many threads.
+
+    Attributes:
+      paths: of the files.
+      group_sizes: how many records each group of files holds.
+      left_out: what was left out of damaged files, one message a file.
+    """
+
+    def __init__(self, paths: list[str], starts: list[np.ndarray], groups: int, left_out: list):
+        self.paths, self.left_out = paths, left_out
+        self._starts = np.concatenate(starts)
+        counts = [len(of_file) for of_file in starts]
+        self._firsts = np.cumsum([0, *counts])
+        group = np.sort(np.arange(len(paths)) % groups)
+        self.group_sizes = np.bincount(group, counts, groups).astype(np.int64)
+
+    @classmethod
+    def open(cls, pattern: str, groups: int = 1, skip_damaged: bool = False) -> "RecordIndex":
+        """Reads the record headers of all files that match a glob.
+
+        Args:
+          pattern: the glob.
+          groups: the sorted files are dealt out to so many groups in turn, and the records
+            numbered group by group.
+          skip_damaged: of a file that is cut short or damaged, use the records before the damage
+            and warn, instead of refusing it.
+
+        Raises:
+          InputError: when no file matches, there is no record, a file cannot be read, there are
+            fewer files than groups, or a file is cut short or foreign.
+        """
+        paths = sorted(glob.glob(pattern))  # noqa: PTH207 - pathlib globs no absolute pattern
+        if not paths:
+            raise InputError(f"no file matches {pattern!r}; `{_BUILDER}` makes the records")
+        if len(paths) < groups:
+            raise InputError(
+                f"{pattern!r} matches {len(paths)} files, too few for {groups} workers; write more "
+                "files, or choose --shard_by=photo"
+            )
+        paths = [path for group in range(groups) for path in paths[group::groups]]
+        # Threads, because on a cold disk the scan is waiting for one page a record.
+        with futures.ThreadPoolExecutor(min(16, len(paths))) as pool:
+            starts, faults = zip(*pool.map(_scan_file, paths), strict=True)
+        left_out = [fault for fault in faults if fault]
+        if left_out and not skip_damaged:
+            raise InputError(left_out[0])
+        index = cls(paths, starts, groups, left_out)
+        for fault in left_out:
+            log.warning("left out: %s; nothing from there on is read", fault)
+        if not len(index):
+            raise InputError(f"{pattern!r}: no record in {len(paths)} files; write them again")
+        empty = [path for path, of_file in zip(paths, starts, strict=True) if not len(of_file)]
+        if empty:
+            log.info("%s: %d of %d files have no record", empty[0], len(empty), len(paths))
+        return index
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def _file(self, record: int) -> int:
+        return int(np.searchsorted(self._firsts, record, side="right")) - 1
+
+    def where(self, record: int) -> str:
+        """Returns where a record lies, for error messages: the file and its number in there."""
+        file = self._file(record)
+        return f"{self.paths[file]}, record {record - self._firsts[file]}"
+
+    def read(self, record: int) -> bytes:
+        """Returns the serialised `tf.train.Example` of a record.
+
+        Raises:
+          InputError: when its checksum is wrong, or the file has changed since it was opened.
+        """
+        try:
+            data = read_at(self.paths[self._file(record)], int(self._starts[record]))
+        except OSError as error:
+            raise InputError(f"{self.where(record)} cannot be read: {error.strerror}") from error
+        if data is None:
+            raise InputError(f"{self.where(record)}: the checksum is wrong; write the file again")
+        return data
+
+    def places(self) -> Iterator[tuple[str, list[int]]]:
+        """Yields of each file its path and the bytes where its records start."""
+        for path, first, behind in zip(self.paths, self._firsts, self._firsts[1:], strict=False):
+            yield path, self._starts[first:behind].tolist()
+
+    def reader(self) -> Callable:
+        """Returns a function of a record number (int64 scalar) to the serialised Example (string).
+
+        It is made of TensorFlow ops alone. A Python function inside tf.data would wait for ever
+        when an iterator is dropped half way: TensorFlow joins the threads that run it while holding
+        the lock they need. The op opens the file at the record and verifies its checksum.
+        """
+        import tensorflow as tf
+
+        with tf.device("CPU:0"):
+            paths, firsts = tf.constant(self.paths), tf.constant(self._firsts)
+            starts = tf.constant(self._starts)
+
+        def read(record):
+            file = tf.searchsorted(firsts, record[None], side="right") - 1
+            dataset = tf.raw_ops.TFRecordDatasetV2(
+                filenames=tf.gather(paths, file),
+                compression_type="",
+                buffer_size=0,
+                byte_offsets=starts[record][None],
+            )
+            spec = {"output_types": [tf.string], "output_shapes": [()]}
+            first = tf.raw_ops.TakeDataset(input_dataset=dataset, count=1, **spec)
+            return tf.raw_ops.DatasetToSingleElement(dataset=first, **spec)[0]
+
+        return read

@@ -1,0 +1,1 @@
+"""Google Landmarks v2: retrieval and recognition, and Kaggle's CSVs."""

@@ -1,0 +1,176 @@
+"""The CSVs of the GLDv2 challenges: solutions, predictions and sample submissions."""
+
+import csv
+import dataclasses
+import logging
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+from dolg_tf.data.records.lists import csv_rows
+from dolg_tf.evaluation.gldv2_metrics import DEPTH
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+# task: the second column of its CSVs
+COLUMNS = {"retrieval": "images", "recognition": "landmarks"}
+_USAGES = ("Public", "Private", "Ignored")
+
+# What is predicted for a query: index photos, best first; or (landmark, score).
+Prediction = tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What is right for each query.
+
+    Attributes:
+      public: {query: its index photos, or its landmarks; none for a photo without landmark}.
+      private: the same for the other part of the queries.
+      ignored: queries that are not scored.
+    """
+
+    public: Mapping[str, tuple[str, ...]]
+    private: Mapping[str, tuple[str, ...]]
+    ignored: frozenset[str]
+
+    @property
+    def both(self) -> dict[str, tuple[str, ...]]:
+        """The queries of both parts that are scored."""
+        return {**self.public, **self.private}
+
+
+def landmark_name(text: str) -> str:
+    """Returns a landmark as it is compared: numbers without leading zeros, names as they are."""
+    return (text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else text
+
+
+def _rows(path: files.Path, task: str, *more: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields where, and the values of id, of the task's column and of more columns.
+
+    Raises:
+      InputError: when a column is missing, or an id is empty or repeated.
+    """
+    columns, seen = ("id", COLUMNS[task], *more), set()
+    try:
+        for where, values in csv_rows(str(path), *([name] for name in columns)):
+            if not values[0] or values[0] in seen:
+                wrong = "repeated" if values[0] else "empty"
+                raise InputError(f"{where}: the id {values[0]!r} is {wrong}")
+            seen.add(values[0])
+            yield where, values
+    except InputError as error:
+        raise InputError(f"{error}; --task={task} reads {','.join(columns)}") from error
+
+
+def read_solution(path: files.Path, task: str) -> Solution:
+    """Reads an official solution: id,images,Usage or id,landmarks,Usage.
+
+    Raises:
+      InputError: when it is of the other task, an id is repeated, a Usage is unknown, or no
+        query is scored.
+    """
+    parts, ignored = {"Public": {}, "Private": {}}, set()
+    for where, (id_, truth, usage) in _rows(path, task, "Usage"):
+        if usage not in _USAGES:
+            raise InputError(f"{where}: Usage is {usage!r}; it must be one of {', '.join(_USAGES)}")
+        if usage == "Ignored":
+            ignored.add(id_)
+        else:
+            names = truth.split()
+            parts[usage][id_] = tuple(map(landmark_name, names) if task == "recognition" else names)
+    if not any(parts.values()):
+        raise InputError(f"{path}: not one query is Public or Private; is it the whole file?")
+    return Solution(parts["Public"], parts["Private"], frozenset(ignored))
+
+
+def _landmark_and_score(text: str, where: str) -> tuple[str, float]:
+    try:
+        name, score = text.split()
+        score = float(score)
+        if not math.isfinite(score):
+            raise ValueError
+    except ValueError as error:
+        raise InputError(f"{where}: {text!r:.60} is not one landmark and its score") from error
+    return landmark_name(name), score
+
+
+def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[str, Prediction]:
+    """Reads a submission: id,images or id,landmarks.
+
+    Args:
+      path: the CSV.
+      task: retrieval or recognition.
+      solution: tells which queries there are; ignored ones are passed over.
+
+    Returns:
+      {query: index photos, best first} or {query: (landmark, score)}, of those with a prediction.
+
+    Raises:
+      InputError: when it is of the other task, an id is repeated or not in the solution, or a
+        prediction is malformed.
+    """
+    scored, found, listed = solution.both, {}, set()
+    for where, (id_, text) in _rows(path, task):
+        if id_ in solution.ignored:
+            continue
+        if id_ not in scored:
+            raise InputError(f"{where}: the query {id_!r} is not in the solution; is it its CSV?")
+        listed.add(id_)
+        if text.strip():
+            found[id_] = (
+                tuple(text.split()) if task == "retrieval" else _landmark_and_score(text, where)
+            )
+    _warn_of_faults(path, list(scored.keys() - listed), len(scored), found, task)
+    return found
+
+
+def _warn_of_faults(path, missing: list[str], scored: int, found: dict, task: str) -> None:
+    """Says what a submission has or lacks that does not keep it from being scored."""
+    with pathlib.Path(path).open("rb") as file:
+        file.seek(-1, 2)
+        if file.read() != b"\n":
+            log.warning("%s: its last line has no end; is it the whole file?", path)
+    if missing:
+        log.warning(
+            "%s has no row for %d of %d queries, the first is %r: nothing is found for them",
+            *(path, len(missing), scored, min(missing)),
+        )
+    long = sum(len(images) > DEPTH for images in found.values()) if task == "retrieval" else 0
+    if long:
+        log.warning("%s: of %d queries only the first %d photos count", path, long, DEPTH)
+
+
+def read_sample(path: files.Path, task: str) -> list[str]:
+    """Returns the ids of a sample submission, in its order.
+
+    Raises:
+      InputError: when it is of the other task, has no row, or an id is repeated.
+    """
+    ids = [id_ for _, (id_, _) in _rows(path, task)]
+    if not ids:
+        raise InputError(f"{path}: it lists no query")
+    return ids
+
+
+def write_predictions(
+    path: files.Path, task: str, predictions: Iterable[tuple[str, Prediction | None]]
+) -> None:
+    """Writes a submission, whole or not at all.
+
+    Args:
+      path: of the CSV.
+      task: retrieval or recognition.
+      predictions: (query, index photos best first), or (query, (landmark, score)); None or () for
+        an empty prediction. Scores are written so that they are read back bit for bit.
+    """
+    with (
+        files.atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("id", COLUMNS[task]))
+        for id_, prediction in predictions:
+            writer.writerow((id_, " ".join(map(str, prediction or ()))))

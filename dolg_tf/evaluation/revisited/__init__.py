@@ -1,0 +1,1 @@
+"""Revisited Oxford and Paris."""

@@ -1,0 +1,137 @@
+"""What a score on Revisited Oxford/Paris is made from, and the protocol that goes with it."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.ground_truth import GroundTruth
+from dolg_tf.retrieval.index import same_space
+from dolg_tf.retrieval.rows import Rows
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+_PREPARED = "prepared.json"  # beside the ground truth, by `dolg_tf.evaluation.revisited.prepare`
+_PREPARED_VERSION = 1
+NOT_CUT = "queries NOT cut to their boxes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Descriptors of one task.
+
+    Attributes:
+      queries: float32 (Q, D), rows as `qimlist`.
+      index: (N, D), rows as `imlist`.
+      distractors: (M, D), photos that match no query; M may be 0.
+      protocol: under what conditions the scores are taken; None where an `.npy` does not say.
+    """
+
+    queries: np.ndarray
+    index: Rows | np.ndarray
+    distractors: Rows | np.ndarray
+    protocol: dict
+
+
+def read_inputs(
+    task: GroundTruth, ground_truth: files.Path, queries: str, index: str, distractors: str = ""
+) -> Inputs:
+    """Reads the descriptors of a task; what is on disk stays there.
+
+    Args:
+      task: the ground truth.
+      ground_truth: where it was read; prepared.json may lie beside it.
+      queries, index, distractors: descriptor sets or `.npy` files; no distractors: "".
+
+    Raises:
+      InputError: when a photo has no descriptor, the sets are of different models, or distractors
+        are photos of the index.
+    """
+    sets = {"query": descriptors.read(queries), "index": descriptors.read(index)}
+    if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
+        raise InputError(
+            f"{queries} has {len(sets['query'])} rows for {len(task.query_ids)} queries"
+        )
+    own = sets["index"].select(task.index_ids)
+    others = len(sets["index"]) - len(own)
+    parts = []
+    if sets["index"].ids is None:
+        (array,) = sets["index"].descriptors.arrays  # a part of the file, not read here
+        parts.append(array[len(own) :])
+    elif others:
+        log.info(
+            "%d photos of %s are not in the ground truth and not searched; to count them as "
+            "distractors, extract them to a set of their own",
+            others,
+            index,
+        )
+    if distractors:
+        sets["distractor"] = descriptors.read(distractors)
+        _check_not_in_index(sets["distractor"], sets["index"], task)
+        parts.append(sets["distractor"].descriptors)
+    # Scales may differ on purpose: the protocol has them, and a remark.
+    made = map(same_space.about, sets.values())
+    same_space.check(made, ("model_hash", "whitening", "width"), "extract all with one model")
+    more = Rows(parts) if parts else own[:0]
+    protocol = {
+        "ground_truth": task.name,
+        "queries": len(task.query_ids),
+        "index": len(task.index_ids),
+        "distractors": len(more),
+        "not_searched": others if sets["index"].ids is not None else 0,
+        **_how_extracted(sets),
+        "image_variant": _image_variant(pathlib.Path(ground_truth).parent / _PREPARED),
+    }
+    protocol["remarks"] = _remarks(protocol)
+    return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol)
+
+
+def _check_not_in_index(distractors: DescriptorSet, index: DescriptorSet, task) -> None:
+    """Two photos may have one name in different folders, but not in one."""
+    shared = set(distractors.ids or ()).intersection(task.index_ids)
+    if shared and distractors.meta["image_root"] == index.meta.get("image_root"):
+        raise InputError(
+            f"{len(shared)} distractors of {distractors.source} are photos of the index, such as "
+            f"{min(shared)!r}; distractors are other photos"
+        )
+
+
+def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
+    crop = sets["query"].meta.get("crop")
+    protocol = {
+        "query_crop": {True: "box", False: "none", None: None}[crop],
+        "model_hash": sets["query"].meta.get("model_hash"),
+        "whitening": sets["query"].meta.get("whitening"),
+    }
+    for key in ("scales", "max_side"):
+        protocol |= {f"{name}_{key}": found.meta.get(key) for name, found in sets.items()}
+    return protocol
+
+
+def _image_variant(prepared: pathlib.Path) -> str:
+    """Returns "original", "blurred" or "mixed" as prepared.json says, else "unknown"."""
+    if not prepared.exists():
+        return "unknown"
+    return files.read_json(prepared, _PREPARED_VERSION).get("variant") or "unknown"
+
+
+def _remarks(protocol: dict) -> list[str]:
+    """Returns what a reader must know before the scores are compared with others."""
+    remarks = []
+    if protocol["query_crop"] == "none":
+        remarks.append(f"{NOT_CUT}: not the benchmark's protocol, compare with such scores only")
+    elif protocol["query_crop"] is None:
+        remarks.append("whether queries were cut to their boxes is not known: an .npy has no notes")
+    if protocol["image_variant"] in ("blurred", "mixed"):
+        remarks.append("faces are blurred in the photos, published scores are of the originals")
+    for key in ("scales", "max_side"):
+        for name, several in (("query", "queries"), ("distractor", "distractors")):
+            found, own = protocol.get(f"{name}_{key}"), protocol[f"index_{key}"]
+            if None not in (found, own) and found != own:
+                remarks.append(f"{several} were extracted with other {key} than the index")
+    return remarks

@@ -1,0 +1,1 @@
+"""Exact search and exact places; one statement on ties."""

@@ -1,0 +1,105 @@
+"""Exact search for very many queries: block by block, resumable, penalties by index photo."""
+
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dolg_tf.retrieval.exact import search
+from dolg_tf.stage import files, progress
+from dolg_tf.stage.config import InputError
+
+BLOCK = 1024  # queries searched at once
+# What NumPy and zipfile say of a damaged file; of an empty one EOFError.
+_DAMAGE = (ValueError, OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+
+class Pieces:
+    """What finished blocks found, kept in a folder until the output stands.
+
+    Args:
+      folder: of the pieces; made when it is not there.
+      identity: what must be equal for a rerun to go on, plain JSON values.
+
+    Raises:
+      InputError: when the folder holds pieces of another run.
+    """
+
+    def __init__(self, folder: pathlib.Path, identity: dict):
+        self._folder = folder
+        stood = folder / "search.json"
+        if stood.exists() and files.read_json(stood) != identity:
+            raise InputError(
+                f"{folder} holds the beginning of another run (other descriptors, queries or "
+                "options); delete it, or choose another --output"
+            )
+        files.write_json(stood, identity)
+
+    def get(self, name: str, find: Callable[[], tuple[np.ndarray, np.ndarray]]):
+        """Returns the piece of this name, (scores, ranks): from the folder, or as found now."""
+        path = self._folder / f"{name}.npz"
+        if path.exists():
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    # NumPy reads as far as an array's header says, checksums hold of the whole.
+                    if wrong := arrays.zip.testzip():
+                        raise ValueError(f"the checksum of {wrong} is another")
+                    return arrays["scores"], arrays["ranks"]
+            except _DAMAGE as error:
+                raise InputError(f"{path} is damaged ({error}); delete it") from error
+        scores, ranks = find()
+        with files.atomic_path(path) as temporary:
+            np.savez(temporary, scores=scores, ranks=ranks)
+        return scores, ranks
+
+
+def nearest(
+    pieces: Pieces, name: str, index, count: int, block_of: Callable, k: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields what each block of queries finds: (scores, ranks), see `search.search`.
+
+    Args:
+      pieces: what is done already.
+      name: of these pieces, and of the work in its progress.
+      index: (N, D), an array, `Rows` or what is read like them.
+      count: how many queries there are.
+      block_of: slice of queries -> float32 (B, D).
+      k: how many rows each query finds.
+    """
+    starts = range(0, count, BLOCK)
+    for start in progress.track(starts, len(starts), name, f"blocks of {BLOCK}"):
+        part = slice(start, min(start + BLOCK, count))
+        yield pieces.get(
+            f"{name}-{start:08d}", lambda part=part: search.search(index, block_of(part), k)
+        )
+
+
+class Penalised:
+    """Index rows with one more number, minus their penalty; read like `Rows`.
+
+    Times (query, 1) that is the similarity less the penalty of the index photo, so that exact
+    search ranks by it.
+
+    Args:
+      rows: (N, D), `Rows` or an array.
+      penalties: float32 (N,).
+    """
+
+    ndim = 2
+
+    def __init__(self, rows, penalties: np.ndarray):
+        self._rows, self._penalties = rows, penalties
+        self.shape = (len(rows), rows.shape[1] + 1)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        minus = -self._penalties[key, None]
+        return np.concatenate([np.asarray(self._rows[key], np.float32), minus], axis=1)
+
+
+def with_one(queries: np.ndarray) -> np.ndarray:
+    """Returns float32 (Q, D + 1): queries for an index that is `Penalised`."""
+    return np.pad(queries, ((0, 0), (0, 1)), constant_values=1)

@@ -1,0 +1,89 @@
+"""Photos are read, decoded and cut to their boxes, ahead of the model in threads."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.stage.config import InputError
+
+
+def _cut(image: np.ndarray, photo: Photo) -> np.ndarray:
+    height, width = image.shape[:2]
+    left, top, right, bottom = (int(x) for x in photo.box)
+    left, right = max(left, 0), min(right, width)
+    top, bottom = max(top, 0), min(bottom, height)
+    if left >= right or top >= bottom:
+        raise InputError(
+            f"{photo.where}: the box {photo.box} holds no pixel of its {width} x {height}; mend "
+            "the ground truth, or use --nocrop_queries"
+        )
+    return image[top:bottom, left:right]
+
+
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """Returns uint8 RGB (H, W, 3), shrunk to a longest side of `max_side` pixels; 0: as it is."""
+    height, width = image.shape[:2]
+    if not max_side or max(height, width) <= max_side:
+        return image
+    from PIL import Image
+
+    scale = max_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # Antialiased: a photo is shrunk once here, far, before the network's scales resample it.
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
+    """Reads, decodes, cuts to the box (truncated to whole pixels) and shrinks a photo.
+
+    Args:
+      photo: what to read.
+      max_side: longest side in pixels after the cut; 0: as it is.
+
+    Returns:
+      uint8 RGB (H, W, 3); or, when the file is missing or no photo, the reason.
+
+    Raises:
+      InputError: when the box lies outside the photo, or the disk does not give the file.
+    """
+    import tensorflow as tf
+
+    from dolg_tf.data import images
+
+    try:
+        image = images.decode(tf.constant(photo.read())).numpy()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"{photo.where}: {error.strerror}"
+    except OSError as error:
+        # Else a lost disk would make every photo a bad one.
+        raise InputError(f"{photo.where}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a damaged record
+        return f"{photo.where}: {error}"
+    except tf.errors.InvalidArgumentError:
+        return f"{photo.where}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
+    if photo.box is not None:
+        image = _cut(image, photo)
+    return shrink(image, max_side)
+
+
+def decode_ahead(photos: Iterable[Photo], max_side: int) -> Iterator[np.ndarray | str]:
+    """Yields `load_photo` of each photo, in order, while threads decode a few more."""
+    workers = os.cpu_count() or 1
+    pending = collections.deque()
+    rest = iter(photos)
+    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for photo in itertools.islice(rest, 4 * workers):
+            pending.append(pool.submit(load_photo, photo, max_side))
+        while pending:
+            image = pending.popleft().result()
+            for photo in itertools.islice(rest, 1):
+                pending.append(pool.submit(load_photo, photo, max_side))
+            yield image
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

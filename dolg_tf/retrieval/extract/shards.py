@@ -1,0 +1,255 @@
+"""A descriptor set that grows shard by shard, by one process or several, until it is whole.
+
+While it grows, its folder holds nothing but a folder `unfinished` with the finished shards,
+`descriptors-%05d-of-%05d.npy`, and `shard-%05d-of-%05d.json` of each: the settings of the whole
+set, a hash of the shard's photos, and those that could not be read. Whoever writes the last shard
+joins them to the set's own files, adds `ids.txt` and `meta.json` and removes that folder. Until
+`meta.json` is there, all of that can be done again.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.extract.listing import Fingerprints, Listing
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+SHARD_PHOTOS = 1024  # consecutive ones of the listing: what a run that is killed loses at most
+_FILE_SHARDS = 256  # joined to one file: each that is read takes a file descriptor, of often 1,024
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished shard.
+
+    Attributes:
+      number: from 0.
+      rows: descriptors in it.
+      width: of a descriptor; 0 when there is no row.
+      photos: hash of its photos.
+      bad: {"id", "reason"} of the photos that have no descriptor.
+    """
+
+    number: int
+    rows: int
+    width: int
+    photos: str
+    bad: list[dict]
+
+
+class UnfinishedSet:
+    """The shards of a set, those that are done and those to do.
+
+    Args:
+      path: the directory of the set.
+      meta: what must be the same in all shards: the keys of `meta.json` but `image_root`, `bad`,
+        `images`.
+      listing: the photos.
+      prints: their hashes, for shards of `SHARD_PHOTOS`.
+
+    Attributes:
+      path: as given.
+      count: shards in all.
+    """
+
+    def __init__(self, path: files.Path, meta: dict, listing: Listing, prints: Fingerprints):
+        self.path = pathlib.Path(path)
+        self.count = len(prints.shards)
+        self._listing, self._prints, self._meta = listing, prints, meta
+        self._about = {**meta, "names": prints.names, "shards": self.count}
+        self._folder = self.path / descriptors.UNFINISHED
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """Returns the first photo of a shard and the one behind its last."""
+        start = shard * SHARD_PHOTOS
+        return start, min(start + SHARD_PHOTOS, len(self._listing.photos))
+
+    @contextlib.contextmanager
+    def part(self, part: int, parts: int) -> Iterator[None]:
+        """Keeps others from working on the same part while the block runs.
+
+        Raises:
+          InputError: when another process is at it.
+        """
+        taken = (
+            f"another process is working on --shard={part}/{parts} of {self.path}; wait for it, or "
+            "give each process its own --shard=i/n"
+        )
+        file = self._folder / f"part-{part}-of-{parts}.lock"
+        with files.lock(file, taken):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+                for folder in (self._folder, self.path):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # when it is empty: nothing was done
+
+    def done(self) -> dict[int, Shard]:
+        """Returns the finished shards.
+
+        One that is damaged, or whose photos have changed, counts as not done.
+
+        Raises:
+          InputError: when they belong to another model, setting or list of photos.
+        """
+        found = {}
+        for file in sorted(self._folder.glob("shard-*-of-*.json")):
+            try:
+                about = files.read_json(file, FORMAT_VERSION)
+                shard = Shard(**about["shard"])
+            except (InputError, KeyError, TypeError) as error:
+                log.warning("%s is damaged, its shard is done again: %s", file, error)
+                continue
+            descriptors.refuse_other(self.path, "begun", about["set"], self._about)
+            fault = self._fault(shard)
+            if fault:
+                log.warning("shard %d of %d is done again: %s", shard.number, self.count, fault)
+            else:
+                found[shard.number] = shard
+        return found
+
+    def _file(self, shard: int) -> pathlib.Path:
+        """Returns where the rows of a shard lie."""
+        return self._folder / descriptors.shard_name(shard, self.count)
+
+    def _fault(self, shard: Shard) -> str:
+        """Says why a shard must be done again."""
+        if shard.photos != self._prints.shards[shard.number]:
+            return "its photos have changed"
+        file = self._file(shard.number)
+        try:
+            rows = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            return f"{file} is missing or damaged ({error})"
+        if rows.shape != (shard.rows, shard.width) or rows.dtype != self._meta["dtype"]:
+            return f"{file} is not what was written"
+        return ""
+
+    def write(self, shard: int, rows: np.ndarray, bad: list[dict]) -> None:
+        """Puts a finished shard in place.
+
+        Args:
+          shard: its number, from 0.
+          rows: float32 (N, D), of its readable photos, in their order.
+          bad: {"id", "reason"} of the others.
+
+        Raises:
+          InputError: when a row is not finite, or the disk does not take it.
+        """
+        descriptors.check_rows(rows, f"{self.path}, shard {shard} of {self.count}")
+        written = Shard(shard, len(rows), rows.shape[1], self._prints.shards[shard], bad)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "set": self._about,
+            "shard": dataclasses.asdict(written),
+        }
+        file = self._file(shard)
+        with self._writing(file):
+            with files.atomic_path(file) as temporary:
+                np.save(temporary, rows.astype(self._meta["dtype"]))
+            about_name = f"shard-{shard:05d}-of-{self.count:05d}.json"
+            files.write_json(self._folder / about_name, about)
+
+    @contextlib.contextmanager
+    def _writing(self, file: pathlib.Path) -> Iterator[None]:
+        """Says of a disk that does not take what is written in the block what is to be done."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{file} cannot be written ({error.strerror or error}); the shards "
+                "that are done are kept: make room, or mend it, and run the same command again"
+            ) from error
+
+    def finish(self, max_bad: int) -> bool:
+        """Makes the set a finished one, if all shards are there.
+
+        Args:
+          max_bad: unreadable photos that are tolerated.
+
+        Returns:
+          Whether it is finished, by this process or another.
+
+        Raises:
+          InputError: when it has too many bad photos, or not one good one.
+        """
+        with self._alone():
+            if not (self.path / "meta.json").exists():
+                done = self.done()
+                if len(done) < self.count:
+                    return False
+                self._assemble([done[shard] for shard in range(self.count)], max_bad)
+            remove(self.path)
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other process is in the block."""
+        while True:
+            with contextlib.suppress(InputError):
+                lock = files.lock(self._folder / "finish.lock", "another process is finishing")
+                break
+            time.sleep(0.1)
+        with lock:
+            yield
+
+    def _assemble(self, shards: list[Shard], max_bad: int) -> None:
+        bad = [one for shard in shards for one in shard.bad]
+        if len(bad) > max_bad:
+            raise too_many_bad(bad, max_bad)
+        widths = {shard.width for shard in shards if shard.rows}
+        if len(widths) != 1:
+            wrong = "shards of different widths" if widths else "not one photo could be read"
+            raise InputError(f"{self.path}: {wrong}; delete it and extract it again")
+        self._join(shards, *widths)
+        without = {one["id"] for one in bad}
+        ids = [photo.id for photo in self._listing.photos if photo.id not in without]
+        root = str(self._listing.image_root.resolve())
+        meta = {"format_version": descriptors.FORMAT_VERSION, "image_root": root, **self._meta}
+        meta |= {"images": self._prints.images, "bad": bad}
+        with self._writing(self.path / "ids.txt"):
+            descriptors.write_about(self.path, ids, meta)
+
+    def _join(self, shards: list[Shard], width: int) -> None:
+        """Writes the set's own files. The shards stay, so that a run that is killed goes on."""
+        for old in self.path.glob("descriptors-*.npy"):
+            old.unlink()  # of a run that was killed here
+        count = -(-len(shards) // _FILE_SHARDS)
+        for number in range(count):
+            group = shards[number * _FILE_SHARDS : (number + 1) * _FILE_SHARDS]
+            file = self.path / descriptors.shard_name(number, count)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(self._meta["dtype"])),
+                "fortran_order": False,
+                "shape": (sum(shard.rows for shard in group), width),
+            }
+            # Not a memory-mapped file: a full disk ends a process that writes to one.
+            with self._writing(file), file.open("wb") as joined:
+                np.lib.format.write_array_header_1_0(joined, header)
+                for shard in group:
+                    joined.write(np.load(self._file(shard.number), allow_pickle=False).tobytes())
+
+
+def too_many_bad(bad: list[dict], max_bad: int) -> InputError:
+    """Returns the error of a set with more unreadable photos than are tolerated."""
+    return InputError(
+        f"{len(bad)} unreadable photos, --max_bad={max_bad} are tolerated; the last is "
+        f"{bad[-1]['reason']}; mend them, or raise --max_bad, and run the same command again"
+    )
+
+
+def remove(path: files.Path) -> None:
+    """Removes what a set had beside it while it was unfinished."""
+    shutil.rmtree(pathlib.Path(path) / descriptors.UNFINISHED, ignore_errors=True)

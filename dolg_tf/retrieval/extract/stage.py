@@ -1,0 +1,227 @@
+"""Photos become descriptors: a SavedModel in, a descriptor set out.
+
+    python -m dolg_tf.retrieval.extract.stage --saved_model=MODEL --images=PHOTOS --output=SET
+
+A run that was interrupted goes on where it was when the same command is given again. Several
+processes, or machines with one disk, share the work with --shard=0/2 and --shard=1/2.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.extract import batches, decoding
+from dolg_tf.retrieval.extract import shards as unfinished
+from dolg_tf.retrieval.extract.listing import Listing, Photo
+from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
+from dolg_tf.retrieval.extract.shards import UnfinishedSet
+from dolg_tf.stage import config, progress
+from dolg_tf.stage.config import InputError, option
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig(PhotosConfig):
+    """Which photos go through which network."""
+
+    saved_model: str = option("SavedModel directory of mode serving or delg")
+    scales: tuple[float, ...] = option(
+        "scales of the photo whose descriptors are averaged; empty: the model's own", ()
+    )
+    dtype: str = option("numbers that are stored", "float32", choices=descriptors.DTYPES)
+    shard: str = option(
+        f"i/n, i from 0: do the shards i, i + n, i + 2 n, ..., of {unfinished.SHARD_PHOTOS} photos "
+        "each; n processes share one --output",
+        "0/1",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if any(not 0 < scale < float("inf") for scale in self.scales):
+            raise InputError(f"--scales={','.join(map(str, self.scales))}: each must be above 0")
+        part, parts = self.part
+        if part >= parts:
+            raise InputError(f"--shard={self.shard}: the first number is from 0 to {parts - 1}")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The part of the shards that is done, from 0, and the number of parts."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard, re.ASCII)
+        if found is None:
+            raise InputError(f"--shard={self.shard} must be i/n, such as 0/4")
+        return int(found[1]), int(found[2])
+
+
+class _BadPhotos:
+    """Collects the unreadable photos of a shard and stops the work when there are too many."""
+
+    def __init__(self, before: list[dict], most: int):
+        self._all, self._most = before, most
+        self._first = len(before)
+        self._check()
+
+    def add(self, id_: str, reason: str) -> None:
+        log.warning("unreadable photo %s", reason)
+        self._all.append({"id": id_, "reason": reason})
+        self._check()
+
+    def _check(self) -> None:
+        if len(self._all) > self._most:
+            raise unfinished.too_many_bad(self._all, self._most)
+
+    def take(self) -> list[dict]:
+        """Returns what was added since this was called last."""
+        taken, self._first = self._all[self._first :], len(self._all)
+        return taken
+
+
+def describe_photos(
+    settings: PhotosConfig,
+    describer: Describer,
+    dtype: str = "float32",
+    part: tuple[int, int] = (0, 1),
+    do_part: Callable | None = None,
+) -> DescriptorSet | None:
+    """Describes the photos that `settings` lists and writes the set, unless it is there already.
+
+    Args:
+      settings: photos and output.
+      describer: how.
+      dtype: of what is stored.
+      part: which of the shards, i and n: i, i + n, i + 2 n, ...
+      do_part: writes these shards, as `_do_part` does, when they are not written here.
+
+    Returns:
+      The set; None when this part is done and others are not.
+
+    Raises:
+      InputError: when the output was made with another setting, too many photos are bad, or
+        another process is at the same part.
+    """
+    listing = list_photos(settings)
+    descriptors.check_ids((photo.id for photo in listing.photos), settings.images)
+    sizes = listing.sizes()
+    prints = listing.fingerprints(sizes, unfinished.SHARD_PHOTOS)
+    meta = {
+        "model_hash": describer.model_hash,
+        "scales": list(describer.scales),
+        "crop": listing.crop,
+        "max_side": settings.max_side,
+        "dtype": dtype,
+        "whitening": describer.whitening,
+    }
+    kept = descriptors.finished(settings.output, meta | {"images": prints.images})
+    if kept is not None:
+        unfinished.remove(settings.output)
+        log.info("%s: kept, its %d descriptors are up to date", settings.output, len(kept))
+        return kept
+    _check_there(listing, sizes, settings)
+    work = UnfinishedSet(settings.output, meta, listing, prints)
+    with work.part(*part):
+        (do_part or _do_part)(work, settings, listing, describer.load, part)
+    if not work.finish(settings.max_bad):
+        log.info("%s: part %d/%d is done, others are not", settings.output, *part)
+        return None
+    found = descriptors.read(settings.output)
+    bad = len(found.meta["bad"])
+    log.info("%s: %d photos described, %d bad", settings.output, len(found), bad)
+    return found
+
+
+def _check_there(listing: Listing, sizes: np.ndarray, settings: PhotosConfig) -> None:
+    """Counts what is missing before the model is loaded: a wrong path answers at once."""
+    missing = np.flatnonzero(sizes < 0)
+    if len(missing) > settings.max_bad:
+        raise InputError(
+            f"{len(missing)} of {len(sizes)} photos are not there, the first is "
+            f"{listing.photos[missing[0]].where}; check --image_root, or raise "
+            f"--max_bad={settings.max_bad}"
+        )
+
+
+def _do_part(
+    work: UnfinishedSet,
+    settings: PhotosConfig,
+    listing: Listing,
+    load: Callable[[], Describe],
+    part: tuple[int, int],
+) -> None:
+    """Describes and writes the shards of a part that are not done."""
+    done = work.done()
+    todo = [shard for shard in range(part[0], work.count, part[1]) if shard not in done]
+    if not todo:
+        return
+    if done:
+        log.info("%s: %d of %d shards are done already", work.path, len(done), work.count)
+    bad = _BadPhotos([one for shard in done.values() for one in shard.bad], settings.max_bad)
+    photos = {shard: listing.photos[slice(*work.span(shard))] for shard in todo}
+    start = time.monotonic()
+    try:
+        _describe_shards(work, photos, settings, load(), bad)
+    except KeyboardInterrupt:
+        count = len(work.done())
+        log.info("%d of %d shards are done; run the same command again", count, work.count)
+        raise
+    took = progress.format_seconds(time.monotonic() - start)
+    log.info("%s: %d of %d shards, in %s", work.path, len(todo), work.count, took)
+
+
+def _describe_shards(
+    work: UnfinishedSet,
+    shards: dict[int, Sequence[Photo]],
+    settings: PhotosConfig,
+    describe: Describe,
+    bad: _BadPhotos,
+) -> None:
+    total = sum(len(photos) for photos in shards.values())
+    # One stream for all shards: the next one's photos are decoded while the last are described.
+    stream = decoding.decode_ahead(itertools.chain(*shards.values()), settings.max_side)
+    with contextlib.closing(stream):
+        images = progress.track(stream, total, "extract")
+        for shard, photos in shards.items():
+            rows, there = batches.describe_batches(
+                _readable(photos, images, bad), describe, len(photos), settings.batch_size
+            )
+            work.write(shard, rows[there], bad.take())
+
+
+def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Iterator:
+    """Yields (row, uint8 (H, W, 3)) of the photos that can be read."""
+    # Not strict: the images of other shards follow.
+    for row, (photo, image) in enumerate(zip(photos, images, strict=False)):
+        if isinstance(image, str):
+            bad.add(photo.id, image)
+        else:
+            yield row, image
+
+
+def extract(settings: ExtractConfig) -> DescriptorSet | None:
+    """Extracts the descriptors of photos: a SavedModel and photos in, a descriptor set out.
+
+    Queries of a ground truth are cut to their boxes (as the benchmark asks), index photos are
+    not. The order of the set is that of the list, whatever the batches. When it was interrupted,
+    the same command goes on.
+
+    Returns:
+      The set; None when --shard's part is done and others are not.
+
+    Raises:
+      InputError: when the model is no `serving` or `delg` SavedModel, the photos cannot be listed,
+        too many are unreadable, or the output was made with another model or setting.
+    """
+    describer = open_describer(settings.saved_model, settings.scales)
+    return describe_photos(settings, describer, settings.dtype, settings.part)
+
+
+if __name__ == "__main__":
+    config.main(extract, ExtractConfig)

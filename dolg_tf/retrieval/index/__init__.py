@@ -1,0 +1,1 @@
+"""Descriptor sets -> an index on disk, and its answers."""

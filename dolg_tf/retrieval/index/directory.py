@@ -1,0 +1,282 @@
+"""The index directory: what photos are searched in.
+
+`index.faiss` is what faiss reads (`IndexFlatIP` or `IndexIVFPQ`), `ids.txt` names its rows and
+`meta.json` says how they were made. Rows stand in the order of their ids, so that what ranks equal
+scores by row ranks them by id.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.index import ivfpq, same_space
+from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.rows import Rows, blocks
+from dolg_tf.stage import files, progress
+from dolg_tf.stage.config import InputError
+
+FORMAT_VERSION = 1
+KINDS = ("flat", "ivfpq")
+# What all photos of an index must share.
+SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
+_META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
+_BLOCK = 16384
+_TRIES, _WAIT = 4, 0.02  # of a reader, and seconds between them: an index is replaced in far less
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """An index that is open for searching; a change on disk does not reach it.
+
+    Attributes:
+      path: the directory.
+      ids: one a row, ascending.
+      meta: of its `meta.json`.
+      descriptors: (N, D), memory-mapped; None when the index is approximate.
+      approximate: the `faiss.IndexIVFPQ`; None when the index is exact.
+    """
+
+    path: pathlib.Path
+    ids: tuple[str, ...]
+    meta: dict
+    descriptors: Rows | None
+    approximate: object = None
+
+    @classmethod
+    def open(cls, path: files.Path) -> "Index":
+        """Opens an index; the descriptors of an exact one stay on disk.
+
+        Raises:
+          InputError: when it is missing, damaged or of another release.
+        """
+        path, failures = pathlib.Path(path), 0
+        while True:
+            # Another process may replace it meanwhile: then it is gone for a moment, and what was
+            # read may be of two indices.
+            try:
+                meta = read_meta(path)
+                found = cls._open(path, meta)
+                if str(read_meta(path)) == str(meta):  # as text: a NaN is not equal to itself
+                    return found
+            except (ValueError, OSError):  # of ours, or NumPy's of a file that is too short
+                failures += 1
+                if failures == _TRIES:
+                    raise
+                time.sleep(_WAIT)
+
+    @classmethod
+    def _open(cls, path: pathlib.Path, meta: dict) -> "Index":
+        rows, width, file = meta["rows"], meta["width"], path / "index.faiss"
+        for name in ("ids.txt", "index.faiss"):
+            if not (path / name).is_file():
+                raise InputError(f"{path / name}: no such file; build the index again")
+        check_sum(path / "ids.txt", meta)
+        ids = tuple(read_ids(path / "ids.txt"))
+        if meta["kind"] == "ivfpq":
+            check_sum(file, meta)
+            return cls(path, ids, meta, None, ivfpq.read(file, rows, width))
+        header = _flat_header(rows, width)
+        with file.open("rb") as opened:
+            known = opened.read(len(header)) == header
+        if not known or file.stat().st_size != len(header) + rows * width * 4:
+            raise InputError(f"{file}: not an IndexFlatIP of {rows} x {width}; build it again")
+        mapped = np.memmap(file, np.float32, "r", len(header), (rows, width))
+        return cls(path, ids, meta, Rows([mapped]))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which two photos show the same place; None: not calibrated."""
+        calibration = self.meta["calibration"]
+        return None if calibration is None else calibration["threshold"]
+
+    def matches(self, scores: np.ndarray) -> np.ndarray:
+        """Returns which scores reach the threshold of a calibrated index."""
+        # In float64: NumPy would round the threshold to float32, and a score below might reach it.
+        return np.asarray(scores, np.float64) >= self.threshold
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the nearest photos by inner product; equal scores are ranked by id.
+
+        Args:
+          queries: float32 (Q, D).
+          k: how many for each query, at least 1.
+
+        Returns:
+          (scores, ranks): float32 and int64 (Q, min(k, N)), best first; ranks are places in
+          `ids`. An approximate index may find fewer: there ranks are -1 and scores -inf.
+
+        Raises:
+          InputError: when the queries do not fit, or a row of the index is damaged.
+        """
+        if self.approximate is None:
+            return search.search(self.descriptors, queries, k)
+        search.check((len(self), self.meta["width"]), np.asarray(queries, np.float32), k)
+        return ivfpq.find(self.approximate, queries, min(k, len(self)))
+
+    def check_same(self, other: DescriptorSet, keys: Sequence[str] = SAME_SPACE) -> None:
+        """Makes sure that descriptors may be compared with those of the index.
+
+        Raises:
+          InputError: when one of `keys` of their meta data, or their width, is another.
+        """
+        if other.ids is None:
+            raise InputError(
+                f"{other.source} is a bare .npy, which names neither photos nor model; give a "
+                "descriptor set"
+            )
+        self.check_making(*same_space.about(other), (*keys, "width"))
+
+    def check_making(self, source: str, meta: dict, keys: Sequence[str] = SAME_SPACE) -> None:
+        """Makes sure that descriptors are made as those of the index were.
+
+        Raises:
+          InputError: when one of `keys` of their meta data is another.
+        """
+        remedy = (
+            "extract with the model and settings of the index, or rebuild the index with the other "
+            "model"
+        )
+        same_space.check([(self.path, self.meta), (source, meta)], keys, remedy)
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+def read_meta(path: pathlib.Path) -> dict:
+    """Reads the `meta.json` of an index.
+
+    Raises:
+      InputError: when it is missing, damaged or of another release.
+    """
+    file = path / "meta.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no index; dolg_tf.retrieval.index.stages build writes one")
+    meta = files.read_json(file, FORMAT_VERSION)
+    missing = set(_META_KEYS) - set(meta)
+    if missing:
+        raise InputError(f"{file}: no {min(missing)!r}; build the index again")
+    least, calibration = [(meta["rows"], 1), (meta["width"], 1)], meta["calibration"]
+    if meta["kind"] == "ivfpq":
+        made = meta["ivfpq"] if isinstance(meta["ivfpq"], dict) else {}
+        least += [(made.get("nlist"), 0), (made.get("m"), 0), (made.get("nprobe"), 1)]
+    sound = all(type(count) is int and count >= low for count, low in least)
+    sound &= meta["kind"] in KINDS and isinstance(meta["sha256"], dict)
+    if calibration is not None:
+        threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
+        sound &= type(threshold) is float and math.isfinite(threshold)
+    if not sound:
+        raise InputError(f"{file}: damaged; build the index again")
+    return meta
+
+
+def check_sum(file: pathlib.Path, meta: dict) -> None:
+    """Compares a file of an index with its checksum.
+
+    Raises:
+      InputError: when it is another.
+    """
+    if files.sha256(file) != meta["sha256"].get(file.name):
+        raise InputError(f"{file}: damaged, its checksum is another; build the index again")
+
+
+def read_ids(path: files.Path) -> list[str]:
+    """Reads one id a line.
+
+    Raises:
+      InputError: when the file is missing or not UTF-8.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 ({error})") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _flat_header(rows: int, width: int) -> bytes:
+    """Returns what stands before the rows in faiss' file of an `IndexFlatIP`."""
+    inner_product, trained, unused = 0, True, 1 << 20
+    return struct.pack(
+        "<4siqqq?iQ", b"IxFI", width, rows, unused, unused, trained, inner_product, rows * width
+    )
+
+
+# --- writing -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: files.Path, *, new: bool = False) -> Iterator[pathlib.Path]:
+    """Keeps other writers of an index out; readers still have what stands there.
+
+    Args:
+      path: of the index.
+      new: whether it need not be there.
+
+    Raises:
+      InputError: when another process is writing it, or there is none.
+    """
+    path = pathlib.Path(path).resolve()  # a link stays one, and the index has one lock
+    if not new:
+        read_meta(path)  # before a lock is left beside a mistyped path
+    taken = f"{path}: another process is changing this index; wait for it"
+    with files.lock(path.parent / f".{path.name}.lock", taken):
+        yield path
+
+
+def write(
+    path: files.Path, ids: Sequence[str], meta: dict, write_faiss: Callable[[pathlib.Path], None]
+) -> None:
+    """Writes an index, whole or not at all.
+
+    Args:
+      path: the directory; what stands there is replaced.
+      ids: ascending.
+      meta: of `meta.json`; `format_version`, `rows` and `sha256` are filled in.
+      write_faiss: writes `index.faiss` to the path it is given.
+    """
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        write_faiss(temporary / "index.faiss")
+        files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
+        sums = {name: files.sha256(temporary / name) for name in ("index.faiss", "ids.txt")}
+        about = {"format_version": FORMAT_VERSION, **meta, "rows": len(ids), "sha256": sums}
+        files.write_json(temporary / "meta.json", about)
+
+
+def write_flat(rows, path: pathlib.Path) -> None:
+    """Writes (N, D) rows as an `IndexFlatIP`, block by block: faiss writes only what it holds."""
+    total = -(-len(rows) // _BLOCK)
+    with path.open("wb") as file:
+        file.write(_flat_header(*rows.shape))
+        for _, block in progress.track(blocks(rows, _BLOCK), total, "write", "blocks"):
+            file.write(np.asarray(block, "<f4").tobytes())
+
+
+def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> None:
+    """Stores a calibration, as `dolg_tf.evaluation.calibrate` makes it, with an index.
+
+    Args:
+      path: of the index.
+      calibration: what is stored.
+      fitted_for: the `meta` of the index that the threshold was fitted for.
+
+    Raises:
+      InputError: when there is no index, it is of another model or kind by now, or another process
+        is changing it.
+    """
+    with locked(path) as folder:
+        meta = read_meta(folder)
+        made = [("the threshold", fitted_for), (folder, meta)]
+        remedy = "the index was changed meanwhile; calibrate again"
+        same_space.check(made, (*SAME_SPACE, "width", "kind"), remedy)
+        files.write_json(folder / "meta.json", meta | {"calibration": calibration})

@@ -1,0 +1,152 @@
+"""Photos that are described for an index: those that are searched for, and its own anew."""
+
+import csv
+import dataclasses
+import logging
+import pathlib
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.extract import stage
+from dolg_tf.retrieval.extract.model import Describer, open_describer
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+
+def write_csv(path: files.Path, lines: Iterable[list]) -> files.Path:
+    """Writes a CSV, whole or not at all, and returns its path."""
+    with (
+        files.atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file).writerows(lines)
+    return path
+
+
+def _is_whitened_after(index: Index) -> bool:
+    """Tells whether `whitening apply` whitened the descriptors, not the model."""
+    return isinstance(index.meta["whitening"], str)
+
+
+# --- photos that are searched for ----------------------------------------------------
+
+
+def describe_queries(
+    index: Index, saved_model: str, images: pathlib.Path, max_bad: int
+) -> DescriptorSet:
+    """Describes photos as those of an index were.
+
+    Args:
+      index: the index.
+      saved_model: the model of its photos.
+      images: a photo, a folder, or a CSV.
+      max_bad: unreadable photos that are tolerated.
+
+    Raises:
+      InputError: when photos cannot be described in this way, or too many are unreadable.
+    """
+    describer, root = _describer(saved_model, index), ""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        if images.is_file() and images.suffix.lower() != ".csv":
+            root = str(images.parent)
+            images = write_csv(folder / "photo.csv", [["path"], [images.name]])
+        settings = _settings(index, images, root, folder / "queries", max_bad)
+        found = stage.describe_photos(settings, describer)
+        # The files of the rows go with the folder.
+        return dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
+
+
+def _describer(saved_model: str, index: Index) -> Describer:
+    """Opens the model of an index, unless photos would be described in vain."""
+    if _is_whitened_after(index):
+        raise InputError(
+            f"{index.path} is of descriptors that `whitening apply` has whitened: extract the "
+            "photos, put `whitening apply` over them too, and give --descriptors, not --images"
+        )
+    if index.meta["scales"] is None:
+        raise InputError(
+            f"{index.path} is of imported descriptors, which do not say their scales: import those "
+            "of the queries in the same way, and give --descriptors, not --images"
+        )
+    describer = open_describer(saved_model, tuple(index.meta["scales"]))
+    about = {key: getattr(describer, key) for key in SAME_SPACE}
+    index.check_making(saved_model, about | {"scales": list(describer.scales)})
+    return describer
+
+
+def _settings(index: Index, images, image_root: str, output, max_bad: int) -> PhotosConfig:
+    return PhotosConfig(
+        images=str(images),
+        image_root=image_root,
+        max_side=index.meta["max_side"] or 0,
+        max_bad=max_bad,
+        output=str(output),
+    )
+
+
+# --- photos of the index -------------------------------------------------------------
+
+
+def describe_anew(
+    index: Index, saved_model: str, image_root: str, work: pathlib.Path, max_bad: int
+) -> DescriptorSet:
+    """Describes the photos of an index with another model, from where they were.
+
+    Args:
+      index: the index.
+      saved_model: the other model.
+      image_root: folder of the photos; empty: where they were.
+      work: folder in which the descriptors gather, so that an interrupted run goes on.
+      max_bad: unreadable photos that are tolerated.
+
+    Raises:
+      InputError: when photos are missing or cannot be described in the way that they were, or
+        `work` is of another run.
+    """
+    path = index.path
+    if index.meta["crop"]:
+        raise InputError(f"{path}: its photos were cut to boxes; extract and build it instead")
+    if _is_whitened_after(index):
+        raise InputError(
+            f"{path} is of descriptors that `whitening apply` has whitened, which a rebuild would "
+            "undo; extract, whiten and build it instead"
+        )
+    describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [["id"], *([id_] for id_ in index.ids)]
+        listed = write_csv(pathlib.Path(folder, "photos.csv"), lines)
+        settings = _settings(index, listed, root, work, max_bad)
+        if not any(photo.path.is_file() for photo in list_photos(settings).photos):
+            raise InputError(
+                f"{root} has not one of the {len(index)} photos of {path}: say with --image_root "
+                "where they are; photos in TFRecords cannot be found again, extract and build "
+                "these instead"
+            )
+        try:
+            return stage.describe_photos(settings, describer)
+        except InputError as error:
+            # Of an --output that somebody chose; here nobody did.
+            told = str(error).replace(f"--output={work}", str(work))
+            told = told.replace("delete it or choose another --output", f"delete {work}")
+            raise InputError(told) from error
+
+
+def _new_describer(saved_model: str, index: Index) -> Describer:
+    """Opens a model at its own scales; at those of the index where it, another's, says none."""
+    try:
+        describer, whose = open_describer(saved_model, ()), "the model"
+    except InputError:
+        scales = tuple(index.meta["scales"] or ())
+        describer, whose = open_describer(saved_model, scales), "the index"
+    told = ", ".join(f"{scale:.4g}" for scale in describer.scales)
+    log.info("%s: photos are described at the scales of %s, %s", index.path, whose, told)
+    return describer

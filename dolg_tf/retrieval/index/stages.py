@@ -1,0 +1,324 @@
+"""An index of photos: build it, search in it, keep it in step with the photos.
+
+    python -m dolg_tf.retrieval.index.stages build --descriptors=SET --output=INDEX
+    python -m dolg_tf.retrieval.index.stages query --index=INDEX --saved_model=DIR --images=DIR \\
+        --output=found.csv
+    python -m dolg_tf.retrieval.index.stages add --index=INDEX --descriptors=SET
+    python -m dolg_tf.retrieval.index.stages remove --index=INDEX --ids=ids.txt
+    python -m dolg_tf.retrieval.index.stages rebuild --index=INDEX --saved_model=MODEL
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.index import directory, ivfpq, photos
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.rows import Rows
+from dolg_tf.stage import config, files
+from dolg_tf.stage.config import InputError, at_least, option
+
+log = logging.getLogger(__name__)
+
+_SAID = 20  # queries whose answer is logged
+
+
+class _Reordered:
+    """Rows of `Rows` or an array in another order: by slices and by number."""
+
+    ndim = 2
+
+    def __init__(self, rows, order: np.ndarray):
+        self._rows, self._order = rows, order
+        self.shape = (len(order), rows.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self._rows[self._order[key]]
+
+
+def _order(ids) -> np.ndarray:
+    """Returns the places of the ids in ascending order."""
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
+
+
+# --- build ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Which descriptors become which index."""
+
+    descriptors: str = option("descriptor set of the photos that will be searched")
+    output: str = option("index (a directory) to write")
+    kind: str = option(
+        "flat: exact; ivfpq: approximate, and smaller in memory by a factor of about 28",
+        "flat",
+        choices=directory.KINDS,
+    )
+    nlist: int = option("ivfpq: cells that photos are sorted into; 0: by their number", 0)
+    m: int = option("ivfpq: bytes a photo, which divide its numbers; 0: an eighth of these", 0)
+    nprobe: int = option("ivfpq: cells that a search looks into", 32)
+    overwrite: bool = option("replace an index that is there", False)
+
+    def __post_init__(self):
+        at_least(self, nlist=0, m=0, nprobe=1)
+
+
+def build(settings: BuildConfig) -> Index:
+    """Builds an index: a descriptor set in, an index out.
+
+    Raises:
+      InputError: when the set is damaged, or something is at the output that must stay.
+    """
+    with directory.locked(settings.output, new=True) as path:
+        files.check_output(path, settings.overwrite, "index.faiss")
+        made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
+        found = descriptors.read(settings.descriptors)
+        return _build(found, path, made if settings.kind == "ivfpq" else None)
+
+
+def _build(
+    found: DescriptorSet, path: pathlib.Path, made: dict | None, calibration: dict | None = None
+) -> Index:
+    """Writes the index of a set; `made` are --nlist, --m and --nprobe, None makes it exact."""
+    if not found.ids:
+        raise InputError(f"{found.source}: an index is built from a descriptor set with photos")
+    order = _order(found.ids)
+    ids, rows = [found.ids[row] for row in order], _Reordered(found.descriptors, order)
+    meta = {key: found.meta[key] for key in ("image_root", *directory.SAME_MAKING)}
+    meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
+    if made is None:
+        directory.write(path, ids, meta, functools.partial(directory.write_flat, rows))
+        log.info("%s: %d photos, exact", path, len(ids))
+        return Index.open(path)
+    nlist, m = ivfpq.sizes(*rows.shape, made["nlist"], made["m"])
+    built = ivfpq.build(rows, nlist, m, made["nprobe"])
+    shares = ivfpq.recall(built, rows)
+    # As they were given, too: a 0 leaves a rebuild with more photos, or of another width, its own.
+    asked = {key: made[key] for key in ("nlist", "m", "nprobe")}
+    measured = {"cells": nlist, "bytes": m, "recall": shares, "recall_rows": len(ids)}
+    meta |= {"kind": "ivfpq", "ivfpq": asked | measured}
+    directory.write(path, ids, meta, functools.partial(ivfpq.write, built))
+    told = ", ".join(f"{100 * share:.1f} % of the {k} nearest" for k, share in shares.items())
+    log.info("%s: %d photos; it finds %s that exact search finds", path, len(ids), told)
+    return Index.open(path)
+
+
+# --- query ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """What is searched for in which index."""
+
+    index: str = option("index (a directory)")
+    output: str = option("CSV to write: query, rank, id, score, and match once it is calibrated")
+    descriptors: str = option("descriptor set of the queries; empty: photos", "")
+    saved_model: str = option("SavedModel that describes the photos", "")
+    images: str = option("photos to search for: one, a folder, or a CSV with a column path", "")
+    k: int = option("photos found for each query", 10)
+    max_bad: int = option("unreadable photos that are tolerated", 0, unit="photos")
+    overwrite: bool = option("replace a CSV that is there", False)
+
+    def __post_init__(self):
+        at_least(self, k=1, max_bad=0)
+        if bool(self.descriptors) == bool(self.images) or bool(self.images) != bool(
+            self.saved_model
+        ):
+            raise InputError("give either --descriptors, or --images and --saved_model")
+
+
+def query(settings: QueryConfig) -> None:
+    """Searches: photos or their descriptors in, a CSV of the nearest photos out.
+
+    Once a threshold is stored with the index, each photo found is called a match or not.
+
+    Raises:
+      InputError: when the index is damaged, or the queries were described in another way.
+    """
+    files.check_output(settings.output, settings.overwrite)
+    index = Index.open(settings.index)
+    if settings.descriptors:
+        queries = descriptors.read(settings.descriptors)
+    else:
+        queries = photos.describe_queries(
+            index, settings.saved_model, pathlib.Path(settings.images), settings.max_bad
+        )
+    index.check_same(queries)
+    found = index.search(np.asarray(queries.descriptors), settings.k)
+    photos.write_csv(settings.output, _lines(index, queries.ids, *found))
+    _say(index, queries.ids, *found)
+
+
+def _lines(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> Iterator[list]:
+    """Yields the lines of the CSV."""
+    calibrated = index.threshold is not None
+    yield ["query", "rank", "id", "score"] + ["match"] * calibrated
+    for name, its_scores, its_ranks in zip(names, scores, ranks, strict=True):
+        for place, (score, row) in enumerate(zip(its_scores, its_ranks, strict=True), 1):
+            if row >= 0:
+                line = [name, place, index.ids[row], f"{score:.9g}"]
+                match = ["match" if index.matches(score) else "no match"] if calibrated else []
+                yield line + match
+
+
+def _say(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> None:
+    calibrated = index.threshold is not None
+    for name, score, row in list(zip(names, scores[:, 0], ranks[:, 0], strict=True))[:_SAID]:
+        if row < 0:
+            log.info("%s: nothing found in the cells looked into", name)
+            continue
+        no = calibrated and not index.matches(score)
+        nearest = "no match; the nearest is " if no else ""
+        log.info("%s: %s%s, score %.4f", name, nearest, index.ids[row], score)
+    if calibrated:
+        matches = np.count_nonzero(index.matches(scores[:, 0]))
+        log.info("%d of %d queries have a match", matches, len(scores))
+
+
+# --- add and remove ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddConfig:
+    """Which photos come into which index."""
+
+    index: str = option("index (a directory)")
+    descriptors: str = option("descriptor set of the photos to add")
+
+
+def add(settings: AddConfig) -> Index:
+    """Adds photos to an index.
+
+    Raises:
+      InputError: when a photo is there already, or was described in another way.
+    """
+    with directory.locked(settings.index) as path:
+        index, new = Index.open(path), descriptors.read(settings.descriptors)
+        index.check_same(new, directory.SAME_MAKING)
+        twice = set(index.ids) & set(new.ids)
+        if twice:
+            raise InputError(
+                f"{path} has {len(twice)} of these photos already, such as {min(twice)!r}; remove "
+                "them first"
+            )
+        if new.meta["image_root"] != index.meta["image_root"]:
+            log.warning(
+                "the added photos are in %s, those of the index in %s: rebuild looks in one folder",
+                new.meta["image_root"],
+                index.meta["image_root"],
+            )
+        return _change(index, list(index.ids) + list(new.ids), new)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemoveConfig:
+    """Which photos leave which index."""
+
+    index: str = option("index (a directory)")
+    ids: str = option("text file of the ids to remove, one a line")
+
+
+def remove(settings: RemoveConfig) -> Index:
+    """Removes photos from an index.
+
+    Raises:
+      InputError: when one is not there, or none would be left.
+    """
+    with directory.locked(settings.index) as path:
+        index, gone = Index.open(path), set(directory.read_ids(settings.ids))
+        unknown = gone - set(index.ids)
+        if unknown:
+            raise InputError(
+                f"{settings.ids}: {len(unknown)} of its {len(gone)} ids are not in {path}, such as "
+                f"{min(unknown)!r}"
+            )
+        if len(gone) == len(index):
+            raise InputError(f"{settings.ids}: all photos of {path}; delete the directory instead")
+        return _change(index, [None if id_ in gone else id_ for id_ in index.ids])
+
+
+def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
+    """Writes the index with new rows behind the old, and without those whose id is None."""
+    directory.check_sum(index.path / "index.faiss", index.meta)
+    kept = np.array([row for row, id_ in enumerate(ids) if id_ is not None], np.int64)
+    order = kept[_order([ids[row] for row in kept])]
+    if index.approximate is None:
+        rows = Rows([index.descriptors] + ([new.descriptors] if new else []))
+        write = functools.partial(directory.write_flat, _Reordered(rows, order))
+    else:
+        if new:
+            ivfpq.add(index.approximate, new.descriptors, len(index))
+        labels = np.full(len(ids), -1, np.int64)
+        labels[order] = np.arange(len(order))
+        ivfpq.relabel(index.approximate, labels)
+        write = functools.partial(ivfpq.write, index.approximate)
+    directory.write(index.path, [ids[row] for row in order], index.meta, write)
+    log.info("%s: %d photos, were %d", index.path, len(order), len(index))
+    return Index.open(index.path)
+
+
+# --- rebuild -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RebuildConfig:
+    """With which model an index is made anew."""
+
+    index: str = option("index (a directory)")
+    saved_model: str = option("SavedModel that describes the photos from now on")
+    image_root: str = option("folder of the photos; empty: where they were", "")
+    max_bad: int = option("unreadable photos that leave the index", 0, unit="photos")
+
+    def __post_init__(self):
+        at_least(self, max_bad=0)
+
+
+def rebuild(settings: RebuildConfig) -> Index:
+    """Describes the photos of an index anew, with another model, and replaces the index.
+
+    An interrupted run goes on where it was: until the new index is in place, the old one stays
+    and the new descriptors gather beside it, in INDEX.rebuild. Scales are those that the model was
+    exported with.
+
+    Raises:
+      InputError: when photos are missing, were cut to the boxes of a ground truth, or have
+        descriptors that were whitened after extraction; or when another rebuild was begun.
+    """
+    with directory.locked(settings.index) as path:
+        index = Index.open(path)
+        work = path.with_name(f"{path.name}.rebuild")
+        found = photos.describe_anew(
+            index, settings.saved_model, settings.image_root, work, settings.max_bad
+        )
+        calibration = index.meta["calibration"]
+        if any(found.meta[key] != index.meta[key] for key in SAME_SPACE):
+            if calibration is not None:
+                log.warning("%s: its threshold was of the old descriptors; calibrate again", path)
+            calibration = None
+        rebuilt = _build(found, path, index.meta["ivfpq"], calibration)
+        shutil.rmtree(work)
+        return rebuilt
+
+
+if __name__ == "__main__":
+    config.commands(
+        {
+            "build": (build, BuildConfig),
+            "query": (query, QueryConfig),
+            "add": (add, AddConfig),
+            "remove": (remove, RemoveConfig),
+            "rebuild": (rebuild, RebuildConfig),
+        }
+    )

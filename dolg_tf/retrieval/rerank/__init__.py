@@ -1,0 +1,1 @@
+"""Rankings -> better rankings."""

@@ -1,0 +1,75 @@
+"""SuperGlobal re-ranking: the best photos refine their own descriptors and the query.
+
+Reference: Shao et al., "Global Features are All You Need for Image Retrieval and Reranking",
+ICCV 2023, section 3.3, and its published code, which this equals.
+"""
+
+import numpy as np
+
+from dolg_tf.stage.config import InputError
+
+
+def _order(scores: np.ndarray) -> np.ndarray:
+    """Returns the places of scores, the best first, among equals the leftmost.
+
+    Sums in float64 that are rounded here: copies of a photo have equal scores, whatever the order
+    in which a matrix product adds.
+    """
+    return np.argsort(-scores.astype(np.float32), axis=-1, kind="stable")
+
+
+def refine(candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
+    """Returns each of a query's photos averaged with its k nearest among them.
+
+    (x + sum of beta * (x.y) * y) / (1 + sum of beta * (x.y)) over the k nearest y.
+
+    Args:
+      candidates: float32 (M, D), unit rows.
+      k: neighbours; with fewer photos, all others.
+      beta: weight of the neighbours.
+
+    Returns:
+      float64 (M, D), not of unit norm.
+
+    Raises:
+      InputError: when the weights of a photo's neighbours, which have the sign of their inner
+        products, do not sum to more than -1.
+    """
+    candidates = candidates.astype(np.float64)
+    products = candidates @ candidates.T
+    nearest = _order(products)[:, : k + 1]
+    weights = beta * np.take_along_axis(products, nearest, 1)
+    weights[:, 0] = 1  # the photo itself
+    total = weights.sum(axis=1, keepdims=True)
+    if not (total > 1e-6).all():
+        raise InputError(
+            f"the weights of a photo and its {k} neighbours sum to {total.min():.3g}, since they "
+            "point away from it; give a smaller --rerank_beta or --rerank_k"
+        )
+    # (M, M) with k + 1 weights a row: one matrix product instead of M gathers.
+    spread = np.zeros_like(products)
+    np.put_along_axis(spread, nearest, weights / total, 1)
+    return spread @ candidates
+
+
+def reorder(query: np.ndarray, candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
+    """Returns the places of a query's photos after re-ranking, best first.
+
+    The photos are refined (`refine`) and scored by the query; the element-wise maximum of the
+    k + 1 best is a second query; the mean of both scores counts. Equals stay in their order.
+
+    Args:
+      query: float32 (D,), unit norm.
+      candidates: float32 (M, D), unit rows, the M best of the query, best first.
+      k: neighbours of a photo, and one less than the photos that make the second query.
+      beta: weight of the neighbours.
+
+    Returns:
+      int64 (M,).
+    """
+    refined = refine(candidates, k, beta)
+    scores = refined @ query
+    first = _order(scores)
+    expanded = refined[first[: k + 1]].max(axis=0)
+    second = (scores + refined @ expanded)[first] / 2
+    return first[_order(second)]

@@ -1,0 +1,1 @@
+"""Whitenings, learned and applied."""

@@ -1,0 +1,157 @@
+"""Whitenings learned from descriptors: unit((x - mean) @ projection).
+
+References:
+  PCA whitening: Jégou and Chum, "Negative evidences and co-occurrences in image retrieval", ECCV
+  2012; its power: Mukundan et al., "Understanding and Improving Kernel Local Descriptors", IJCV
+  2019.
+  Supervised whitening: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by
+  optimal linear projection", ICCV 2007; Radenović et al., "CNN Image Retrieval Learns from BoW",
+  ECCV 2016.
+Up to signs these are `pcawhitenlearn(X)` and `whitenlearn(X, qidxs, pidxs)` of
+cnnimageretrieval-pytorch, with projection = P^T.
+"""
+
+import logging
+
+import numpy as np
+
+from dolg_tf.retrieval.rows import blocks
+from dolg_tf.stage import progress
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 8192  # rows taken to float64 at a time: 32 MB at D 512
+# A direction whose variance is this share of the largest has none: float16 rounds away a few times
+# 1e-9, and batches move a descriptor by nearly as much as it has left there.
+_NO_VARIANCE = 1e-8
+# Differences of pairs with less than this share of the largest are those of too few pairs.
+_SINGULAR = 1e-12
+
+
+def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns eigenvalues, the largest first, and eigenvectors as columns, of a fixed sign."""
+    values, vectors = np.linalg.eigh((symmetric + symmetric.T) / 2)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], 0)
+    return values, vectors * np.where(largest < 0, -1, 1)
+
+
+def _mean_and_scatter(rows) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean (D,) and the sum of (x - mean)(x - mean)^T (D, D) over rows, float64."""
+    count, size = rows.shape
+    mean, scatter = np.zeros(size), np.zeros((size, size))
+    for _, block in blocks(rows, _BLOCK):
+        mean += block.sum(axis=0, dtype=np.float64) / count
+    steps = progress.track(
+        blocks(rows, _BLOCK), -(-count // _BLOCK), "whitening", f"blocks of {_BLOCK} rows"
+    )
+    for _, block in steps:
+        centred = block - mean
+        scatter += centred.T @ centred
+    return mean, scatter
+
+
+def _rank(values: np.ndarray, count: int, dimensions: int) -> int:
+    """Returns in how many directions rows vary.
+
+    Args:
+      values: eigenvalues of their covariance, the largest first.
+      count: rows.
+      dimensions: how many are wanted; 0: all there are.
+
+    Raises:
+      InputError: when there are fewer, or none.
+    """
+    size = len(values)
+    rank = int(np.count_nonzero(values > max(values[0], 0) * _NO_VARIANCE))
+    if not rank or dimensions > rank:
+        raise InputError(
+            f"{count} descriptors of {size} numbers vary in {rank} directions, "
+            f"{dimensions or 'at least 1'} are needed; give more photos or fewer --dimensions"
+        )
+    if not dimensions and rank < size:
+        told = "%d descriptors of %d numbers vary in %d directions: %d numbers are left of them"
+        log.warning(told, count, size, rank, rank)
+    return rank
+
+
+def pca(rows, dimensions: int = 0, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Learns PCA whitening.
+
+    With eigenvalues v_i, the largest first, and unit eigenvectors e_i of the covariance of N rows
+    (divided by N), column i of the projection is v_i ** (-power / 2) * e_i.
+
+    Args:
+      rows: (N, D).
+      dimensions: how many directions to keep, those of the largest variance; 0: all that have any.
+      power: from 0 to 1; 1 makes all directions equally strong, 0 leaves them as they are.
+
+    Returns:
+      (mean, projection): float64 (D,) and (D, K).
+
+    Raises:
+      InputError: when the rows vary in fewer directions than asked for, or in none.
+    """
+    mean, scatter = _mean_and_scatter(rows)
+    values, vectors = _decompose(scatter / max(len(rows), 1))
+    rank = _rank(values, len(rows), dimensions)
+    kept = dimensions or rank
+    return mean, vectors[:, :kept] * values[:kept] ** (-power / 2)
+
+
+def _differences(rows, queries: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of the queries (D,) and that of d d^T over differences d of pairs (D, D)."""
+    size = rows.shape[1]
+    mean, squares = np.zeros(size), np.zeros((size, size))
+    for start in range(0, len(queries), _BLOCK):
+        pairs = slice(start, start + _BLOCK)
+        first = np.asarray(rows[queries[pairs]], np.float64)
+        difference = first - rows[positives[pairs]]
+        mean += first.sum(axis=0) / len(queries)
+        squares += difference.T @ difference / len(queries)
+    return mean, squares
+
+
+def supervised(
+    rows, queries: np.ndarray, positives: np.ndarray, dimensions: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Learns the whitening that evens out how photos of one landmark differ.
+
+    The mean is that of the queries, counted as often as they are in a pair. With the differences d
+    of P pairs, S = sum of d d^T / P = L L^T (Cholesky); then all rows, (x - mean) taken through
+    L^-1, are turned to their principal directions. Directions in which no row varies are left out
+    first.
+
+    Args:
+      rows: (N, D); all of them count in the principal directions.
+      queries: int (P,), rows.
+      positives: int (P,), the row that shows the same landmark as the query.
+      dimensions: how many directions to keep; 0: all in which the rows vary.
+
+    Returns:
+      (mean, projection): float64 (D,) and (D, K).
+
+    Raises:
+      InputError: when the rows vary in fewer directions than asked for, or the pairs do not differ
+        in all of these.
+    """
+    centre, scatter = _mean_and_scatter(rows)
+    values, vectors = _decompose(scatter)
+    rank = _rank(values, len(rows), dimensions)
+    basis = vectors[:, :rank]  # (D, R)
+    mean, squares = _differences(rows, queries, positives)
+    within = basis.T @ squares @ basis
+    found = _decompose(within)[0]
+    spanned = int(np.count_nonzero(found > max(found[0], 0) * _SINGULAR))
+    if spanned < rank:
+        raise InputError(
+            f"the differences of {len(queries)} pairs span {spanned} of the {rank} directions in "
+            "which photos vary, and whitening would blow up the others without bound; give more "
+            f"pairs, several times {rank}, or learn without pairs (PCA)"
+        )
+    whiten = np.linalg.inv(np.linalg.cholesky(within)) @ basis.T  # (R, D)
+    # About the mean of the queries, not of all rows.
+    scatter += len(rows) * np.outer(centre - mean, centre - mean)
+    _, turned = _decompose(whiten @ scatter @ whiten.T)
+    return mean, (whiten.T @ turned)[:, : dimensions or rank]

@@ -1,0 +1,93 @@
+"""Pairs of photos of one landmark, from a CSV, as rows of a descriptor set."""
+
+import itertools
+import logging
+
+import numpy as np
+
+from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.records.lists import csv_rows
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+Pairs = tuple[np.ndarray, np.ndarray]  # int64 (P,) each: row of a query, row of its positive
+
+
+def _rows_by_id(photos: DescriptorSet) -> dict[str, int]:
+    if photos.ids is None:
+        raise InputError(
+            f"{photos.source}: the rows of an .npy have no ids to look up in a CSV; give a "
+            "descriptor set"
+        )
+    return {id_: row for row, id_ in enumerate(photos.ids)}
+
+
+def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
+    """Reads a CSV with the columns `query` and `positive`: ids of two photos of one landmark.
+
+    Raises:
+      InputError: when there is no pair, or a photo has no descriptor or is its own partner.
+    """
+    rows, pairs = _rows_by_id(photos), []
+    for where, names in csv_rows(str(path), ["query"], ["positive"]):
+        ids = [id_of(name) for name in names]
+        for id_ in ids:
+            if id_ not in rows:
+                raise InputError(f"{where}: {photos.source} has no photo {id_!r}")
+        if ids[0] == ids[1]:
+            raise InputError(f"{where}: {ids[0]!r} is paired with itself")
+        pairs.append([rows[id_] for id_ in ids])
+    return _arrays(pairs, path)
+
+
+def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
+    """Pairs each photo of a landmark with the landmark's next one, in the order of a CSV.
+
+    A landmark of n photos gives n - 1 pairs. Columns: `path` or `id`; `landmark`, `label` or
+    `landmark_id`; where there is a column `split`, only its rows with "train" (or nothing) count.
+    Rows whose photo has no descriptor are left out, and counted in the log.
+
+    Raises:
+      InputError: when no photo has a descriptor, no landmark has two photos, or a photo is listed
+        twice.
+    """
+    rows, landmarks, seen = _rows_by_id(photos), {}, set()
+    others = missing = 0
+    columns = (["path", "id"], ["landmark", "label", "landmark_id"], ["split", ""])
+    for where, (name, landmark, split) in csv_rows(str(path), *columns):
+        id_ = id_of(name)
+        if split not in ("", "train"):
+            others += 1
+            continue
+        if id_ in seen:
+            raise InputError(f"{where}: {id_!r} is listed twice; a photo has one landmark")
+        seen.add(id_)
+        if id_ in rows:
+            landmarks.setdefault(landmark, []).append(rows[id_])
+        else:
+            missing += 1
+    if missing and not landmarks:
+        raise InputError(
+            f"{path}: none of its {missing} photos is in {photos.source}, whose first is "
+            f"{next(iter(rows), None)!r}; list photos as they are called there"
+        )
+    pairs = [pair for photos in landmarks.values() for pair in itertools.pairwise(photos)]
+    log.info(
+        "%s: %d pairs of %d landmarks; %d rows of other splits and %d without descriptor left out",
+        path,
+        len(pairs),
+        len(landmarks),
+        others,
+        missing,
+    )
+    return _arrays(pairs, path)
+
+
+def _arrays(pairs: list, path) -> Pairs:
+    if not pairs:
+        raise InputError(f"{path}: no pair of photos of one landmark")
+    queries, positives = np.array(pairs, np.int64).T
+    return queries, positives

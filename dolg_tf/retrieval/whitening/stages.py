@@ -1,0 +1,177 @@
+"""Whitening of descriptor sets: learned from one (`fit`), applied to others (`apply`).
+
+The file that `fit` writes goes into a model as well: `--whitening` of export_saved_model.py.
+"""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.whitening import learn
+from dolg_tf.retrieval.whitening.pairs import pairs_from_csv, pairs_from_labels
+from dolg_tf.stage import config, files
+from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.whitening import Whitening, load_whitening, write_whitening
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What a whitening is learned from."""
+
+    descriptors: str = option(
+        "descriptor set (or .npy) of photos to learn from; not those that are searched or scored"
+    )
+    output: str = option("whitening to write, an .npz")
+    pairs_csv: str = option(
+        "supervised whitening from a CSV with the columns query and positive: two photos of one "
+        "landmark; empty: none",
+        "",
+    )
+    labels_csv: str = option(
+        "supervised whitening from a CSV with the columns path (or id) and landmark: each photo "
+        "is paired with the landmark's next one; empty: none. Without either CSV it is PCA",
+        "",
+    )
+    dimensions: int = option(
+        "length of the whitened descriptors, at most the descriptors' own; 0: as many as they vary "
+        "in",
+        0,
+    )
+    power: float = option(
+        "of PCA whitening: 1 makes all directions equally strong, 0 leaves their strengths", 1.0
+    )
+    overwrite: bool = option("replace an output that is there", False)
+
+    def __post_init__(self):
+        config.at_least(self, dimensions=0)
+        if self.pairs_csv and self.labels_csv:
+            raise InputError("give --pairs_csv or --labels_csv, not both")
+        if not 0 <= self.power <= 1:
+            raise InputError(f"--power={self.power} must be from 0 to 1")
+        if self.power != 1 and (self.pairs_csv or self.labels_csv):
+            raise InputError(f"--power={self.power} is of PCA; supervised whitening has none")
+        if not self.output.endswith(".npz"):
+            raise InputError(f"--output={self.output} must end in .npz")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApplyConfig:
+    """What is whitened with what."""
+
+    descriptors: str = option("descriptor set to whiten")
+    whitening: str = option(".npz that `fit` wrote")
+    output: str = option("descriptor set (a directory) to write")
+
+
+def _refuse_whitened(photos: DescriptorSet) -> None:
+    if photos.meta.get("whitening") is not None:
+        raise InputError(
+            f"{photos.source} is whitened already, with {photos.meta['whitening']}; give the set "
+            "that it was made from"
+        )
+
+
+def fit(settings: FitConfig) -> None:
+    """Learns a whitening: descriptor set in, .npz out.
+
+    Raises:
+      InputError: when the descriptors are too few, or whitened already.
+    """
+    files.check_output(settings.output, settings.overwrite)
+    photos = descriptors.read(settings.descriptors)
+    _refuse_whitened(photos)
+    rows = photos.descriptors
+    if settings.pairs_csv or settings.labels_csv:
+        if settings.pairs_csv:
+            pairs = pairs_from_csv(settings.pairs_csv, photos)
+        else:
+            pairs = pairs_from_labels(settings.labels_csv, photos)
+        mean, projection = learn.supervised(rows, *pairs, settings.dimensions)
+    else:
+        mean, projection = learn.pca(rows, settings.dimensions, settings.power)
+    write_whitening(settings.output, mean, projection, photos.meta.get("model_hash", ""))
+    log.info(
+        "%s: from %d descriptors, %d numbers to %d", settings.output, *rows.shape, len(projection.T)
+    )
+
+
+class WhitenedRows:
+    """Rows that are whitened when they are read: float32, unit norm.
+
+    Args:
+      photos: (N, D) descriptors with ids.
+      whitening: of D numbers.
+    """
+
+    ndim = 2
+
+    def __init__(self, photos: DescriptorSet, whitening: Whitening):
+        self._photos, self._whitening = photos, whitening
+        self.shape = (len(photos), whitening.projection.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        """Returns rows from a start to a stop.
+
+        Raises:
+          InputError: when nothing of a descriptor is left.
+        """
+        rows = (self._photos.descriptors[key] - self._whitening.mean) @ self._whitening.projection
+        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        if not (norms > 1e-6).all():
+            row = (key.start or 0) + int(np.flatnonzero(~(norms[:, 0] > 1e-6))[0])
+            raise InputError(
+                f"{self._photos.source}: whitening leaves nothing of {self._photos.ids[row]!r}, "
+                "which is the mean; learn it from more photos"
+            )
+        rows /= norms
+        return rows
+
+
+def apply(settings: ApplyConfig) -> None:
+    """Whitens a descriptor set: set and .npz in, set out, its meta.json tells the whitening.
+
+    Sets can be searched and scored together only when the same whitening went over both.
+
+    Raises:
+      InputError: when the whitening is of descriptors of another model or length, the set is
+        whitened already, or something else stands at the output.
+    """
+    photos = descriptors.read(settings.descriptors)
+    if photos.ids is None:
+        raise InputError(
+            f"--descriptors={settings.descriptors}: nothing would tell that an .npy is whitened; "
+            "give a descriptor set"
+        )
+    _refuse_whitened(photos)
+    whitening = load_whitening(settings.whitening, photos.descriptors.shape[1])
+    whitening.check_model(settings.whitening, photos.source, photos.meta["model_hash"])
+    meta = photos.meta | {"whitening": whitening.sha256}
+    kept = descriptors.finished(settings.output, meta)
+    if kept is not None and kept.ids == photos.ids:
+        log.info("%s: kept, it is up to date", settings.output)
+        return
+    if kept is not None:
+        raise InputError(
+            f"--output={settings.output} holds other photos; delete it or choose another --output"
+        )
+    if pathlib.Path(settings.output, descriptors.UNFINISHED).is_dir():
+        raise InputError(
+            f"--output={settings.output} is an extraction that was interrupted; finish it, delete "
+            "it or choose another --output"
+        )
+    rows = WhitenedRows(photos, whitening)
+    descriptors.write(settings.output, DescriptorSet(photos.ids, rows, meta))
+    log.info("%s: %d descriptors of %d numbers", settings.output, *rows.shape)
+
+
+if __name__ == "__main__":
+    config.commands({"fit": (fit, FitConfig), "apply": (apply, ApplyConfig)})

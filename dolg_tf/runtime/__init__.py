@@ -1,0 +1,1 @@
+"""A SavedModel run through TensorFlow's C library."""

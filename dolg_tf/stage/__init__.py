@@ -1,0 +1,1 @@
+"""What every stage is made of: configuration, files, progress, processes. No TensorFlow."""

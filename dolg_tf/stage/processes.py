@@ -1,0 +1,79 @@
+"""Work in many processes: little of it under way at once, and no process that outlives it.
+
+No TensorFlow here: a process starts in a fraction of a second and needs little memory.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+
+from dolg_tf.stage.config import InputError
+
+
+def end_with_parent() -> None:
+    """Lets this process end when its parent has, also when that was killed."""
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _start_process() -> None:
+    """Lets a process end with its parent: at Ctrl-C at once, and when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+def count(processes: int, items: int) -> int:
+    """Returns how many processes to start: `processes`, 0 for one a core, at most one an item."""
+    return max(1, min(processes or os.cpu_count() or 1, items))
+
+
+def run(function: Callable, items: Iterable, processes: int) -> Iterator:
+    """Yields `function(item)` of each item, in the order in which they are done.
+
+    An item is made only when a process is about to take it. On an error, or when the caller stops
+    early, the processes are killed: what they write must be whole or not there.
+
+    Args:
+      function: of a module, so that a process can import it.
+      items: its arguments.
+      processes: how many work at once; with 1 all is done in this one.
+
+    Raises:
+      InputError: when a process was killed from outside; else whatever `function` raises.
+    """
+    items = iter(items)
+    if processes == 1:
+        yield from map(function, items)
+        return
+    before = set(multiprocessing.active_children())
+    spawn = multiprocessing.get_context("spawn")
+    pool = futures.ProcessPoolExecutor(processes, spawn, _start_process)
+    try:
+        # One more than there are processes: the next item lies ready when one is done.
+        waiting = {pool.submit(function, item) for item in itertools.islice(items, processes + 1)}
+        while waiting:
+            done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                waiting |= {pool.submit(function, item) for item in itertools.islice(items, 1)}
+                yield result
+    except BaseException as error:
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "a worker process was killed, perhaps for lack of memory; run the same command "
+                "again, with fewer --processes"
+            ) from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,104 @@
+"""A whitening on disk: unit((descriptor - mean) @ projection).
+
+The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and,
+where it is known, `model_hash`, that of the descriptors it was learned on. Other arrays in it are
+not read. Learned and applied by `dolg_tf.retrieval.whitening.stages`; an export takes it into the
+model.
+"""
+
+import dataclasses
+import pathlib
+import zipfile
+
+import numpy as np
+
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """Mean (D,) and projection (D, K), float32, and the SHA-256 of their file.
+
+    `model_hash` is that of the descriptors it was learned on, "" where the file does not say.
+    """
+
+    mean: np.ndarray
+    projection: np.ndarray
+    sha256: str
+    model_hash: str = ""
+
+    def check_model(self, path: files.Path, source: files.Path, *hashes: str) -> None:
+        """Makes sure that it was learned on descriptors of a model, where it says of which.
+
+        Args:
+          path: of the whitening, for the error.
+          source: whose descriptors are to be whitened, for the error.
+          hashes: of that model; the error names the first.
+
+        Raises:
+          InputError: when it was learned on those of another.
+        """
+        if self.model_hash not in ("", *hashes):
+            raise InputError(
+                f"--whitening={path} was learned on descriptors of model {self.model_hash}, "
+                f"{source} is of {hashes[0]}; learn it again on descriptors of this model"
+            )
+
+
+def write_whitening(
+    path: files.Path, mean: np.ndarray, projection: np.ndarray, model_hash: str
+) -> None:
+    """Writes a whitening, whole or not at all; the same numbers make the same bytes.
+
+    Args:
+      path: ends in .npz.
+      mean: float (D,), written as float32.
+      projection: float (D, K), written as float32.
+      model_hash: of the descriptors it was learned on; "": not known.
+    """
+    arrays = {"mean": np.asarray(mean, "f4"), "projection": np.asarray(projection, "f4")}
+    with files.atomic_path(path) as temporary:
+        np.savez(temporary, **arrays, model_hash=np.array(model_hash))
+
+
+def load_whitening(path: files.Path, size: int) -> Whitening:
+    """Reads a whitening.
+
+    Args:
+      path: the .npz file.
+      size: D, of the descriptors.
+
+    Raises:
+      InputError: when there is no such file, or its arrays are missing, of other shapes, or not
+        finite numbers.
+    """
+    path, arrays = pathlib.Path(path), []
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            for name in ("mean", "projection"):
+                arrays.append(np.asarray(stored[name], np.float32))
+            model_hash = str(stored["model_hash"]) if "model_hash" in stored else ""
+    # zipfile raises a RuntimeError for what it cannot unpack.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(
+            f"--whitening={path}: no .npz with the arrays mean and projection ({error})"
+        ) from error
+    mean, projection = arrays
+    fits = mean.shape == (size,) and projection.ndim == 2 and projection.shape[0] == size
+    if not (fits and 0 < projection.shape[1] <= size):
+        raise InputError(
+            f"--whitening={path}: mean {mean.shape} and projection {projection.shape} do not fit "
+            f"descriptors of {size}; they must be ({size},) and ({size}, K) with K up to {size}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(projection).all()):
+        raise InputError(f"--whitening={path}: holds a NaN or an infinity; learn it again")
+    return Whitening(mean, projection, files.sha256(path), model_hash)

@@ -1,0 +1,88 @@
+"""Named tensors of a file become the variables of a network: every one, or none."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.files.arrays import Tensor
+
+# From PyTorch's layout to ours: convolutions [out, in, h, w], depthwise ones [channels, 1, h, w].
+CONV, DEPTHWISE, SAME = (2, 3, 1, 0), (2, 3, 0, 1), None
+# (name in the file, our variable, transposition from theirs to ours)
+Entry = tuple[str, keras.Variable, tuple | None]
+
+
+def norm_entries(prefix: str, layer: keras.layers.BatchNormalization) -> list[Entry]:
+    """Returns the four tensors of a PyTorch batch norm."""
+    return [
+        (f"{prefix}.weight", layer.gamma, SAME),
+        (f"{prefix}.bias", layer.beta, SAME),
+        (f"{prefix}.running_mean", layer.moving_mean, SAME),
+        (f"{prefix}.running_var", layer.moving_variance, SAME),
+    ]
+
+
+def fill(
+    entries: Sequence[Entry],
+    tensors: Mapping[str, np.ndarray | Tensor],
+    ignored_because: Callable[[str], str],
+) -> dict[str, str]:
+    """Fills every variable of the entries; all names and shapes are compared before any is read.
+
+    Args:
+      entries: which tensor is which variable.
+      tensors: arrays, or tensors of a file, by name.
+      ignored_because: of a tensor that is in no entry, why it is not needed; "" when nothing says
+        so.
+
+    Returns:
+      {name of a tensor that was ignored: why}.
+
+    Raises:
+      InputError: naming the first tensor that is missing, left over, of another shape, no
+        floating-point number, or not finite.
+    """
+    used = {name for name, _, _ in entries}
+    ignored = {name: ignored_because(name) for name in tensors if name not in used}
+    unknown = [
+        f"its {name} fits nothing in this network" for name, why in ignored.items() if not why
+    ]
+    for name, variable, axes in entries:
+        if name not in tensors:
+            raise InputError(
+                "; ".join([f"it has no {name}, which {variable.path} needs", *unknown[:1]])
+            )
+        shape = tuple(variable.shape)
+        needed = shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
+        if tuple(tensors[name].shape) != needed:
+            raise InputError(
+                f"its {name} has shape {tuple(tensors[name].shape)}, this network's {needed}"
+            )
+    if unknown:
+        raise InputError(unknown[0])
+    arrays = [checked(name, tensors[name]) for name, _, _ in entries]
+    for (_, variable, axes), array in zip(entries, arrays, strict=True):
+        variable.assign(array if axes is None else array.transpose(axes))
+    return ignored
+
+
+def checked(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
+    """Returns a tensor as float32.
+
+    Raises:
+      InputError: when it holds other than floating-point numbers, or what float32 or a variance
+        cannot be.
+    """
+    array = tensor.read() if isinstance(tensor, Tensor) else np.asarray(tensor)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"its {name} holds {array.dtype}; weights are floating-point numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        bad = array.size - np.count_nonzero(np.isfinite(array))
+        raise InputError(f"its {name} holds {bad} NaN or infinite values of {array.size}")
+    if name.endswith("running_var") and array.min(initial=0) < 0:
+        raise InputError(f"its {name} holds a variance below 0")
+    return array

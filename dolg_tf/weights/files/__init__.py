@@ -1,0 +1,1 @@
+"""Readers of other frameworks' weight files, which carry out nothing in them."""

@@ -1,0 +1,228 @@
+"""State dicts in files: one way in and one way out, whatever the format.
+
+The format is told by content. Opening reads names, shapes and dtypes and checks them against the
+bytes that are there; an array is read when it is asked for, so that memory is bounded by what the
+caller has a use for. No file can make anything run.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import struct
+import tokenize
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+from dolg_tf.weights.files import arrays as stored
+from dolg_tf.weights.files import torch
+from dolg_tf.weights.files.arrays import Refused, Tensor, TensorFile, quoted
+from dolg_tf.weights.files.zip import Archive
+
+__all__ = ["Tensor", "TensorFile", "open_tensors", "write_tensors"]
+
+# The headers of 50,000 tensors fit; safetensors' own limit is 100 MB.
+_LARGEST_HEADER = 1 << 23
+_SAFETENSORS = {
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "I8": "int8",
+    "U8": "uint8",
+}
+
+
+def open_tensors(path: str | os.PathLike) -> TensorFile:
+    """Opens a state dict: PyTorch (zip or legacy), `.npz` or `.safetensors`.
+
+    The state dict is the file's mapping itself, or what stands in it under `model_state` (the
+    authors' code), `state_dict` or `model`.
+
+    Raises:
+      InputError: naming the file and why it is not read. `Tensor.read` raises it, too.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file of weights")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(1024)
+    with stored.refusing(path):
+        if head.startswith((b"PK\3\4", b"PK\5\6")):
+            return _open_zip(path)
+        if head.startswith(torch.LEGACY_MAGIC):
+            return torch.read_legacy(path)
+        # Before the rest: the length of its header may look like the beginning of a pickle.
+        length = struct.unpack("<Q", head[:8])[0] if head[8:9] == b"{" else None
+        if length is not None and length <= _LARGEST_HEADER:
+            return _open_safetensors(path, length)
+        reason = _foreign(head)
+        if reason is None and length is not None:
+            reason = f"is no safetensors file, or one with a header of {length} bytes"
+        raise Refused(reason or "is no PyTorch, .npz or .safetensors file")
+
+
+def _foreign(head: bytes) -> str | None:
+    """Returns what a file is that is none of ours, as far as its beginning tells."""
+    start = head.lstrip().lower()
+    if not head:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page (HTML) saved under this name: download the file itself"
+    if head[257:262] == b"ustar":
+        return (
+            "is a tar archive, PyTorch's format before 2017, or one to unpack first; save the "
+            "weights again with a newer torch.save"
+        )
+    if head.startswith(b"\x93NUMPY"):
+        return "is a single array: save all of them by name with numpy.savez"
+    if head.startswith(b"\x89HDF"):
+        return "is an HDF5 file (of Keras?), not a PyTorch checkpoint"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed with gzip: unpack it first"
+    if head.startswith((b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")):
+        return "is a Python pickle that torch.save did not write; save with torch.save or as .npz"
+    if re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]+", head):
+        return "is a text file"
+    return None
+
+
+def _open_zip(path: pathlib.Path) -> TensorFile:
+    archive = Archive(path)
+    if any(map(torch.is_pickle, archive.names)):
+        return torch.read_zip(path, archive)
+    if archive.names and all(name.endswith(".npy") for name in archive.names):
+        tensors = {name[:-4]: _npy(path, archive, name) for name in archive.names}
+        return TensorFile("NumPy", tensors, ())
+    raise Refused("is a zip archive, but neither PyTorch (no data.pkl) nor .npz")
+
+
+# --- NumPy ---------------------------------------------------------------------------
+
+
+def _npy(path: pathlib.Path, archive: Archive, name: str) -> Tensor:
+    region = archive.region(name)
+    with region.open() as stream:
+        head = io.BytesIO(stream.read(4096))
+    where = f"array {quoted(name[:-4])}"
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        read = readers.get(np.lib.format.read_magic(head))
+        if read is None:
+            raise Refused(f"{where} has an .npy version that is not read here")
+        shape, by_columns, dtype = read(head, max_header_size=2000)
+    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise Refused(f"{where} has no header of an .npy file ({str(error)[:100]})") from error
+    if dtype.hasobject:
+        raise Refused(f"{where} holds pickled Python objects, which are never run here")
+    if dtype.name not in stored.DTYPES:
+        raise Refused(f"{where} has dtype {dtype.name!r:.100}, which no weight has")
+    body = stored.Region(region.size - head.tell(), region.open, head.tell())
+    strides = None
+    if by_columns:
+        strides = [math.prod(shape[:i]) for i in range(len(shape))]
+    big_endian = dtype.str.startswith(">")
+    if body.size != math.prod(shape) * dtype.itemsize:
+        raise Refused(f"{where} of shape {shape} does not have {body.size} bytes: get it again")
+    return stored.tensor(path, name[:-4], body, dtype.name, shape, strides, big_endian=big_endian)
+
+
+def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same arrays, the same file
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+# --- safetensors ---------------------------------------------------------------------
+
+
+def _open_safetensors(path: pathlib.Path, length: int) -> TensorFile:
+    import safetensors
+
+    try:
+        # It checks offsets, sizes and overlaps; but its NumPy side reads no bfloat16.
+        with safetensors.safe_open(path, framework="np"):
+            pass
+        with path.open("rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(length))
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise Refused(f"is a damaged safetensors file ({error}): get it again") from error
+    beside = ("__metadata__",) if header.pop("__metadata__", None) else ()
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS:
+            raise Refused(f"tensor {quoted(name)} has dtype {entry['dtype']}, which no weight has")
+        begin, end = entry["data_offsets"]
+        region = stored.file_region(path, 8 + length + begin, end - begin)
+        dtype = _SAFETENSORS[entry["dtype"]]
+        tensors[name] = stored.tensor(path, name, region, dtype, entry["shape"])
+    if not tensors:
+        raise Refused("holds no tensors")
+    return TensorFile("safetensors", tensors, beside)
+
+
+def _write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(dict(arrays), path)
+
+
+# --- writing -------------------------------------------------------------------------
+
+_WRITERS = {
+    ".pyth": torch.write_zip,
+    ".pth": torch.write_zip,
+    ".pt": torch.write_zip,
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}
+
+
+def check_suffix(path: pathlib.Path) -> None:
+    """Raises InputError when `write_tensors` does not know the suffix."""
+    if path.suffix not in _WRITERS:
+        raise InputError(f"{path} must end in one of {', '.join(_WRITERS)}")
+
+
+def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dict, whole or not at all; the same arrays give the same bytes.
+
+    Args:
+      path: of the file. Its suffix says the format: .pyth, .pth, .pt (PyTorch's zip format, which
+        `torch.load(path, weights_only=True)` reads), .npz or .safetensors.
+      arrays: by name, of the dtypes in `stored.DTYPES` but bfloat16.
+
+    Raises:
+      InputError: on another suffix, or an array of another dtype.
+    """
+    path = pathlib.Path(path)
+    check_suffix(path)
+    plain = {}
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if array.dtype.name not in stored.DTYPES or array.dtype.name == "bfloat16":
+            raise InputError(f"{name} has dtype {array.dtype}, which {path.suffix} does not hold")
+        # Not np.ascontiguousarray, which gives a number an axis.
+        plain[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+    with files.atomic_path(path) as temporary:
+        _WRITERS[path.suffix](temporary, plain)

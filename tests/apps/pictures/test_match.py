@@ -1,0 +1,131 @@
+"""The picture of why two photos match, and its command."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import stand_in_saved_model as stand_in
+from matplotlib.patches import ConnectionPatch
+from PIL import Image
+
+from dolg_tf.apps.pictures.agreement import Agreement, Pair
+from dolg_tf.apps.pictures.match import MatchConfig, compare, describe_match, draw, match
+from dolg_tf.retrieval.extract.loaded_model import LoadedModel
+from dolg_tf.stage.config import InputError
+
+WIDE, TALL = np.full((30, 60, 3), 90, np.uint8), np.full((80, 40, 3), 90, np.uint8)
+
+
+def _found(*pairs):
+    a, b = np.zeros((3, 6), np.float32), np.zeros((8, 4), np.float32)
+    a[0, 5], b[7, 0] = 0.8, 0.8
+    return Agreement(a, b, pairs)
+
+
+def _texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two photos that share a red corner, and a model."""
+    path = tmp_path_factory.mktemp("match")
+    for name, (rows, columns) in {"a": (64, 96), "b": (96, 48)}.items():
+        image = np.full((rows, columns, 3), 120, np.uint8)
+        image[-16:, :16] = (255, 0, 0)
+        image[:16, -16:] = (0, 0, 255) if name == "a" else (0, 255, 0)
+        Image.fromarray(image).save(path / f"{name}.png")
+    stand_in.save(path / "model")
+    return path
+
+
+def _config(folder, output, **options):
+    photos = (str(folder / "a.png"), str(folder / "b.png"))
+    arguments = {"saved_model": str(folder / "model"), "photos": photos, "output": str(output)}
+    return MatchConfig(**arguments | options)
+
+
+def test_photos_and_maps_keep_their_aspects_and_share_a_scale():
+    figure = draw((WIDE, TALL), _found(), 0.5, ("wide.jpg", "tall.jpg"))
+    *panels, bar = figure.axes
+    size = figure.get_size_inches()
+    boxes = [axes.get_position().bounds * np.tile(size, 2) for axes in panels]
+    aspects = [box[2] / box[3] for box in boxes]
+    np.testing.assert_allclose(aspects, [2, 2, 0.5, 0.5])
+    assert len({round(box[3], 6) for box in boxes}) == 1
+    for photo, below in (boxes[:2], boxes[2:]):
+        assert photo[0] == below[0] and photo[1] > below[1] + below[3]
+    # Not the largest value that is there: another pair's picture has the same colours.
+    drawn = [panel.images[1] for panel in (panels[1], panels[3])]
+    assert [image.get_clim() for image in drawn] == [(0, 1), (0, 1)]
+    np.testing.assert_array_equal(drawn[1].get_array(), _found().b)
+    assert bar.get_ylabel() == "agreement"
+    titles = [axes.get_title() for axes in panels]
+    assert titles == ["wide.jpg", "", "tall.jpg", ""] and "0.500" in _texts(figure)[0]
+
+
+def test_a_match_is_told_in_words():
+    assert describe_match(_found()).endswith("at most 0.80 of 1; no pair of places is joined.")
+    pairs = Pair((0, 5), (7, 0), 0.7), Pair((2, 0), (0, 3), 0.1)
+    assert "1 pair of places is joined by lines" in describe_match(_found(pairs[0]))
+    text = describe_match(_found(*pairs))
+    assert text.endswith("2 pairs are joined by lines, the strongest of 0.70.")
+
+
+def test_lines_join_the_middles_of_cells():
+    found = _found(Pair((0, 5), (7, 0), 0.8), Pair((2, 0), (0, 3), 0.1))
+    figure = draw((WIDE, TALL), found)
+    lines = [artist for artist in figure.artists if isinstance(artist, ConnectionPatch)]
+    # Cells of 10 x 10 pixels; the first pixel's middle is 0.
+    assert [(line.xy1, line.xy2) for line in lines] == [
+        ((54.5, 4.5), (4.5, 74.5)),
+        ((4.5, 24.5), (34.5, 4.5)),
+    ]
+    assert [line.axesA for line in lines] == [figure.axes[1]] * 2
+    assert [line.axesB for line in lines] == [figure.axes[3]] * 2
+    assert lines[0].get_linewidth() > lines[1].get_linewidth()
+    assert "the 2 strongest pairs" in " ".join(_texts(figure)[-1].split())
+    assert not any("similarity" in text for text in _texts(figure))
+    assert "No two places" in " ".join(_texts(draw((WIDE, TALL), _found()))[-1].split())
+
+
+def test_where_photos_agree_is_bright_and_joined(folder):
+    images = [np.asarray(Image.open(folder / f"{name}.png")) for name in "ab"]
+    similarity, found = compare(LoadedModel(folder / "model"), *images)
+    assert found.a.shape == (4, 6) and found.b.shape == (6, 3)
+    assert found.a.argmax() == 3 * 6 and found.b.argmax() == 5 * 3
+    assert (found.pairs[0].a, found.pairs[0].b) == ((3, 0), (5, 0))
+    rows = [LoadedModel(folder / "model").describe(image) for image in images]
+    assert similarity == pytest.approx(float(rows[0] @ rows[1]), abs=1e-6)
+    pixels = io.BytesIO()
+    draw(images, found).savefig(pixels, format="png")
+    shown = np.asarray(Image.open(pixels).convert("RGB")).astype(int)
+    assert (np.abs(shown - (0x56, 0xB4, 0xE9)).max(-1) < 8).sum() > 200  # the line and its ends
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_command_writes_a_picture_and_says_the_similarity(folder, tmp_path, caplog, suffix):
+    caplog.set_level(logging.INFO)
+    output = tmp_path / f"match{suffix}"
+    match(_config(folder, output))
+    assert output.stat().st_size > 10_000 and "similarity of the descriptors" in caplog.text
+    with pytest.raises(InputError, match="--overwrite"):
+        match(_config(folder, output))
+    match(_config(folder, output, overwrite=True, max_side=32))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_bad_flags_and_photos(folder, tmp_path):
+    output = tmp_path / "match.png"
+    for options, message in (
+        ({"photos": ("a.jpg",)}, "must be two photos"),
+        ({"output": "match.gif"}, r"must end in \.jpg, \.pdf, \.png, \.svg"),
+        ({"output": str(folder / "x" / ".." / "a.png")}, "one of the photos"),
+        ({"max_side": -1}, "at least 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _config(folder, **{"output": output} | options)
+    with pytest.raises(InputError, match=r"none\.jpg: No such file"):
+        match(_config(folder, output, photos=(str(folder / "a.png"), str(folder / "none.jpg"))))
+    assert not output.exists()

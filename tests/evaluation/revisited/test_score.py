@@ -1,0 +1,397 @@
+import dataclasses
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from naive_scores import naive_scores
+
+from dolg_tf.evaluation.revisited import inputs as revisited_inputs
+from dolg_tf.evaluation.revisited import score
+from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query
+from dolg_tf.retrieval.rerank import methods
+from dolg_tf.stage.config import InputError
+
+# Query 1 has no hard photo, query 2 no positive at all.
+TRUTH = {
+    "imlist": [f"i{n}" for n in range(8)],
+    "qimlist": ["q0", "q1", "q2"],
+    "gnd": [
+        {"bbx": [0, 0, 9, 9], "easy": [0, 1], "hard": [2], "junk": [3]},
+        {"bbx": [0, 0, 9, 9], "easy": [4], "hard": [], "junk": []},
+        {"bbx": [0, 0, 9, 9], "easy": [], "hard": [], "junk": [5, 6]},
+    ],
+}
+RANKS = np.array([[3, 0, 7, 2, 1, 4, 5, 6], [7, 4, 0, 1, 2, 3, 5, 6], list(range(8))])
+
+
+def _trapezoids(*places):
+    """AP of 0-based places, by the formula of the protocol."""
+    terms = [((j / r if r else 1) + (j + 1) / (r + 1)) / 2 for j, r in enumerate(places)]
+    return sum(terms) / len(terms)
+
+
+def _score(task, ranks):
+    """The scores of whole rankings: for each query all rows of the index, best first."""
+    places = []
+    for query, ranking in zip(task.queries, np.asarray(ranks), strict=True):
+        place = np.argsort(ranking)
+        places.append({label: place[getattr(query, label)] for label in LABELS})
+    return score.score_places(places)
+
+
+@pytest.fixture
+def task(tmp_path):
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(TRUTH))
+    return score.load_ground_truth(tmp_path / "gnd_x.pkl")
+
+
+def test_levels_by_hand(task):
+    scores = _score(task, RANKS)
+    # easy: photos 3 (junk) and 2 (hard) go, so 0 and 1 stand at 0 and 2.
+    assert scores["easy"]["AP"] == [_trapezoids(0, 2), _trapezoids(1), None]
+    # medium: only photo 3 goes, so 0, 2 and 1 stand at 0, 2 and 3.
+    assert scores["medium"]["AP"] == [_trapezoids(0, 2, 3), _trapezoids(1), None]
+    # hard: photos 3, 0 and 1 go, so 2 stands at 1.
+    assert scores["hard"]["AP"] == [_trapezoids(1), None, None]
+    assert scores["easy"]["mAP"] == (_trapezoids(0, 2) + _trapezoids(1)) / 2
+    assert scores["easy"]["mP@1"] == (1 + 0) / 2
+    assert scores["easy"]["mP@5"] == (2 / 3 + 1 / 2) / 2
+    low, high = scores["medium"]["mAP_interval"]
+    assert low <= scores["medium"]["mAP"] <= high
+
+
+def test_a_level_without_positives(task):
+    queries = tuple(dataclasses.replace(query, hard=query.hard[:0]) for query in task.queries)
+    scores = _score(dataclasses.replace(task, queries=queries), RANKS)
+    assert scores["hard"] == {
+        "mAP": None,
+        "mP@1": None,
+        "mP@5": None,
+        "mP@10": None,
+        "AP": [None, None, None],
+        "mAP_interval": None,
+    }
+    last = score.table(scores).splitlines()[-1]
+    assert last.split() == ["hard", "-", "-", "-", "-"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=strategies.data())
+def test_equals_the_walk_down_the_ranking(data):
+    """Few whole numbers, so most scores are tied; any query may lack positives or be all junk."""
+    draw, whole = data.draw, strategies.integers
+    rng = np.random.default_rng(draw(whole(0, 10**6)))
+    own, more, queries = draw(whole(1, 20)), draw(whole(0, 8)), draw(whole(1, 3))
+    rows = rng.integers(-1, 2, (own + more, 3)).astype(np.float32)
+    asking = rng.integers(-1, 2, (queries, 3)).astype(np.float32)
+    labels = [rng.integers(0, 4, own) for _ in range(queries)]
+    if draw(strategies.booleans()):
+        labels[0][:] = draw(whole(0, 3))  # all easy, all hard, all junk, or nothing
+    truth = tuple(
+        Query((0, 0, 1, 1), *(np.flatnonzero(label == kind) for kind in range(3)))
+        for label in labels
+    )
+    task = GroundTruth("x", tuple(map(str, range(own))), tuple(map(str, range(queries))), truth)
+    report = score.score_descriptors(task, asking, rows)
+    for level, (positive, junk) in score.LEVELS.items():
+        expected = []
+        for query, vector in zip(truth, asking, strict=True):
+            ranking = np.argsort(-(rows @ vector), kind="stable")
+            lists = [
+                [row for label in some for row in getattr(query, label)]
+                for some in (positive, junk)
+            ]
+            expected.append(naive_scores(ranking, *lists) if lists[0] else None)
+        assert [ap is None for ap in report[level]["AP"]] == [pair is None for pair in expected]
+        there = [pair for pair in expected if pair is not None]
+        assert [x for x in report[level]["AP"] if x is not None] == pytest.approx(
+            [ap for ap, _ in there], abs=1e-12
+        )
+        for place, k in enumerate(score.CUTOFFS):
+            values = [precision[place] for _, precision in there]
+            found = report[level][f"mP@{k}"]
+            assert found == (pytest.approx(np.mean(values)) if values else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "distractors"),
+    [("roxford5k", 0), ("roxford5k", 20000), ("rparis6k", 0)],
+)
+def test_equals_the_benchmark_s_own_code(ground_truths, name, distractors, tmp_path):
+    spec = importlib.util.spec_from_file_location("features", ground_truths / "features.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with (ground_truths / f"gnd_{name}.pkl").open("rb") as file:
+        queries, rows = module.features(pickle.load(file), 0, distractors)
+    np.save(tmp_path / "queries.npy", queries)
+    np.save(tmp_path / "index.npy", rows)
+    report = evaluate(
+        RevisitedConfig(
+            ground_truth=str(ground_truths / f"gnd_{name}.pkl"),
+            query_descriptors=str(tmp_path / "queries.npy"),
+            index_descriptors=str(tmp_path / "index.npy"),
+            output=str(tmp_path / "report.json"),
+        )
+    )
+    golden = f"eval_{name}_seed0_distractors{distractors}.json"
+    expected = json.loads((ground_truths / golden).read_text())
+    assert report["protocol"]["distractors"] == distractors
+    if distractors:
+        alone = (ground_truths / f"eval_{name}_seed0_distractors0.json").read_text()
+        _assert_scores(report["without_distractors"], json.loads(alone))
+    _assert_scores(report, expected)
+
+
+def _assert_scores(report, expected):
+    assert list(expected) == list(score.LEVELS)
+    for level, values in expected.items():
+        assert [ap is None for ap in report[level]["AP"]] == [ap is None for ap in values["AP"]]
+        for key, value in values.items():
+            found = [np.nan if x is None else x for x in np.atleast_1d(report[level][key])]
+            value = [np.nan if x is None else x for x in np.atleast_1d(value)]
+            np.testing.assert_allclose(found, value, atol=1e-12, err_msg=f"{level} {key}")
+
+
+# --- the command ---------------------------------------------------------------------
+
+META = {
+    "image_root": "photos",
+    "model_hash": "abc",
+    "scales": [1.0],
+    "crop": False,
+    "max_side": 0,
+    "whitening": None,
+    "bad": [],
+}
+
+
+def _unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def files(tmp_path, task):
+    """Descriptors of the task, the index in another order and with one photo too many."""
+    rng = np.random.default_rng(0)
+    rows = {id_: _unit(rng.standard_normal(16)) for id_ in (*task.index_ids, *task.query_ids)}
+    others = _unit(rng.standard_normal((5, 16)))
+
+    def save(name, ids, values, **meta):
+        values = np.array(values, np.float32)
+        descriptors.write(tmp_path / name, DescriptorSet(tuple(ids), values, META | meta))
+
+    save("queries", task.query_ids, [rows[i] for i in task.query_ids], crop=True)
+    mixed = (*task.index_ids[::-1], "q0")
+    save("index", mixed, [rows[i] for i in mixed])
+    save("distractors", [f"d{n}" for n in range(5)], others)
+    save("whole", task.query_ids, [rows[i] for i in task.query_ids])
+    large = {"crop": True, "scales": [1.0, 2.0]}
+    save("large_queries", task.query_ids, [rows[i] for i in task.query_ids], **large)
+    np.save(tmp_path / "others.npy", others.astype(np.float32))
+    save("large", [f"d{n}" for n in range(5)], others, scales=[1.0, 2.0])
+    save("other_model", task.index_ids, np.eye(8, 16), model_hash="xyz")
+    np.save(tmp_path / "index.npy", np.array([rows[i] for i in task.index_ids], np.float32))
+    np.save(tmp_path / "both.npy", np.array([*(rows[i] for i in task.index_ids), *others], "f4"))
+    np.save(tmp_path / "queries.npy", np.array([rows[i] for i in task.query_ids], np.float32))
+    np.save(tmp_path / "narrow.npy", np.zeros((8, 4), np.float32))
+    return tmp_path
+
+
+def _config(folder, **changes):
+    names = {"query_descriptors": "queries", "index_descriptors": "index"} | changes
+    names |= {"ground_truth": "gnd_x.pkl", "output": "out/report.json"}
+    return RevisitedConfig(**{key: str(folder / name) for key, name in names.items()})
+
+
+def test_sets_are_joined_by_id(files, task, caplog):
+    caplog.set_level("INFO")
+    report = evaluate(_config(files))
+    assert report == json.loads((files / "out/report.json").read_text())
+    by_row = evaluate(_config(files, index_descriptors="index.npy"))
+    assert [report[level] for level in score.LEVELS] == [by_row[level] for level in score.LEVELS]
+    _, ranks = search.search(
+        np.load(files / "index.npy"), descriptors.read(files / "queries").descriptors
+    )
+    assert report["medium"] == _score(task, ranks)["medium"]
+    assert "1 photos of" in caplog.text and "medium" in caplog.text
+    assert report["protocol"] == {
+        "ground_truth": "gnd_x",
+        "queries": 3,
+        "index": 8,
+        "distractors": 0,
+        "not_searched": 1,
+        "query_crop": "box",
+        "model_hash": "abc",
+        "query_scales": [1.0],
+        "index_scales": [1.0],
+        "query_max_side": 0,
+        "index_max_side": 0,
+        "whitening": None,
+        "image_variant": "unknown",
+        "remarks": [],
+        "rerank": {"method": "none"},
+    }
+
+
+def test_distractors_may_follow_or_come_apart(files):
+    together = evaluate(_config(files, index_descriptors="both.npy"))
+    apart = evaluate(_config(files, distractor_descriptors="distractors"))
+    assert together["protocol"]["distractors"] == apart["protocol"]["distractors"] == 5
+    alone = evaluate(_config(files))
+    for level in score.LEVELS:
+        assert together[level] == apart[level] != alone[level]
+        assert together["without_distractors"][level] == alone[level]
+    assert together["medium"]["mAP"] < alone["medium"]["mAP"]
+    assert "without_distractors" not in alone
+
+
+def test_distractors_stay_on_disk(files, task):
+    np.save(files / "half.npy", np.load(files / "both.npy").astype(np.float16))
+    names = [str(files / name) for name in ("queries", "half.npy", "distractors")]
+    inputs = revisited_inputs.read_inputs(task, files / "gnd_x.pkl", *names)
+    assert [type(array) for array in inputs.distractors.arrays] == [np.memmap] * 2
+    np.testing.assert_allclose(inputs.distractors[:5], inputs.distractors[5:], atol=1e-3)
+    assert inputs.protocol["distractors"] == 10
+
+
+@pytest.mark.parametrize("method", ["alpha_qe", "alpha_dba", "superglobal", "k_reciprocal"])
+def test_reranking_is_scored_as_it_ranks(files, task, method, caplog):
+    """With and without distractors each for itself, as its neighbours are other photos."""
+    caplog.set_level("INFO")
+    flags = {"rerank": method, "rerank_k": 3}
+    if method in ("superglobal", "k_reciprocal"):
+        flags |= {"rerank_m": 7, "rerank_beta": 0.1}
+    else:
+        flags["rerank_alpha"] = 0.0
+    report = evaluate(
+        dataclasses.replace(_config(files, distractor_descriptors="distractors"), **flags)
+    )
+    queries = np.asarray(descriptors.read(files / "queries").descriptors)
+    rows = np.load(files / "both.npy")
+    for scores, index in [(report, rows), (report["without_distractors"], rows[:8])]:
+        found = methods.apply(methods.RerankConfig(**flags), queries, index)
+        ranks = []
+        for query, scored in enumerate(np.asarray(found.queries) @ np.asarray(found.index).T):
+            head = [] if found.head is None else found.head[query].tolist()
+            order = np.argsort(-scored, kind="stable")
+            ranks.append([*head, *(row for row in order if row not in head)])
+        expected = _score(task, ranks)
+        assert {level: scores[level] for level in score.LEVELS} == expected
+    assert report["protocol"]["rerank"]["method"] == method
+    assert report["protocol"]["rerank"]["k"] == 3
+    assert f"; re-ranked: {method}, " in caplog.text and "k 3" in caplog.text
+    plain = evaluate(_config(files, distractor_descriptors="distractors"))
+    assert any(plain[level] != report[level] for level in score.LEVELS)
+
+
+# --- the protocol --------------------------------------------------------------------
+
+
+def test_an_uncropped_run_says_so_everywhere(files, caplog):
+    caplog.set_level("INFO")
+    report = evaluate(_config(files, query_descriptors="whole"))
+    assert report["protocol"]["query_crop"] == "none"
+    assert report["protocol"]["remarks"][0].startswith("queries NOT cut to their boxes")
+    assert "gnd_x: 3 queries, 8 photos; queries NOT cut to their boxes\nnote: queries NOT" in (
+        caplog.text
+    )
+    report = evaluate(_config(files, query_descriptors="queries.npy"))
+    assert report["protocol"]["query_crop"] is None
+    assert "is not known: an .npy" in report["protocol"]["remarks"][0]
+
+
+def test_the_variant_of_the_photos_is_read_beside_the_ground_truth(files):
+    about = {"format_version": 1, "variant": "blurred"}
+    (files / "prepared.json").write_text(json.dumps(about))
+    protocol = evaluate(_config(files))["protocol"]
+    assert protocol["image_variant"] == "blurred" and "faces are blurred" in protocol["remarks"][0]
+    (files / "prepared.json").write_text(json.dumps(about | {"variant": None}))
+    assert evaluate(_config(files))["protocol"]["image_variant"] == "unknown"
+    (files / "prepared.json").write_text("{")
+    with pytest.raises(InputError, match=r"prepared\.json: not JSON"):
+        evaluate(_config(files))
+
+
+def test_distractors_extracted_otherwise_are_remarked(files):
+    report = evaluate(_config(files, distractor_descriptors="large"))
+    assert report["protocol"]["distractor_scales"] == [1.0, 2.0]
+    assert report["protocol"]["remarks"] == [
+        "distractors were extracted with other scales than the index"
+    ]
+    # What an .npy was extracted with is not known.
+    protocol = evaluate(_config(files, distractor_descriptors="others.npy"))["protocol"]
+    assert protocol["distractor_scales"] is None and protocol["remarks"] == []
+
+
+def test_queries_of_other_scales_than_the_index_are_scored_and_remarked(files):
+    protocol = evaluate(_config(files, query_descriptors="large_queries"))["protocol"]
+    assert (protocol["query_scales"], protocol["index_scales"]) == ([1.0, 2.0], [1.0])
+    assert protocol["remarks"] == ["queries were extracted with other scales than the index"]
+
+
+@pytest.mark.parametrize(("distractors", "shown"), [(0, "84.81"), (1_001_001, "73.63")])
+def test_published_rows_stand_beside_one_s_own(ground_truths, distractors, shown):
+    task = score.load_ground_truth(ground_truths / "gnd_roxford5k.pkl")
+    level = {"mAP": 0.8481, "mP@1": 1, "mP@5": 1, "mP@10": 1, "mAP_interval": [0.8, 0.9]}
+    protocol = {"query_crop": "none", "rerank": {"method": "none"}, "remarks": []}
+    scores = dict.fromkeys(score.LEVELS, level)
+    lines = score.summary(task, scores, protocol, distractors).splitlines()
+    rows = [line for line in lines if "DOLG" in line]
+    assert len(rows) == 6 and sum(" NOT cut " in line for line in rows) == 4
+    assert any(shown in line for line in lines)
+    assert lines[-1].split() == ["yours", "84.81", "84.81", "NOT", "cut"]
+    lines = score.summary(task, scores, protocol, 5).splitlines()
+    assert lines[-1] == "nothing is published with 5 distractors; R1M has 1,001,001"
+
+
+def test_what_does_not_fit_is_refused(files):
+    for changes, told in [
+        (
+            {"index_descriptors": "other_model"},
+            "other_model has model_hash 'xyz', .*queries has 'abc'",
+        ),
+        ({"index_descriptors": "queries"}, "lacks 8 of 8 photos"),
+        ({"query_descriptors": "index.npy"}, "8 rows for 3 queries"),
+        ({"index_descriptors": "narrow.npy"}, "width 4, .*queries has 16"),
+        ({"distractor_descriptors": "narrow.npy"}, "width 4, .*queries has 16"),
+        ({"query_descriptors": "nowhere"}, "no such descriptor set"),
+        ({"distractor_descriptors": "index"}, "8 distractors of .* are photos of the index"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            evaluate(_config(files, **changes))
+    assert not (files / "out").exists()
+    (files / "out/report.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="is a directory"):
+        evaluate(_config(files))
+    for memory in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"--memory_gb={memory} must be above 0"):
+            dataclasses.replace(_config(files), memory_gb=memory)
+
+
+def test_command_line(files):
+    command = [sys.executable, "-m", "dolg_tf.evaluation.revisited.score"]
+    command += [f"--ground_truth={files}/gnd_x.pkl", f"--query_descriptors={files}/queries"]
+    command += [f"--output={files}/report.json"]
+    done = subprocess.run(
+        [*command, f"--index_descriptors={files}/index"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "95 % of mAP" in done.stderr
+    wrong = subprocess.run(
+        [*command, f"--index_descriptors={files}/none"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 1 and "no such descriptor set" in wrong.stderr

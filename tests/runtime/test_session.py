@@ -1,0 +1,101 @@
+"""The C++ loader: what it returns, what it refuses, and what Python's loader lets pass."""
+
+import concurrent.futures
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dolg_tf.runtime.session import CppSession
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    class Toy(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = tf.Variable(2.0)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None], tf.string, "text"),
+                tf.TensorSpec([None, None], tf.float32, "x"),
+            ]
+        )
+        def call(self, text, x):
+            joined = tf.strings.join([text, "!"])
+            return {"joined": joined, "y": x * self.factor, "n": tf.size(x)}
+
+    module, path = Toy(), str(tmp_path_factory.mktemp("toy"))
+    tf.saved_model.save(module, path, signatures={"toy": module.call})
+    return path
+
+
+def test_arrays_and_strings_go_in_and_come_out(toy):
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with CppSession(toy) as session:
+        assert list(session.signatures) == ["toy"]
+        # Short strings lie inside TensorFlow's string, long ones outside; zeros do not end them.
+        for text in ([b"a\0b\0", b"x" * 1000], [], np.array([b"ab"], object)):
+            found = session.run("toy", {"text": text, "x": x.T})
+            np.testing.assert_array_equal(found["y"], 2 * x.T)
+            assert found["n"].shape == () and found["n"] == 6 and found["n"].dtype == np.int32
+            assert found["joined"].tolist() == [value + b"!" for value in text]
+        empty = session.run("toy", {"text": [], "x": np.zeros((0, 3), np.float32)})
+        assert empty["y"].shape == (0, 3)
+
+
+def test_wrong_inputs_are_refused(toy):
+    x = np.ones((1, 1), np.float32)
+    with CppSession(toy) as session:
+        with pytest.raises(RuntimeError, match="must feed a value"):
+            session.run("toy", {"x": x})
+        with pytest.raises(TypeError, match="x is float64, the signature takes float32"):
+            session.run("toy", {"text": [b""], "x": np.ones((1, 1))})
+        with pytest.raises(KeyError, match=r"z: toy takes \['text', 'x'\]"):
+            session.run("toy", {"text": [b""], "z": x})
+        with pytest.raises(KeyError, match="other"):
+            session.run("other", {})
+
+
+def test_a_path_without_model_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="Could not find SavedModel"):
+        CppSession(tmp_path)
+
+
+def test_several_threads_may_run_it(toy):
+    def run(i):
+        x = np.full((50, i + 1), i, np.float32)
+        found = session.run("toy", {"text": [b"%d" % i] * i, "x": x})
+        return found["joined"].tolist() == [b"%d!" % i] * i and (found["y"] == 2 * x).all()
+
+    with CppSession(toy) as session, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(200)))
+
+
+@pytest.mark.parametrize("as_attribute", [True, False])
+def test_a_keras_model_as_attribute_loads_in_python_alone(tmp_path, as_attribute):
+    """Why `saved_model.py` tracks the variables and not the network."""
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    module = tf.Module()
+    if as_attribute:
+        module.network = network
+    else:
+        module.weights = [variable.value for variable in network.variables]
+    call = tf.function(network, input_signature=[tf.TensorSpec([None, 3], tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path), signatures={"call": call})
+    x = np.ones((1, 3), np.float32)
+    model = tf.saved_model.load(str(tmp_path))
+    (in_python,) = model.signatures["call"](x=tf.constant(x)).values()
+    np.testing.assert_allclose(in_python, network(x), rtol=1e-5)
+
+    def in_cpp():
+        with CppSession(tmp_path) as session:
+            return next(iter(session.run("call", {"x": x}).values()))
+
+    if as_attribute:
+        with pytest.raises(RuntimeError, match="Could not find variable"):
+            in_cpp()
+    else:
+        np.testing.assert_allclose(in_cpp(), network(x), rtol=1e-5)

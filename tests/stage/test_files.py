@@ -1,0 +1,87 @@
+"""Files are whole or not there."""
+
+import pytest
+
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "value.txt"
+    files.write_text(path, "before")
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path):
+    for name in ("old", "new"):
+        with files.atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_does_not_make_way_for_a_file(tmp_path):
+    files.write_text(tmp_path / "folder/kept.txt", "kept")
+    with pytest.raises(InputError, match="folder is a folder, a file must not take its place"):
+        files.write_text(tmp_path / "folder", "text")
+    assert (tmp_path / "folder/kept.txt").read_text() == "kept"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    files.write_json(tmp_path / "a" / "b" / "value.json", {"x": 1})
+    assert files.read_json(tmp_path / "a" / "b" / "value.json") == {"x": 1}
+
+
+def test_json_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        files.write_json(tmp_path / "value.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json: not JSON"):
+        files.read_json(tmp_path / "broken.json")
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        files.read_json(tmp_path / "none.json")
+
+
+def test_another_format_version_is_refused(tmp_path):
+    files.write_json(tmp_path / "value.json", {"format_version": 2})
+    with pytest.raises(InputError, match="format_version is 2, this release reads 1"):
+        files.read_json(tmp_path / "value.json", 1)
+    files.write_json(tmp_path / "list.json", [1])
+    with pytest.raises(InputError, match="format_version is None"):
+        files.read_json(tmp_path / "list.json", 1)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd"])
+def test_paths_stay_in_their_folder(tmp_path, name):
+    with pytest.raises(InputError, match="leads out of"):
+        files.inside(tmp_path, name)
+    assert files.inside(tmp_path, "a/b.jpg") == tmp_path / "a/b.jpg"
+
+
+def test_links_that_lead_out_are_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="leads out of"):
+        files.inside(tmp_path / "folder", "link/secret")
+
+
+def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
+    files.check_output(tmp_path / "none", overwrite=False)
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        folder.mkdir()
+    (mine / "config.json").touch()
+    files.check_output(mine, overwrite=True, mark="config.json")
+    files.check_output(mine / "config.json", overwrite=True)
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        files.check_output(mine, overwrite=False, mark="config.json")
+    for folder, mark in ((other, "config.json"), (mine, None)):
+        with pytest.raises(InputError, match="directory of something else"):
+            files.check_output(folder, overwrite=True, mark=mark)

@@ -1,0 +1,104 @@
+"""train.py as processes of their own, which a test may kill."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from tiny import MODEL
+
+from dolg_tf.stage.config import to_flagfile
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_PATIENCE = 900  # seconds for a process to reach a line or its end; machines may be busy
+
+
+class Process:
+    """A started train.py.
+
+    Args:
+      data, training: the recipe.
+      environment: variables besides this process's own.
+      prefix: what stands between Python and train.py on the command line.
+      model: of the recipe.
+    """
+
+    def __init__(self, data, training, environment=None, prefix=("train.py",), model=MODEL):
+        self.lines = []
+        self._process = subprocess.Popen(
+            [sys.executable, *prefix, *to_flagfile(model, data, training).splitlines()],
+            cwd=_ROOT,
+            env={**os.environ, **(environment or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self._process.stderr:
+            self.lines.append((time.monotonic(), line.rstrip("\n")))
+
+    @property
+    def log(self):
+        return "\n".join(line for _, line in self.lines)
+
+    def wait_for(self, start):
+        """Waits for a line that starts so."""
+        limit = time.monotonic() + _PATIENCE
+        while not any(line.startswith(start) for _, line in self.lines):
+            assert self._process.poll() is None, f"ended before {start!r}:\n{self.log}"
+            assert time.monotonic() < limit, f"no {start!r} in {_PATIENCE} s:\n{self.log}"
+            time.sleep(0.005)
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+    def end(self, code, patience=_PATIENCE):
+        """Waits for the end and returns what the process said; it must exit with `code`."""
+        try:
+            found = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"no end in {patience} s:\n{self.log}") from None
+        self._reader.join()
+        assert found == code, f"exit code {found}, not {code}:\n{self.log}"
+        return self.log
+
+    def error(self, patience=_PATIENCE):
+        """Waits for the end, with exit code 1 and one line of error, and returns the line."""
+        log = self.end(1, patience)
+        assert "Traceback" not in log, log
+        (line,) = [line for line in log.splitlines() if ": error: " in line]
+        return line
+
+
+def run(data, training, **kwargs):
+    """Runs train.py to its good end and returns what it said."""
+    return Process(data, training, **kwargs).end(0)
+
+
+def _free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def start_workers(data, *recipes):
+    """Starts two workers on this machine, the chief first; with one recipe, the chief alone."""
+    addresses = [f"localhost:{port}" for port in _free_ports(2)]
+    started = []
+    for index, training in enumerate(recipes):
+        task = {"type": "worker", "index": index}
+        cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        started.append(Process(data, training, {"TF_CONFIG": cluster}))
+    return started
