@@ -2,8 +2,10 @@
 
 import os
 
-from dolg_tf import recipe
+from dolg_tf.data.config import DataConfig
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.stage import config
+from dolg_tf.training.config import TrainingConfig
 
 
 def train(model, data, training):
@@ -19,4 +21,4 @@ def train(model, data, training):
 
 
 if __name__ == "__main__":
-    config.main(train, recipe.DolgConfig, recipe.DataConfig, recipe.TrainingConfig)
+    config.main(train, DolgConfig, DataConfig, TrainingConfig)

@@ -46,8 +46,8 @@ def official_r50(standin):
     """Function of multi_atrous to (network, config) with the stand-in official weights."""
     import functools
 
+    from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
-    from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
     from dolg_tf.weights.official import load_state_dict
 
     @functools.cache

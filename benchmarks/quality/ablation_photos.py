@@ -10,7 +10,7 @@ import tensorflow as tf
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling import dolg
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.stage import files, progress
 from dolg_tf.weights import imagenet
 

@@ -41,9 +41,9 @@ from photo_scores import score_queries
 
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling import dolg
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.heads import ArcFace
 from dolg_tf.modeling.layers import GeM, l2_normalize
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files, progress
 from dolg_tf.stage import processes as workers

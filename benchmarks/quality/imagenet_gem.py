@@ -22,9 +22,9 @@ from photo_scores import mean_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.layers import GeM, l2_normalize
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.weights import imagenet
 
 SIDE = 288  # pixels

@@ -27,10 +27,10 @@ import tensorflow as tf
 from timing import Timer, best_rates, peak_memory, peaks
 
 from dolg_tf.data import images
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, save_dolg
 from dolg_tf.modeling.summary import count_multiply_adds
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.modes import serving
 from dolg_tf.serving.saved_model import SCALES, ExportConfig

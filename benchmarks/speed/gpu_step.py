@@ -44,7 +44,7 @@ _COUNT = """
 import sys
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.summary import count_multiply_adds
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.modeling.config import DolgConfig
 counted, unknown = count_multiply_adds(build_dolg(DolgConfig()), int(sys.argv[1]))
 assert not unknown, unknown
 print(sum(counted.values()))
@@ -84,7 +84,8 @@ def on_tensorflow(precision: str, batch: int, arguments) -> dict:
     """Returns "training step" and "inference"."""
     import tensorflow as tf
 
-    from dolg_tf.recipe import DolgConfig, TrainingConfig
+    from dolg_tf.modeling.config import DolgConfig
+    from dolg_tf.training.config import TrainingConfig
     from dolg_tf.training.distribution import make_strategy
     from dolg_tf.training.trainer import Trainer
 
@@ -125,9 +126,10 @@ def on_jax(precision: str, batch: int, arguments) -> dict:
     import jax
     from keras import ops
 
+    from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.heads import build_head
-    from dolg_tf.recipe import DolgConfig, TrainingConfig
+    from dolg_tf.training.config import TrainingConfig
     from dolg_tf.training.optimizers import is_decayed
 
     training = TrainingConfig(logdir="", batch_size=batch, precision=precision)

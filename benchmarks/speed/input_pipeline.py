@@ -24,9 +24,9 @@ from PIL import Image
 from timing import status
 
 from dolg_tf.data import images
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment, pipeline
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 
 HEIGHT, WIDTH, QUALITY = 600, 800, 90
 PHOTOS, EPOCHS, BATCH, REPEATS = 256, 5, 32, 3

@@ -44,7 +44,8 @@ def measure(precision: str, recompute: bool, cells: list[tuple[int, int]]) -> li
     import numpy as np
     import tensorflow as tf
 
-    from dolg_tf.recipe import DolgConfig, TrainingConfig
+    from dolg_tf.modeling.config import DolgConfig
+    from dolg_tf.training.config import TrainingConfig
     from dolg_tf.training.distribution import make_strategy
     from dolg_tf.training.trainer import Trainer
 

@@ -108,8 +108,9 @@ def _trainer(batch: int, side: int):
     """Returns a trainer of DOLG-R50 with GLDv2's classes, a batch and its multiply-adds."""
     from train_step import made_up_batch
 
+    from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.summary import count_multiply_adds
-    from dolg_tf.recipe import DolgConfig, TrainingConfig
+    from dolg_tf.training.config import TrainingConfig
     from dolg_tf.training.distribution import make_strategy
     from dolg_tf.training.trainer import Trainer
 
@@ -143,9 +144,9 @@ def prepare_validation(folder: pathlib.Path, quick: bool) -> Case:
 
 def _small_model(folder: pathlib.Path):
     """Writes the quickstart's network, untrained; returns it and the settings of its export."""
+    from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.recipe import DolgConfig
     from dolg_tf.serving.saved_model import ExportConfig
 
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2))

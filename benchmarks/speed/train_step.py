@@ -27,8 +27,9 @@ import tensorflow as tf
 from bench_inference import has_bfloat16
 from timing import Timer, best_rates, peaks, print_columns
 
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.summary import count_multiply_adds
-from dolg_tf.recipe import DolgConfig, TrainingConfig
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.optimizers import clip_and_decay
 from dolg_tf.training.run_log import RunLog

@@ -18,7 +18,7 @@ import keras
 from dolg_tf.modeling import layers
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.modeling.batch_norm import BatchNormalization
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.modeling.config import DolgConfig
 
 MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from dolg_tf.modeling.config import HeadConfig
 from dolg_tf.modeling.layers import l2_normalize
-from dolg_tf.recipe import TrainingConfig
 from dolg_tf.stage.config import InputError
 
 
@@ -255,7 +255,7 @@ def dynamic_margins(class_counts, margin: float, margin_range: float) -> np.ndar
     return (margin + margin_range * share).astype(np.float32)
 
 
-def build_head(training: TrainingConfig, num_classes: int, class_counts=None) -> keras.layers.Layer:
+def build_head(training: HeadConfig, num_classes: int, class_counts=None) -> keras.layers.Layer:
     """Returns the class head of a run, not yet built; named "head".
 
     Args:

@@ -10,9 +10,9 @@ import pathlib
 
 import keras
 
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

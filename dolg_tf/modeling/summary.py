@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 
-from dolg_tf.recipe import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import at_least
 

@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.evaluation.revisited import score
-from dolg_tf.recipe import TrainingConfig
 from dolg_tf.retrieval.extract import batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.serving.signatures import multi_scale
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.config import TrainingConfig
 
 BATCH = 16  # photos of equal size that go through the network together
 

@@ -11,7 +11,7 @@ import json
 import logging
 import pathlib
 
-from dolg_tf.recipe import NetworkConfig
+from dolg_tf.modeling.config import NetworkConfig
 from dolg_tf.serving import card_texts
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dolg_tf.recipe import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

@@ -6,7 +6,7 @@ import logging
 import pathlib
 import zipfile
 
-from dolg_tf.recipe import NetworkConfig
+from dolg_tf.modeling.config import NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import TrainingInput, validation_dataset
 from dolg_tf.data.records.classes import count_landmarks, landmarks_sha256, read_class_counts
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.progress import waiting_for
 from dolg_tf.training.checkpoints import Checkpoints
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.distribution import (
     distribute,
     is_chief,

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import keras
 import tensorflow as tf
 
-from dolg_tf.recipe import TrainingConfig
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.schedules import CosineByEpoch, WarmupCosine
 
 

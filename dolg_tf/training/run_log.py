@@ -9,11 +9,13 @@ import pathlib
 
 import tensorflow as tf
 
+from dolg_tf.data.config import DataConfig
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.model_dir import FORMAT_VERSION
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 
 from dolg_tf.data.input.pipeline import TrainingInput
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
-from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.run_log import has_begun
 from dolg_tf.training.trainer import Trainer
 from dolg_tf.training.whitened_start import start_whitened

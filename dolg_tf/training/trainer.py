@@ -6,11 +6,12 @@ import functools
 import keras
 import tensorflow as tf
 
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
-from dolg_tf.recipe import DolgConfig, TrainingConfig
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimizer
 from dolg_tf.training.recompute import recomputing
 

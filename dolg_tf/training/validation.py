@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import describe_validation, validation_dataset
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.distribution import LOST, distribute
 from dolg_tf.training.trainer import Trainer

@@ -6,7 +6,7 @@ import math
 import pathlib
 from collections import defaultdict
 
-from dolg_tf.recipe import CheckpointConfig, DolgConfig
+from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

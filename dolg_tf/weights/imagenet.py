@@ -14,8 +14,8 @@ from collections import Counter
 import keras
 
 from dolg_tf.modeling.backbones import LITES
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
-from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.assign import fill

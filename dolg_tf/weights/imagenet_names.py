@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import keras
 
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, Preprocessing
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, Preprocessing
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.assign import CONV, DEPTHWISE, Entry, norm_entries
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from dolg_tf.modeling.backbones import RESNETS
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.assign import CONV, SAME, Entry, checked, fill, norm_entries
 from dolg_tf.weights.files.arrays import Tensor

@@ -18,9 +18,9 @@ TOUR = pathlib.Path(__file__).parents[2] / "notebooks" / "tour.ipynb"
 
 def _export(path: pathlib.Path) -> None:
     """Exports an untrained network."""
+    from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.recipe import DolgConfig
     from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
 
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2), descriptor_size=16)

@@ -9,7 +9,7 @@ from ablation_photos import Maps
 from ablation_table import FULL, SPLITS
 from ablations import RATES, VARIANTS, _jobs, _note, base_config
 
-from dolg_tf.recipe import DolgConfig
+from dolg_tf.modeling.config import DolgConfig
 
 CONFIG = base_config("efficientnet_lite0", 128)
 

@@ -12,10 +12,10 @@ import tensorflow as tf
 from gldv2_files import jpeg, name_of, put, settings, write_gldv2
 from PIL import Image
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.data.records import tfrecord
 from dolg_tf.data.records.build import build_records
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 
 WHY = "install the extra: pip install 'dolg_tf[tfds]'"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dolg_tf.modeling.backbones import build_backbone
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.stage.config import InputError
 
 # Published parameters, with the classifier of 1000 classes; width of the last block.

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.modeling.batch_norm import BatchNormalization
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import DolgConfig
 
 
 def _trained_once(layer, x, upstream):

@@ -10,8 +10,8 @@ from both_backends import golden_parts
 from keras_hub.models import EfficientNetBackbone
 
 from dolg_tf.modeling.backbones import build_backbone
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates, local_branches
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.stage.config import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

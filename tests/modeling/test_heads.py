@@ -18,8 +18,8 @@ from dolg_tf.modeling.heads import (
     build_head,
     dynamic_margins,
 )
-from dolg_tf.recipe import TrainingConfig
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.config import TrainingConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "margin_losses.npz"
 HEADS = [ArcFace, CosFace, CurricularFace, SubCenterArcFace]

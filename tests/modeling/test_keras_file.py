@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dolg_tf.modeling import heads
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import DolgConfig, Preprocessing
 
 SMALL = {"backbone": "resnet17_small", "local_channels": 16, "descriptor_size": 16}
 NETWORKS = {

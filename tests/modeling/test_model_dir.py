@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
@@ -15,7 +16,6 @@ from dolg_tf.modeling.model_dir import (
     save_dolg,
     weights_hash,
 )
-from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 
 CONFIG = DolgConfig(

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.modeling import summary
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg
 from dolg_tf.modeling.summary import SummaryConfig, count_multiply_adds, print_summary, summarize
-from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 
 SMALL = {

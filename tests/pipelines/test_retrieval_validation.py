@@ -12,17 +12,19 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.records import tfrecord
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_dolg, save_dolg
 from dolg_tf.pipelines import retrieval_validation
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import loop as trainer_module
+from dolg_tf.training.config import TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = DolgConfig(backbone="resnet17_small", dilations=(1,), descriptor_size=16)
@@ -145,7 +147,7 @@ def test_construction_leaves_tensorflow_untouched(truth):
     program = f"""
 import tensorflow as tf
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
-from dolg_tf.recipe import TrainingConfig
+from dolg_tf.training.config import TrainingConfig
 RetrievalValidation(TrainingConfig(logdir="", retrieval_ground_truth={str(truth)!r}))
 tf.config.threading.set_intra_op_parallelism_threads(1)  # fails once an op has run
 """

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
 
 CONFIG = DolgConfig(backbone="resnet17_small", dilations=(1, 2), descriptor_size=16)

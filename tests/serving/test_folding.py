@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.serving import folding
 from dolg_tf.serving.folding import FoldedNetwork
 

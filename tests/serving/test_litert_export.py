@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dolg_tf.modeling import model_dir as model_dir_module
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg, weights_hash
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.serving import litert_export, one_file
 from dolg_tf.serving.litert_export import LiteRTConfig, export_litert
 from dolg_tf.stage.config import InputError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dolg_tf.modeling import model_dir as model_dir_module
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg, weights_hash
-from dolg_tf.recipe import DolgConfig
 from dolg_tf.serving import one_file, onnx_export
 from dolg_tf.serving.onnx_export import OnnxConfig, export_onnx
 from dolg_tf.stage.config import InputError

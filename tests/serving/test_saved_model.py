@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.model_dir import save_dolg
-from dolg_tf.recipe import DataConfig, TrainingConfig
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import saved_model
 from dolg_tf.serving import verify as verification
@@ -22,6 +22,7 @@ from dolg_tf.serving.signatures import per_scale
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.whitening import Whitening
 from dolg_tf.training.checkpoints import Checkpoints
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.run_log import write_run
 from dolg_tf.training.trainer import Trainer

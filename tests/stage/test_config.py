@@ -12,9 +12,11 @@ import pytest
 from absl import flags
 from commands import list_commands
 
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.data.config import DataConfig
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.training.config import TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.flags"))
@@ -150,7 +152,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_1(argv, message):
 )
 def test_what_a_stage_raises_decides_line_and_exit_code(raised, code, message):
     program = f"""
-from dolg_tf import config
+from dolg_tf.stage import config
 from dolg_tf.stage.config import InputError
 
 def stage():
@@ -165,7 +167,7 @@ config.main(stage)
 
 TWO_COMMANDS = """
 import dataclasses
-from dolg_tf import config
+from dolg_tf.stage import config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Photos:

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.modeling.dilated_conv import DilatedConv2D
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.heads import ArcFace, CosFace, CurricularFace, SubCenterArcFace
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.weights.official import load_state_dict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

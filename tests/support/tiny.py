@@ -6,8 +6,10 @@ import json
 import numpy as np
 from PIL import Image
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
+from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.training.config import TrainingConfig
 
 MODEL = DolgConfig(backbone="resnet17_small", dilations=(1,), descriptor_size=16)
 CLASSES = 4

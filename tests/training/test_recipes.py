@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from absl import flags
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.procedural.write import ToyConfig, write_toy
 from dolg_tf.data.records.build import RecordsConfig, build_records
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_dolg
-from dolg_tf.recipe import DataConfig, DolgConfig, TrainingConfig
 from dolg_tf.stage import config
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.weights.imagenet import load_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dolg_tf.recipe import TrainingConfig
+from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.optimizers import make_schedule
 from dolg_tf.training.schedules import CosineByEpoch, WarmupCosine
 

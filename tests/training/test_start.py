@@ -11,10 +11,10 @@ import tensorflow as tf
 import tiny
 
 from dolg_tf.data.records.classes import write_classes
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import loop as trainer_module
 from dolg_tf.training import start

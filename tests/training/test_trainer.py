@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from tiny import CLASSES, MODEL, recipe
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.model_dir import load_dolg
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy

@@ -8,9 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.modeling.model_dir import load_dolg, save_dolg
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import convert
 from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS, RESNETS
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import imagenet
 

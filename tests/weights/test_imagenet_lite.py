@@ -15,8 +15,8 @@ import tensorflow as tf
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS
+from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import imagenet
 from dolg_tf.weights.files.tensors import open_tensors

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import imagenet, imagenet_names
 from dolg_tf.weights.assign import fill

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.recipe import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.official import (
     check_official,

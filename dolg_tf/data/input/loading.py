@@ -5,9 +5,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from dolg_tf.data import images
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 
 VALIDATION_CROP = 0.875  # of the shorter side
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment, loading
 from dolg_tf.data.input import faults as photo_faults
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 
 

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from small_records import CLASSES, SIZE, example
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import pipeline
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 
 BAD = {2: "has label 5", 4: "has no label", 7: "cannot be decoded", 8: "DELG's schema", 11: "check"}

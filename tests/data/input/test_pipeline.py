@@ -10,9 +10,9 @@ import tensorflow as tf
 from PIL import Image
 
 from dolg_tf.data import images
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment, pipeline
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 
 CLASSES, SIZE = 5, 32
@@ -212,9 +212,9 @@ def test_batch_that_cannot_be_shared(folder, workers, replicas):
 
 
 def test_no_records(tmp_path):
-    with pytest.raises(InputError, match=r"dolg_tf\.data\.gldv2"):
+    with pytest.raises(InputError, match=r"dolg_tf\.data\.records\.build"):
         pipeline.TrainingInput(config(tmp_path), 8, 0)
-    with pytest.raises(InputError, match=r"dolg_tf\.data\.gldv2"):
+    with pytest.raises(InputError, match=r"dolg_tf\.data\.records\.build"):
         pipeline.validation_dataset(config(tmp_path), 8)
 
 

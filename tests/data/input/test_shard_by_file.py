@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_records import CLASSES, SIZE, example
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import pipeline
 from dolg_tf.data.records import tfrecord
-from dolg_tf.recipe import DataConfig
 from dolg_tf.stage.config import InputError
 
 FILES = (9, 4, 7, 0, 5, 6)  # records of each; number i of file f has label f % CLASSES

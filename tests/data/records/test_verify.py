@@ -187,7 +187,7 @@ def test_command(tmp_path):
 
 
 def test_wrong_options(tmp_path):
-    with pytest.raises(InputError, match=r"no file matches .*dolg_tf\.data\.gldv2"):
+    with pytest.raises(InputError, match=r"no file matches .*dolg_tf\.data\.records\.build"):
         verify_records(VerifyConfig(file_pattern=f"{tmp_path}/train-*"))
     with pytest.raises(InputError, match="--num_classes=-1 must be"):
         VerifyConfig(file_pattern="x", num_classes=-1)

@@ -111,7 +111,8 @@ def test_a_kill_while_shards_are_joined_loses_none(photos, tmp_path, expected, m
 _MANY_SHARDS = """
 import pathlib, resource, sys
 import numpy as np
-from dolg_tf.retrieval import descriptors, unfinished
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.extract import shards as unfinished
 from dolg_tf.retrieval.extract.listing import Listing, Photo
 unfinished.SHARD_PHOTOS = 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))

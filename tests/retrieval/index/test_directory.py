@@ -166,8 +166,8 @@ def test_a_write_that_fails_leaves_the_old_index(tmp_path, folder):
 
 HOLD = """
 import sys
-from dolg_tf.retrieval import index_dir
-with index_dir.locked(sys.argv[1]):
+from dolg_tf.retrieval.index import directory
+with directory.locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """

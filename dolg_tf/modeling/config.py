@@ -1,0 +1,156 @@
+"""The network, its class head, and which network on disk a command takes.
+
+No TensorFlow here, as in `dolg_tf.stage.config`.
+"""
+
+import dataclasses
+
+from dolg_tf.stage.config import InputError, at_least, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the network does to float32 RGB in [0, 1] before its first convolution.
+
+    `(x[channel_order] - mean) / std`; mean and std are in that channel order.
+    """
+
+    channel_order: str = "rgb"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        if self.channel_order not in ("rgb", "bgr"):
+            raise InputError(f"channel_order is {self.channel_order!r}; it must be rgb or bgr")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(f"mean {self.mean} and std {self.std} must be 3 numbers, std above 0")
+
+
+# What the authors' network expects (facts: trained on BGR input).
+OFFICIAL_PREPROCESSING = Preprocessing(
+    channel_order="bgr", mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229)
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DolgConfig:
+    """The network, without its class head."""
+
+    backbone: str = option(
+        "resnet18, resnet34, resnet50, resnet101, resnet152, resnet17_small, efficientnet_b0 to "
+        "efficientnet_b7, or efficientnet_lite0 to efficientnet_lite4",
+        "resnet50",
+    )
+    stride32: str = option(
+        "which map of an EfficientNet is the stride-32 map: last_block, or top_conv, the 1x1 "
+        "convolution behind it",
+        "last_block",
+        choices=("last_block", "top_conv"),
+    )
+    fusion: str = option(
+        "what is pooled of the local features, beside the global one: orthogonal, their part that "
+        "it does not explain (DOLG); concat, they themselves; hadamard, their product with it; "
+        "global_only: no local branch, DELG's global descriptor",
+        "orthogonal",
+        choices=("orthogonal", "concat", "hadamard", "global_only"),
+    )
+    local_source: str = option(
+        "map that the local features come from: p3 of stride 8, p4 of stride 16 (the paper's f3), "
+        "p5 of stride 32 (its f4); p4+p5: a local branch and a fusion for each",
+        "p4",
+        choices=("p3", "p4", "p5", "p4+p5"),
+    )
+    local_channels: int = option(
+        "width of the local and the global feature; 0: that of the stride-16 map", 0
+    )
+    global_layer: str = option(
+        "fc: GeM, then a linear layer; conv: 1x1 convolution, batch norm and SiLU, then GeM",
+        "fc",
+        choices=("fc", "conv"),
+    )
+    global_pooling: str = option(
+        "pooling of the global branch: gem, of the exponent --gem_p; learned, GeM whose exponent "
+        "is trained, as in the authors' code; average",
+        "gem",
+        choices=("gem", "learned", "average"),
+    )
+    gem_p: float = option("exponent of the GeM pooling of the global branch, or its start", 3.0)
+    multi_atrous: bool = option("multi-atrous convolutions at the start of the local branch", True)
+    dilations: tuple[int, ...] = option(
+        "dilation of each 3x3 multi-atrous convolution", (6, 12, 18), unit="cells of its map"
+    )
+    multi_atrous_context: bool = option(
+        "pooled and 1x1 branch beside the dilated ones of the multi-atrous module", True
+    )
+    self_attention: bool = option("attention over the local features", True)
+    fused_pooling: str = option(
+        "pooling of what --fusion makes of the local features: average; gem, of exponent 3; "
+        "learned, GeM whose exponent is trained from 3",
+        "average",
+        choices=("average", "gem", "learned"),
+    )
+    descriptor_size: int = option("length of the descriptor", 512)
+    neck: str = option(
+        "what makes the descriptor: a linear layer, or one with batch norm and PReLU behind it",
+        "linear",
+        choices=("linear", "bn_prelu"),
+    )
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        at_least(self, descriptor_size=1, local_channels=0)
+        if self.gem_p <= 0:
+            raise InputError(f"--gem_p={self.gem_p} must be above 0")
+        if self.fusion == "global_only" and self.local_source != "p4":
+            raise InputError(
+                f"--local_source={self.local_source}: --fusion=global_only has no local features; "
+                "leave one of the two out"
+            )
+        if self.multi_atrous and (not self.dilations or min(self.dilations) < 1):
+            raise InputError(
+                f"--dilations={self.dilations} must be one or more numbers, each at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Which weights of a run directory a command takes."""
+
+    checkpoint: str = option(
+        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+    )
+    weights: str = option(
+        "raw, or ema: their moving average, of a run with --ema_decay",
+        "raw",
+        choices=("raw", "ema"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(CheckpointConfig):
+    """Which network on disk a command takes."""
+
+    model_dir: str = option("run directory or model directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The class head that training puts on the network, and its loss."""
+
+    loss: str = option(
+        "margin loss of the class head",
+        "arcface",
+        choices=("arcface", "curricularface", "cosface", "subcenter_arcface"),
+    )
+    margin: float = option("margin; radians, of cosface a difference of cosines", 0.15)
+    margin_range: float = option(
+        "what the margin of the rarest landmark has more than that of the commonest; 0: all alike",
+        0.0,
+    )
+    scale: float = option("scale of the cosine logits", 30.0)
+    sub_centers: int = option("centres of each landmark, of subcenter_arcface", 3)
+
+    def __post_init__(self):
+        at_least(self, sub_centers=1, margin_range=0)
+        if self.scale <= 0:
+            raise InputError(f"--scale={self.scale} must be above 0")
