@@ -80,9 +80,7 @@ def test_our_own_mode_delg_says_scales_and_hash(tmp_path):
 
 
 def test_a_foreign_extractor_is_told_by_its_files(foreign, tmp_path):
-    with pytest.raises(
-        InputError, match=r"has no assets.extra/dolg.json.*such as --scales"
-    ):
+    with pytest.raises(InputError, match=r"has no assets.extra/dolg.json.*such as --scales"):
         open_describer(foreign, ())
     first = open_describer(foreign, SCALES)
     assert first.whitening is None

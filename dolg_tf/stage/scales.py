@@ -1,0 +1,8 @@
+"""The scale sets at which photos are described, by name: the one place where they are written."""
+
+# Factors of a photo's sides. The descriptors of all scales of a set are averaged.
+SCALE_SETS: dict[str, tuple[float, ...]] = {
+    "one": (1.0,),
+    "three": (0.7071, 1.0, 1.4142),  # DELG's; each step is the square root of 2
+    "five": (0.3535, 0.5, 0.7071, 1.0, 1.4142),  # the authors'
+}
