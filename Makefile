@@ -36,11 +36,11 @@ $(TESTS): $(STAMP)
 install: $(STAMP)
 
 quickstart: $(STAMP)
-	$(BIN)/python -m dolg_tf.pipelines.quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
+	$(BIN)/dolg quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
 
 # The pictures of README and docs, from the procedural set.
 pictures: quickstart
-	$(BIN)/python -m dolg_tf.apps.report.write --run=runs/quickstart --output=runs/quickstart/report_page
+	$(BIN)/dolg report --run=runs/quickstart --output=runs/quickstart/report_page
 	$(call as_jpeg,ranked_unseen,ranked_list)
 	$(call as_jpeg,report_page/match_right_unseen_landmarks,match)
 	$(call as_jpeg,report_page/saw_unseen_landmarks_1,maps)

@@ -1,5 +1,8 @@
-"""For tools that still call setup.py; everything is declared in pyproject.toml."""
+"""What pyproject.toml cannot say: the recipes of `configs/` become a package of the wheel."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["dolg_tf*"]), "dolg_tf.configs"],
+    package_dir={"dolg_tf.configs": "configs"},
+)

@@ -1,7 +1,8 @@
-"""Converts the authors' checkpoints to model directories, and back: `--input --output [--to]`."""
+"""Other people's weights -> a model directory, or back: the same as `dolg convert`."""
 
-from dolg_tf.stage import config
-from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint
+import sys
+
+from dolg_tf import cli
 
 if __name__ == "__main__":
-    config.main(convert_checkpoint, ConvertConfig)
+    cli.run("convert", sys.argv[1:], "python export/convert_checkpoint.py")

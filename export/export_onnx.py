@@ -1,7 +1,7 @@
 """Exports a network as an ONNX file: `--model_dir --output=FILE.onnx`."""
 
 from dolg_tf.serving.onnx_export import OnnxConfig, export_onnx
-from dolg_tf.stage import config
+from dolg_tf.stage import command
 
 if __name__ == "__main__":
-    config.main(export_onnx, OnnxConfig)
+    command.main(export_onnx, OnnxConfig)

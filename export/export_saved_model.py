@@ -1,7 +1,8 @@
-"""Exports a network as a SavedModel: `--model_dir --output [--mode=serving|delg|kaggle|tf1]`."""
+"""A network as a SavedModel: the same as `dolg export`."""
 
-from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
-from dolg_tf.stage import config
+import sys
+
+from dolg_tf import cli
 
 if __name__ == "__main__":
-    config.main(export_saved_model, ExportConfig)
+    cli.run("export", sys.argv[1:], "python export/export_saved_model.py")

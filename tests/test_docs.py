@@ -5,14 +5,15 @@ import functools
 import importlib
 import pathlib
 import re
-import runpy
 import shlex
 import tomllib
-from unittest import mock
+import typing
 
 import pytest
 from absl import flags
 
+from dolg_tf.cli import COMMANDS
+from dolg_tf.stage import command, recipes
 from dolg_tf.stage import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,6 +31,11 @@ FOREIGN = {
     "index_features_dir",
     "service_port",
 }
+SCRIPTS = {
+    "train.py": "train",
+    "export/convert_checkpoint.py": "convert",
+    "export/export_saved_model.py": "export",
+}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,37 +49,34 @@ def _inline(page: pathlib.Path) -> list[str]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """The words behind `python` of a shell text's commands, if they are commands of ours."""
+    """The words of a shell text's commands of ours: `dolg ...`, `python train.py ...`."""
     lines = text.replace("\\\n", " ").splitlines()
-    found = [
-        line[line.index("python ") :] for line in lines if re.match(r"\s*(\S+=.*)?python ", line)
-    ]
-    words = [shlex.split(line, comments=True)[1:] for line in found]
-    return [w for w in words if w[0] != "-m" or w[1].startswith("dolg_tf")]
+    found = []
+    for line in lines:
+        start = re.match(r"\s*(?:\S+=\S* +)*(dolg|python)\s", line)
+        if start:
+            words = shlex.split(line[start.start(1) :], comments=True)
+            if words[0] == "dolg" or (len(words) > 1 and words[1] in SCRIPTS):
+                found.append(words)
+    return found
 
 
 @functools.cache
-def _stages(path: pathlib.Path) -> dict[str, tuple[type, ...]]:
-    """The configurations that a file hands to `config.main`, or to `config.commands` by name."""
-    found = {}
-
-    def main(stage, *classes):
-        found[""] = classes
-
-    def commands(stages):
-        found.update({name: (cls,) for name, (_, cls) in stages.items()})
-
-    with mock.patch.multiple(configs, main=main, commands=commands):
-        runpy.run_path(str(path), run_name="__main__")
-    return found
+def _configurations_of(name: str) -> tuple[type, ...]:
+    module, function = COMMANDS[name].stage.split(":")
+    hints = typing.get_type_hints(getattr(importlib.import_module(module), function))
+    return tuple(hint for key, hint in hints.items() if key != "return")
 
 
 def _configurations(words: list[str]) -> tuple[tuple[type, ...], list[str]]:
     """The configurations of a command, and its flags."""
-    module = words[0] == "-m"
-    name = words[1].replace(".", "/") + ".py" if module else words[0]
-    stages, rest = _stages(ROOT / name), words[1 + module :]
-    return (stages[""], rest) if "" in stages else (stages[rest[0]], rest[1:])
+    if words[0] == "python":
+        return _configurations_of(SCRIPTS[words[1]]), words[2:]
+    for number in (2, 1):
+        name = " ".join(words[1 : 1 + number])
+        if name in COMMANDS:
+            return _configurations_of(name), words[1 + number :]
+    raise AssertionError(f"{' '.join(words)} is not a command")
 
 
 def _flags(classes) -> flags.FlagValues:
@@ -97,7 +100,6 @@ WHOLE += [
     for path in MODULES
     for words in _commands(ast.get_docstring(ast.parse(path.read_text())) or "")
 ]
-COMMANDS = [path for path in MODULES if 'if __name__ == "__main__":' in path.read_text()]
 NAMED = [
     (page.name, words) for page in PAGES for code in _inline(page) for words in _commands(code)
 ]
@@ -107,8 +109,9 @@ NAMED = [
 def test_a_command_is_one_that_can_be_given(where, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     classes, argv = _configurations(words)
+    argv = command.with_recipe(argv, recipes.find_recipes())
     values = _flags(classes)
-    here = [x for x in argv if not re.match(r"--flagfile=(?!configs/)", x)]
+    here = [x for x in argv if not re.match(r"--flagfile=(?!(.*/)?configs/)", x)]
     assert values(["program", *here])[1:] == []
     if here == argv:  # else the rest is in a flagfile that a run writes
         for cls in classes:
@@ -118,27 +121,23 @@ def test_a_command_is_one_that_can_be_given(where, words, monkeypatch):
 @pytest.mark.parametrize(("where", "words"), NAMED, ids=_ids(NAMED))
 def test_a_command_in_a_sentence_is_there(where, words):
     classes, argv = _configurations(words)
-    known = {*_flags(classes), "flagfile", "help"}
+    known = {*_flags(classes), "flagfile", "help", "recipe"}
     assert {re.split("[=[]", word.lstrip("-"))[0] for word in argv} <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_flag_in_a_sentence_is_one_of_some_command(page):
-    stages = [classes for path in COMMANDS for classes in _stages(path).values()]
-    known = {*FOREIGN, "flagfile", "help"}.union(*map(_flags, stages))
+    known = {*FOREIGN, "flagfile", "help", "recipe", "version"}
+    known = known.union(*(_flags(_configurations_of(name)) for name in COMMANDS))
     for code in _inline(page):
         for name in re.findall(r"(?<!\S)--(\w+)", code):
             assert name in known or name.removeprefix("no") in known, f"--{name}"
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_every_command_is_told_of(path):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_told_of(name):
     text = "\n".join(page.read_text() for page in PAGES)
-    name = path.relative_to(ROOT).as_posix()
-    if name.startswith("dolg_tf"):
-        name = name.removesuffix(".py").replace("/", ".")
-    for command in _stages(path):
-        assert re.search(rf"{re.escape(f'{name} {command}'.strip())}\b", text)
+    assert re.search(rf"dolg {re.escape(name)}\b", text)
 
 
 def test_the_extras_that_are_named_are_there():

@@ -55,7 +55,7 @@ def train(photos: pathlib.Path, rows: list[tuple[str, str]], folder: pathlib.Pat
         csv.writer(file).writerows([("path", "landmark"), *rows])
     root = RECIPE.parents[1]
     commands = [
-        f"-m dolg_tf.data.records.build --labels_csv={folder}/labels.csv "
+        f"-m dolg_tf records --labels_csv={folder}/labels.csv "
         f"--output_dir={folder}/records --num_shards=4 --validation_fraction=0",
         f"train.py --flagfile={RECIPE} --train_file_pattern={folder}/records/train-* "
         f"--validation_file_pattern= --logdir={folder}/run",

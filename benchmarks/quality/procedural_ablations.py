@@ -30,9 +30,9 @@ SPLITS = ("seen", "unseen")
 def prepare(folder: pathlib.Path) -> None:
     """Draws the photos and makes records of them; keeps what is there."""
     photos = folder / "photos"
-    run_python("-m", "dolg_tf.data.procedural.write", f"--output={photos}")
+    run_python("-m", "dolg_tf", "draw", f"--output={photos}")
     run_python(
-        *("-m", "dolg_tf.data.records.build", f"--output_dir={folder / 'records'}"),
+        *("-m", "dolg_tf", "records", f"--output_dir={folder / 'records'}"),
         *(f"--images_dir={photos / 'train'}", f"--train_csv={photos / 'train.csv'}"),
         *(f"--train_clean_csv={photos / 'train_clean.csv'}", "--validation_fraction=0"),
         f"--num_shards={SHARDS}",
@@ -56,7 +56,7 @@ def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathl
 
     def describe(subset: str, split: str) -> pathlib.Path:
         run_python(
-            *("-m", "dolg_tf.retrieval.extract.stage", f"--images={photos / f'gnd_{split}.pkl'}"),
+            *("-m", "dolg_tf", "extract", f"--images={photos / f'gnd_{split}.pkl'}"),
             *(f"--subset={subset}", f"--image_root={photos}", f"--saved_model={model}"),
             f"--output={run / f'{split}_{subset}'}",
         )
@@ -66,7 +66,7 @@ def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathl
     for split in SPLITS:
         report = run / f"{split}.json"
         run_python(
-            *("-m", "dolg_tf.evaluation.revisited.score"),
+            *("-m", "dolg_tf", "evaluate", "revisited"),
             *(f"--ground_truth={photos / f'gnd_{split}.pkl'}", f"--index_descriptors={index}"),
             *(f"--query_descriptors={describe('query', split)}", f"--output={report}"),
         )

@@ -30,8 +30,8 @@ from dolg_tf.retrieval.extract.batches import describe_batches
 from dolg_tf.retrieval.extract.decoding import decode_ahead
 from dolg_tf.retrieval.extract.listing import Photo
 from dolg_tf.retrieval.extract.model import Describe, describe_by, load_model, open_describer
+from dolg_tf.stage import command, files, progress
 from dolg_tf.stage import config as configs
-from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 Change = Callable[[np.ndarray], np.ndarray]  # of uint8 RGB (H, W, 3)
@@ -377,4 +377,4 @@ def measure(settings: RobustnessConfig) -> None:
 
 
 if __name__ == "__main__":
-    configs.main(measure, RobustnessConfig)
+    command.main(measure, RobustnessConfig)

@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from PIL import Image
 
+from dolg_tf.stage import command
 from dolg_tf.stage import config as configs
 
 log = logging.getLogger(__name__)
@@ -120,4 +121,4 @@ def soak(config: SoakConfig) -> None:
 
 
 if __name__ == "__main__":
-    configs.main(soak, SoakConfig)
+    command.main(soak, SoakConfig)

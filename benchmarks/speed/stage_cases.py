@@ -323,7 +323,7 @@ def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
         f"{landmarks} landmarks, {steps} steps",
         {
             "": lambda: run_python(
-                "-m", "dolg_tf.pipelines.quickstart", f"--output={folder / 'run'}", *words
+                "-m", "dolg_tf", "quickstart", f"--output={folder / 'run'}", *words
             )
         },
         arithmetic(training + 2 * described),

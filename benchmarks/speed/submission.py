@@ -3,7 +3,7 @@
     python benchmarks/speed/submission.py
 
 Random unit descriptors of 512 numbers are written to a temporary folder and turned into a CSV by
-`dolg_tf.evaluation.gldv2.submission`,
+`dolg submit`,
 for several sizes in turn. A pair is a query and an index photo. Its CPU
 time is set beside that of the bare matrix product of the same blocks, taken in the same process
 right before and after, so that a busy machine is busy for both. What a query costs whatever the

@@ -1,6 +1,6 @@
 """A person's own photos: the queries and the index of a labels.csv become ground truths.
 
-python -m dolg_tf.data.own_photos --labels_csv=photos/labels.csv --output=data/mine
+dolg ground-truth --labels_csv=photos/labels.csv --output=data/mine
 """
 
 import collections
@@ -13,7 +13,7 @@ from PIL import Image
 
 from dolg_tf.data import photo_ids
 from dolg_tf.data.records.lists import own_rows
-from dolg_tf.stage import config, files
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,3 @@ def ground_truths(settings: GroundTruthsConfig) -> dict[str, pathlib.Path]:
     for path in written.values():
         log.info("%s", path)
     return written
-
-
-if __name__ == "__main__":
-    config.main(ground_truths, GroundTruthsConfig)

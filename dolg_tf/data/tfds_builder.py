@@ -5,7 +5,7 @@
 
 DolgLandmarks.MANUAL_DOWNLOAD_INSTRUCTIONS says what the manual directory holds. Beam's local
 runners keep all photos in memory until they are written; GLDv2 as a whole needs the runner of a
-cluster that shares the directories, or else `dolg_tf.data.records.build`, which needs neither.
+cluster that shares the directories, or else `dolg records`, which needs neither.
 
 Importing this module registers the dataset with TFDS, so nothing else in the package imports it.
 """

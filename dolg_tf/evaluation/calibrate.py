@@ -1,6 +1,6 @@
 """Is it the same place? A threshold on the similarity of two photos, from labelled pairs.
 
-    python -m dolg_tf.evaluation.calibrate --labels_csv=labels.csv --index_descriptors=SET \\
+    dolg calibrate --labels_csv=labels.csv --index_descriptors=SET \\
         --output=calibration.json --index=INDEX
 
 The threshold is the lowest one with the precision that is asked for, so that with the highest
@@ -25,7 +25,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory, same_space
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rows import blocks
-from dolg_tf.stage import config, files
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -283,7 +283,3 @@ def calibrate(settings: CalibrateConfig) -> dict:
         directory.set_calibration(settings.index, calibration, index.meta)
         log.info("%s: the threshold is stored", settings.index)
     return fitted
-
-
-if __name__ == "__main__":
-    config.main(calibrate, CalibrateConfig)

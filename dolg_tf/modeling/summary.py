@@ -232,7 +232,3 @@ def as_text(summary: dict) -> str:
 def _plain(value) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if text.isprintable() else repr(text)  # a provenance may be anybody's
-
-
-if __name__ == "__main__":
-    configs.main(print_summary, SummaryConfig)

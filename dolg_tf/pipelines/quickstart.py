@@ -13,9 +13,8 @@ import subprocess
 import sys
 import time
 
-from dolg_tf.stage import config as configs
-from dolg_tf.stage import files, progress
-from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage import files, progress, recipes
+from dolg_tf.stage.config import option
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class QuickstartConfig:
         "or query); empty: procedural landmarks",
         "",
     )
-    train_flagfile: str = option("recipe of the training", "configs/quickstart.flags")
+    train_flagfile: str = option("recipe of the training: a name, or a flagfile", "quickstart")
     landmarks: int = option("procedural landmarks that are trained; half of them are searched", 60)
     photos_per_landmark: int = option("training photos of a procedural landmark", 30)
     batch_size: int = option("photos in a training step; 0: as in the recipe", 0, unit="photos")
@@ -53,9 +52,9 @@ def _announce(stage: str) -> None:
     log.info("\n== %s", stage)
 
 
-def _show(program: str, **flags) -> None:
+def _show(command: str, **flags) -> None:
     """Logs the command that does alone what is done next."""
-    log.info("$ python %s", shlex.join([*program.split(), *_words(flags)]))
+    log.info("$ dolg %s", shlex.join([*command.split(), *_words(flags)]))
 
 
 def _words(flags: dict) -> list[str]:
@@ -88,7 +87,7 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
     )
     _announce("photos")
     shown = ("output", "landmarks", "unseen_landmarks", "photos_per_landmark")
-    _show("-m dolg_tf.data.procedural.write", **{name: getattr(toy, name) for name in shown})
+    _show("draw", **{name: getattr(toy, name) for name in shown})
     write_toy(toy)
     truths = {split: root / f"gnd_{split}.pkl" for split in ("seen", "unseen")}
     lists = {
@@ -109,7 +108,7 @@ def _records(photos: _Photos, output: pathlib.Path) -> dict:
         "validation_fraction": 0.1,
     }
     _announce("records")
-    _show("-m dolg_tf.data.records.build", **arguments)
+    _show("records", **arguments)
     return build_records(RecordsConfig(**arguments))
 
 
@@ -117,7 +116,7 @@ def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -
     """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save."""
     logdir = output / "train"
     flags = {
-        "flagfile": settings.train_flagfile,
+        "flagfile": recipes.flagfile(settings.train_flagfile),
         "train_file_pattern": output / "records" / "train-*",
         "validation_file_pattern": output / "records" / "validation-*",
         "num_classes": num_classes,
@@ -127,12 +126,8 @@ def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -
     if settings.batch_size:
         flags["batch_size"] = settings.batch_size
     _announce("training")
-    _show("train.py", **flags)
-    if not pathlib.Path("train.py").is_file():
-        raise InputError(
-            f"no train.py in {pathlib.Path.cwd()}; run this from the repository's root"
-        )
-    child = subprocess.Popen([sys.executable, "train.py", *_words(flags)])
+    _show("train", **flags)
+    child = subprocess.Popen([sys.executable, "-m", "dolg_tf", "train", *_words(flags)])
     before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         code = child.wait()
@@ -171,7 +166,7 @@ def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> path
         "overwrite": True,
     }
     _announce(f"export: {variant}")
-    _show("export/export_saved_model.py", **arguments)
+    _show("export", **arguments)
     return export_saved_model(ExportConfig(**arguments))
 
 
@@ -200,11 +195,11 @@ def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output:
             "output": str(path),
         }
         if model is None:
-            _show("-m dolg_tf.retrieval.extract.colour_histogram", **arguments)
+            _show("colour-histogram", **arguments)
             extract_colour_histograms(ColourHistogramConfig(**arguments))
         else:
             arguments["saved_model"] = str(model)
-            _show("-m dolg_tf.retrieval.extract.stage", **arguments)
+            _show("extract", **arguments)
             extract(ExtractConfig(**arguments))
         sets[name] = path
     return sets
@@ -222,7 +217,7 @@ def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> d
             "index_descriptors": str(sets["index"]),
             "output": str(output / "scores" / f"{variant}_{split}.json"),
         }
-        _show("-m dolg_tf.evaluation.revisited.score", **arguments)
+        _show("evaluate revisited", **arguments)
         scores[split] = evaluate(RevisitedConfig(**arguments))
     return scores
 
@@ -285,7 +280,3 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
     page = write_quickstart_report(output, scores, facts, pictures)
     log.info("\nDone in %s: see %s", facts["time in all"], page)
     return page
-
-
-if __name__ == "__main__":
-    configs.main(quickstart, QuickstartConfig)

@@ -1,6 +1,6 @@
 """DELF's `.delg_global` files: read, written, and exchanged with descriptor sets.
 
-    python -m dolg_tf.retrieval.datum_io --input=runs/index --output=features/index
+    dolg delf --input=runs/index --output=features/index
 
 Such a file is a DatumProto of one descriptor; DELF's perform_retrieval.py looks for
 `ID.delg_global` in a folder. `--input` may be either form, `--output` becomes the other one.
@@ -20,7 +20,7 @@ import numpy as np
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.rows import blocks
-from dolg_tf.stage import config, files, progress
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,3 @@ def convert(settings: DatumConfig) -> None:
         raise InputError(f"--input={source}: no such folder")
     is_folder = source.is_dir() and not (source / "meta.json").exists()
     (from_delg if is_folder else to_delg)(settings)
-
-
-if __name__ == "__main__":
-    config.main(convert, DatumConfig)

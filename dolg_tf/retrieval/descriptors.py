@@ -236,9 +236,7 @@ def read(path: files.Path) -> DescriptorSet:
     if path.suffix == ".npy" and not path.is_dir():
         return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
     if not path.is_dir():
-        raise InputError(
-            f"{path}: no such descriptor set; dolg_tf.retrieval.extract.stage writes one"
-        )
+        raise InputError(f"{path}: no such descriptor set; `dolg extract` writes one")
     if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
         raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
     meta = files.read_json(path / "meta.json", FORMAT_VERSION)

@@ -85,7 +85,7 @@ def read_report(path: files.Path) -> dict | None:
         dict(report["protocol"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"--report={path}: no report.json of dolg_tf.evaluation.revisited.score; give the "
+            f"--report={path}: no report.json of `dolg evaluate revisited`; give the "
             "one that it wrote"
         ) from error
     return report
@@ -226,8 +226,7 @@ def _last_parts(path: str) -> str:
 def _scores(about: dict, report: dict | None) -> str:
     if report is None:
         return (
-            "Not measured. (`python -m dolg_tf.evaluation.revisited.score` measures; "
-            "`--report` puts its scores here.)"
+            "Not measured. (`dolg evaluate revisited` measures; `--report` puts its scores here.)"
         )
     lines = [
         f"| percent | {' | '.join(_SCORES)} | 95 % of mAP |",
@@ -281,7 +280,3 @@ def _origin(about: dict) -> str:
     lines = [f"- weights, sha256: `{about['weights_sha256']}`"]
     lines += [f"- {key}: {_words(value)}" for key, value in about["provenance"].items()]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    configs.main(write_model_card, ModelCardConfig)

@@ -4,12 +4,10 @@ No TensorFlow here, so that `--help` and a mistyped flag answer at once.
 """
 
 import dataclasses
-import logging
-import os
+import pathlib
 import sys
-import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -113,8 +111,18 @@ def _plain(hint: type, value, name: str, source: str):
 # --- dataclasses <-> flags -----------------------------------------------------------
 
 
-def _options(cls: type) -> list[dataclasses.Field]:
+def options(cls: type) -> list[dataclasses.Field]:
+    """Returns the fields of a configuration that are flags."""
     return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """Returns the default of an option as `--help` prints it, or "required"."""
+    if field.default is dataclasses.MISSING:
+        return "required"
+    value = field.default
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"default {text or 'empty'}"
 
 
 def _element(hint) -> type | None:
@@ -126,7 +134,7 @@ def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None
     """Defines one flag for each option of the dataclasses."""
     for cls in classes:
         hints = typing.get_type_hints(cls)
-        for field in _options(cls):
+        for field in options(cls):
             hint, choices = hints[field.name], field.metadata["choices"]
             default = None if field.default is dataclasses.MISSING else field.default
             common = {"flag_values": values}
@@ -149,19 +157,18 @@ def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None
 def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
     """Returns `cls` from the parsed flags.
 
+    `~` at the start of a text is the user's home.
+
     Raises:
-      InputError: on a required flag without value, a list element of the wrong type, or a
-        value with an inline comment (absl takes `#` for a comment only in the first column).
+      InputError: on a required flag without value, or a list element of the wrong type.
     """
     hints, kwargs = typing.get_type_hints(cls), {}
-    for field in _options(cls):
+    for field in options(cls):
         name, value = field.name, values[field.name].value
         if value is None:
             raise InputError(f"--{name} is required: {field.metadata['help']}")
-        if isinstance(value, str) and " #" in value:
-            raise InputError(
-                f"--{name}={value!r}: a flagfile takes comments only on lines of their own"
-            )
+        if isinstance(value, str) and value.startswith("~"):
+            value = str(pathlib.Path(value).expanduser())
         element = _element(hints[name])
         if element is not None:
             try:
@@ -173,99 +180,17 @@ def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
 
 
 def to_flagfile(*configs) -> str:
-    """Returns the text of a flagfile that gives these configurations again."""
+    """Returns the text of a flagfile that gives these configurations again.
+
+    A value that holds ` #` stands on a line of its own, where it is not taken for a comment.
+    """
     lines = []
     for config in configs:
-        for field in _options(type(config)):
+        for field in options(type(config)):
             value = getattr(config, field.name)
             if isinstance(value, bool):
                 lines.append(f"--{'' if value else 'no'}{field.name}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                lines.append(f"--{field.name}={text}")
+                lines.append(f"--{field.name}{chr(10) if ' #' in text else '='}{text}")
     return "\n".join(lines) + "\n"
-
-
-def _help_text(program: str, doc: str, classes: Sequence[type]) -> str:
-    lines = [f"usage: {program} [--flagfile=FILE] [--flag=value ...]", ""]
-    if doc:
-        lines += [doc.strip().split("\n\n")[0], ""]
-    for cls in classes:
-        # Those that must be given first, also when a stage inherits others.
-        for field in sorted(_options(cls), key=lambda f: f.default is not dataclasses.MISSING):
-            meta = field.metadata
-            if field.default is dataclasses.MISSING:
-                default = "required"
-            else:
-                value = field.default
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                default = f"default {text or 'empty'}"
-            notes = [default] + ([meta["unit"]] if meta["unit"] else [])
-            if meta["choices"]:
-                notes.append("one of " + ", ".join(meta["choices"]))
-            text = f"{meta['help']} ({'; '.join(notes)})"
-            lines.append(f"  --{field.name}")
-            lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
-
-
-def _program() -> str:
-    """Returns the command as the user typed it, without flags."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name}"
-
-
-def commands(stages: dict[str, tuple[Callable, type]]) -> typing.NoReturn:
-    """Runs the stage that the first argument names, as `main` does, and exits.
-
-    Args:
-      stages: the name, stage and configuration of each.
-    """
-    program, name = _program(), sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in stages:
-        del sys.argv[1]
-        _run(f"{program} {name}", *stages[name])
-    if name.lstrip("-") not in ("help", "h"):
-        names = ", ".join(stages)
-        sys.exit(f"{program}: error: the first argument is {name!r}; it must be one of {names}")
-    lines = [f"usage: {program} COMMAND [--flag=value ...]", ""]
-    for name, (stage, _) in stages.items():
-        lines.append(f"  {name:<10}{stage.__doc__.strip().splitlines()[0]}")
-    print("\n".join([*lines, "", f"{program} COMMAND --help lists the flags of a command."]))
-    sys.exit(0)
-
-
-def main(stage: Callable, *classes: type) -> typing.NoReturn:
-    """Runs `stage(*configs)` as a command and exits.
-
-    Flags are defined here and nowhere else, so importing a stage defines none. Exit codes:
-    0 done, 1 bad input or a failure, 130 interrupted.
-    """
-    _run(_program(), stage, *classes)
-
-
-def _run(program: str, stage: Callable, *classes: type) -> typing.NoReturn:
-    define_flags(*classes)
-    flags.DEFINE_bool("help", False, "show this help", short_name="h")
-    # oneDNN's convolutions are the faster ones on processors without AVX-512 too, where
-    # TensorFlow leaves them off; and TensorFlow's own chatter is no answer to the user.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("tensorflow", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        rest = flags.FLAGS(sys.argv)[1:]
-        if flags.FLAGS.help:
-            print(_help_text(program, stage.__doc__ or "", classes))
-            sys.exit(0)
-        if rest:
-            raise InputError(f"{rest[0]!r} is no flag; write --name=value")
-        stage(*(from_flags(cls) for cls in classes))
-    except (flags.Error, InputError, FloatingPointError, OSError) as error:
-        message = " ".join(str(error).split())
-        sys.exit(f"{program}: error: {message}")
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)

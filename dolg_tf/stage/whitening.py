@@ -2,7 +2,7 @@
 
 The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and,
 where it is known, `model_hash`, that of the descriptors it was learned on. Other arrays in it are
-not read. Learned and applied by `dolg_tf.retrieval.whitening.stages`; an export takes it into the
+not read. Learned and applied by `dolg whiten`; an export takes it into the
 model.
 """
 

@@ -196,7 +196,7 @@ def _with_classes(data: DataConfig) -> DataConfig:
     if not data.num_classes and listed is None:
         raise InputError(
             f"no relabeling.csv beside {data.train_file_pattern!r}: give --num_classes, or make "
-            "the records with `python -m dolg_tf.data.records.build`, which writes it"
+            "the records with `dolg records`, which writes it"
         )
     if data.num_classes and (listed or 0) > data.num_classes:
         raise InputError(

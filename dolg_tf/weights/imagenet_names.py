@@ -55,7 +55,7 @@ def find_naming(names: Iterable[str]) -> Naming:
     if any(name.startswith("globalmodel.") for name in names):
         raise InputError(
             "this is a whole DOLG of the authors' code: convert it with "
-            "export/convert_checkpoint.py, and give the result to --init_from"
+            "`dolg convert`, and give the result to --init_from"
         )
     if "conv_stem.weight" in names:
         raise InputError(

@@ -57,7 +57,7 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
         example = next(iter(state), "no tensor at all")
         raise InputError(
             f"this is no DOLG checkpoint: no tensor's name starts with globalmodel. (it holds "
-            f"{example}, for one); ImageNet weights are for --backbone_weights of train.py"
+            f"{example}, for one); ImageNet weights are for --backbone_weights of `dolg train`"
         )
     found = re.findall(r"globalmodel\.s([1-4])\.b(\d+)\.f\.a\.weight\n", "\n".join([*state, ""]))
     blocks = Counter(int(stage) for stage, _ in found)

@@ -144,14 +144,12 @@ def test_an_unknown_stage_is_named(monkeypatch, capsys):
 def test_commands_are_found():
     commands = [" ".join(words) for words in list_commands()]
     assert len(commands) == len(set(commands)) > 25
-    assert {"train.py", "export/export_onnx.py", "-m dolg_tf.data.procedural.write"} <= set(
-        commands
-    )
+    assert {"train.py", "export/export_onnx.py", "-m dolg_tf draw"} <= set(commands)
     assert {
-        "-m dolg_tf.retrieval.index.stages query",
-        "-m dolg_tf.retrieval.whitening.stages fit",
+        "-m dolg_tf index query",
+        "-m dolg_tf whiten fit",
     } <= set(commands)
-    assert not {"-m dolg_tf.stage.files", "-m dolg_tf.retrieval.index.stages"} & set(commands)
+    assert not {"-m dolg_tf.stage.files", "-m dolg_tf index"} & set(commands)
 
 
 @pytest.mark.slow

@@ -382,7 +382,8 @@ def test_command_line(files):
     command = [
         sys.executable,
         "-m",
-        "dolg_tf.evaluation.calibrate",
+        "dolg_tf",
+        "calibrate",
         f"--labels_csv={files}/labels.csv",
     ]
     command += [f"--index_descriptors={files}/i", f"--output={files}/calibration.json"]

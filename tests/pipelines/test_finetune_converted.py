@@ -48,7 +48,7 @@ def test_a_converted_network_is_finetuned_exported_and_searched_with(tmp_path, s
         "export/convert_checkpoint.py", f"--input={tmp_path / 'r50.pyth'}", f"--output={model}"
     )
     _command(
-        *("-m", "dolg_tf.data.records.build", f"--labels_csv={tmp_path / 'photos/labels.csv'}"),
+        *("-m", "dolg_tf", "records", f"--labels_csv={tmp_path / 'photos/labels.csv'}"),
         *(f"--output_dir={tmp_path / 'records'}", "--num_shards=2"),
     )
     log = _command(
@@ -73,7 +73,7 @@ def test_a_converted_network_is_finetuned_exported_and_searched_with(tmp_path, s
 
     _command("export/export_saved_model.py", f"--model_dir={run}", f"--output={tmp_path / 'saved'}")
     _command(
-        *("-m", "dolg_tf.retrieval.extract.stage", f"--saved_model={tmp_path / 'saved'}"),
+        *("-m", "dolg_tf", "extract", f"--saved_model={tmp_path / 'saved'}"),
         *(f"--images={tmp_path / 'photos'}", "--scales=1", f"--output={tmp_path / 'set'}"),
     )
     rows = np.concatenate([np.load(file) for file in sorted((tmp_path / "set").glob("*.npy"))])

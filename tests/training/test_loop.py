@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_file_pattern": "nowhere/train-*"}, "python -m dolg_tf.data.records.build"),
+        ({"train_file_pattern": "nowhere/train-*"}, "dolg records"),
         ({"num_classes": 3}, "label 3, but --num_classes=3"),
     ],
 )

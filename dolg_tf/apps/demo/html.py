@@ -93,7 +93,7 @@ def _verdict(found: Sequence[FoundPhoto], index: Index) -> str:
     if index.threshold is None:
         text = (
             "A score alone does not say whether two photos show the same place: "
-            "dolg_tf.evaluation.calibrate finds the threshold for this."
+            "`dolg calibrate` finds the threshold for this."
         )
         return _banner("unknown", "No threshold in this index", text)
     matching, threshold = sum(photo.matches for photo in found), f"{index.threshold:.3f}"

@@ -1,6 +1,6 @@
 """A page on this machine that searches an index for the photo that a visitor drops on it.
 
-python -m dolg_tf.apps.demo.serve --saved_model=MODEL --index=INDEX
+dolg demo --saved_model=MODEL --index=INDEX
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from dolg_tf.stage import config
 from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
@@ -130,7 +129,3 @@ def demo(settings: DemoConfig) -> None:
     with serving(settings) as address:
         log.info("ready at %s; Ctrl-C ends it", address)
         threading.Event().wait()
-
-
-if __name__ == "__main__":
-    config.main(demo, DemoConfig)

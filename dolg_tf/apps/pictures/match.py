@@ -1,6 +1,6 @@
 """Why two photos match: where their local features agree, as two heat maps joined by lines.
 
-python -m dolg_tf.apps.pictures.match --saved_model=MODEL --photos=A.jpg,B.jpg --output=match.png
+dolg match --saved_model=MODEL --photos=A.jpg,B.jpg --output=match.png
 """
 
 import dataclasses
@@ -234,7 +234,3 @@ def _middle(cell: tuple[int, int], size: Sequence[int], image: Sequence[int]):
     """Returns where the middle of a cell is, (x, y) in pixels, if the map covers the photo."""
     y, x = ((place + 0.5) * image[axis] / size[axis] - 0.5 for axis, place in enumerate(cell))
     return x, y
-
-
-if __name__ == "__main__":
-    config.main(match, MatchConfig)

@@ -251,8 +251,7 @@ def _read_scores(path: str) -> dict:
         wrong = wrong or not {"mAP", "mAP_interval", "mP@1", "mP@10"} <= set(found)
     if wrong:
         raise InputError(
-            f"{path}: no report.json of an evaluation; "
-            "dolg_tf.evaluation.revisited.score writes one"
+            f"{path}: no report.json of an evaluation; `dolg evaluate revisited` writes one"
         )
     return report
 
@@ -268,7 +267,7 @@ def _check_same(path: str, report: dict, inputs: Inputs, queries: int) -> None:
     if (told and own and told != own) or count != queries:
         other = f"has {count} queries, not {queries}" if count != queries else "is of another model"
         raise InputError(
-            f"{path} {other} than the descriptors; run dolg_tf.evaluation.revisited.score again"
+            f"{path} {other} than the descriptors; run `dolg evaluate revisited` again"
         )
 
 
@@ -285,7 +284,5 @@ def read_threshold(run: RunFiles, evaluation: Evaluation) -> float | None:
     if own and meta["model_hash"] != own:
         raise InputError(f"--index={run.index} is of another model than the descriptors")
     if meta["calibration"] is None:
-        raise InputError(
-            f"--index={run.index} is not calibrated; dolg_tf.evaluation.calibrate does that"
-        )
+        raise InputError(f"--index={run.index} is not calibrated; `dolg calibrate` does that")
     return meta["calibration"]["threshold"]

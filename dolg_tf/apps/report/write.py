@@ -1,6 +1,6 @@
 """A page that shows how good a run is: curves, scores, rankings, maps, matches.
 
-python -m dolg_tf.apps.report.write --run=runs/quickstart --output=report/
+dolg report --run=runs/quickstart --output=report/
 """
 
 import functools
@@ -21,7 +21,7 @@ from dolg_tf.apps.report.run_files import (
     read_evaluation,
 )
 from dolg_tf.retrieval.extract.loaded_model import LoadedModel
-from dolg_tf.stage import config, progress
+from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,3 @@ def write_report(settings: ReportConfig) -> pathlib.Path:
     path = page.write_page(settings.output, f"Retrieval report: {name}", sections, lead)
     log.info("%s: written", path)
     return path
-
-
-if __name__ == "__main__":
-    config.main(write_report, ReportConfig)

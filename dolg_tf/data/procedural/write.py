@@ -274,7 +274,3 @@ def write_toy(config: ToyConfig) -> None:
     boxes = {photo.id: box for photo, box in done if photo.split == "test"}
     _write_train_lists(config, photos)
     _write_ground_truths(config, photos, boxes)
-
-
-if __name__ == "__main__":
-    config_lib.main(write_toy, ToyConfig)

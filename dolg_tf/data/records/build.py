@@ -1,6 +1,6 @@
 """GLDv2's lists, or a person's own CSV, and photo files or tars -> DELG-schema TFRecords.
 
-    python -m dolg_tf.data.records.build --images_dir=train --train_csv=train.csv \
+    dolg records --images_dir=train --train_csv=train.csv \
         --train_clean_csv=train_clean.csv --output_dir=records
 
 What becomes of odd photos; records.json counts each kind and odd_photos.tsv lists them all:
@@ -318,7 +318,3 @@ def build_records(settings: RecordsConfig) -> dict:
         where = output / _ODD
         raise InputError(f"{summary['left_out']} photos were left out, see {where} (--strict)")
     return summary
-
-
-if __name__ == "__main__":
-    config.main(build_records, RecordsConfig)

@@ -61,7 +61,7 @@ def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
     """
     path = pathlib.Path(file_pattern).parent / CLASS_COUNTS
     remedy = (
-        f"count them with `python -m dolg_tf.data.records.verify --file_pattern="
+        f"count them with `dolg verify --file_pattern="
         f"{shlex.quote(file_pattern)} --num_classes={num_classes} "
         f"--class_counts_csv={shlex.quote(str(path))}`"
     )

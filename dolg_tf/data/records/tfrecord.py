@@ -21,7 +21,7 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-_BUILDER = "python -m dolg_tf.data.records.build"
+_BUILDER = "dolg records"
 _HEADER, _FOOTER = 12, 4  # bytes: length and its checksum before, checksum of the payload behind
 _BLOCK = 4096  # bytes that one NumPy call of the checksum works through
 

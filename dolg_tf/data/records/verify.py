@@ -1,6 +1,6 @@
 """TFRecords of DELG's schema, ours or DELG's own -> every fault in them.
 
-    python -m dolg_tf.data.records.verify --file_pattern='records/train-*'
+    dolg verify --file_pattern='records/train-*'
 
 No TensorFlow here, so that each process starts at once and needs little memory.
 """
@@ -300,9 +300,7 @@ def verify_records(settings: VerifyConfig) -> dict:
     matching = glob.glob(pattern)  # noqa: PTH207 - pathlib globs no absolute pattern
     paths = sorted(path for path in matching if pathlib.Path(path).is_file())
     if not paths:
-        raise InputError(
-            f"no file matches {pattern!r}; `python -m dolg_tf.data.records.build` makes them"
-        )
+        raise InputError(f"no file matches {pattern!r}; `dolg records` makes them")
     labelled = any(map(is_labelled, paths))
     num_classes = settings.num_classes or classes.count_landmarks(pattern) or 0
     if settings.class_counts_csv and not (num_classes and labelled):
@@ -337,7 +335,3 @@ def verify_records(settings: VerifyConfig) -> dict:
             "photos and build the records again"
         )
     return result
-
-
-if __name__ == "__main__":
-    config.main(verify_records, VerifyConfig)

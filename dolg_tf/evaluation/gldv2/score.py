@@ -1,6 +1,6 @@
 """Scores of GLDv2: retrieval mAP@100 and recognition GAP, from a submission or descriptors.
 
-    python -m dolg_tf.evaluation.gldv2.score --task=retrieval --predictions=submission.csv \
+    dolg evaluate gldv2 --task=retrieval --predictions=submission.csv \
         --solution=retrieval_solution_v2.1.csv --output=report.json
 
 Reference: Weyand et al., "Google Landmarks Dataset v2", CVPR 2020.
@@ -19,7 +19,7 @@ from dolg_tf.evaluation.gldv2.kaggle_csv import Prediction
 from dolg_tf.evaluation.gldv2.predictions import PredictionsConfig, predictions
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.index.same_space import SAME_SPACE
-from dolg_tf.stage import config, files
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,3 @@ def _finish(settings: Gldv2Config, solution: kaggle_csv.Solution, predicted: Map
     report["protocol"] = _protocol(settings)
     files.write_json(settings.output, report)
     return report
-
-
-if __name__ == "__main__":
-    config.main(evaluate, Gldv2Config)

@@ -1,6 +1,6 @@
 """Descriptor sets become a submission to Kaggle's landmark challenges.
 
-    python -m dolg_tf.evaluation.gldv2.submission --task=recognition --query_descriptors=test \\
+    dolg submit --task=recognition --query_descriptors=test \\
         --index_descriptors=train --train_csv=train.csv --sample_submission=sample_submission.csv \\
         --output=submission.csv
 """
@@ -11,7 +11,6 @@ import pathlib
 
 from dolg_tf.evaluation.gldv2 import kaggle_csv
 from dolg_tf.evaluation.gldv2.predictions import PredictionsConfig, predictions
-from dolg_tf.stage import config
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,3 @@ def write_submission(settings: SubmissionConfig) -> pathlib.Path:
         kaggle_csv.write_predictions(output, settings.task, found)
     log.info("%s: written", output)
     return output
-
-
-if __name__ == "__main__":
-    config.main(write_submission, SubmissionConfig)

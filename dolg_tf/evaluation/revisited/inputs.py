@@ -16,7 +16,7 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-_PREPARED = "prepared.json"  # beside the ground truth, by `dolg_tf.evaluation.revisited.prepare`
+_PREPARED = "prepared.json"  # beside the ground truth, by `dolg prepare-revisited`
 _PREPARED_VERSION = 1
 NOT_CUT = "queries NOT cut to their boxes"
 

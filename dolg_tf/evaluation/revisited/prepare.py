@@ -1,6 +1,6 @@
 """Downloads of Revisited Oxford/Paris and of R1M -> the folders that extraction and scoring read.
 
-    python -m dolg_tf.evaluation.revisited.prepare --dataset=roxford5k --downloads=downloads \\
+    dolg prepare-revisited --dataset=roxford5k --downloads=downloads \\
         --output=datasets
 
 `--downloads` holds the archives as their authors give them away, or unpacked photos, and the ground
@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dolg_tf.evaluation.revisited import archives as photo_archives
 from dolg_tf.evaluation.revisited import downloads as revisited_downloads
 from dolg_tf.evaluation.revisited.downloads import DATASETS
-from dolg_tf.stage import config, files, progress
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,3 @@ def _report(settings: PrepareConfig, summary: dict, archives: dict) -> None:
         f"{folder / _MISSING} lists them all; "
         + (f"get the {absent} archives above" if absent else _NOT_IN_ARCHIVES)
     )
-
-
-if __name__ == "__main__":
-    config.main(prepare, PrepareConfig)

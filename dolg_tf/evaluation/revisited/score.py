@@ -15,7 +15,7 @@ from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rows import Rows
-from dolg_tf.stage import config, files
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,3 @@ def _beside_published(scores: dict, protocol: dict, key: tuple[str, int]) -> lis
     own = "".join(_percent(scores[level]["mAP"]) for level in ("medium", "hard"))
     lines.append(f"{'yours':<22}{own}  {crops[protocol['query_crop']]:<9}")
     return [line.rstrip() for line in lines]
-
-
-if __name__ == "__main__":
-    config.main(evaluate, RevisitedConfig)

@@ -1,9 +1,9 @@
 """Photos become descriptors on Apache Beam, for sets that outgrow one machine.
 
-    python -m dolg_tf.retrieval.extract.beam --saved_model=MODEL --images=PHOTOS --output=SET \\
+    dolg extract-beam --saved_model=MODEL --images=PHOTOS --output=SET \\
         --runner=FlinkRunner --beam_options=flink_master=HOST:8081
 
-What comes out is what `dolg_tf.retrieval.extract.stage` writes; either goes on where the other was
+What comes out is what `dolg extract` writes; either goes on where the other was
 interrupted. All workers see photos, model and output at the same paths, on a shared disk, and have
 this package installed with its extra `beam`; docs/retrieval.md shows how.
 """
@@ -17,7 +17,6 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import open_describer
 from dolg_tf.retrieval.extract.stage import ExtractConfig
-from dolg_tf.stage import config
 from dolg_tf.stage.config import InputError, option
 
 
@@ -62,7 +61,3 @@ def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
     describer = open_describer(os.path.abspath(settings.saved_model), settings.scales)  # noqa: PTH100
     do_part = functools.partial(beam_rounds.do_part, options=options)
     return stage.describe_photos(settings, describer, settings.dtype, settings.part, do_part)
-
-
-if __name__ == "__main__":
-    config.main(extract_beam, BeamConfig)

@@ -8,7 +8,6 @@ from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.extract.model import Describer
 from dolg_tf.retrieval.extract.photos import PhotosConfig
 from dolg_tf.retrieval.extract.stage import describe_photos
-from dolg_tf.stage import config
 
 BINS = 8
 
@@ -42,7 +41,3 @@ def extract_colour_histograms(settings: ColourHistogramConfig) -> descriptors.De
     """
     name = f"colour_histogram_{BINS}x{BINS}x{BINS}"
     return describe_photos(settings, Describer(name, (1.0,), None, lambda: colour_histograms))
-
-
-if __name__ == "__main__":
-    config.main(extract_colour_histograms, ColourHistogramConfig)

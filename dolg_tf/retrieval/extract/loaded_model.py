@@ -72,7 +72,7 @@ class LoadedModel:
             if "maps" in there:
                 raise InputError(
                     f"{where}, it was exported before there was one; export it again with "
-                    "export/export_saved_model.py"
+                    "`dolg export`"
                 )
             raise InputError(
                 f"{where}: its network has no local branch (--fusion=global_only), so there are no "

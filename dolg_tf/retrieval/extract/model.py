@@ -46,9 +46,7 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     """
     path = pathlib.Path(saved_model)
     if not (path / "saved_model.pb").is_file():
-        raise InputError(
-            f"--saved_model={path}: no SavedModel there; export/export_saved_model.py writes one"
-        )
+        raise InputError(f"--saved_model={path}: no SavedModel there; `dolg export` writes one")
     about = path / "assets.extra" / "dolg.json"
     if about.exists():
         info = files.read_json(about, 1)
@@ -60,7 +58,7 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     else:
         raise InputError(
             f"--saved_model={path} has no assets.extra/dolg.json, so it does not say its scales; "
-            "give them to dolg_tf.retrieval.extract.stage, such as --scales=0.7071,1.0,1.4142"
+            "give them to `dolg extract`, such as --scales=0.7071,1.0,1.4142"
         )
     scales = tuple(scales or info["scales"])
     return Describer(
@@ -98,7 +96,7 @@ def load_model(saved_model: files.Path):
         raise InputError(
             f"--saved_model={saved_model} has no signature 'images', only "
             f"{sorted(model.signatures)}, and is no extractor of DELG's global descriptors; "
-            "export/export_saved_model.py --mode=serving writes one"
+            "`dolg export --mode=serving` writes one"
         )
     return model
 

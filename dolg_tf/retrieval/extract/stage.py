@@ -1,6 +1,6 @@
 """Photos become descriptors: a SavedModel in, a descriptor set out.
 
-    python -m dolg_tf.retrieval.extract.stage --saved_model=MODEL --images=PHOTOS --output=SET
+    dolg extract --saved_model=MODEL --images=PHOTOS --output=SET
 
 A run that was interrupted goes on where it was when the same command is given again. Several
 processes, or machines with one disk, share the work with --shard=0/2 and --shard=1/2.
@@ -24,7 +24,7 @@ from dolg_tf.retrieval.extract.listing import Listing, Photo
 from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
 from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
-from dolg_tf.stage import config, progress
+from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,3 @@ def extract(settings: ExtractConfig) -> DescriptorSet | None:
     """
     describer = open_describer(settings.saved_model, settings.scales)
     return describe_photos(settings, describer, settings.dtype, settings.part)
-
-
-if __name__ == "__main__":
-    config.main(extract, ExtractConfig)

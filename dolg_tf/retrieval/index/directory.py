@@ -161,7 +161,7 @@ def read_meta(path: pathlib.Path) -> dict:
     """
     file = path / "meta.json"
     if not file.is_file():
-        raise InputError(f"{path}: no index; dolg_tf.retrieval.index.stages build writes one")
+        raise InputError(f"{path}: no index; `dolg index build` writes one")
     meta = files.read_json(file, FORMAT_VERSION)
     missing = set(_META_KEYS) - set(meta)
     if missing:
@@ -263,7 +263,7 @@ def write_flat(rows, path: pathlib.Path) -> None:
 
 
 def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> None:
-    """Stores a calibration, as `dolg_tf.evaluation.calibrate` makes it, with an index.
+    """Stores a calibration, as `dolg calibrate` makes it, with an index.
 
     Args:
       path: of the index.

@@ -1,11 +1,11 @@
 """An index of photos: build it, search in it, keep it in step with the photos.
 
-    python -m dolg_tf.retrieval.index.stages build --descriptors=SET --output=INDEX
-    python -m dolg_tf.retrieval.index.stages query --index=INDEX --saved_model=DIR --images=DIR \\
+    dolg index build --descriptors=SET --output=INDEX
+    dolg index query --index=INDEX --saved_model=DIR --images=DIR \\
         --output=found.csv
-    python -m dolg_tf.retrieval.index.stages add --index=INDEX --descriptors=SET
-    python -m dolg_tf.retrieval.index.stages remove --index=INDEX --ids=ids.txt
-    python -m dolg_tf.retrieval.index.stages rebuild --index=INDEX --saved_model=MODEL
+    dolg index add --index=INDEX --descriptors=SET
+    dolg index remove --index=INDEX --ids=ids.txt
+    dolg index rebuild --index=INDEX --saved_model=MODEL
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.same_space import SAME_SPACE
 from dolg_tf.retrieval.rows import Rows
-from dolg_tf.stage import config, files
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
@@ -310,15 +310,3 @@ def rebuild(settings: RebuildConfig) -> Index:
         rebuilt = _build(found, path, index.meta["ivfpq"], calibration)
         shutil.rmtree(work)
         return rebuilt
-
-
-if __name__ == "__main__":
-    config.commands(
-        {
-            "build": (build, BuildConfig),
-            "query": (query, QueryConfig),
-            "add": (add, AddConfig),
-            "remove": (remove, RemoveConfig),
-            "rebuild": (rebuild, RebuildConfig),
-        }
-    )

@@ -171,7 +171,3 @@ def apply(settings: ApplyConfig) -> None:
     rows = WhitenedRows(photos, whitening)
     descriptors.write(settings.output, DescriptorSet(photos.ids, rows, meta))
     log.info("%s: %d descriptors of %d numbers", settings.output, *rows.shape)
-
-
-if __name__ == "__main__":
-    config.commands({"fit": (fit, FitConfig), "apply": (apply, ApplyConfig)})

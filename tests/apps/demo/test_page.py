@@ -51,7 +51,8 @@ def server(tmp_path_factory):
             [
                 sys.executable,
                 "-m",
-                "dolg_tf.apps.demo.serve",
+                "dolg_tf",
+                "demo",
                 *(f"--{k}={v}" for k, v in flags.items()),
             ],
             env=os.environ | more,

@@ -367,7 +367,7 @@ def test_best_and_worst_share_no_query():
     ],
 )
 def test_a_wrong_flag_is_one_line(arguments, words, tmp_path):
-    command = [sys.executable, "-m", "dolg_tf.apps.report.write", *arguments]
+    command = [sys.executable, "-m", "dolg_tf", "report", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

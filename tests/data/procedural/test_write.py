@@ -168,7 +168,8 @@ def test_processes_do_not_outlive_a_killed_one(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "dolg_tf.data.procedural.write",
+        "dolg_tf",
+        "draw",
         f"--output={tmp_path}",
         "--processes=2",
     ]
@@ -227,7 +228,8 @@ def test_command_says_in_one_line_that_it_cannot_write(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "dolg_tf.data.procedural.write",
+        "dolg_tf",
+        "draw",
         f"--output={tmp_path / 'file' / 'set'}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

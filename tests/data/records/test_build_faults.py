@@ -32,7 +32,7 @@ def command(folder, processes):
     options = settings(folder, processes=processes)
     names = ("images_dir", "train_csv", "train_clean_csv", "output_dir", "num_shards", "processes")
     flags = [f"--{name}={getattr(options, name)}" for name in names]
-    return [sys.executable, "-m", "dolg_tf.data.records.build", *flags]
+    return [sys.executable, "-m", "dolg_tf", "records", *flags]
 
 
 def jpeg_of_noise():
@@ -110,9 +110,7 @@ def test_interrupted_builder(gldv2_folder, stuck, whole_group):
     """By Ctrl-C, which reaches every process, or by a signal to the builder alone."""
     (os.killpg if whole_group else os.kill)(stuck.pid, signal.SIGINT)
     assert stuck.wait(20) == 130
-    assert (
-        stuck.stderr.read().splitlines()[-1] == "python -m dolg_tf.data.records.build: interrupted"
-    )
+    assert stuck.stderr.read().splitlines()[-1] == "dolg records: interrupted"
     wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
     if not whole_group:
         mend_and_finish(gldv2_folder)

@@ -49,7 +49,7 @@ def test_wrong_counts(tmp_path, text, message):
         classes.read_class_counts(f"{tmp_path}/train-*", 2)
     assert message in str(error.value)
     remedy = (
-        f"python -m dolg_tf.data.records.verify --file_pattern='{tmp_path}/train-*' "
+        f"dolg verify --file_pattern='{tmp_path}/train-*' "
         f"--num_classes=2 --class_counts_csv={tmp_path}/class_counts.csv"
     )
     assert remedy in str(error.value)

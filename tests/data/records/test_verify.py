@@ -172,7 +172,8 @@ def test_command(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "dolg_tf.data.records.verify",
+        "dolg_tf",
+        "verify",
         f"--file_pattern={tmp_path}/train-*",
     ]
     done = subprocess.run([*command, "--num_classes=7"], capture_output=True, text=True)

@@ -204,7 +204,7 @@ def test_the_output_is_no_folder(files):
 
 
 def test_command_line(files):
-    command = [sys.executable, "-m", "dolg_tf.evaluation.gldv2.score", "--task=retrieval"]
+    command = [sys.executable, "-m", "dolg_tf", "evaluate", "gldv2", "--task=retrieval"]
     command += [f"--solution={files}/retrieval.csv", f"--output={files}/report.json"]
 
     def run(name):

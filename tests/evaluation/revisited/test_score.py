@@ -378,7 +378,7 @@ def test_what_does_not_fit_is_refused(files):
 
 
 def test_command_line(files):
-    command = [sys.executable, "-m", "dolg_tf.evaluation.revisited.score"]
+    command = [sys.executable, "-m", "dolg_tf", "evaluate", "revisited"]
     command += [f"--ground_truth={files}/gnd_x.pkl", f"--query_descriptors={files}/queries"]
     command += [f"--output={files}/report.json"]
     done = subprocess.run(

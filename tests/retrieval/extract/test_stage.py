@@ -248,7 +248,8 @@ def test_command_line(saved_model, photos, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "dolg_tf.retrieval.extract.stage",
+        "dolg_tf",
+        "extract",
         f"--saved_model={saved_model}",
     ]
     command += [f"--output={tmp_path / 'set'}", "--scales=1.0"]

@@ -106,7 +106,7 @@ DAMAGE = {
     "no meta.json": (
         "meta.json",
         lambda f: f.unlink(),
-        "no index; dolg_tf.retrieval.index.stages build",
+        "no index; `dolg index build`",
     ),
     "cut meta.json": ("meta.json", lambda f: _cut(f, 99), "not JSON"),
     "a list": ("meta.json", lambda f: f.write_text("[1]"), "format_version is None"),
@@ -225,7 +225,7 @@ def test_an_index_that_is_gone_for_a_moment_is_waited_for(tmp_path, folder, monk
 
 def test_no_lock_is_left_beside_a_mistyped_path(tmp_path):
     with (
-        pytest.raises(InputError, match=r"no index; dolg_tf.retrieval.index.stages build"),
+        pytest.raises(InputError, match=r"no index; `dolg index build`"),
         directory.locked(tmp_path / "none"),
     ):
         pass

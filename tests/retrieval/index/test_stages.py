@@ -194,7 +194,7 @@ def test_add_and_remove_refuse(tmp_path, built):
             stages.remove(RemoveConfig(index=str(built), ids=str(tmp_path / "gone.txt")))
     with pytest.raises(InputError, match=r"none.txt: cannot be read"):
         stages.remove(RemoveConfig(index=str(built), ids=str(tmp_path / "none.txt")))
-    with pytest.raises(InputError, match=r"no index; dolg_tf.retrieval.index.stages build"):
+    with pytest.raises(InputError, match=r"no index; `dolg index build`"):
         stages.add(AddConfig(index=str(tmp_path / "none"), descriptors=str(tmp_path / "set")))
     assert not list(tmp_path.glob(".none*"))
     assert _bytes(built) == before
@@ -314,7 +314,7 @@ def test_matches_once_calibrated(tmp_path, built, caplog):
 
 
 def test_command_line(tmp_path):
-    program = [sys.executable, "-m", "dolg_tf.retrieval.index.stages"]
+    program = [sys.executable, "-m", "dolg_tf", "index"]
 
     def run(*argv, code=0):
         done = subprocess.run([*program, *argv], capture_output=True, text=True, check=False)
@@ -324,7 +324,7 @@ def test_command_line(tmp_path):
     made, new = _write(tmp_path / "set", range(9)), _write(tmp_path / "new", range(9, 12))
     path, output = f"--index={tmp_path / 'index'}", f"--output={tmp_path / 'found.csv'}"
     told = run("query", path, f"--descriptors={new}", output, code=1).stderr
-    assert told.startswith("python -m dolg_tf.retrieval.index.stages query: error: ")
+    assert told.startswith("dolg index query: error: ")
     assert "no index" in told and len(told.strip().splitlines()) == 1
     assert "--descriptors is required" in run("build", code=1).stderr
     assert "--kind" in run("build", "--help").stdout

@@ -1,0 +1,154 @@
+"""`dolg COMMAND --flag=value`: every stage behind one door, imported when it is asked for."""
+
+import difflib
+import importlib
+import sys
+import typing
+from collections.abc import Sequence
+
+import dolg_tf
+from dolg_tf.stage import command, recipes
+
+
+class Command(typing.NamedTuple):
+    """A stage as a command: what it does, in one line, and "module:function" of its stage.
+
+    The function's annotated parameters are the configurations whose options become flags.
+    """
+
+    words: str
+    stage: str
+
+
+# In the order of the work.
+COMMANDS = {
+    "quickstart": Command(
+        "the whole chain, from photos to a scored report", "dolg_tf.pipelines.quickstart:quickstart"
+    ),
+    "draw": Command("procedural landmark photos", "dolg_tf.data.procedural.write:write_toy"),
+    "records": Command(
+        "photos and labels -> TFRecords", "dolg_tf.data.records.build:build_records"
+    ),
+    "ground-truth": Command(
+        "labelled photos -> ground truths", "dolg_tf.data.own_photos:ground_truths"
+    ),
+    "verify": Command("check TFRecords", "dolg_tf.data.records.verify:verify_records"),
+    "convert": Command(
+        "the authors' checkpoints -> model directory, and back",
+        "dolg_tf.weights.convert:convert_checkpoint",
+    ),
+    "train": Command("TFRecords -> run directory", "dolg_tf.pipelines.train:train"),
+    "summary": Command(
+        "parameters and arithmetic of a network", "dolg_tf.modeling.summary:print_summary"
+    ),
+    "export": Command(
+        "run or model directory -> SavedModel, ONNX or LiteRT file",
+        "dolg_tf.serving.saved_model:export_saved_model",
+    ),
+    "model-card": Command("model card of a network", "dolg_tf.serving.model_card:write_model_card"),
+    "extract": Command(
+        "SavedModel and photos -> descriptor set", "dolg_tf.retrieval.extract.stage:extract"
+    ),
+    "extract-beam": Command(
+        "the same on a cluster, by Apache Beam", "dolg_tf.retrieval.extract.beam:extract_beam"
+    ),
+    "colour-histogram": Command(
+        "photos -> colour histograms, the baseline",
+        "dolg_tf.retrieval.extract.colour_histogram:extract_colour_histograms",
+    ),
+    "delf": Command(
+        "descriptor set -> DELF's files, and back", "dolg_tf.retrieval.datum_io:convert"
+    ),
+    "whiten fit": Command("learn a whitening", "dolg_tf.retrieval.whitening.stages:fit"),
+    "whiten apply": Command("whiten a descriptor set", "dolg_tf.retrieval.whitening.stages:apply"),
+    "index build": Command("descriptor set -> index", "dolg_tf.retrieval.index.stages:build"),
+    "index query": Command(
+        "the nearest photos of each query, as CSV", "dolg_tf.retrieval.index.stages:query"
+    ),
+    "index add": Command("add descriptors to an index", "dolg_tf.retrieval.index.stages:add"),
+    "index remove": Command("remove photos from an index", "dolg_tf.retrieval.index.stages:remove"),
+    "index rebuild": Command(
+        "an index for another model or of another kind", "dolg_tf.retrieval.index.stages:rebuild"
+    ),
+    "calibrate": Command(
+        "labelled pairs -> a threshold for the same place",
+        "dolg_tf.evaluation.calibrate:calibrate",
+    ),
+    "prepare-revisited": Command(
+        "lay out Revisited Oxford and Paris", "dolg_tf.evaluation.revisited.prepare:prepare"
+    ),
+    "evaluate revisited": Command(
+        "mAP on Revisited Oxford and Paris, or your own ground truth",
+        "dolg_tf.evaluation.revisited.score:evaluate",
+    ),
+    "evaluate gldv2": Command(
+        "mAP@100 and GAP on Google Landmarks v2", "dolg_tf.evaluation.gldv2.score:evaluate"
+    ),
+    "submit": Command(
+        "descriptor sets -> Kaggle's submission.csv",
+        "dolg_tf.evaluation.gldv2.submission:write_submission",
+    ),
+    "report": Command("a page about a run: report.html", "dolg_tf.apps.report.write:write_report"),
+    "match": Command("why two photos match, as a picture", "dolg_tf.apps.pictures.match:match"),
+    "demo": Command("search an index in the browser", "dolg_tf.apps.demo.serve:demo"),
+}
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "dolg") -> typing.NoReturn:
+    """Runs a command and exits.
+
+    Args:
+      arguments: the command's name and its flags; None: those of the command line.
+      program: what the user typed before them.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    first = words[0].lstrip("-") if words else "help"
+    if first in ("help", "h"):
+        if words[1:]:  # `dolg help extract`
+            main([*words[1:], "--help"], program)
+        print(_help_text(program, COMMANDS))
+        sys.exit(0)
+    if first == "version":
+        print(f"dolg_tf {dolg_tf.__version__}")
+        sys.exit(0)
+    for number in (2, 1):
+        name = " ".join(words[:number])
+        if name in COMMANDS:
+            run(name, words[number:], f"{program} {name}")
+    group = {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}
+    if group and (len(words) == 1 or words[1].lstrip("-") in ("help", "h")):
+        print(_help_text(program, group))
+        sys.exit(0 if words[1:] else 1)
+    if group:
+        _refuse(f"{program} {words[0]}", words[1], [name.split()[1] for name in group])
+    _refuse(program, words[0], [*COMMANDS, *_groups()])
+
+
+def _refuse(program: str, word: str, known: list[str]) -> typing.NoReturn:
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean `{program} {near[0]}`?" if near else f"see `{program} --help`"
+    sys.exit(f"{program}: error: {word!r} is not a command; {hint}")
+
+
+def run(name: str, arguments: Sequence[str], program: str) -> typing.NoReturn:
+    """Runs one of `COMMANDS` with these flags and exits."""
+    module, function = COMMANDS[name].stage.split(":")
+    try:
+        stage = getattr(importlib.import_module(module), function)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
+    known = recipes.find_recipes() if name == "train" else None
+    command.run(program, stage, classes, arguments, known)
+
+
+def _groups() -> list[str]:
+    """Returns the first words of commands of two words."""
+    return list(dict.fromkeys(name.split()[0] for name in COMMANDS if " " in name))
+
+
+def _help_text(program: str, shown: dict[str, Command]) -> str:
+    lines = [f"usage: {program} COMMAND [--flag=value ...]", ""]
+    width = max(map(len, shown)) + 2
+    lines += [f"  {name:<{width}}{entry.words}" for name, entry in shown.items()]
+    return "\n".join([*lines, "", f"`{program} COMMAND --help` lists the flags of a command."])

@@ -1,0 +1,19 @@
+"""Training as a command: the step loop, with retrieval as its validation where that is asked."""
+
+import os
+
+from dolg_tf.data.config import DataConfig
+from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.training.config import TrainingConfig
+
+
+def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
+    """Trains a DOLG network on TFRecords and writes a run directory; run it again to continue."""
+    # Batches of photos are large, and without a pool each of them is fresh memory.
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+    # Both take seconds to import: not for --help.
+    from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
+    from dolg_tf.training import loop
+
+    retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
+    loop.train(model, data, training, retrieval)

@@ -1,0 +1,107 @@
+"""A stage as a command: one line for an error, an honest exit code, flagfiles and recipes."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _command(*argv):
+    return subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bach_size=3"], "Unknown command line flag 'bach_size'. Did you mean: batch_size"),
+        (["--batch_size=many"], "--batch_size=many"),
+        (["64"], "'64' is not a flag; write --name=value"),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (["--flagfile=configs/r50.flags", "--batch_size=0"], "--batch_size=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_1(argv, message):
+    done = _command("train.py", *argv)
+    assert done.returncode == 1 and done.stdout == ""
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        ("InputError('no such\\nphoto')", 1, "error: no such photo"),
+        ("FloatingPointError('the loss is nan')", 1, "error: the loss is nan"),
+        ("PermissionError(13, 'Permission denied', 'out')", 1, "Permission denied: 'out'"),
+        ("KeyboardInterrupt", 130, "interrupted"),
+        ("SystemExit(143)", 143, ""),
+        ("ZeroDivisionError", 1, "Traceback"),  # a fault of ours is no one-liner
+    ],
+)
+def test_what_a_stage_raises_decides_line_and_exit_code(raised, code, message):
+    program = f"""
+from dolg_tf.stage import command
+from dolg_tf.stage.config import InputError
+
+def stage():
+    raise {raised}
+
+command.main(stage)
+"""
+    done = _command("-c", program)
+    assert done.returncode == code and message in done.stderr
+    assert ("Traceback" in done.stderr) == (message == "Traceback")
+
+
+SHOW = """
+import dataclasses, pathlib, sys
+from dolg_tf.stage import command
+from dolg_tf.stage.config import option
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Photos:
+    name: str = option("a name", "none")
+    count: int = option("how many", 3)
+
+def show(settings):
+    print(settings)
+
+recipes = {"small": pathlib.Path(sys.argv[1])}
+command.run("show", show, [Photos], sys.argv[2:], recipes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--name=a #1"], "Photos(name='a #1', count=3)"),  # typed, so it is a value
+        (["--recipe=small"], "Photos(name='b', count=7)"),
+        (["--recipe", "small", "--count=8"], "Photos(name='b', count=8)"),
+        (["--count=8", "--recipe=small"], "Photos(name='b', count=7)"),
+    ],
+)
+def test_flags_recipes_and_their_order(tmp_path, argv, shown):
+    recipe = tmp_path / "small.flags"
+    recipe.write_text("# command: none\n--name=b\n--count=7\n")
+    done = _command("-c", SHOW, recipe, *argv)
+    assert done.stdout.strip() == shown, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("--count=7 # seven\n", ["--recipe=small"], "'--count=7 # seven': a flagfile takes comm"),
+        ("--count=7\n", ["--recipe=smal"], "--recipe=smal is unknown; it must be one of small"),
+        ("--count=7\n", ["--recipe"], "--recipe= is unknown"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path, text, argv, message):
+    recipe = tmp_path / "small.flags"
+    recipe.write_text(text)
+    done = _command("-c", SHOW, recipe, *argv)
+    assert done.returncode == 1 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
