@@ -103,8 +103,8 @@ def test_the_readmes_commands_run(finished):
     assert len(commands) >= 5
     for command in commands:
         words = shlex.split(command)
-        assert words[0] == "python"
-        _run([sys.executable, *words[1:]], folder)
+        assert words[0] == "dolg"
+        _run([sys.executable, "-m", "dolg_tf", *words[1:]], folder)
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["medium"]["mAP"] > 0
     shutil.copy(next((folder / "runs/quickstart/photos/test").rglob("*.jpg")), folder / "photo.jpg")
