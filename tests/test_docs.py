@@ -157,3 +157,20 @@ def test_links_and_imports_lead_somewhere(page):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("dolg_tf"):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+def test_no_message_names_a_file_that_an_installed_package_lacks():
+    lacking = re.compile(
+        r"\btrain\.py\b|Makefile|\bconfigs/|\bexport/\w+\.py|\bmake (quick|test|bench)"
+    )
+    for path in (ROOT / "dolg_tf").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        docstrings = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = lacking.search(node.value)
+                assert node.value in docstrings or not found, f"{path}: {node.value}"
