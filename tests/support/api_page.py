@@ -1,6 +1,6 @@
 """Writes docs/api.md from the docstrings of the names that `import dolg_tf` gives.
 
-python docs/make_api.py
+python tests/support/api_page.py
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import pathlib
 
 import dolg_tf
 
-PAGE = pathlib.Path(__file__).with_name("api.md")
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "api.md"
 _OPENING = """# Python API
 
-Made from the code by `python docs/make_api.py`; a test holds it to the docstrings. `import dolg_tf`
+Made from the code by `python tests/support/api_page.py`; a test holds it to the docstrings. `import dolg_tf`
 takes no time: each name is imported from its module when it is used. Every stage is a function too:
 `dolg COMMAND` calls one that takes a frozen dataclass, whose fields are the flags.
 """
