@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
         yield temporary
         if path.is_dir() and not path.is_symlink():
             if not temporary.is_dir():
-                raise InputError(f"{path} is a folder, a file must not take its place; name a file")
+                raise InputError(f"{path} is a folder, which a file must not replace; name a file")
             # rename(2) does not replace a full directory: move the old one aside first.
             path.rename(replaced)
         temporary.replace(path)
@@ -82,16 +82,16 @@ def read_json(path: Path, format_version: int | None = None):
 
 
 def check_output(path: Path, overwrite: bool, mark: str | None = None) -> None:
-    """Makes sure that an output may be put in place.
+    """Checks that an output may be put in place.
 
     Args:
       path: of the output.
       overwrite: whether one that is there may be replaced.
-      mark: a file that a directory which is replaced must hold, so that no other is lost; None: the
+      mark: a file that a directory must hold to be replaced, so that no other is lost; None: the
         output is a file.
 
     Raises:
-      InputError: when something is there that must stay.
+      InputError: when something there must stay.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -114,10 +114,10 @@ def sha256(path: Path) -> str:
 def lock(path: Path, taken: str) -> IO:
     """Returns an open file that no other process can lock until it is closed.
 
-    The lock goes with the process, however it ends; the empty file stays.
+    The lock ends with the process, however that ends; the empty file stays.
 
     Args:
-      path: of the file; its folder is made.
+      path: the file; its folder is made.
       taken: what to say when another process has it.
 
     Raises:
@@ -138,7 +138,7 @@ def inside(folder: Path, name: str) -> pathlib.Path:
     """Returns `folder / name`.
 
     Raises:
-      InputError: when `name`, read from a file, would lead out of the folder.
+      InputError: when `name`, which was read from a file, leads out of the folder.
     """
     folder = pathlib.Path(folder)
     path = folder / name

@@ -23,12 +23,12 @@ def format_seconds(seconds: float) -> str:
 def track(
     items: Iterable, total: int, description: str, unit: str = "photos", every: float = 10.0
 ) -> Iterator:
-    """Yields the items and shows how many are done, the rate and the time left.
+    """Yields the items, and shows how many are done, the rate and the time left.
 
     Args:
-      items: what is worked through.
+      items: the work.
       total: how many there will be.
-      description: what is done, such as "extract".
+      description: of the work, such as "extract".
       unit: of one item, in the plural.
       every: seconds between two log lines where there is no terminal.
     """
@@ -49,7 +49,7 @@ def track(
 
 @contextlib.contextmanager
 def waiting_for(what: str, every: float = 30.0) -> Iterator[None]:
-    """Says every so often, while the block runs, that it is still waiting.
+    """Logs now and then, while the block runs, that it is still waiting.
 
     Args:
       what: what the block waits for.

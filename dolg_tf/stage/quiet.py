@@ -30,13 +30,13 @@ _CHATTER = re.compile(
 
 
 def hush_tensorflow() -> None:
-    """Keeps TensorFlow's chatter away, from its import on, unless the user set its log level.
+    """Keeps TensorFlow's chatter away, from its import on, unless the user asks for it.
 
-    Nothing is imported here; the next `import tensorflow`, wherever it is, is quiet.
+    They do by a log level of 0 or 1. Nothing is imported here; the next `import tensorflow`,
+    wherever it stands, is quiet.
     """
-    if _LEVEL in os.environ:
+    if os.environ.setdefault(_LEVEL, "2") in ("0", "1"):
         return
-    os.environ[_LEVEL] = "2"
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if "tensorflow" not in sys.modules:

@@ -2,8 +2,7 @@
 
 The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and,
 where it is known, `model_hash`, that of the descriptors it was learned on. Other arrays in it are
-not read. Learned and applied by `dolg whiten`; an export takes it into the
-model.
+not read. `dolg whiten` learns and applies it; an export takes it into the model.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ class Whitening:
     model_hash: str = ""
 
     def check_model(self, path: files.Path, source: files.Path, *hashes: str) -> None:
-        """Makes sure that it was learned on descriptors of a model, where it says of which.
+        """Checks that it was learned on descriptors of this model, where the file says on which.
 
         Args:
           path: of the whitening, for the error.

@@ -27,7 +27,7 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path):
 
 def test_a_folder_does_not_make_way_for_a_file(tmp_path):
     files.write_text(tmp_path / "folder/kept.txt", "kept")
-    with pytest.raises(InputError, match="folder is a folder, a file must not take its place"):
+    with pytest.raises(InputError, match="folder is a folder, which a file must not replace"):
         files.write_text(tmp_path / "folder", "text")
     assert (tmp_path / "folder/kept.txt").read_text() == "kept"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

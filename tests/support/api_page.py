@@ -20,9 +20,8 @@ takes no time: each name is imported from its module when it is used. Every stag
 
 def make_page() -> str:
     """Returns the page as Markdown."""
-    return "\n".join(
-        [_OPENING, *(_entry(name, getattr(dolg_tf, name)) for name in dolg_tf.__all__)]
-    )
+    entries = [_entry(name, getattr(dolg_tf, name)) for name in dolg_tf.__all__]
+    return "\n".join([_OPENING, *entries])
 
 
 def _entry(name: str, value) -> str:
