@@ -32,7 +32,7 @@ from photo_scores import mean_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage import files, progress
 
 SCALES = (0.7071, 1.0, 1.4142)
@@ -125,7 +125,7 @@ def main() -> None:
 def _split(photos, rows, folder, paths, numbers, left_out) -> dict:
     """Returns the scores of a split: untrained mAP, R@1, fine-tuned mAP, R@1."""
     seconds = train(photos, rows, folder)
-    network, *_ = load_dolg(folder / "run", weights="ema")
+    network = load_network(folder / "run", weights="ema").network
     asked = left_out[numbers["query"]] | ~left_out.any()
     queries = [path for path, wanted in zip(paths["query"], asked, strict=True) if wanted]
     found = [describe(network, queries, "queries"), describe(network, paths["index"], "index")]

@@ -29,7 +29,7 @@ from timing import Timer, best_rates, peak_memory, peaks
 from dolg_tf.data import images
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.modeling.summary import count_multiply_adds
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.modes import serving
@@ -43,7 +43,7 @@ _COUNTED = 5  # rounds of the floor
 
 
 def keras_call(folder: pathlib.Path):
-    network, _, _ = load_dolg(str(folder / "model"))
+    network = load_network(str(folder / "model")).network
     photos = tf.TensorSpec([None, None, None, 3], tf.uint8)
     scales = tf.TensorSpec([None], tf.float32)
     return tf.function(
@@ -129,7 +129,7 @@ def write(backbone: str, folder: pathlib.Path) -> list[str]:
 
 
 def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) -> None:
-    network = load_dolg(str(folder / "model"))[0]
+    network = load_network(str(folder / "model")).network
     sides = [round(arguments.size * scale) for scale in SCALES]
     products = {side: sum(count_multiply_adds(network, side)[0].values()) for side in sides}
     work = {1: products[arguments.size], len(SCALES): sum(products.values())}

@@ -7,6 +7,7 @@ model.weights.h5  every variable of the network; the class head is not part of i
 import hashlib
 import json
 import pathlib
+import typing
 
 import keras
 
@@ -47,34 +48,55 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
         )
 
 
-def load_dolg(
+class LoadedNetwork(typing.NamedTuple):
+    """A network read from disk.
+
+    Attributes:
+      network: float32 RGB in [0, 1], (B, H, W, 3), to descriptors (B, descriptor_size).
+      config: its configuration; `build_dolg(config)` builds the same network.
+      provenance: where the weights come from, as plain JSON values.
+    """
+
+    network: keras.Model
+    config: DolgConfig
+    provenance: dict
+
+
+def load_network(
     path: files.Path, checkpoint: str = "latest", weights: str = "raw"
-) -> tuple[keras.Model, DolgConfig, dict]:
-    """Builds the network that a directory holds, in float32.
+) -> LoadedNetwork:
+    """Loads a network from a model directory or a run directory, in float32.
 
     Args:
       path: a model directory, or a run directory of training.
-      checkpoint: "latest" or "best", for a run directory.
-      weights: "raw", or "ema" for their moving average, for a run directory.
+      checkpoint: "latest" or "best"; only a run directory has more than one.
+      weights: "raw", or "ema" for their moving average; only a run directory has one.
 
     Returns:
-      The network, its configuration and its provenance.
+      The network with its configuration and the provenance of its weights.
 
     Raises:
-      InputError: when there is no such directory, its format is another, its weights do not
-        fit its configuration, or one of them is NaN or infinite.
+      InputError: if the directory does not exist, has another format, holds weights that do not
+        fit its configuration, or holds a weight that is NaN or infinite.
+
+    Example:
+      ```python
+      loaded = dolg_tf.load_network("runs/mine", checkpoint="best")
+      descriptors = loaded.network(photos)  # float32 (B, H, W, 3) in [0, 1] -> (B, 512)
+      print(loaded.config.backbone, loaded.provenance)
+      ```
     """
     path = pathlib.Path(path)
     config, values = read_config(path)
     network = _build(config, path / "config.json")
     if "training" in values:
-        return network, config, _restore(network, path, checkpoint, weights)
+        return LoadedNetwork(network, config, _restore(network, path, checkpoint, weights))
     if weights != "raw":
         raise InputError(f"--weights={weights}: {path} is a model directory, it has only one kind")
     if not (path / _WEIGHTS).is_file():
         raise InputError(f"{path / _WEIGHTS}: no such file; {path} is no complete model directory")
     load_weights(network, path / _WEIGHTS)
-    return network, config, values["provenance"]
+    return LoadedNetwork(network, config, values["provenance"])
 
 
 def _build(config: DolgConfig, source: pathlib.Path) -> keras.Model:

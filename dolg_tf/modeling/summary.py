@@ -67,9 +67,9 @@ class SummaryConfig(NetworkConfig):
 
 def print_summary(config: SummaryConfig) -> None:
     """Prints what a network is: parts, parameters, arithmetic, preprocessing, provenance."""
-    from dolg_tf.modeling.model_dir import load_dolg
+    from dolg_tf.modeling.model_dir import load_network
 
-    loaded = load_dolg(config.model_dir, config.checkpoint, config.weights)
+    loaded = load_network(config.model_dir, config.checkpoint, config.weights)
     print(as_text(summarize(*loaded, config.image_size)))
 
 

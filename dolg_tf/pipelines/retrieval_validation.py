@@ -19,7 +19,7 @@ BATCH = 16  # photos of equal size that go through the network together
 
 
 class RetrievalValidation:
-    """Function of a network to its scores on a retrieval set, for `training.trainer.train`.
+    """Function of a network to its scores on a retrieval set, for `training.loop.train`.
 
     What export, extraction at scale 1 and evaluation give, without their files: queries are cut to
     their boxes, photos shrunk to `retrieval_image_size`, descriptors searched exactly. It runs on

@@ -48,10 +48,10 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
     output = pathlib.Path(config.output or pathlib.Path(config.model_dir) / NAME)
     files.check_output(output, config.overwrite)
 
-    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
+    from dolg_tf.modeling.model_dir import load_network, weights_hash
 
     report = read_report(config.report)
-    network, dolg_config, provenance = load_dolg(
+    network, dolg_config, provenance = load_network(
         config.model_dir, config.checkpoint, config.weights
     )
     about = {

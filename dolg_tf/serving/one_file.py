@@ -109,11 +109,11 @@ def export_file(
     for path in (output, beside):
         files.check_output(path, config.overwrite)
 
-    from dolg_tf.modeling.model_dir import load_dolg
+    from dolg_tf.modeling.model_dir import load_network
     from dolg_tf.serving.model_card import card_of, read_report
 
     report = read_report(config.report)
-    network, dolg_config, provenance = load_dolg(
+    network, dolg_config, provenance = load_network(
         config.model_dir, config.checkpoint, config.weights
     )
     about = {**form, **_about(network, dolg_config, provenance)}

@@ -107,14 +107,14 @@ def export_saved_model(config: ExportConfig) -> pathlib.Path:
     output = pathlib.Path(config.output)
     files.check_output(output, config.overwrite, "saved_model.pb")
 
-    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
+    from dolg_tf.modeling.model_dir import load_network, weights_hash
     from dolg_tf.serving.model_card import NAME, card_of, read_report
     from dolg_tf.serving.server_files import write_server_files
     from dolg_tf.serving.verify import verify
     from dolg_tf.stage.whitening import load_whitening
 
     report = read_report(config.report)
-    network, dolg_config, provenance = load_dolg(
+    network, dolg_config, provenance = load_network(
         config.model_dir, config.checkpoint, config.weights
     )
     weights, whitening = weights_hash(network, dolg_config), None

@@ -5,7 +5,7 @@ import logging
 
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
+from dolg_tf.modeling.model_dir import load_head, load_network, read_config
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.run_log import has_begun
@@ -91,7 +91,7 @@ def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -
     if not training.init_from:
         load_backbone(trainer.network, training.backbone_weights)
     else:
-        source, _, provenance = load_dolg(training.init_from)
+        source, _, provenance = load_network(training.init_from)
         # By path, since layers that are not trained come last in `weights`.
         values = {variable.path: variable.numpy() for variable in source.variables}
         if set(values) != {variable.path for variable in trainer.network.variables}:

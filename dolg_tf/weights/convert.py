@@ -108,13 +108,13 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
 
 
 def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
-    from dolg_tf.modeling.model_dir import load_dolg, load_head, read_config
+    from dolg_tf.modeling.model_dir import load_head, load_network, read_config
     from dolg_tf.weights import official
     from dolg_tf.weights.files.tensors import check_suffix, write_tensors
 
     check_suffix(output)
     path = pathlib.Path(config.input)
-    network, dolg_config, _ = load_dolg(path, config.checkpoint, config.weights)
+    network, dolg_config, _ = load_network(path, config.checkpoint, config.weights)
     state = official.state_dict(network, dolg_config)
     if "training" in read_config(path)[1]:
         head = official.head_state(load_head(path, config.checkpoint, config.weights))

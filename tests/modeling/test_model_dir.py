@@ -11,7 +11,7 @@ from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
-    load_dolg,
+    load_network,
     read_config,
     save_dolg,
     weights_hash,
@@ -39,10 +39,10 @@ def _edit(path, change):
 
 def test_a_network_comes_back_with_its_config(network, tmp_path):
     save_dolg(network, CONFIG, tmp_path / "model", {"source": "test"})
-    loaded, config, provenance = load_dolg(tmp_path / "model")
-    assert config == CONFIG and provenance == {"source": "test"}
+    loaded = load_network(tmp_path / "model")
+    assert loaded.config == CONFIG and loaded.provenance == {"source": "test"}
     image = np.random.default_rng(0).random((1, 64, 64, 3)).astype(np.float32)
-    np.testing.assert_array_equal(loaded(image), network(image))
+    np.testing.assert_array_equal(loaded.network(image), network(image))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "config.json",
         "model.weights.h5",
@@ -68,7 +68,7 @@ def test_every_variant_of_the_network_comes_back(change, tmp_path):
     for variable in network.variables:  # statistics and slopes too
         variable.assign(rng.random(variable.shape))
     save_dolg(network, config, tmp_path / "model", {})
-    loaded, found, _ = load_dolg(tmp_path / "model")
+    loaded, found, _ = load_network(tmp_path / "model")
     assert found == config
     for ours, theirs in zip(loaded.variables, network.variables, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
@@ -78,7 +78,7 @@ def test_saving_replaces_the_directory_as_a_whole(network, tmp_path):
     save_dolg(network, CONFIG, tmp_path / "model", {"source": "first"})
     (tmp_path / "model" / "stray").write_text("x")
     save_dolg(network, CONFIG, tmp_path / "model", {"source": "second"})
-    assert load_dolg(tmp_path / "model")[2] == {"source": "second"}
+    assert load_network(tmp_path / "model").provenance == {"source": "second"}
     assert not (tmp_path / "model" / "stray").exists()
 
 
@@ -96,7 +96,7 @@ def test_a_directory_that_does_not_fit_is_refused(network, tmp_path, change, mes
     save_dolg(network, CONFIG, tmp_path / "model", {})
     _edit(tmp_path / "model", change)
     with pytest.raises(InputError, match=message):
-        load_dolg(tmp_path / "model")
+        load_network(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_network_too_large_for_any_machine_is_refused(tmp_path):
     values = {"format_version": 2, "model": model, "preprocessing": {}, "provenance": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
-        load_dolg(tmp_path)
+        load_network(tmp_path)
 
 
 def test_the_hash_tells_networks_apart(network):
@@ -164,17 +164,17 @@ def test_a_run_of_nan_is_refused(network, tmp_path):
     values = {"format_version": 2, "model": model, "data": {}, "training": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"ckpt-1: descriptor/bias holds NaN or infinity"):
-        load_dolg(tmp_path)
+        load_network(tmp_path)
 
 
 def test_missing_and_damaged_files_are_named(network, tmp_path):
     with pytest.raises(InputError, match="is no model or run directory"):
-        load_dolg(tmp_path)
+        load_network(tmp_path)
     save_dolg(network, CONFIG, tmp_path / "model", {})
     weights = tmp_path / "model" / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"model\.weights\.h5 is no HDF5 file of weights, or dam"):
-        load_dolg(tmp_path / "model")
+        load_network(tmp_path / "model")
     weights.unlink()
     with pytest.raises(InputError, match="no complete model directory"):
-        load_dolg(tmp_path / "model")
+        load_network(tmp_path / "model")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.weights.files.tensors import open_tensors, write_tensors
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,8 +58,8 @@ def test_a_converted_network_is_finetuned_exported_and_searched_with(tmp_path, s
         *("--batch_size=4", "--accumulate=1", "--max_steps=3", "--log_every=1"),
     )
     assert "r50.pyth" in log and "class head: random, a model directory has none" in log
-    before, config, _ = load_dolg(model)
-    after, found, _ = load_dolg(run)
+    before, config, _ = load_network(model)
+    after, found, _ = load_network(run)
     # Nobody said resnet50, BGR or no multi-atrous: the directory did.
     assert found.preprocessing == config.preprocessing and not found.multi_atrous
     assert found.gem_p == config.gem_p

@@ -17,13 +17,13 @@ from dolg_tf.data.records import tfrecord
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.pipelines import retrieval_validation
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
 from dolg_tf.stage.config import InputError
-from dolg_tf.training import loop as trainer_module
+from dolg_tf.training import loop
 from dolg_tf.training.config import TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -187,13 +187,11 @@ def test_the_best_checkpoint_is_that_of_the_highest_map(truth, tmp_path, monkeyp
         return {"mAP": next(maps)}
 
     result = tf.constant([1.0, 0.0, 8.0, 0.0, 1.0])
-    monkeypatch.setattr(trainer_module.Trainer, "train_step", lambda *_: result)
-    monkeypatch.setattr(trainer_module, "attention_pictures", lambda *_: None)
-    monkeypatch.setattr(
-        trainer_module, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)}
-    )
-    trainer_module.train(MODEL, data, training, retrieval)
-    assert load_dolg(tmp_path / "run", "best")[2]["step"] == 2
+    monkeypatch.setattr(loop.Trainer, "train_step", lambda *_: result)
+    monkeypatch.setattr(loop, "attention_pictures", lambda *_: None)
+    monkeypatch.setattr(loop, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)})
+    loop.train(MODEL, data, training, retrieval)
+    assert load_network(tmp_path / "run", "best").provenance["step"] == 2
     assert len(judged) == 3 and judged[0].output_shape == (None, 16)
     rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     found = [row["value"] for row in rows if (row["split"], row["name"]) == ("retrieval", "mAP")]

@@ -27,7 +27,7 @@ def loaded(network, dolg_config):
     """Makes exports take `network` itself: to build it again takes seconds."""
     found = (network, dolg_config, {"source": "test"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_dir_module, "load_dolg", lambda *_: found)
+        patch.setattr(model_dir_module, "load_network", lambda *_: found)
         yield
 
 

@@ -139,7 +139,7 @@ def test_a_report_holds_fractions(tmp_path, report):
 
 def test_a_model_directory_gets_its_card(model_dir, network, dolg_config, tmp_path, monkeypatch):
     loaded = (network, dolg_config, {"source": "test"})  # to build it again takes seconds
-    monkeypatch.setattr(model_dir_module, "load_dolg", lambda *_: loaded)
+    monkeypatch.setattr(model_dir_module, "load_network", lambda *_: loaded)
     copy = shutil.copytree(model_dir, tmp_path / "mine")
     card = write_model_card(ModelCardConfig(model_dir=str(copy)))
     assert card == copy / "README.md"

@@ -41,7 +41,7 @@ def source(network):
 @pytest.fixture
 def loaded(network, dolg_config, monkeypatch):
     """Makes exports take `network` itself: to build it again takes seconds."""
-    monkeypatch.setattr(model_dir_module, "load_dolg", lambda *_: (network, dolg_config, {}))
+    monkeypatch.setattr(model_dir_module, "load_network", lambda *_: (network, dolg_config, {}))
 
 
 def test_it_gives_the_networks_unit_descriptors(session, network, photos):

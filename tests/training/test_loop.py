@@ -15,9 +15,9 @@ import tensorflow as tf
 from tiny import CLASSES, MODEL, metrics, recipe
 
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_dolg, read_config
+from dolg_tf.modeling.model_dir import load_network, read_config
 from dolg_tf.stage.config import InputError
-from dolg_tf.training import loop as trainer_module
+from dolg_tf.training import loop
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.loop import train
 from dolg_tf.training.run_log import check_run, write_run
@@ -38,10 +38,10 @@ def test_a_run_learns_and_leaves_its_directory(data, tmp_path):
     assert metrics(tmp_path, "validation", "accuracy")[80] > 0.7
     left = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "flags.txt", "metrics.jsonl", "checkpoints", "best"} <= left
-    network, config, provenance = load_dolg(tmp_path)
+    network, config, provenance = load_network(tmp_path)
     assert config == MODEL and provenance["step"] == 80
     assert network(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 16)
-    assert load_dolg(tmp_path, "best")[2]["step"] <= 80
+    assert load_network(tmp_path, "best").provenance["step"] <= 80
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resuming(data, tmp_path):
@@ -69,11 +69,11 @@ def test_a_signal_while_validating_loses_nothing(data, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"loss": 1.0, "accuracy": 0.5}
 
-    monkeypatch.setattr(trainer_module, "validate", interrupted)
+    monkeypatch.setattr(loop, "validate", interrupted)
     with pytest.raises(SystemExit) as stopped:
         train(MODEL, data, recipe(tmp_path, validate_every=2, checkpoint_every=100))
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert load_dolg(tmp_path)[2]["step"] == 2
+    assert load_network(tmp_path).provenance["step"] == 2
 
 
 def test_a_run_is_known_by_any_name_of_its_folder(data, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from dolg_tf.data.records.build import RecordsConfig, build_records
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
-from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage import config
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.weights.imagenet import load_backbone
@@ -147,7 +147,7 @@ def test_the_small_fine_tuning_keeps_what_imagenet_taught(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "whitening of 1280 numbers learned on 6400 views, shrinkage 0.3" in done.stderr
-    network, model, _ = load_dolg(tmp_path / "runs" / "finetune_small")
+    network, model, _ = load_network(tmp_path / "runs" / "finetune_small")
     fresh = build_dolg(model, seed=0)
     load_backbone(fresh, "efficientnet_lite0")
     ours, theirs = (x.get_layer("backbone").variables for x in (network, fresh))

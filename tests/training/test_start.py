@@ -14,10 +14,9 @@ from dolg_tf.data.records.classes import write_classes
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
-from dolg_tf.modeling.model_dir import load_dolg, load_head, save_dolg
+from dolg_tf.modeling.model_dir import load_head, load_network, save_dolg
 from dolg_tf.stage.config import InputError
-from dolg_tf.training import loop as trainer_module
-from dolg_tf.training import start
+from dolg_tf.training import loop, start
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.run_log import check_run, write_run
@@ -107,7 +106,7 @@ def test_a_head_of_other_landmarks_or_classes_or_loss_is_left(
     source, fresh, caplog, monkeypatch, landmarks, classes, loss, message
 ):
     path, theirs = source
-    monkeypatch.setattr(start, "load_dolg", lambda _: (theirs.network, BGR, {}))  # tested above
+    monkeypatch.setattr(start, "load_network", lambda _: (theirs.network, BGR, {}))  # tested above
     head = build_head(dataclasses.replace(fresh.training, loss=loss), classes)
     head.build((None, BGR.descriptor_size))
     before = [np.asarray(variable) for variable in head.variables]
@@ -147,7 +146,7 @@ def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
     """256, then 448: each run starts from the last. The steps themselves are not computed."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
-    monkeypatch.setattr(trainer_module, "attention_pictures", lambda *_: None)
+    monkeypatch.setattr(loop, "attention_pictures", lambda *_: None)
     folder = tmp_path / "records"
     shutil.copytree(data.train_file_pattern.removesuffix("/train-*"), folder)
     write_classes(folder, "abcd", np.full(tiny.CLASSES, 8))
@@ -155,15 +154,15 @@ def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
     small = dataclasses.replace(data, train_file_pattern=pattern, validation_file_pattern="")
     large = dataclasses.replace(small, image_size=48)
     first, second = tmp_path / "small", tmp_path / "large"
-    trainer_module.train(tiny.MODEL, small, tiny.recipe(first, max_steps=1))
+    loop.train(tiny.MODEL, small, tiny.recipe(first, max_steps=1))
     training = tiny.recipe(second, init_from=str(first), seed=1, max_steps=1)
-    trainer_module.train(DolgConfig(), large, training)
+    loop.train(DolgConfig(), large, training)
     assert any("the landmarks are the same" in line for line in caplog.messages)
     heads = [load_head(path)["kernel"] for path in (first, second)]
     np.testing.assert_array_equal(*heads)
     # What the run needs is its own now.
     shutil.rmtree(first)
-    trainer_module.train(DolgConfig(), large, dataclasses.replace(training, max_steps=2))
+    loop.train(DolgConfig(), large, dataclasses.replace(training, max_steps=2))
     assert tf.train.latest_checkpoint(str(second / "checkpoints")).endswith("ckpt-2")
 
 
@@ -171,22 +170,22 @@ def test_preprocessing_comes_with_the_weights_and_stays(data, tmp_path, monkeypa
     """Into the network, the run's config.json, a run that goes on, and one that starts from it."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
-    monkeypatch.setattr(trainer_module, "attention_pictures", lambda *_: None)
+    monkeypatch.setattr(loop, "attention_pictures", lambda *_: None)
     lite = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     asked, filled = [], []
     monkeypatch.setattr(start, "preprocessing", lambda *given: asked.append(given) or lite)
     monkeypatch.setattr(start, "load_backbone", lambda *given: filled.append(given))
     data = dataclasses.replace(data, validation_file_pattern="")
     training = tiny.recipe(tmp_path, backbone_weights="efficientnet_lite0", max_steps=1)
-    trainer_module.train(tiny.MODEL, data, training)
+    loop.train(tiny.MODEL, data, training)
     assert asked == [("efficientnet_lite0", tiny.MODEL)]
     [(network, source)] = filled
     assert source == "efficientnet_lite0"
     assert network.get_layer("normalization").std == lite.std
     assert any(line.startswith("preprocessing of efficientnet_lite0: ") for line in caplog.messages)
-    assert load_dolg(tmp_path)[1] == dataclasses.replace(tiny.MODEL, preprocessing=lite)
+    assert load_network(tmp_path).config == dataclasses.replace(tiny.MODEL, preprocessing=lite)
     # They are needed once: the package may be gone.
-    trainer_module.train(tiny.MODEL, data, dataclasses.replace(training, max_steps=2))
+    loop.train(tiny.MODEL, data, dataclasses.replace(training, max_steps=2))
     assert len(asked) == len(filled) == 1
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
     assert adopt_network(DolgConfig(), str(tmp_path)).preprocessing == lite

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tiny import CLASSES, MODEL, recipe
 
 from dolg_tf.data.config import DataConfig
-from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.distribution import make_strategy
@@ -100,7 +100,7 @@ def test_the_moving_average_follows_its_formula_and_is_what_is_judged(tmp_path):
 
     _save(trainer, tmp_path)
     for weights, values in (("raw", raw), ("ema", found)):
-        loaded = _values(load_dolg(tmp_path, weights=weights)[0].variables)
+        loaded = _values(load_network(tmp_path, weights=weights).network.variables)
         for path, value in values.items():
             np.testing.assert_array_equal(loaded[path], value)
 
@@ -108,7 +108,7 @@ def test_the_moving_average_follows_its_formula_and_is_what_is_judged(tmp_path):
 def test_a_moving_average_that_is_not_there_is_not_given(tmp_path):
     _save(_trainer(tmp_path), tmp_path)
     with pytest.raises(InputError, match=r"--weights=ema: .* was trained without --ema_decay"):
-        load_dolg(tmp_path, weights="ema")
+        load_network(tmp_path, weights="ema")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny
 
 from dolg_tf.data.input.pipeline import TrainingInput
-from dolg_tf.modeling.model_dir import load_dolg
+from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import whitened_start
 from dolg_tf.training.distribution import make_strategy
@@ -115,9 +115,9 @@ def test_a_run_is_whitened_once_and_a_backbone_at_rate_0_stays(data, tmp_path, m
     changes = {"whiten_shrinkage": 0.3, "backbone_lr": 0.0, "initial_lr": 1e-3}
     first = tiny.recipe(tmp_path / "run", **changes, max_steps=2)
     train(tiny.MODEL, data, first)
-    before, *_ = load_dolg(first.logdir)
+    before = load_network(first.logdir).network
     train(tiny.MODEL, data, dataclasses.replace(first, max_steps=4))
-    after, *_ = load_dolg(first.logdir)
+    after = load_network(first.logdir).network
     assert sum("whitening of" in message for message in caplog.messages) == 1
     ours, theirs = (network.get_layer("backbone").variables for network in (before, after))
     for variable, other in zip(ours, theirs, strict=True):

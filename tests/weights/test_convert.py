@@ -10,7 +10,7 @@ import pytest
 
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.modeling.model_dir import load_dolg, save_dolg
+from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import convert
 from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint
@@ -75,7 +75,7 @@ def conversion(checkpoint, standin):
 
 
 def test_a_checkpoint_becomes_a_directory_that_needs_no_flags(conversion, official, standin):
-    network, config, provenance = load_dolg(conversion[0])
+    network, config, provenance = load_network(conversion[0])
     assert (
         config.backbone == "resnet50"
         and not config.multi_atrous
@@ -256,7 +256,7 @@ def test_the_authors_other_networks(standin, tmp_path, file):
     np.savez(path, **_state(standin, file))
     reference = _reference(standin, tmp_path / "ref.npz", file)
     convert_checkpoint(ConvertConfig(input=str(path), output=str(output), reference=reference))
-    _, config, _ = load_dolg(output)
+    _, config, _ = load_network(output)
     assert config.backbone == f"resnet{file[1:].split('_')[0]}"
     assert config.multi_atrous == ("no" not in file)
 
