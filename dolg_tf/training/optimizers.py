@@ -1,12 +1,90 @@
-"""Optimizers, and what happens to a gradient before they see it."""
+"""Optimizers, their learning rates, and what happens to a gradient before they see it."""
 
+import math
 from collections.abc import Collection
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from dolg_tf.training.config import TrainingConfig
-from dolg_tf.training.schedules import CosineByEpoch, WarmupCosine
+
+# --- learning rates ----------------------------------------------------------------------
+
+
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear up to `peak` over `warmup_steps`, then half a cosine down to 0.
+
+    Args:
+      peak: largest learning rate.
+      warmup_steps: may be 0.
+      total_steps: where the rate reaches 0.
+      start: share of the peak from which the warm-up rises.
+
+    Reference: DOLG, section 4.1 (0.05, five warm-up epochs, cosine).
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int, start: float = 0.0):
+        self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
+        self.start = start
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        # The first step already moves: step 0 is 1 / warmup_steps of the way.
+        risen = (step + 1.0) / max(self.warmup_steps, 1)
+        warmup = self.start + (1.0 - self.start) * risen
+        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        cosine = 0.5 * (1.0 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
+        return self.peak * ops.where(step < self.warmup_steps, warmup, cosine)
+
+
+class CosineByEpoch(keras.optimizers.schedules.LearningRateSchedule):
+    """Half a cosine over all epochs, constant inside each, times a linear warm-up.
+
+    Args:
+      peak: what the rate would be at the start without warm-up.
+      warmup_epochs: over which the factor rises from `start` to 1.
+      epochs: where the rate would reach 0.
+      steps_per_epoch: steps.
+      start: factor in the first epoch.
+
+    Reference: the authors' code (`lr_policy: cos` of pycls, evaluated once an epoch).
+    """
+
+    def __init__(
+        self, peak: float, warmup_epochs: float, epochs: int, steps_per_epoch: int, start: float
+    ):
+        self.peak, self.warmup_epochs, self.epochs = peak, warmup_epochs, epochs
+        self.steps_per_epoch, self.start = steps_per_epoch, start
+
+    def __call__(self, step):
+        epoch = ops.floor(ops.cast(step, "float32") / self.steps_per_epoch)
+        cosine = 0.5 * (1.0 + ops.cos(math.pi * ops.clip(epoch / self.epochs, 0.0, 1.0)))
+        risen = ops.minimum(epoch / max(self.warmup_epochs, 1e-9), 1.0)
+        return self.peak * cosine * (self.start + (1.0 - self.start) * risen)
+
+
+def make_schedule(training: TrainingConfig, steps_per_epoch: int):
+    """Returns the learning rate as a function of the step."""
+    if training.overfit_batch:  # a few steps, which a warm-up would swallow
+        return training.initial_lr
+    if training.schedule == "cosine_by_epoch":
+        return CosineByEpoch(
+            training.initial_lr,
+            training.warmup_epochs,
+            training.epochs,
+            steps_per_epoch,
+            training.warmup_start,
+        )
+    return WarmupCosine(
+        training.initial_lr,
+        round(training.warmup_epochs * steps_per_epoch),
+        training.epochs * steps_per_epoch,
+        training.warmup_start,
+    )
+
+
+# --- optimizers --------------------------------------------------------------------------
 
 
 class _SummedGradients:
@@ -83,26 +161,6 @@ class _Adam(_Shares, _SummedGradients, _FusedAdam):
     pass
 
 
-def make_schedule(training: TrainingConfig, steps_per_epoch: int):
-    """Returns the learning rate as a function of the step."""
-    if training.overfit_batch:  # a few steps, which a warm-up would swallow
-        return training.initial_lr
-    if training.schedule == "cosine_by_epoch":
-        return CosineByEpoch(
-            training.initial_lr,
-            training.warmup_epochs,
-            training.epochs,
-            steps_per_epoch,
-            training.warmup_start,
-        )
-    return WarmupCosine(
-        training.initial_lr,
-        round(training.warmup_epochs * steps_per_epoch),
-        training.epochs * steps_per_epoch,
-        training.warmup_start,
-    )
-
-
 def is_decayed(variable, training: TrainingConfig) -> bool:
     """Whether a variable takes weight decay."""
     return training.decay_all or variable.path.rsplit("/", 1)[-1] == "kernel"
@@ -135,6 +193,9 @@ def make_optimizer(
     shares = [training.backbone_lr if v.path in slow else 1.0 for v in variables]
     optimizer.set_shares(shares)
     return optimizer
+
+
+# --- gradients ---------------------------------------------------------------------------
 
 
 def clip_and_decay(gradients: list, norm, variables: list, training: TrainingConfig) -> list:
