@@ -1,33 +1,91 @@
-"""Backbones: KerasHub networks that give maps of stride 8, 16 and 32."""
+"""Backbones: KerasHub networks that give maps of stride 8, 16 and 32.
 
+`BACKBONES` is the only list of them: the flag --backbone, its help and --recompute read it. Keras
+is imported when one is built, since `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
 import math
+import re
+import typing
 
-import keras
-
-from dolg_tf.modeling.batch_norm import BatchNormalization
 from dolg_tf.stage.config import InputError
 
-_BASIC = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "basic_block"}
-_BOTTLENECK = {"stackwise_num_filters": [64, 128, 256, 512], "block_type": "bottleneck_block"}
+if typing.TYPE_CHECKING:
+    import keras
 
-# Arguments of KerasHub's ResNetBackbone. The ResNets are v1.5: the stride is on the 3x3
-# convolution, as in torchvision and in the authors' code.
-RESNETS = {
-    "resnet18": {**_BASIC, "stackwise_num_blocks": [2, 2, 2, 2]},
-    "resnet34": {**_BASIC, "stackwise_num_blocks": [3, 4, 6, 3]},
-    "resnet50": {**_BOTTLENECK, "stackwise_num_blocks": [3, 4, 6, 3]},
-    "resnet101": {**_BOTTLENECK, "stackwise_num_blocks": [3, 4, 23, 3]},
-    "resnet152": {**_BOTTLENECK, "stackwise_num_blocks": [3, 8, 36, 3]},
-    # For the quickstart on a CPU: a 3x3 stem and no stack at stride 4, where most of the
-    # arithmetic of a small ResNet goes.
-    "resnet17_small": {
-        "input_conv_kernel_sizes": [3],
-        "stackwise_num_filters": [64, 64, 128],
-        "stackwise_num_blocks": [1, 2, 2],
-        "stackwise_num_strides": [2, 2, 2],
-        "block_type": "bottleneck_block",
-    },
-}
+
+class Backbone(typing.Protocol):
+    """What `BACKBONES` needs to know of a network."""
+
+    def build(self, dtype, stride32: str) -> tuple[keras.KerasTensor, list]:
+        """Returns the image and the maps of stride 8, 16 and 32, with random weights.
+
+        Args:
+          dtype: dtype policy of the layers.
+          stride32: which map is the stride-32 map (see `build_backbone`).
+
+        Raises:
+          InputError: if it has no such map.
+        """
+
+    def block(self, layer: str) -> str:
+        """Returns the name of the residual block of a layer, by the layer's name.
+
+        "" outside the blocks. Only the input of a block is kept under --recompute.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """A ResNet v1.5: the stride is on the 3x3 convolution, as in torchvision and the authors' code.
+
+    Args:
+      blocks: residual blocks of each stage.
+      bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions; else of two 3x3 ones.
+      filters, strides: of each stage.
+      stem: side of the first convolution's kernel.
+    """
+
+    blocks: tuple[int, ...]
+    bottleneck: bool = True
+    filters: tuple[int, ...] = (64, 128, 256, 512)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    stem: int = 7
+
+    def build(self, dtype, stride32):
+        import keras
+        from keras_hub.models import ResNetBackbone
+
+        if stride32 != "last_block":
+            raise InputError(
+                f"--stride32={stride32}: a ResNet has no top convolution; leave it out"
+            )
+        backbone = ResNetBackbone(
+            input_conv_filters=[64],
+            input_conv_kernel_sizes=[self.stem],
+            stackwise_num_filters=list(self.filters),
+            stackwise_num_blocks=list(self.blocks),
+            stackwise_num_strides=list(self.strides),
+            block_type="bottleneck_block" if self.bottleneck else "basic_block",
+            image_shape=(None, None, 3),
+            dtype=dtype,
+        )
+        # The last batch norm of each residual block starts at 0, so that every block starts as the
+        # identity (Goyal et al. 2017, section 5.1; the authors' code does the same).
+        last_norm = "_3_bn" if self.bottleneck else "_2_bn"
+        for layer in backbone.layers:
+            if layer.name.endswith(last_norm):
+                layer.gamma.assign(keras.ops.zeros(layer.gamma.shape))
+        levels = sorted(backbone.pyramid_outputs)[-3:]
+        return backbone.input, [backbone.pyramid_outputs[level] for level in levels]
+
+    def block(self, layer):
+        return _matched(r"stack\d+_block\d+(?=_)", layer)
+
 
 # Arguments of KerasHub's EfficientNetBackbone, as its presets have them: zero padding on both
 # sides, no drop of whole blocks.
@@ -45,34 +103,123 @@ EFFICIENTNET_STACKS = {
     "use_depth_divisor_as_min_depth": True,
     "cap_round_filter_decrease": True,
 }
-# Width and depth coefficients (Tan and Le, EfficientNet, ICML 2019).
-EFFICIENTNETS = {
-    "efficientnet_b0": (1.0, 1.0),
-    "efficientnet_b1": (1.0, 1.1),
-    "efficientnet_b2": (1.1, 1.2),
-    "efficientnet_b3": (1.2, 1.4),
-    "efficientnet_b4": (1.4, 1.8),
-    "efficientnet_b5": (1.6, 2.2),
-    "efficientnet_b6": (1.8, 2.6),
-    "efficientnet_b7": (2.0, 3.1),
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNet:
+    """An EfficientNet, cut at its last block or behind its top convolution.
+
+    Args:
+      width, depth: coefficients.
+
+    Reference: Tan and Le, EfficientNet, ICML 2019.
+    """
+
+    width: float
+    depth: float
+
+    def build(self, dtype, stride32):
+        import keras
+        from keras_hub.models import EfficientNetBackbone
+
+        before = keras.config.dtype_policy()
+        # KerasHub's EfficientNet hands no dtype on to its layers: they take the global policy.
+        keras.config.set_dtype_policy(dtype or before)
+        try:
+            backbone = EfficientNetBackbone(**{**EFFICIENTNET_STACKS, **self._arguments()})
+        finally:
+            keras.config.set_dtype_policy(before)
+        maps = [backbone.pyramid_outputs[level] for level in ("P3", "P4", "P5")]
+        if stride32 == "last_block":
+            maps[-1] = backbone.get_layer("top_conv").input
+        return backbone.input, maps
+
+    def _arguments(self) -> dict:
+        return {"width_coefficient": self.width, "depth_coefficient": self.depth}
+
+    def block(self, layer):
+        return _matched(r"block\d+[a-z]+(?=_)", layer)
+
+
+class EfficientNetLite(EfficientNet):
+    """No squeeze-and-excitation, ReLU6, and TensorFlow's 'same' padding.
+
+    Stem, top convolution, first and last stack are not scaled in width and in depth. Published
+    weights were trained in TensorFlow, with its padding.
+
+    Reference: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
+    """
+
+    def build(self, dtype, stride32):
+        import keras
+
+        model = _padded_as_tensorflow(keras.Model(*super().build(dtype, stride32)))
+        return model.input, model.outputs
+
+    def _arguments(self):
+        # Widths and repeats are scaled here, the stem's is not.
+        outputs = [_scaled(n, self.width) for n in EFFICIENTNET_STACKS["stackwise_output_filters"]]
+        first, *middle, last = EFFICIENTNET_STACKS["stackwise_num_repeats"]
+        repeats = [first, *(math.ceil(self.depth * n) for n in middle), last]
+        return {
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "stackwise_input_filters": [32, *outputs[:-1]],
+            "stackwise_output_filters": outputs,
+            "stackwise_num_repeats": repeats,
+            "stackwise_squeeze_and_excite_ratios": [0] * 7,
+            "activation": "relu6",
+            "batch_norm_epsilon": 1e-3,
+            "include_stem_padding": False,
+            "stem_conv_padding": "same",
+        }
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": ResNet((2, 2, 2, 2), bottleneck=False),
+    "resnet34": ResNet((3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResNet((3, 4, 6, 3)),
+    "resnet101": ResNet((3, 4, 23, 3)),
+    "resnet152": ResNet((3, 8, 36, 3)),
+    # For the quickstart on a CPU: a 3x3 stem and no stack at stride 4, where most of the
+    # arithmetic of a small ResNet goes.
+    "resnet17_small": ResNet((1, 2, 2), filters=(64, 64, 128), strides=(2, 2, 2), stem=3),
+    "efficientnet_b0": EfficientNet(1.0, 1.0),
+    "efficientnet_b1": EfficientNet(1.0, 1.1),
+    "efficientnet_b2": EfficientNet(1.1, 1.2),
+    "efficientnet_b3": EfficientNet(1.2, 1.4),
+    "efficientnet_b4": EfficientNet(1.4, 1.8),
+    "efficientnet_b5": EfficientNet(1.6, 2.2),
+    "efficientnet_b6": EfficientNet(1.8, 2.6),
+    "efficientnet_b7": EfficientNet(2.0, 3.1),
+    "efficientnet_lite0": EfficientNetLite(1.0, 1.0),
+    "efficientnet_lite1": EfficientNetLite(1.0, 1.1),
+    "efficientnet_lite2": EfficientNetLite(1.1, 1.2),
+    "efficientnet_lite3": EfficientNetLite(1.2, 1.4),
+    "efficientnet_lite4": EfficientNetLite(1.4, 1.8),
 }
-# Lite: no squeeze-and-excitation, ReLU6; stem, top convolution, first and last stack are not
-# scaled in width and in depth. Published weights were trained in TensorFlow, with its 'same'
-# padding: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
-LITES = {
-    "efficientnet_lite0": (1.0, 1.0),
-    "efficientnet_lite1": (1.0, 1.1),
-    "efficientnet_lite2": (1.1, 1.2),
-    "efficientnet_lite3": (1.2, 1.4),
-    "efficientnet_lite4": (1.4, 1.8),
-}
+
+
+def find_backbone(name: str) -> Backbone:
+    """Returns what a name of `BACKBONES` stands for.
+
+    Raises:
+      InputError: on another name, with the nearest one.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"--backbone={name} is unknown; {meant}choose one of {', '.join(BACKBONES)}"
+        )
+    return BACKBONES[name]
 
 
 def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras.Model:
     """Returns a randomly initialised backbone.
 
     Args:
-      name: a key of `RESNETS`, `EFFICIENTNETS` or `LITES`.
+      name: a key of `BACKBONES`.
       dtype: dtype policy of its layers.
       stride32: which map of an EfficientNet is the stride-32 map: "last_block", or "top_conv", the
         1x1 convolution with batch norm and activation behind it.
@@ -84,23 +231,12 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
     Raises:
       InputError: when there is no such backbone, or it is a ResNet and has no top convolution.
     """
-    if name in RESNETS:
-        if stride32 != "last_block":
-            raise InputError(f"--stride32={stride32}: {name} has no top convolution; leave it out")
-        backbone = _resnet(name, dtype)
-        levels = sorted(backbone.pyramid_outputs)[-3:]
-        maps = [backbone.pyramid_outputs[level] for level in levels]
-    elif name in EFFICIENTNETS or name in LITES:
-        backbone = _efficientnet(name, dtype)
-        maps = [backbone.pyramid_outputs[level] for level in ("P3", "P4", "P5")]
-        if stride32 == "last_block":
-            maps[-1] = backbone.get_layer("top_conv").input
-    else:
-        known = ", ".join([*RESNETS, *EFFICIENTNETS, *LITES])
-        raise InputError(f"--backbone={name} is unknown; choose one of {known}")
-    model = keras.Model(backbone.input, maps, name="backbone")
-    if name in LITES:
-        model = _padded_as_tensorflow(model)
+    import keras
+
+    from dolg_tf.modeling.batch_norm import BatchNormalization
+
+    image, maps = find_backbone(name).build(dtype, stride32)
+    model = keras.Model(image, maps, name="backbone")
     for layer in model.layers:
         if type(layer) is keras.layers.BatchNormalization:
             # Ours differs in how it computes alone; to build the model again takes seconds.
@@ -108,62 +244,9 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
     return model
 
 
-def _resnet(name: str, dtype) -> keras.Model:
-    """The last batch norm of each residual block starts at 0.
-
-    So that every block starts as the identity (Goyal et al. 2017, section 5.1; the authors'
-    code does the same).
-    """
-    from keras_hub.models import ResNetBackbone  # takes seconds: only where it is used
-
-    arguments = {
-        "input_conv_filters": [64],
-        "input_conv_kernel_sizes": [7],
-        "stackwise_num_strides": [1, 2, 2, 2],
-        **RESNETS[name],
-    }
-    backbone = ResNetBackbone(image_shape=(None, None, 3), dtype=dtype, **arguments)
-    last_norm = "_3_bn" if arguments["block_type"] == "bottleneck_block" else "_2_bn"
-    for layer in backbone.layers:
-        if layer.name.endswith(last_norm):
-            layer.gamma.assign(keras.ops.zeros(layer.gamma.shape))
-    return backbone
-
-
-def _efficientnet(name: str, dtype) -> keras.Model:
-    from keras_hub.models import EfficientNetBackbone
-
-    arguments = EFFICIENTNET_STACKS
-    if name in LITES:
-        arguments = {**arguments, **_lite_arguments(*LITES[name])}
-    else:
-        width, depth = EFFICIENTNETS[name]
-        arguments = {**arguments, "width_coefficient": width, "depth_coefficient": depth}
-    before = keras.config.dtype_policy()
-    # KerasHub's EfficientNet hands no dtype on to its layers: they take the global policy.
-    keras.config.set_dtype_policy(dtype or before)
-    try:
-        return EfficientNetBackbone(**arguments)
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def _lite_arguments(width: float, depth: float) -> dict:
-    """Returns what Lite has otherwise; widths and repeats are scaled here, the stem's is not."""
-    outputs = [_scaled(n, width) for n in EFFICIENTNET_STACKS["stackwise_output_filters"]]
-    first, *middle, last = EFFICIENTNET_STACKS["stackwise_num_repeats"]
-    return {
-        "width_coefficient": 1.0,
-        "depth_coefficient": 1.0,
-        "stackwise_input_filters": [32, *outputs[:-1]],
-        "stackwise_output_filters": outputs,
-        "stackwise_num_repeats": [first, *(math.ceil(depth * n) for n in middle), last],
-        "stackwise_squeeze_and_excite_ratios": [0] * 7,
-        "activation": "relu6",
-        "batch_norm_epsilon": 1e-3,
-        "include_stem_padding": False,
-        "stem_conv_padding": "same",
-    }
+def _matched(pattern: str, layer: str) -> str:
+    found = re.match(pattern, layer)
+    return found[0] if found else ""
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -179,6 +262,7 @@ def _padded_as_tensorflow(model: keras.Model) -> keras.Model:
     KerasHub pads k // 2 zeros on every side. At stride 2 'same' puts one less before than behind a
     side of even length, so that the whole map would lie one pixel off.
     """
+    import keras
 
     def clone(layer):
         config = layer.get_config()

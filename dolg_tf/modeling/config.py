@@ -5,6 +5,7 @@ No TensorFlow here, as in `dolg_tf.stage.config`.
 
 import dataclasses
 
+from dolg_tf.modeling.backbones import BACKBONES, find_backbone
 from dolg_tf.stage.config import InputError, at_least, option
 
 
@@ -34,12 +35,23 @@ OFFICIAL_PREPROCESSING = Preprocessing(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DolgConfig:
-    """The network, without its class head."""
+    """The network, without its class head.
+
+    The defaults are the paper's DOLG-R50. All fields but `preprocessing`, which belongs to the
+    weights, are flags too: `dolg train --help` explains them.
+
+    Raises:
+      InputError: if a value is out of its range or contradicts another.
+
+    Example:
+      ```python
+      config = dolg_tf.DolgConfig(backbone="efficientnet_b0", dilations=(3, 6, 9))
+      baseline = dataclasses.replace(config, fusion="global_only")  # DELG's global descriptor
+      ```
+    """
 
     backbone: str = option(
-        "resnet18, resnet34, resnet50, resnet101, resnet152, resnet17_small, efficientnet_b0 to "
-        "efficientnet_b7, or efficientnet_lite0 to efficientnet_lite4",
-        "resnet50",
+        f"convolutional network that gives the maps: {', '.join(BACKBONES)}", "resnet50"
     )
     stride32: str = option(
         "which map of an EfficientNet is the stride-32 map: last_block, or top_conv, the 1x1 "
@@ -98,6 +110,7 @@ class DolgConfig:
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):
+        find_backbone(self.backbone)
         at_least(self, descriptor_size=1, local_channels=0)
         if self.gem_p <= 0:
             raise InputError(f"--gem_p={self.gem_p} must be above 0")
@@ -133,22 +146,59 @@ class NetworkConfig(CheckpointConfig):
     model_dir: str = option("run directory or model directory")
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What a name of --loss stands for.
+
+    Args:
+      words: what it does, as `--help` says it.
+      unit: of its margin.
+      options: of `HeadConfig`, that it takes beside margin and scale.
+    """
+
+    words: str
+    unit: str = "radians"
+    options: tuple[str, ...] = ("margin_range",)
+
+
+# The classes are in `dolg_tf.modeling.heads`, with the papers.
+HEADS = {
+    "arcface": Head("a margin on the angle"),
+    "curricularface": Head("ArcFace whose hard negatives weigh more and more", options=()),
+    "cosface": Head("a margin on the cosine", unit="difference of cosines"),
+    "subcenter_arcface": Head(
+        "ArcFace with several centres per landmark, of which the nearest counts",
+        options=("margin_range", "sub_centers"),
+    ),
+}
+
+
+def heads_with(option_name: str) -> str:
+    """Returns the names of the heads that take an option of `HeadConfig`."""
+    return ", ".join(name for name, head in HEADS.items() if option_name in head.options)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The class head that training puts on the network, and its loss."""
 
     loss: str = option(
-        "margin loss of the class head",
+        "; ".join(f"{name}: {head.words}" for name, head in HEADS.items()),
         "arcface",
-        choices=("arcface", "curricularface", "cosface", "subcenter_arcface"),
+        choices=tuple(HEADS),
     )
-    margin: float = option("margin; radians, of cosface a difference of cosines", 0.15)
+    margin: float = option(
+        "margin of the loss",
+        0.15,
+        unit="; ".join(f"{name}: {head.unit}" for name, head in HEADS.items()),
+    )
     margin_range: float = option(
-        "what the margin of the rarest landmark has more than that of the commonest; 0: all alike",
+        "how much larger the margin of the rarest landmark is than that of the commonest; 0: all "
+        f"alike. Of {heads_with('margin_range')}",
         0.0,
     )
     scale: float = option("scale of the cosine logits", 30.0)
-    sub_centers: int = option("centres of each landmark, of subcenter_arcface", 3)
+    sub_centers: int = option(f"centres per landmark, of {heads_with('sub_centers')}", 3)
 
     def __post_init__(self):
         at_least(self, sub_centers=1, margin_range=0)

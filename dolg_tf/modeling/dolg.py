@@ -23,19 +23,30 @@ from dolg_tf.modeling.config import DolgConfig
 MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
 
 
-def build_dolg(config: DolgConfig, dtype=None, seed: int | None = None) -> keras.Model:
+def build_dolg(
+    config: DolgConfig, dtype: str | keras.DTypePolicy | None = None, seed: int | None = None
+) -> keras.Model:
     """Builds the network with random weights.
 
     Args:
       config: what to build.
       dtype: dtype policy of the convolutions, such as "mixed_bfloat16"; pooling, fusion and
-        the last layers stay in float32.
-      seed: of the initial weights; None: random ones.
+        the last layers stay in float32. None: Keras' global policy.
+      seed: of the initial weights, at least 0; None: another one each time.
 
     Returns:
       A `keras.Model`: float32 RGB in [0, 1], (B, H, W, 3), of any size -> float32 descriptors
       (B, descriptor_size), not normalised: the class head and the export divide by the norm.
       Its intermediate results: see `intermediates`.
+
+    Raises:
+      InputError: if the backbone does not have the map that `config.stride32` asks for.
+
+    Example:
+      ```python
+      network = dolg_tf.build_dolg(dolg_tf.DolgConfig(backbone="resnet18"), seed=0)
+      descriptors = network(numpy.zeros((2, 224, 288, 3), "float32"))  # (2, 512)
+      ```
     """
     if seed is not None:
         keras.utils.set_random_seed(seed)

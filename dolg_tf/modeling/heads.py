@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dolg_tf.modeling.config import HeadConfig
+from dolg_tf.modeling.config import HEADS, HeadConfig
 from dolg_tf.modeling.layers import l2_normalize
 from dolg_tf.stage.config import InputError
 
@@ -255,6 +255,14 @@ def dynamic_margins(class_counts, margin: float, margin_range: float) -> np.ndar
     return (margin + margin_range * share).astype(np.float32)
 
 
+CLASSES = {  # of the names of `HEADS`
+    "arcface": ArcFace,
+    "curricularface": CurricularFace,
+    "cosface": CosFace,
+    "subcenter_arcface": SubCenterArcFace,
+}
+
+
 def build_head(training: HeadConfig, num_classes: int, class_counts=None) -> keras.layers.Layer:
     """Returns the class head of a run, not yet built; named "head".
 
@@ -267,18 +275,15 @@ def build_head(training: HeadConfig, num_classes: int, class_counts=None) -> ker
     Raises:
       InputError: where the loss knows no margin of each class.
     """
-    margin = training.margin
+    margin, options = training.margin, HEADS[training.loss].options
     if training.margin_range:
-        if training.loss == "curricularface":
+        if "margin_range" not in options:
             raise InputError(
-                f"--margin_range={training.margin_range}: curricularface has one margin for all "
+                f"--margin_range={training.margin_range}: {training.loss} has one margin for all "
                 "landmarks; give 0, or another --loss"
             )
         if class_counts is None or len(class_counts) != num_classes:
             raise ValueError(f"margin_range needs the photos of each of the {num_classes} classes")
         margin = dynamic_margins(class_counts, margin, training.margin_range)
-    arguments = (num_classes, margin, training.scale)
-    if training.loss == "subcenter_arcface":
-        return SubCenterArcFace(*arguments, training.sub_centers, name="head")
-    heads = {"arcface": ArcFace, "cosface": CosFace, "curricularface": CurricularFace}
-    return heads[training.loss](*arguments, name="head")
+    others = {name: getattr(training, name) for name in options if name != "margin_range"}
+    return CLASSES[training.loss](num_classes, margin, training.scale, **others, name="head")

@@ -13,29 +13,42 @@ Reference: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016,
 
 import inspect
 import itertools
-import re
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-# Layers of a ResNet's and of an EfficientNet's blocks; those before and behind, stem and top
-# convolution, have other names.
-_BLOCK = re.compile(r"(stack\d+_block\d+|block\d+[a-z]+)_")
+from dolg_tf.stage.config import InputError
 
 
-def recomputing(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+def recomputing(
+    network: keras.Model, block: Callable[[str], str]
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the network in training, as a function that keeps little for the backward pass.
 
     Args:
       network: from `build_dolg`.
+      block: of its backbone: the name of a layer's residual block, by the layer's name; "" outside
+        the blocks.
 
     Returns:
       A function of photos (B, H, W, 3) to descriptors (B, descriptor_size), which gives what
       `network(photos, training=True)` gives and updates the same moving statistics.
+
+    Raises:
+      InputError: if no layer of the backbone is in a block, so that nothing would be saved.
     """
     backbone, nodes = network.get_layer("backbone"), _nodes(network)
-    groups = [list(group) for _, group in itertools.groupby(_nodes(backbone), _block)]
+
+    def block_of(node):
+        return block(node.operation.name)
+
+    if not any(map(block_of, _nodes(backbone))):
+        raise InputError(
+            "--recompute saves nothing with a backbone without residual blocks; leave it out, or "
+            "give a larger --accumulate to save memory"
+        )
+    groups = [list(group) for _, group in itertools.groupby(_nodes(backbone), block_of)]
     segments = [_Segment(group, backbone) for group in groups]
 
     def in_segments(images, **_):
@@ -143,8 +156,3 @@ def _run(nodes: list, tensors: dict[int, tf.Tensor], instead: dict | None = None
             options = {**options, "training": True}
         outputs = keras.tree.flatten(layer(*arguments, **options))
         tensors.update(zip(map(id, node.outputs), outputs, strict=True))
-
-
-def _block(node) -> str:
-    found = _BLOCK.match(node.operation.name)
-    return found[1] if found else ""

@@ -6,6 +6,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from dolg_tf.modeling.backbones import find_backbone
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
@@ -73,7 +74,7 @@ class Trainer:
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
         self._describe = (
-            recomputing(self.network)
+            recomputing(self.network, find_backbone(model.backbone).block)
             if training.recompute
             else functools.partial(self.network, training=True)
         )

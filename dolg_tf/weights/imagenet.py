@@ -13,7 +13,7 @@ from collections import Counter
 
 import keras
 
-from dolg_tf.modeling.backbones import LITES
+from dolg_tf.modeling.backbones import BACKBONES, EfficientNetLite
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
 from dolg_tf.stage import files
@@ -55,7 +55,8 @@ def preprocessing(source: str, config: DolgConfig) -> Preprocessing:
     """
     if source == NONE:
         return config.preprocessing
-    trained = _trained_with(source, config.backbone in LITES)
+    lite = isinstance(BACKBONES[config.backbone], EfficientNetLite)
+    trained = _trained_with(source, lite)
     return _ordered(trained, config.preprocessing.channel_order)
 
 

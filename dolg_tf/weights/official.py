@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from dolg_tf.modeling.backbones import RESNETS
+from dolg_tf.modeling.backbones import BACKBONES
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.assign import CONV, SAME, Entry, checked, fill, norm_entries
@@ -62,7 +62,7 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
     found = re.findall(r"globalmodel\.s([1-4])\.b(\d+)\.f\.a\.weight\n", "\n".join([*state, ""]))
     blocks = Counter(int(stage) for stage, _ in found)
     depths = [blocks[stage] for stage in (1, 2, 3, 4)]
-    known = {name: RESNETS[name]["stackwise_num_blocks"] for name in _BOTTLENECKS}
+    known = {name: list(BACKBONES[name].blocks) for name in _BOTTLENECKS}
     backbone = next((name for name, numbers in known.items() if numbers == depths), None)
     if backbone is None:
         raise InputError(

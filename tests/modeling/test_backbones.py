@@ -82,5 +82,5 @@ def test_the_widths_of_dolg_follow_the_top_convolution():
 
 
 def test_a_resnet_has_no_top_convolution():
-    with pytest.raises(InputError, match="--stride32=top_conv: resnet18 has no top convolution"):
+    with pytest.raises(InputError, match="--stride32=top_conv: a ResNet has no top convolution"):
         build_backbone("resnet18", stride32="top_conv")

@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 from check_layer import check_layer
 
+from dolg_tf.modeling.config import HEADS
 from dolg_tf.modeling.heads import (
+    CLASSES,
     ArcFace,
     CosFace,
     CurricularFace,
@@ -22,8 +24,7 @@ from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "margin_losses.npz"
-HEADS = [ArcFace, CosFace, CurricularFace, SubCenterArcFace]
-every_head = pytest.mark.parametrize("cls", HEADS)
+every_head = pytest.mark.parametrize("cls", CLASSES.values())
 
 
 def _training(**options):
@@ -235,21 +236,14 @@ def test_dynamic_margins_are_larger_for_rarer_classes():
     np.testing.assert_allclose(dynamic_margins([7, 7], 0.05, 0.45), 0.05, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("loss", "cls"),
-    [
-        ("arcface", ArcFace),
-        ("cosface", CosFace),
-        ("curricularface", CurricularFace),
-        ("subcenter_arcface", SubCenterArcFace),
-    ],
-)
-def test_a_recipe_names_its_head(loss, cls):
+@pytest.mark.parametrize("loss", HEADS)
+def test_a_recipe_names_its_head(loss):
+    cls = CLASSES[loss]
     head = build_head(_training(loss=loss, margin=0.2, scale=20, sub_centers=4), 5)
     assert type(head) is cls and head.name == "head"
     assert (head.num_classes, head.margin, head.scale) == (5, 0.2, 20)
     assert getattr(head, "sub_centers", 4) == 4
-    if cls is not CurricularFace:
+    if loss != "curricularface":
         head = build_head(_training(loss=loss, margin=0.1, margin_range=0.3), 3, [1, 5, 10])
         np.testing.assert_allclose(head.margin, dynamic_margins([1, 5, 10], 0.1, 0.3))
 

@@ -1,17 +1,21 @@
 """Blocks computed again in the backward pass: the numbers of a step stay what they are."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tiny import CLASSES, MODEL, recipe
 
+from dolg_tf.modeling.backbones import BACKBONES
 from dolg_tf.stage.config import InputError
+from dolg_tf.training import recompute
 from dolg_tf.training.distribution import distribute, make_strategy
 from dolg_tf.training.trainer import LOSS, Trainer
 
@@ -109,8 +113,8 @@ def test_efficientnets_have_blocks_too():
 
 def test_the_backbone_is_computed_a_second_time():
     numbers = []
-    for recompute in (False, True):
-        trainer = _trainer(recompute=recompute)
+    for again in (False, True):
+        trainer = _trainer(recompute=again)
         step = tf.function(trainer._replica_gradients).get_concrete_function(*BATCH)
         types = [operation.type for operation in step.graph.get_operations()]
         numbers.append(types.count("FusedBatchNormV3"))
@@ -128,6 +132,45 @@ def test_what_it_does_not_go_with():
         recipe("", recompute=True, jit_compile=True)
     with pytest.raises(InputError, match="--recompute saves nothing with --backbone_lr=0"):
         recipe("", recompute=True, backbone_lr=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stairs:
+    """A made-up family of backbones: five residual blocks, or plain convolutions without any."""
+
+    residual: bool
+    conv = functools.partial(keras.layers.Conv2D, padding="same", use_bias=False)
+
+    def build(self, dtype, stride32):
+        image = x = keras.Input((None, None, 3))
+        maps = []
+        for step, width in enumerate((8, 16, 24, 32, 32)):
+            name = f"step_{step}_"
+            y = self.conv(width, 3, 2, dtype=dtype, name=f"{name}conv")(x)
+            y = x = keras.layers.BatchNormalization(dtype=dtype, name=f"{name}bn")(y)
+            if self.residual:
+                y = self.conv(width, 3, dtype=dtype, name=f"{name}last")(y)
+                x = keras.layers.Add(dtype=dtype, name=f"{name}add")([x, y])
+            maps.append(x)
+        return image, maps[2:]
+
+    def block(self, layer):
+        return layer[:6] if self.residual and layer.startswith("step_") else ""
+
+
+def test_a_new_family_says_where_its_blocks_are(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "stairs", _Stairs(residual=True))
+    _assert_alike(model=dataclasses.replace(MODEL, backbone="stairs"))
+    asked = []
+    monkeypatch.setattr(recompute, "_Segment", lambda nodes, _: asked.append(len(nodes)))
+    _trainer(model=dataclasses.replace(MODEL, backbone="stairs"), recompute=True)
+    assert asked == [4] * 5
+
+
+def test_a_backbone_without_blocks_is_refused(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "stairs", _Stairs(residual=False))
+    with pytest.raises(InputError, match="without residual blocks; leave it out, or give a larger"):
+        _trainer(model=dataclasses.replace(MODEL, backbone="stairs"), recompute=True)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import keras_hub
 import numpy as np
 import pytest
 
-from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS, RESNETS
+from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.stage.config import InputError
@@ -22,9 +22,13 @@ def network():
 @pytest.fixture(scope="module")
 def kerashub_backbone():
     """A backbone as KerasHub's presets hold it, with every weight another number."""
-    arguments = {**RESNETS["resnet18"], "stackwise_num_strides": [1, 2, 2, 2]}
     backbone = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64], input_conv_kernel_sizes=[7], **arguments
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[2, 2, 2, 2],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
     )
     rng = np.random.default_rng(0)
     backbone.set_weights([rng.standard_normal(w.shape) for w in backbone.get_weights()])
