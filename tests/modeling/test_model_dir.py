@@ -151,6 +151,15 @@ def test_the_hash_tells_networks_apart(network):
     variable.assign(variable - 1e-6)
 
 
+def test_the_hash_is_that_of_earlier_releases():
+    network = build_dolg(CONFIG)
+    for i, variable in enumerate(network.variables):
+        numbers = (np.arange(np.prod(variable.shape)) + i) % 251 / 256
+        variable.assign(numbers.astype(np.float32).reshape(variable.shape))
+    expected = "9e6a51ee212fd9a70444fa97a3d7da524543b0957be6421624fbd4eb044dacf0"
+    assert weights_hash(network, CONFIG) == expected
+
+
 def test_a_run_of_nan_is_refused(network, tmp_path):
     bias = network.get_layer("descriptor").bias
     before = bias.numpy()
