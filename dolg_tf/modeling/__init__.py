@@ -1,1 +1,1 @@
-"""Batches become descriptors and logits."""
+"""From batches of photos to descriptors and logits."""

@@ -1,7 +1,7 @@
 """Backbones: KerasHub networks that give maps of stride 8, 16 and 32.
 
-`BACKBONES` is the only list of them: the flag --backbone, its help and --recompute read it. Keras
-is imported when one is built, since `--help` must answer at once.
+`BACKBONES` is the only list of them; --backbone, its help text and --recompute all read it. Keras
+is imported only when one is built, because `--help` must answer at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if typing.TYPE_CHECKING:
 
 
 class Backbone(typing.Protocol):
-    """What `BACKBONES` needs to know of a network."""
+    """A family of networks, as `BACKBONES` needs it."""
 
     def build(self, dtype, stride32: str) -> tuple[keras.KerasTensor, list]:
         """Returns the image and the maps of stride 8, 16 and 32, with random weights.
@@ -29,13 +29,13 @@ class Backbone(typing.Protocol):
           stride32: which map is the stride-32 map (see `build_backbone`).
 
         Raises:
-          InputError: if it has no such map.
+          InputError: if the network has no such map.
         """
 
     def block(self, layer: str) -> str:
-        """Returns the name of the residual block of a layer, by the layer's name.
+        """Returns the residual block that a layer belongs to, by name; "" if it is in none.
 
-        "" outside the blocks. Only the input of a block is kept under --recompute.
+        With --recompute, only the input of each block is kept for the backward pass.
         """
 
 
@@ -44,10 +44,10 @@ class ResNet:
     """A ResNet v1.5: the stride is on the 3x3 convolution, as in torchvision and the authors' code.
 
     Args:
-      blocks: residual blocks of each stage.
-      bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions; else of two 3x3 ones.
-      filters, strides: of each stage.
-      stem: side of the first convolution's kernel.
+      blocks: number of residual blocks per stage.
+      bottleneck: whether blocks are 1x1, 3x3 and 1x1 convolutions; otherwise two 3x3 ones.
+      filters, strides: per stage.
+      stem: kernel size of the first convolution.
     """
 
     blocks: tuple[int, ...]
@@ -87,8 +87,8 @@ class ResNet:
         return _matched(r"stack\d+_block\d+(?=_)", layer)
 
 
-# Arguments of KerasHub's EfficientNetBackbone, as its presets have them: zero padding on both
-# sides, no drop of whole blocks.
+# Arguments of KerasHub's EfficientNetBackbone, as in its presets: zero padding on both sides, and
+# no dropping of whole blocks.
 EFFICIENTNET_STACKS = {
     "stackwise_kernel_sizes": [3, 3, 5, 3, 5, 5, 3],
     "stackwise_num_repeats": [1, 2, 2, 3, 3, 4, 1],
@@ -107,10 +107,10 @@ EFFICIENTNET_STACKS = {
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNet:
-    """An EfficientNet, cut at its last block or behind its top convolution.
+    """An EfficientNet, cut after its last block or after its top convolution.
 
     Args:
-      width, depth: coefficients.
+      width, depth: scaling coefficients.
 
     Reference: Tan and Le, EfficientNet, ICML 2019.
     """
@@ -123,7 +123,7 @@ class EfficientNet:
         from keras_hub.models import EfficientNetBackbone
 
         before = keras.config.dtype_policy()
-        # KerasHub's EfficientNet hands no dtype on to its layers: they take the global policy.
+        # KerasHub's EfficientNet passes no dtype to its layers: they take the global policy.
         keras.config.set_dtype_policy(dtype or before)
         try:
             backbone = EfficientNetBackbone(**{**EFFICIENTNET_STACKS, **self._arguments()})
@@ -142,10 +142,10 @@ class EfficientNet:
 
 
 class EfficientNetLite(EfficientNet):
-    """No squeeze-and-excitation, ReLU6, and TensorFlow's 'same' padding.
+    """An EfficientNet with ReLU6 and TensorFlow's 'same' padding, without squeeze-and-excitation.
 
-    Stem, top convolution, first and last stack are not scaled in width and in depth. Published
-    weights were trained in TensorFlow, with its padding.
+    The widths of stem and top convolution and the depths of the first and the last stack are not
+    scaled. The published weights were trained in TensorFlow, with its padding.
 
     Reference: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
     """
@@ -157,7 +157,7 @@ class EfficientNetLite(EfficientNet):
         return model.input, model.outputs
 
     def _arguments(self):
-        # Widths and repeats are scaled here, the stem's is not.
+        # Widths and repeats are scaled here, so that the stem's is not.
         outputs = [_scaled(n, self.width) for n in EFFICIENTNET_STACKS["stackwise_output_filters"]]
         first, *middle, last = EFFICIENTNET_STACKS["stackwise_num_repeats"]
         repeats = [first, *(math.ceil(self.depth * n) for n in middle), last]
@@ -181,8 +181,8 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": ResNet((3, 4, 6, 3)),
     "resnet101": ResNet((3, 4, 23, 3)),
     "resnet152": ResNet((3, 8, 36, 3)),
-    # For the quickstart on a CPU: a 3x3 stem and no stack at stride 4, where most of the
-    # arithmetic of a small ResNet goes.
+    # For the quickstart on a CPU: a 3x3 stem, and no stack at stride 4, where a small ResNet spends
+    # most of its arithmetic.
     "resnet17_small": ResNet((1, 2, 2), filters=(64, 64, 128), strides=(2, 2, 2), stem=3),
     "efficientnet_b0": EfficientNet(1.0, 1.0),
     "efficientnet_b1": EfficientNet(1.0, 1.1),
@@ -201,10 +201,10 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """Returns what a name of `BACKBONES` stands for.
+    """Returns the entry of `BACKBONES` with this name.
 
     Raises:
-      InputError: on another name, with the nearest one.
+      InputError: if there is none; it proposes the nearest name.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, 1)
@@ -216,20 +216,20 @@ def find_backbone(name: str) -> Backbone:
 
 
 def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras.Model:
-    """Returns a randomly initialised backbone.
+    """Builds a backbone with random weights.
 
     Args:
       name: a key of `BACKBONES`.
       dtype: dtype policy of its layers.
       stride32: which map of an EfficientNet is the stride-32 map: "last_block", or "top_conv", the
-        1x1 convolution with batch norm and activation behind it.
+        1x1 convolution after it with its batch norm and activation.
 
     Returns:
       A model (B, H, W, 3) -> [(B, H/8, W/8, C0), (B, H/16, W/16, C1), (B, H/32, W/32, C2)]; the
       last two are the f3 and f4 of the paper. Sides are rounded up.
 
     Raises:
-      InputError: when there is no such backbone, or it is a ResNet and has no top convolution.
+      InputError: if there is no such backbone, or if it is a ResNet, without a top convolution.
     """
     import keras
 
@@ -239,7 +239,7 @@ def build_backbone(name: str, dtype=None, stride32: str = "last_block") -> keras
     model = keras.Model(image, maps, name="backbone")
     for layer in model.layers:
         if type(layer) is keras.layers.BatchNormalization:
-            # Ours differs in how it computes alone; to build the model again takes seconds.
+            # Ours differs only in how it computes; building the model again would take seconds.
             layer.__class__ = BatchNormalization
     return model
 
@@ -250,17 +250,17 @@ def _matched(pattern: str, layer: str) -> str:
 
 
 def _scaled(channels: int, width: float) -> int:
-    """Returns the multiple of 8 nearest to `channels * width`, at most a tenth less."""
+    """Returns the multiple of 8 nearest to `channels * width`, but at most a tenth below it."""
     wanted = channels * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
 def _padded_as_tensorflow(model: keras.Model) -> keras.Model:
-    """Returns the model with 'same' depthwise convolutions in place of padding layers.
+    """Returns the model with 'same' depthwise convolutions instead of padding layers.
 
-    KerasHub pads k // 2 zeros on every side. At stride 2 'same' puts one less before than behind a
-    side of even length, so that the whole map would lie one pixel off.
+    KerasHub pads k // 2 zeros on every side. At stride 2 and an even length, 'same' puts one zero
+    less before than after, so the whole map would be shifted by a pixel.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""Batch norm, fast in training on TensorFlow."""
+"""Batch norm that trains fast on TensorFlow."""
 
 import keras
 
@@ -7,10 +7,10 @@ import keras
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the channels of maps, trained in half the time.
 
-    Keras takes the mean, the variance and the rest one after the other, each a pass over the map,
-    and a bfloat16 map by way of a float32 copy; TensorFlow's kernel does all of it at once, and its
-    gradient too. The running variance stays that of the N numbers themselves, as Keras has it.
-    Statistics over replicas, inference and other backends are Keras' own.
+    Keras computes mean, variance and output in separate passes over the map, and copies a bfloat16
+    map to float32 first. TensorFlow's kernel does it all at once, and so does its gradient. As in
+    Keras, the running variance is that of the N numbers themselves. Statistics over replicas,
+    inference and other backends use Keras' own code.
 
     Shapes: (B, H, W, C) -> (B, H, W, C).
     """
@@ -29,7 +29,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=True,
         )
-        # The kernel gives the estimate for a population, larger by N / (N - 1).
+        # The kernel returns the unbiased estimate, larger by N / (N - 1).
         count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
         self._follow(self.moving_mean, mean)
         self._follow(self.moving_variance, variance * (1.0 - 1.0 / count))

@@ -1,4 +1,4 @@
-"""The network, its class head, and which network on disk a command takes.
+"""Configuration of the network, of its class head, and of which network on disk to read.
 
 No TensorFlow here, as in `dolg_tf.stage.config`.
 """
@@ -11,9 +11,9 @@ from dolg_tf.stage.config import InputError, at_least, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What the network does to float32 RGB in [0, 1] before its first convolution.
+    """Preprocessing of float32 RGB in [0, 1], before the first convolution.
 
-    `(x[channel_order] - mean) / std`; mean and std are in that channel order.
+    `(x[channel_order] - mean) / std`, with mean and std in that channel order.
     """
 
     channel_order: str = "rgb"
@@ -27,7 +27,7 @@ class Preprocessing:
             raise InputError(f"mean {self.mean} and std {self.std} must be 3 numbers, std above 0")
 
 
-# What the authors' network expects (facts: trained on BGR input).
+# The authors' network was trained on BGR input.
 OFFICIAL_PREPROCESSING = Preprocessing(
     channel_order="bgr", mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229)
 )
@@ -55,55 +55,58 @@ class DolgConfig:
     )
     stride32: str = option(
         "which map of an EfficientNet is the stride-32 map: last_block, or top_conv, the 1x1 "
-        "convolution behind it",
+        "convolution after it",
         "last_block",
         choices=("last_block", "top_conv"),
     )
     fusion: str = option(
-        "what is pooled of the local features, beside the global one: orthogonal, their part that "
-        "it does not explain (DOLG); concat, they themselves; hadamard, their product with it; "
-        "global_only: no local branch, DELG's global descriptor",
+        "what is pooled from the local features, next to the global one. orthogonal: their part "
+        "orthogonal to it (DOLG); concat: the features themselves; hadamard: their product with "
+        "it; global_only: no local branch (DELG's global descriptor)",
         "orthogonal",
         choices=("orthogonal", "concat", "hadamard", "global_only"),
     )
     local_source: str = option(
-        "map that the local features come from: p3 of stride 8, p4 of stride 16 (the paper's f3), "
-        "p5 of stride 32 (its f4); p4+p5: a local branch and a fusion for each",
+        "map that the local features come from. p3: stride 8; p4: stride 16 (the paper's f3); "
+        "p5: stride 32 (its f4); p4+p5: a local branch and a fusion for each",
         "p4",
         choices=("p3", "p4", "p5", "p4+p5"),
     )
     local_channels: int = option(
-        "width of the local and the global feature; 0: that of the stride-16 map", 0
+        "channels of the local and the global feature; 0: as many as the stride-16 map has", 0
     )
     global_layer: str = option(
-        "fc: GeM, then a linear layer; conv: 1x1 convolution, batch norm and SiLU, then GeM",
+        "layer of the global branch. fc: GeM, then a linear layer; conv: 1x1 convolution, batch "
+        "norm and SiLU, then GeM",
         "fc",
         choices=("fc", "conv"),
     )
     global_pooling: str = option(
-        "pooling of the global branch: gem, of the exponent --gem_p; learned, GeM whose exponent "
-        "is trained, as in the authors' code; average",
+        "pooling of the global branch. gem: GeM with the exponent --gem_p; learned: GeM with a "
+        "trained exponent, as in the authors' code; average: the mean",
         "gem",
         choices=("gem", "learned", "average"),
     )
-    gem_p: float = option("exponent of the GeM pooling of the global branch, or its start", 3.0)
+    gem_p: float = option(
+        "exponent of the global branch's GeM pooling; initial value if it is trained", 3.0
+    )
     multi_atrous: bool = option("multi-atrous convolutions at the start of the local branch", True)
     dilations: tuple[int, ...] = option(
-        "dilation of each 3x3 multi-atrous convolution", (6, 12, 18), unit="cells of its map"
+        "dilations of the 3x3 multi-atrous convolutions", (6, 12, 18), unit="cells of the map"
     )
     multi_atrous_context: bool = option(
-        "pooled and 1x1 branch beside the dilated ones of the multi-atrous module", True
+        "add a pooled and a 1x1 branch to the dilated ones of the multi-atrous module", True
     )
     self_attention: bool = option("attention over the local features", True)
     fused_pooling: str = option(
-        "pooling of what --fusion makes of the local features: average; gem, of exponent 3; "
-        "learned, GeM whose exponent is trained from 3",
+        "pooling of the fused local features. average: the mean; gem: GeM with exponent 3; "
+        "learned: GeM with a trained exponent, initially 3",
         "average",
         choices=("average", "gem", "learned"),
     )
     descriptor_size: int = option("length of the descriptor", 512)
     neck: str = option(
-        "what makes the descriptor: a linear layer, or one with batch norm and PReLU behind it",
+        "last layer. linear: a linear layer; bn_prelu: followed by batch norm and PReLU",
         "linear",
         choices=("linear", "bn_prelu"),
     )
@@ -117,7 +120,7 @@ class DolgConfig:
         if self.fusion == "global_only" and self.local_source != "p4":
             raise InputError(
                 f"--local_source={self.local_source}: --fusion=global_only has no local features; "
-                "leave one of the two out"
+                "omit one of the two flags"
             )
         if self.multi_atrous and (not self.dilations or min(self.dilations) < 1):
             raise InputError(
@@ -127,13 +130,14 @@ class DolgConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Which weights of a run directory a command takes."""
+    """Which weights to read from a run directory."""
 
     checkpoint: str = option(
-        "which checkpoint of a run directory", "latest", choices=("latest", "best")
+        "which checkpoint of a run directory to read", "latest", choices=("latest", "best")
     )
     weights: str = option(
-        "raw, or ema: their moving average, of a run with --ema_decay",
+        "which weights to read. raw: as trained; ema: their moving average, of a run with "
+        "--ema_decay",
         "raw",
         choices=("raw", "ema"),
     )
@@ -141,19 +145,19 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(CheckpointConfig):
-    """Which network on disk a command takes."""
+    """Which network on disk to read."""
 
     model_dir: str = option("run directory or model directory")
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What a name of --loss stands for.
+    """A class head with its margin loss.
 
     Args:
-      words: what it does, as `--help` says it.
+      words: description for `--help`.
       unit: of its margin.
-      options: of `HeadConfig`, that it takes beside margin and scale.
+      options: options of `HeadConfig` that it takes besides margin and scale.
     """
 
     words: str
@@ -161,10 +165,10 @@ class Head:
     options: tuple[str, ...] = ("margin_range",)
 
 
-# The classes are in `dolg_tf.modeling.heads`, with the papers.
+# By the name of --loss. The classes, with the papers, are in `dolg_tf.modeling.heads`.
 HEADS = {
     "arcface": Head("a margin on the angle"),
-    "curricularface": Head("ArcFace whose hard negatives weigh more and more", options=()),
+    "curricularface": Head("ArcFace with increasing weight on hard negatives", options=()),
     "cosface": Head("a margin on the cosine", unit="difference of cosines"),
     "subcenter_arcface": Head(
         "ArcFace with several centres per landmark, of which the nearest counts",
@@ -180,10 +184,10 @@ def heads_with(option_name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The class head that training puts on the network, and its loss."""
+    """The class head that the network is trained with, and its margin loss."""
 
     loss: str = option(
-        "; ".join(f"{name}: {head.words}" for name, head in HEADS.items()),
+        "margin loss. " + "; ".join(f"{name}: {head.words}" for name, head in HEADS.items()),
         "arcface",
         choices=tuple(HEADS),
     )
@@ -194,11 +198,11 @@ class HeadConfig:
     )
     margin_range: float = option(
         "how much larger the margin of the rarest landmark is than that of the commonest; 0: all "
-        f"alike. Of {heads_with('margin_range')}",
+        f"equal. For {heads_with('margin_range')}",
         0.0,
     )
     scale: float = option("scale of the cosine logits", 30.0)
-    sub_centers: int = option(f"centres per landmark, of {heads_with('sub_centers')}", 3)
+    sub_centers: int = option(f"centres per landmark, for {heads_with('sub_centers')}", 3)
 
     def __post_init__(self):
         at_least(self, sub_centers=1, margin_range=0)

@@ -1,4 +1,4 @@
-"""The dilated convolution, fast on TensorFlow."""
+"""A dilated convolution that is fast on TensorFlow."""
 
 import keras
 
@@ -7,9 +7,9 @@ import keras
 class DilatedConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` with stride 1, 'same' padding and a dilation, 3-40 times faster.
 
-    Keras routes a dilated convolution through SpaceToBatch, which copies and pads the map;
-    TensorFlow's own kernel takes the dilation directly and agrees to 1e-5. Other backends do
-    the same without help.
+    Keras routes a dilated convolution through SpaceToBatch, which copies and pads the map.
+    TensorFlow's own kernel handles the dilation directly and agrees to 1e-5. Other backends need
+    no help.
 
     Shapes: (B, H, W, C) -> (B, H, W, filters).
     """
@@ -30,7 +30,7 @@ class DilatedConv2D(keras.layers.Conv2D):
             return super().call(inputs)
         import tensorflow as tf
 
-        # On a GPU, cuDNN has both gradients.
+        # On a GPU, cuDNN provides both gradients.
         convolve = _native if tf.config.list_physical_devices("GPU") else _native_with_cpu_gradient
         outputs = convolve(inputs, tf.convert_to_tensor(self.kernel), self.dilation_rate)
         if self.use_bias:
@@ -45,18 +45,18 @@ def _native(inputs, kernel, dilations):
 
 
 def _native_with_cpu_gradient(inputs, kernel, dilations):
-    """`_native` with a gradient that every CPU has, and that skips products with padding.
+    """`_native` with a gradient that works on every CPU and skips products with padding.
 
-    TensorFlow's CPU gradient of a dilated convolution exists in its oneDNN build path alone,
-    which is off by default on processors without AVX-512, and there it is slower than this.
+    TensorFlow's CPU gradient of a dilated convolution exists only in oneDNN, which is off by
+    default on processors without AVX-512, and is slower than this one.
     """
     import tensorflow as tf
 
     @tf.custom_gradient
     def convolve(inputs, kernel):
         def gradient(upstream):
-            # The gradient of the input is a convolution with the kernel turned around; a slice
-            # with steps of -1 would go number by number, and take six times as long.
+            # The gradient by the input is a convolution with the flipped kernel. Slicing with a
+            # step of -1 would copy number by number and take six times as long.
             turned = tf.transpose(tf.reverse(kernel, (0, 1)), (0, 1, 3, 2))
             by_input = _native(upstream, turned, dilations)
             return by_input, _kernel_gradient(inputs, upstream, kernel.shape, dilations)
@@ -67,16 +67,16 @@ def _native_with_cpu_gradient(inputs, kernel, dilations):
 
 
 def _kernel_gradient(inputs, upstream, kernel_shape, dilations):
-    """Returns the gradient of the kernel: one matrix product a tap, over the cells it reaches."""
+    """Returns the gradient by the kernel: one matrix product per tap, over the cells it reaches."""
     import tensorflow as tf
 
     shape = tf.shape(inputs)
 
     def reach(axis, tap):
-        """Slices of the input and of the output between which this tap connects cells."""
+        """The slices of input and output that this tap connects."""
         shift = (tap - kernel_shape[axis] // 2) * dilations[axis]
         side = shape[axis + 1]
-        end = tf.maximum(side - abs(shift), 0)  # 0: the tap sees padding alone
+        end = tf.maximum(side - abs(shift), 0)  # 0: the tap sees only padding
         first, second = slice(abs(shift), abs(shift) + end), slice(0, end)
         return (first, second) if shift > 0 else (second, first)
 

@@ -5,7 +5,7 @@
                        +- p4 -> multi-atrous -> attention -> local -> orthogonal part, pooled
 
 Without fusion (`fusion=global_only`, DELG's global descriptor): p5 -> GeM -> FC -> descriptor.
-With `local_source=p4+p5` there are two local branches, whose orthogonal parts are concatenated.
+With `local_source=p4+p5` there are two local branches; their orthogonal parts are concatenated.
 
 Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, figure 2. The paper's
 f3 is p4 (stride 16) and its f4 is p5 (stride 32).
@@ -74,7 +74,7 @@ def build_dolg(
 
 
 def _global_branch(p5, config: DolgConfig, channels: int, dtype):
-    """Returns the global feature (B, channels); without fusion, what is pooled."""
+    """Returns the global feature (B, channels); without fusion, the pooled map."""
     name = "average" if config.global_pooling == "average" else "gem"
     pool = layers.pooling(config.global_pooling, config.gem_p, name=name)
     if config.global_layer == "conv":
@@ -83,13 +83,13 @@ def _global_branch(p5, config: DolgConfig, channels: int, dtype):
         pooled = pool(keras.layers.Activation("silu", dtype=dtype, name="global_silu")(x))
     else:
         pooled = pool(p5)
-        if config.fusion != "global_only":  # there the descriptor's layer is the linear one
+        if config.fusion != "global_only":  # otherwise the last layer is the linear one
             return keras.layers.Dense(channels, dtype="float32", name="global")(pooled)
     return keras.layers.Identity(dtype="float32", name="global")(pooled)
 
 
 def _local_branch(x, config: DolgConfig, channels: int, dtype, suffix: str):
-    """Returns the local features (B, h, w, channels) of a map; `suffix` of the layers' names."""
+    """Returns the local features (B, h, w, channels) of a map; layer names end in `suffix`."""
     if config.multi_atrous:
         x = layers.MultiAtrous(
             config.dilations,
@@ -113,20 +113,23 @@ def _neck(fused, config: DolgConfig):
     x = keras.layers.BatchNormalization(
         epsilon=1e-5, momentum=0.9, dtype="float32", name="neck_norm"
     )(x)
-    # One slope for all channels, 0.25 at first, as PyTorch's PReLU has it.
+    # One slope for all channels, initially 0.25, as in PyTorch's PReLU.
     quarter = keras.initializers.Constant(0.25)
     return keras.layers.PReLU(quarter, shared_axes=[1], dtype="float32", name="descriptor")(x)
 
 
 def intermediates(network: keras.Model) -> keras.Model:
-    """Returns a model that shares the network's weights and gives every named result.
+    """Returns a model that shares the network's weights and outputs every named result.
+
+    Args:
+      network: from `build_dolg`.
 
     Returns:
       A `keras.Model`: (B, H, W, 3) -> dict of `p5` (B, H/32, W/32, C2), `global` (B, C1) and
-      `descriptor` (B, descriptor_size), and where the network has a local branch also the map that
-      it starts from, such as `p4` (B, H/16, W/16, C), `local` (B, H/16, W/16, C1), `attention`
-      (B, H/16, W/16, 1) and `fused` (B, 2 C1). Of two local branches `local` and `attention` are
-      the finer one's, and `fused` has 3 C1.
+      `descriptor` (B, descriptor_size). If the network has a local branch, also the map that it
+      starts from, such as `p4` (B, H/16, W/16, C), `local` (B, H/16, W/16, C1), `attention`
+      (B, H/16, W/16, 1) and `fused` (B, 2 C1). If it has two, `local` and `attention` come from
+      the finer map, and `fused` has 3 C1.
     """
     outputs = {}
     if has_local_branch(network):
@@ -138,14 +141,14 @@ def intermediates(network: keras.Model) -> keras.Model:
 
 
 def has_local_branch(network: keras.Model) -> bool:
-    """Returns whether a network of `build_dolg` has a local branch to fuse."""
+    """Whether a network of `build_dolg` has a local branch."""
     return bool(local_branches(network))
 
 
 def local_branches(network: keras.Model) -> list[tuple[str, str]]:
-    """Returns of each local branch of a network the map it starts from and its layers' suffix.
+    """Returns the local branches of a network: the map each starts from, and its layers' suffix.
 
-    The layers of the first are called `multi_atrous`, `local` and `fusion`.
+    The layers of the first branch are called `multi_atrous`, `local` and `fusion`.
     """
     names = {layer.name for layer in network.layers}
     if "local" not in names:

@@ -1,7 +1,7 @@
-"""Reads a `.weights.h5` file from anywhere: all of it and nothing else, or not at all.
+"""Safe reading of `.weights.h5` files from any source: completely, or not at all.
 
-HDF5 lets a file point into other files, and a small one declare an enormous array. Keras' own
-reader checks some of this, passes over arrays that it has no use for, and takes NaN.
+HDF5 lets a file point into other files, and lets a small file declare an enormous array. Keras'
+own reader checks only some of this, skips arrays that it does not need, and accepts NaN.
 """
 
 import pathlib
@@ -22,12 +22,12 @@ def load_weights(network: keras.Model, file: files.Path) -> None:
     """Fills every variable of the network.
 
     Args:
-      network: built; a part of its variables may have been filled where this raises.
+      network: built; some of its variables may already be filled when this raises.
       file: as `network.save_weights` writes it, in the same precision.
 
     Raises:
-      InputError: when there is no such file, it is none of HDF5, it has other arrays than the
-        network has variables, it points out of itself, or a number is NaN or infinite.
+      InputError: if the file does not exist, is not HDF5, does not hold exactly the network's
+        arrays, points outside itself, or holds NaN or infinity.
     """
     file = pathlib.Path(file)
     if not file.is_file():
@@ -37,7 +37,7 @@ def load_weights(network: keras.Model, file: files.Path) -> None:
     except InputError:
         raise
     except _DAMAGE as error:
-        raise InputError(f"{file} is no HDF5 file of weights, or damaged: {error}") from error
+        raise InputError(f"{file} is damaged, or not an HDF5 file of weights: {error}") from error
     _compare_shapes(network, stored, file)
     try:
         network.load_weights(file)
@@ -50,7 +50,7 @@ def _compare_shapes(network: keras.Model, stored: Counter, file: pathlib.Path) -
     needed = Counter(
         (tuple(v.shape), keras.backend.standardize_dtype(v.dtype)) for v in network.weights
     )
-    for arrays, side in ((stored - needed, "more"), (needed - stored, "less")):
+    for arrays, side in ((stored - needed, "more"), (needed - stored, "fewer")):
         if arrays:
             (shape, dtype), number = next(iter(arrays.items()))
             raise InputError(
@@ -60,40 +60,40 @@ def _compare_shapes(network: keras.Model, stored: Counter, file: pathlib.Path) -
 
 
 def check_finite(network: keras.Model, source: files.Path) -> None:
-    """Holds every variable against NaN and infinity.
+    """Checks that no variable holds NaN or infinity.
 
     Raises:
-      InputError: naming the first variable that has one.
+      InputError: naming the first variable that does.
     """
     for variable in network.variables:
         if not np.isfinite(variable.numpy()).all():
             raise InputError(
-                f"{source}: {variable.path} holds NaN or infinity; such a network describes no "
-                "photo, take another checkpoint"
+                f"{source}: {variable.path} holds NaN or infinity, so its descriptors would be "
+                "useless; take another checkpoint"
             )
 
 
 def _plain_arrays(file: pathlib.Path) -> Counter:
-    """Returns how many arrays of each (shape, dtype) the file holds, without reading them.
+    """Counts the arrays of each (shape, dtype) in the file, without reading them.
 
     Raises:
-      InputError: when one of them is not plainly stored in this very file.
+      InputError: if one of them is not plainly stored in this file.
     """
     arrays, names = Counter(), []
     with h5py.File(file, "r") as h5:
-        # It collects and does no more: h5py loses an error that is raised while it visits.
+        # Only collect here: h5py loses an error that is raised during the visit.
         h5.visit_links(names.append)
         for name in names:
             if not isinstance(h5.get(name, getlink=True), h5py.HardLink):
-                raise InputError(f"{file}: {name} is a link; weights must lie in the file itself")
+                raise InputError(f"{file}: {name} is a link; weights must be in the file itself")
             item = h5[name]
             if not isinstance(item, h5py.Dataset):
                 continue
-            # Chunks may be compressed, and inflate to far more than their shape says.
+            # Chunks may be compressed, and inflate to far more than their shape suggests.
             if item.is_virtual or item.external or item.chunks:
                 raise InputError(
-                    f"{file}: {name} is virtual, external or in chunks; weights must lie in the "
-                    "file itself, in one piece, as network.save_weights writes them"
+                    f"{file}: {name} is virtual, external or chunked; weights must be in the file "
+                    "itself, in one piece, as network.save_weights writes them"
                 )
             arrays[item.shape, item.dtype.name] += 1
     return arrays

@@ -1,8 +1,8 @@
-"""Class heads: descriptors become cosines, and cosines logits, in float32.
+"""Class heads: from descriptors to cosines, and from cosines to logits, in float32.
 
-`head(descriptors)` gives cosines without margin, which rank the classes;
-`head.logits(cosines, labels, weights, training)` puts the margin on, for the loss. The only
-variable that training moves by gradient is `kernel`, one row (or several) a class.
+`head(descriptors)` gives cosines without margin, which rank the classes.
+`head.logits(cosines, labels, weights, training)` applies the margin, for the loss. The only
+variable trained by gradient is `kernel`, with one row (or several) per class.
 """
 
 import keras
@@ -15,7 +15,7 @@ from dolg_tf.stage.config import InputError
 
 
 class _CosineHead(keras.layers.Layer):
-    """What the heads share: the cosines, and a margin put on the target's alone.
+    """The common part of all heads: cosines, and a margin on the target only.
 
     Shapes: descriptors (B, D) of any norm -> cosines (B, num_classes) in [-1, 1].
     """
@@ -23,13 +23,13 @@ class _CosineHead(keras.layers.Layer):
     def __init__(self, num_classes, margin, scale, **kwargs):
         super().__init__(**{"dtype": "float32", **kwargs})
         self.num_classes, self.scale = num_classes, scale
-        # A number, or one a class.
+        # One number, or one per class.
         self.margin = tuple(map(float, margin)) if np.ndim(margin) else float(margin)
         if np.ndim(margin) and np.shape(margin) != (num_classes,):
             raise ValueError(f"margin has shape {np.shape(margin)} for {num_classes} classes")
 
     def build(self, descriptors_shape):
-        # One row a class, as in the authors' checkpoints.
+        # One row per class, as in the authors' checkpoints.
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.num_classes, descriptors_shape[-1]),
@@ -45,8 +45,8 @@ class _CosineHead(keras.layers.Layer):
         Args:
           cosines: (B, num_classes), from calling the head.
           labels: integers (B,) in [0, num_classes).
-          weights: (B,), 1 or 0; a photo of weight 0 leaves the head's state as it is. None: all 1.
-          training: whether the head's state, where it has one, moves on.
+          weights: (B,), 1 or 0; photos of weight 0 do not change the head's state. None: all 1.
+          training: whether to update the head's state, if it has any.
         """
         labels = ops.cast(labels, "int32")[:, None]
         target = ops.take_along_axis(cosines, labels, axis=1)  # (B, 1)
@@ -54,7 +54,7 @@ class _CosineHead(keras.layers.Layer):
         if isinstance(self.margin, tuple):
             margins = ops.take(margins, labels)  # (B, 1)
         others = self._others(cosines, target, margins, weights, training)
-        # A scatter, not a one-hot: nothing else of size (B, num_classes) is made.
+        # A scatter instead of a one-hot: no second tensor of size (B, num_classes).
         row = ops.arange(ops.shape(cosines)[0], dtype="int32")[:, None]
         position = ops.concatenate([row, labels], axis=1)
         shifted = self._shifted(target, margins)
@@ -74,9 +74,9 @@ class _CosineHead(keras.layers.Layer):
 
 def _cosines(descriptors, kernel):
     """Returns the cosines (B, C) of descriptors (B, D) and rows (C, D)."""
-    # The product is divided by the rows' norms: a normalised copy of the kernel takes 1.7 times
-    # as long with its gradient, and 0.5 GB more at 81,313 x 512.
-    # And the rows come first: the gradient of a transposed kernel would be transposed as a whole.
+    # Dividing the product by the rows' norms avoids a normalised copy of the kernel, which takes
+    # 1.7 times as long with its gradient, and 0.5 GB more at 81,313 x 512.
+    # The kernel comes first, because the gradient of a transposed kernel is transposed as a whole.
     product = ops.transpose(ops.matmul(kernel, ops.transpose(l2_normalize(descriptors))))
     return ops.clip(product / _norms(kernel), -1.0, 1.0)
 
@@ -87,7 +87,7 @@ def _norms(kernel):
         return _plain_norms(kernel)
     import tensorflow as tf
 
-    # One pass over the kernel for its gradient, not three and copies of its size.
+    # The gradient takes one pass over the kernel, instead of three with copies of its size.
     @tf.custom_gradient
     def norms_of(kernel):
         norms = _plain_norms(kernel)
@@ -101,9 +101,10 @@ def _plain_norms(kernel):
 
 
 def _add_angle(cosine, angle):
-    """Returns cos(theta + angle) of cosine = cos(theta), without acos.
+    """Returns cos(theta + angle) for cosine = cos(theta), without acos.
 
-    The floor keeps the gradient of the root finite at cosine 1 and -1 and costs 1e-6 in the sine.
+    The floor keeps the gradient of the root finite at cosine 1 and -1, at a cost of 1e-6 in the
+    sine.
     """
     sine = ops.sqrt(ops.maximum(1.0 - ops.square(cosine), 1e-12))
     return cosine * ops.cos(angle) - sine * ops.sin(angle)
@@ -113,13 +114,13 @@ def _add_angle(cosine, angle):
 class ArcFace(_CosineHead):
     """Cosine classifier with an additive angular margin on the target class.
 
-    The target's logit is `scale * cos(theta + margin)`, every other one `scale * cos(theta)`.
-    Where theta exceeds pi - margin, the target's is `scale * (cos(theta) - margin sin(margin))`,
-    as in the ArcFace authors' code.
+    The target's logit is `scale * cos(theta + margin)`, all others are `scale * cos(theta)`.
+    If theta exceeds pi - margin, the target's is `scale * (cos(theta) - margin sin(margin))`, as
+    in the ArcFace authors' code.
 
     Args:
       num_classes: number of classes.
-      margin: in radians; a number, or one a class (see `dynamic_margins`).
+      margin: in radians; one number, or one per class (see `dynamic_margins`).
       scale: of the logits.
 
     Reference: Deng et al., ArcFace, CVPR 2019, equation 3. DOLG takes margin 0.15, scale 30.
@@ -136,11 +137,11 @@ class ArcFace(_CosineHead):
 
 @keras.saving.register_keras_serializable("dolg_tf")
 class CosFace(_CosineHead):
-    """Cosine classifier whose target's logit is `scale * (cos(theta) - margin)`.
+    """Cosine classifier whose target has the logit `scale * (cos(theta) - margin)`.
 
     Args:
       num_classes: number of classes.
-      margin: a difference of cosines; a number, or one a class.
+      margin: a difference of cosines; one number, or one per class.
       scale: of the logits.
 
     Reference: Wang et al., CosFace, CVPR 2018, equation 4.
@@ -155,15 +156,15 @@ class CosFace(_CosineHead):
 
 @keras.saving.register_keras_serializable("dolg_tf")
 class SubCenterArcFace(ArcFace):
-    """ArcFace with several centres a class, of which the nearest counts.
+    """ArcFace with several centres per class, of which the nearest counts.
 
-    A landmark's photos seen from its sides, or mislabelled ones, find a centre of their own.
+    Photos of a landmark's other sides, or mislabelled ones, find a centre of their own.
 
     Args:
       num_classes: number of classes.
-      margin: in radians; a number, or one a class (see `dynamic_margins`).
+      margin: in radians; one number, or one per class (see `dynamic_margins`).
       scale: of the logits.
-      sub_centers: centres of each class.
+      sub_centers: centres per class.
 
     Reference: Deng et al., Sub-center ArcFace, ECCV 2020, section 3.
     """
@@ -177,7 +178,7 @@ class SubCenterArcFace(ArcFace):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.num_classes, self.sub_centers, size),
-            # ArcFace's deviation; its initializer would take the classes for a filter's taps.
+            # ArcFace's deviation; its initializer would mistake the classes for filter taps.
             initializer=keras.initializers.RandomNormal(stddev=size**-0.5),
         )
 
@@ -192,11 +193,11 @@ class SubCenterArcFace(ArcFace):
 
 @keras.saving.register_keras_serializable("dolg_tf")
 class CurricularFace(ArcFace):
-    """ArcFace whose hard negatives weigh more as training goes on: the authors' code's head.
+    """ArcFace with hard negatives that weigh more as training progresses, as in the authors' code.
 
-    A class other than the target whose cosine exceeds cos(theta_target + margin) gets
-    `scale * cos(theta) * (t + cos(theta))`. `t` is a moving average, from 0, of the mean target
-    cosine over the photos of all replicas; it is stored with the weights.
+    A class other than the target whose cosine exceeds cos(theta_target + margin) gets the logit
+    `scale * cos(theta) * (t + cos(theta))`. `t` starts at 0 and is a moving average of the mean
+    target cosine over the photos of all replicas; it is stored with the weights.
 
     Args:
       num_classes: number of classes.
@@ -208,13 +209,13 @@ class CurricularFace(ArcFace):
 
     def build(self, descriptors_shape):
         super().build(descriptors_shape)
-        # Without aggregation: each replica writes the same value to its own copy.
+        # No aggregation: each replica writes the same value to its own copy.
         self.t = self.add_weight(name="t", shape=(), initializer="zeros", trainable=False)
 
     def _others(self, cosines, target, margins, weights, training):
         if training:
             total, photos = _global_sums(ops.stop_gradient(target[:, 0]), weights)
-            before = ops.convert_to_tensor(self.t)  # JAX's `where` takes no variable
+            before = ops.convert_to_tensor(self.t)  # JAX's `where` does not accept a variable
             moved = 0.01 * total / ops.maximum(photos, 1e-12) + 0.99 * before
             self.t.assign(ops.where(photos > 0, moved, before))
         hard = cosines > _add_angle(target, margins)
@@ -222,10 +223,10 @@ class CurricularFace(ArcFace):
 
 
 def _global_sums(values, weights):
-    """Returns the sum of weighted (B,) values and that of weights, over the batches of replicas."""
+    """Returns the sums of weighted values (B,) and of weights, over all replicas."""
     weights = ops.ones_like(values) if weights is None else ops.cast(weights, values.dtype)
     sums = ops.stack([ops.sum(weights * values), ops.sum(weights)])
-    if keras.backend.backend() == "tensorflow":  # the one whose strategies train us
+    if keras.backend.backend() == "tensorflow":  # the only one we train on several replicas
         import tensorflow as tf
 
         sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
@@ -233,14 +234,14 @@ def _global_sums(values, weights):
 
 
 def dynamic_margins(class_counts, margin: float, margin_range: float) -> np.ndarray:
-    """Returns one margin a class, the larger the rarer the class is.
+    """Returns a margin per class, larger for rarer classes.
 
     `margin + margin_range * minmax(n ** -1/4)`: the commonest class gets `margin`, the rarest
-    `margin + margin_range`. A class without photos counts as one with one photo; where all are
-    as common, each gets `margin`.
+    `margin + margin_range`. A class without photos counts as one with a single photo; if all
+    classes are equally common, each gets `margin`.
 
     Args:
-      class_counts: (C,), training photos of each class.
+      class_counts: (C,), training photos per class.
       margin, margin_range: in radians, or as a difference of cosines.
 
     Returns:
@@ -264,16 +265,15 @@ CLASSES = {  # of the names of `HEADS`
 
 
 def build_head(training: HeadConfig, num_classes: int, class_counts=None) -> keras.layers.Layer:
-    """Returns the class head of a run, not yet built; named "head".
+    """Returns the class head of a run, not yet built, with the name "head".
 
     Args:
       training: loss, margin, margin_range, scale and sub_centers.
       num_classes: number of classes.
-      class_counts: (num_classes,), training photos of each class; needed where margin_range
-        is above 0.
+      class_counts: (num_classes,), training photos per class; required if margin_range is above 0.
 
     Raises:
-      InputError: where the loss knows no margin of each class.
+      InputError: if the loss does not support a margin per class.
     """
     margin, options = training.margin, HEADS[training.loss].options
     if training.margin_range:

@@ -1,7 +1,7 @@
-"""The layers that make DOLG out of the maps of a backbone.
+"""The layers that turn a backbone's maps into a DOLG descriptor.
 
-All of them are written with `keras.ops` and run on any Keras backend. Pooling, norms and the
-projection compute in float32 whatever the precision of the convolutions.
+They are written with `keras.ops` and run on any Keras backend. Pooling, norms and the projection
+compute in float32, whatever the precision of the convolutions.
 
 Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, section 3.
 """
@@ -34,12 +34,12 @@ def projection_coefficient(local, f_global):
     if len(local.shape) == 4:
         f_global = f_global[:, None, None, :]
     square = ops.sum(ops.square(f_global), axis=-1, keepdims=True)
-    # A zero global feature explains nothing: its coefficient is 0, not 0/0.
+    # With a zero global feature the coefficient is 0, not 0/0.
     return ops.sum(local * f_global, axis=-1, keepdims=True) / ops.maximum(square, 1e-12)
 
 
 def fuse(method, local, f_global):
-    """Returns what a fusion makes of local features, see `Fusion`.
+    """Returns the fused local features; see `Fusion`.
 
     Args:
       method: "orthogonal", "concat" or "hadamard".
@@ -47,7 +47,7 @@ def fuse(method, local, f_global):
       f_global: (B, C).
 
     Returns:
-      As `local`; with "orthogonal", each vector orthogonal to f_global.
+      The shape of `local`; with "orthogonal", each vector is orthogonal to f_global.
 
     Reference: DOLG, equation 4.
     """
@@ -64,7 +64,7 @@ class ChannelNormalization(keras.layers.Layer):
     """Reorders RGB channels and standardises them: `(x[order] - mean) / std`.
 
     Args:
-      channel_order: "rgb" or "bgr", what the following layer expects.
+      channel_order: "rgb" or "bgr", as the next layer expects.
       mean, std: three floats each, in that order.
 
     Shapes: (B, H, W, 3) RGB in [0, 1] -> (B, H, W, 3).
@@ -94,8 +94,8 @@ class GeM(keras.layers.Layer):
     """Generalised mean pooling, `mean(max(x, 1e-6)^p)^(1/p)` over the map.
 
     Args:
-      p: exponent; 1 is the average, infinity the maximum.
-      train_p: whether p is trained. It is stored with the weights either way.
+      p: exponent, above 0; 1 is the average, infinity the maximum.
+      train_p: whether p is trained; it is stored with the weights either way.
 
     Shapes: (B, H, W, C) -> (B, C).
 
@@ -131,7 +131,7 @@ def pooling(kind, p=3.0, **options):
 
     Args:
       kind: "average", "gem", or "learned": GeM whose exponent is trained.
-      p: exponent of GeM, at first.
+      p: initial exponent of GeM.
       options: of the layer.
     """
     if kind == "average":
@@ -143,15 +143,15 @@ def pooling(kind, p=3.0, **options):
 class MultiAtrous(keras.layers.Layer):
     """Convolutions at several dilations and a pooled branch, concatenated and reduced.
 
-    A 1x1 convolution, one 3x3 convolution a dilation and (mean of the map, 1x1, ReLU,
-    broadcast), each of half the output's channels; then 1x1 and ReLU. The paper's figure 2
-    omits the 1x1 branch; the authors' code has it.
+    The branches are a 1x1 convolution, a 3x3 convolution per dilation, and a pooled branch (mean
+    of the map, 1x1, ReLU, broadcast), each with half the output's channels; then 1x1 and ReLU.
+    The paper's figure 2 omits the 1x1 branch; the authors' code has it.
 
     Args:
       dilations: of the 3x3 convolutions.
-      channels: of the output; None: those of the input.
-      context: whether there are a 1x1 and a pooled branch beside the dilated ones. The winner
-        of Kaggle's landmark recognition 2021 had neither.
+      channels: of the output; None: as many as the input has.
+      context: whether to add the 1x1 and the pooled branch to the dilated ones. The winner of
+        Kaggle's landmark recognition 2021 used neither.
 
     Shapes: (B, H, W, C) -> (B, H, W, channels).
     """
@@ -187,7 +187,7 @@ class MultiAtrous(keras.layers.Layer):
         if self.context:
             shape = ops.shape(inputs)
             pooled = self.pooled(ops.mean(inputs, axis=(1, 2), keepdims=True))  # (B, 1, 1, C/2)
-            # Bilinear upsampling from 1x1, as the authors' code has it, is exactly a broadcast.
+            # Bilinear upsampling from 1x1, as in the authors' code, is exactly a broadcast.
             pooled = ops.broadcast_to(pooled, (shape[0], shape[1], shape[2], pooled.shape[-1]))
             # The order of the authors' checkpoints.
             branches = [pooled, self.point(inputs), *branches]
@@ -209,14 +209,13 @@ class MultiAtrous(keras.layers.Layer):
 class SpatialAttention(keras.layers.Layer):
     """Weighs L2-normalised local features by a learned attention map.
 
-    1x1 convolution and batch norm give signed features; their L2-normalised form is the local
-    feature, their ReLU goes through a 1x1 convolution to one channel and softplus, which is
-    the attention.
+    A 1x1 convolution and batch norm give signed features. L2-normalised, they are the local
+    features; the attention is softplus of a 1x1 convolution of their ReLU, to one channel.
 
     Args:
-      use_attention: without it, the batch-normalised features are returned as they are, with
-        an attention of one (the paper's ablation).
-      channels: of the local features; None: those of the input.
+      use_attention: if False, the batch-normalised features are returned unchanged, with an
+        attention of one (the paper's ablation).
+      channels: of the local features; None: as many as the input has.
 
     Shapes: (B, H, W, C) -> local (B, H, W, channels), attention (B, H, W, 1), both float32.
     """
@@ -258,10 +257,10 @@ class SpatialAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dolg_tf")
 class Fusion(keras.layers.Layer):
-    """What the local features bring to the global one, pooled over the map.
+    """The pooled contribution of the local features to the global one.
 
-    With average pooling, the mean of the orthogonal parts is the orthogonal part of the mean,
-    exactly, and so with products: the (B, H, W, C) result is never built.
+    With average pooling, the mean of the orthogonal parts is exactly the orthogonal part of the
+    mean, and the same holds for products, so the (B, H, W, C) result is never built.
 
     Args:
       method: "orthogonal", the part of each local feature that the global one does not explain; or
@@ -288,7 +287,7 @@ class Fusion(keras.layers.Layer):
         if f_local_shape[-1] != f_global_shape[-1]:
             raise ValueError(
                 f"local features have {f_local_shape[-1]} channels, the global feature "
-                f"{f_global_shape[-1]}; they must have the same"
+                f"{f_global_shape[-1]}; the numbers must be equal"
             )
         self.pool = pooling(self.pooling, name="pool")
         self.pool.build(f_local_shape)

@@ -1,7 +1,7 @@
-"""The model directory: the only reader and writer of a network on disk.
+"""The model directory: the only code that reads and writes a network on disk.
 
 config.json       {format_version, model, preprocessing, provenance}
-model.weights.h5  every variable of the network; the class head is not part of it
+model.weights.h5  all variables of the network; the class head is not among them
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"
-VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what follows a variable's name in a checkpoint
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
 
 def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, provenance: dict) -> None:
-    """Writes a model directory, whole or not at all, in place of one that stood there.
+    """Writes a model directory completely or not at all, replacing an earlier one.
 
     Args:
       network: from `build_dolg(config)`.
@@ -92,9 +92,13 @@ def load_network(
     if "training" in values:
         return LoadedNetwork(network, config, _restore(network, path, checkpoint, weights))
     if weights != "raw":
-        raise InputError(f"--weights={weights}: {path} is a model directory, it has only one kind")
+        raise InputError(
+            f"--weights={weights}: {path} is a model directory, which holds only raw ones"
+        )
     if not (path / _WEIGHTS).is_file():
-        raise InputError(f"{path / _WEIGHTS}: no such file; {path} is no complete model directory")
+        raise InputError(
+            f"{path / _WEIGHTS}: no such file; {path} is an incomplete model directory"
+        )
     load_weights(network, path / _WEIGHTS)
     return LoadedNetwork(network, config, values["provenance"])
 
@@ -107,18 +111,21 @@ def _build(config: DolgConfig, source: pathlib.Path) -> keras.Model:
     except InputError:
         raise
     except (ValueError, tf.errors.ResourceExhaustedError) as error:  # enormous numbers
-        raise InputError(f"{source}: no network can be built of it: {error}") from error
+        raise InputError(f"{source}: this network cannot be built: {error}") from error
 
 
 def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
-    """Returns the network's configuration, and all of config.json, of a model or run directory.
+    """Reads config.json of a model or run directory.
+
+    Returns:
+      The network's configuration, and everything that config.json holds.
 
     Raises:
-      InputError: when there is none, or its format is another.
+      InputError: if there is no config.json, or it has another format.
     """
     source = pathlib.Path(path) / "config.json"
     if not source.is_file():
-        raise InputError(f"{path} is no model or run directory: it holds no config.json")
+        raise InputError(f"{path} is not a model or run directory: it has no config.json")
     values = files.read_json(source, FORMAT_VERSION)
     run = "training" in values
     for key in ("model", "data", "training") if run else ("model", "preprocessing", "provenance"):
@@ -133,10 +140,10 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
 
 
 def weights_hash(network: keras.Model, config: DolgConfig) -> str:
-    """Returns the SHA-256 of what decides a network's descriptors.
+    """Returns the SHA-256 of all that determines a network's descriptors.
 
-    That is every variable's name, shape and bytes, in order, and the configuration: neither the
-    preprocessing nor a dilation shows in a variable.
+    It covers name, shape and bytes of every variable, in order, and the configuration, since
+    neither preprocessing nor dilations show in a variable.
     """
     model = json.dumps(configs.to_dict(config), sort_keys=True)
     digest = hashlib.sha256(f"{model}\n".encode())
@@ -150,8 +157,8 @@ def weights_hash(network: keras.Model, config: DolgConfig) -> str:
 def checkpoint_variables(network: keras.Model) -> dict:
     """Returns the network's variables by path, for `tf.train.Checkpoint`.
 
-    Not the network itself: a checkpoint of a Keras 3 model leaves out layers that stand in a
-    list, in silence, on saving and on restoring.
+    The network itself will not do: a checkpoint of a Keras 3 model silently omits layers in a
+    Python list, when saving and when restoring.
     """
     variables = {variable.path: variable.value for variable in network.variables}
     if len(variables) != len(network.variables):
@@ -160,21 +167,19 @@ def checkpoint_variables(network: keras.Model) -> dict:
 
 
 def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:
-    import tensorflow as tf  # checkpoints of a run are TensorFlow's
+    import tensorflow as tf  # a run has TensorFlow's checkpoints
 
     if checkpoint not in ("latest", "best"):
         raise InputError(f"--checkpoint={checkpoint} must be latest or best")
     folder = path / ("checkpoints" if checkpoint == "latest" else "best")
     found = tf.train.latest_checkpoint(str(folder))
     if found is None:
-        raise InputError(
-            f"{folder} holds no checkpoint; train first, or choose another --checkpoint"
-        )
+        raise InputError(f"{folder} has no checkpoint; train first, or give another --checkpoint")
     return found
 
 
 def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights: str) -> dict:
-    """Fills the network from a run's checkpoint; returns its provenance."""
+    """Fills the network from a run's checkpoint and returns its provenance."""
     import tensorflow as tf
 
     if weights not in ("raw", "ema"):
@@ -195,12 +200,12 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
 
 
 def load_head(path: files.Path, checkpoint: str = "latest", weights: str = "raw") -> dict:
-    """Returns the variables of the class head of a run, arrays by name.
+    """Returns the variables of a run's class head, as arrays by name.
 
     Args:
       path: run directory.
       checkpoint: "latest" or "best".
-      weights: "raw", or "ema" for the moving average of what is trained in it.
+      weights: "raw", or "ema" for the moving average of its trained variables.
     """
     import tensorflow as tf
 
@@ -212,7 +217,7 @@ def load_head(path: files.Path, checkpoint: str = "latest", weights: str = "raw"
         if name.startswith("head/")
     }
     if weights == "ema":
-        average = "ema/head.S"  # a checkpoint writes a slash inside a key so
+        average = "ema/head.S"  # how a checkpoint escapes a slash inside a key
         for name in names:
             if name.startswith(average):
                 key = name.removeprefix(average).removesuffix(VALUE)

@@ -1,4 +1,4 @@
-"""Says what a network on disk is: its parts, its size, its arithmetic, where it comes from."""
+"""Summary of a network on disk: its parts, size, arithmetic and provenance."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import at_least
 
-# Part of the network that each layer of `build_dolg` belongs to.
+# The part of the network that each layer of `build_dolg` belongs to.
 _PARTS = {
     "image": "preprocessing",
     "normalization": "preprocessing",
@@ -45,7 +45,7 @@ _FUSIONS = {
     "concat": "concatenation with the local features",
     "hadamard": "fusion by products of local and global features, these",
 }
-# Operations that move numbers, or do a few steps for each: batch norm, activations, pooling.
+# Operations that move numbers, or take a few steps per number: batch norm, activations, pooling.
 _ELEMENTWISE = """
     AddV2 BiasAdd BroadcastTo ConcatV2 Const Identity IdentityN MaxPool Maximum Mean Mul Neg NoOp
     Pad Placeholder Pow ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 Rsqrt Sigmoid Softplus
@@ -55,10 +55,10 @@ _ELEMENTWISE = """
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SummaryConfig(NetworkConfig):
-    """Which network is described, and at which size."""
+    """Which network to summarise, and at which image size."""
 
     image_size: int = configs.option(
-        "side of the square photo whose arithmetic is counted", 512, unit="pixels"
+        "side of the square photo that the arithmetic is counted for", 512, unit="pixels"
     )
 
     def __post_init__(self):
@@ -66,7 +66,7 @@ class SummaryConfig(NetworkConfig):
 
 
 def print_summary(config: SummaryConfig) -> None:
-    """Prints what a network is: parts, parameters, arithmetic, preprocessing, provenance."""
+    """Prints a network's parts, parameters, arithmetic, preprocessing and provenance."""
     from dolg_tf.modeling.model_dir import load_network
 
     loaded = load_network(config.model_dir, config.checkpoint, config.weights)
@@ -74,19 +74,19 @@ def print_summary(config: SummaryConfig) -> None:
 
 
 def summarize(network, config: DolgConfig, provenance: dict, image_size: int) -> dict:
-    """Returns what a network is, as plain JSON values.
+    """Returns the summary of a network, as plain JSON values.
 
     Args:
       network: from `build_dolg(config)`, in float32.
       config: its configuration.
       provenance: where its weights come from.
-      image_size: side of the square photo whose arithmetic is counted, in pixels.
+      image_size: side of the square photo that the arithmetic is counted for, in pixels.
 
     Returns:
-      `network`, in words, a line a part; `image_size`; `descriptor_size`; `preprocessing`;
-      `parts`, for each part and "all" how many `parameters`, how many of them `trainable`, and
-      `multiply_adds` for one photo; `not_counted`, operations that these leave out though they
-      may cost as much, by kind; `weights_sha256`; `provenance`.
+      `network`, a line of words per part; `image_size`; `descriptor_size`; `preprocessing`;
+      `parts`, with the number of `parameters`, of `trainable` ones, and of `multiply_adds` per
+      photo, for each part and for "all"; `not_counted`, the operations by kind that are missing
+      in these although they may cost as much; `weights_sha256`; `provenance`.
     """
     from dolg_tf.modeling.model_dir import weights_hash
 
@@ -113,13 +113,13 @@ def summarize(network, config: DolgConfig, provenance: dict, image_size: int) ->
 
 
 def describe(network, config: DolgConfig) -> list[str]:
-    """Returns what the network computes in words, a line a part."""
+    """Describes the network in words, one line per part."""
     _, p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
     pooled = "global branch: average pooling"
     if config.global_pooling != "average":
         p = float(network.get_layer("gem").p.numpy()[0])
         kind = "trained" if config.global_pooling == "learned" else "fixed"
-        pooled = f"global branch: GeM of p {p:.3g} ({kind})"
+        pooled = f"global branch: GeM with p {p:.3g} ({kind})"
     if config.global_layer == "conv":
         pooled += ", after 1x1 convolution, batch norm and SiLU"
     elif config.fusion != "global_only":
@@ -150,14 +150,14 @@ def _fused_pooling(network, config: DolgConfig) -> str:
         if layer.name.startswith("fusion")
     ]
     kind = "trained" if config.fused_pooling == "learned" else "fixed"
-    return f"GeM of p {' and '.join(exponents)} ({kind})"
+    return f"GeM with p {' and '.join(exponents)} ({kind})"
 
 
 def count_multiply_adds(network, image_size: int) -> tuple[Counter, Counter]:
-    """Returns the multiply-adds of one photo by part, and the operations not known, by kind.
+    """Returns the multiply-adds per photo by part, and the number of unknown operations by kind.
 
-    Those of convolutions and matrix products, as the traced graph has them; products with the
-    zeros of padding count too. Batch norm, activations and pooling, a few steps a number, do not.
+    Counted are convolutions and matrix products of the traced graph, including products with the
+    zeros of padding. Batch norm, activations and pooling are not: they take a few steps per number.
     """
     import tensorflow as tf
 
@@ -203,7 +203,7 @@ _PRODUCTS = {
 
 
 def as_text(summary: dict) -> str:
-    """Returns what `summarize` gave, for a person."""
+    """Returns the result of `summarize` as text to read."""
     size, preprocessing = summary["image_size"], summary["preprocessing"]
     lines = [
         *summary["network"],
@@ -216,9 +216,9 @@ def as_text(summary: dict) -> str:
             f"{name:15}{part['parameters']:14,}{part['trainable']:14,}{giga:10.3f}{2 * giga:10.3f}"
         )
     lines += [
-        f"GMAC: 10^9 multiply-adds of convolutions and matrix products, one photo of {size}x{size}",
-        "pixels; products with the zeros of padding count, batch norm, activations and pooling do",
-        "not. GFLOP: twice as many.",
+        f"GMAC: 10^9 multiply-adds of convolutions and matrix products per photo of {size}x{size}",
+        "pixels, including products with the zeros of padding; without batch norm, activations and",
+        "pooling. GFLOP: twice that.",
     ]
     for kind, number in summary["not_counted"].items():
         lines.append(f"NOT COUNTED, though it may cost as much: {number} x {kind}")
@@ -231,4 +231,4 @@ def as_text(summary: dict) -> str:
 
 def _plain(value) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if text.isprintable() else repr(text)  # a provenance may be anybody's
+    return text if text.isprintable() else repr(text)  # a provenance may come from anyone

@@ -1,1 +1,1 @@
-"""Logits become weights."""
+"""From logits to trained weights."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest ones and the best one."""
+"""The checkpoints of a run: the latest ones and the best one."""
 
 import pathlib
 import shutil
@@ -18,20 +18,20 @@ class Checkpoints:
 
     Args:
       logdir: run directory.
-      state: names to variables, or to dicts of them, all of them built; `step` is an int64
-        variable.
-      keep: how many of the latest are kept.
-      chief: only the chief writes to the run directory. The others must save too, since reading
-        a mirrored variable takes part in a collective, and do so to a temporary folder.
+      state: variables, or dicts of them, by name, all built; `step` is an int64 variable.
+      keep: how many of the latest to keep.
+      chief: whether this worker is the chief, which alone writes to the run directory. The others
+        must save too, since reading a mirrored variable is a collective operation; they save to a
+        temporary folder.
     """
 
     def __init__(self, logdir: pathlib.Path, state: dict, keep: int, chief: bool):
         self._state, self._keep, self._chief = state, keep, chief
-        self._passed_over = False  # whether the latest checkpoint was not to be restored
+        self._passed_over = False  # whether the latest checkpoint was skipped on purpose
         self._checkpoint = tf.train.Checkpoint(**state)
         self._source = logdir / "checkpoints"
         for name in ("checkpoints", "best"):
-            _listed(logdir / name)  # a damaged list is refused before anything is written over it
+            _listed(logdir / name)  # refuses a damaged list before anything overwrites it
             for path in (logdir / name).glob("ckpt-*_temp") if chief else ():
                 shutil.rmtree(path)  # of a process that was killed while it saved
         if not chief:
@@ -47,11 +47,11 @@ class Checkpoints:
         """Saves the state of this step.
 
         Raises:
-          OSError: when it cannot be written; the earlier checkpoints are whole.
+          OSError: if it cannot be written; the earlier checkpoints remain intact.
         """
         if self._passed_over:
             self._passed_over = False
-            if self._chief:  # not while restoring, when other workers may be reading the list
+            if self._chief:  # not when restoring, while other workers may be reading the list
                 _forget_latest(self._source)
                 self._latest = tf.train.CheckpointManager(
                     self._checkpoint, str(self._source), self._keep
@@ -59,7 +59,7 @@ class Checkpoints:
         self._save(self._latest)
 
     def save_best(self) -> None:
-        """Saves the state of this step as the best one, in place of the one before."""
+        """Saves the state of this step as the best one, replacing the one before."""
         self._save(self._best)
 
     def _save(self, manager: tf.train.CheckpointManager) -> None:
@@ -72,30 +72,30 @@ class Checkpoints:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             reason = str(error).strip().splitlines()[0].split("}} ")[-1]
             raise OSError(
-                f"{folder}: step {step} cannot be saved ({reason}); the earlier checkpoints are "
-                "whole: make room, and the same command goes on from the latest"
+                f"{folder}: step {step} cannot be saved ({reason}); free some space, and the same "
+                "command continues from the latest checkpoint, which is intact"
             ) from error
 
     def restore(self, which: str = "latest") -> bool:
-        """Restores a checkpoint of the run directory; returns whether there was one.
+        """Restores a checkpoint of the run directory, and returns whether there was one.
 
         Args:
           which: "latest", or "previous" for the one before it.
 
         Raises:
-          InputError: when it is damaged, or does not hold exactly the state of this run.
+          InputError: if it is damaged, or does not hold exactly the state of this run.
         """
         folder = self._source
         paths = _listed(folder)
         if which == "previous":
             if len(paths) < 2:
-                raise InputError(f"{folder} holds no checkpoint before the latest one")
+                raise InputError(f"{folder} has no checkpoint before the latest one")
             paths.pop()
         if not paths:
             return False
         remedy = "give another --logdir"
         if which == "latest" and len(paths) > 1:
-            remedy += ", or --restore=previous to go on from the checkpoint before it"
+            remedy += ", or --restore=previous to continue from the checkpoint before it"
         try:
             stored = tf.train.load_checkpoint(paths[-1]).get_variable_to_shape_map()
             self._compare(stored, paths[-1])
@@ -109,7 +109,7 @@ class Checkpoints:
         return True
 
     def _compare(self, stored: dict, path: str) -> None:
-        """Holds names and shapes against this run's.
+        """Compares names and shapes with this run's.
 
         Raises:
           InputError: naming the first tensor that differs.
@@ -132,10 +132,10 @@ class Checkpoints:
 
 
 def _listed(folder: pathlib.Path) -> list[str]:
-    """Returns the paths of the checkpoints of a folder, the latest last.
+    """Returns the paths of a folder's checkpoints, the latest last.
 
     Raises:
-      InputError: when there is a list of them, and it cannot be read: no fresh start.
+      InputError: if their list exists but cannot be read, since a fresh start would be wrong.
     """
     try:
         known = tf.train.get_checkpoint_state(str(folder))
@@ -145,15 +145,15 @@ def _listed(folder: pathlib.Path) -> list[str]:
         return list(known.all_model_checkpoint_paths) or [known.model_checkpoint_path]
     if (folder / "checkpoint").exists():
         raise InputError(
-            f"{folder / 'checkpoint'}, which lists the checkpoints, is damaged; replace it by the "
-            "line 'model_checkpoint_path: \"ckpt-N\"', N the highest step there, or give another "
-            "--logdir"
+            f"{folder / 'checkpoint'}, which lists the checkpoints, is damaged; replace it by a "
+            "line 'model_checkpoint_path: \"ckpt-N\"', with the highest step there as N, or give "
+            "another --logdir"
         )
     return []
 
 
 def _forget_latest(folder: pathlib.Path) -> None:
-    """Takes the latest checkpoint off the list of a folder; its files stay."""
+    """Removes the latest checkpoint from a folder's list; its files stay."""
     known = tf.train.get_checkpoint_state(str(folder))
     names = [pathlib.Path(path).name for path in known.all_model_checkpoint_paths[:-1]]
     known.model_checkpoint_path = names[-1]

@@ -1,4 +1,4 @@
-"""How the network is trained.
+"""Configuration of a training run.
 
 No TensorFlow here, as in `dolg_tf.stage.config`.
 """
@@ -15,96 +15,100 @@ class TrainingConfig(HeadConfig):
 
     logdir: str = option("run directory: checkpoints, metrics, configuration")
     init_from: str = option(
-        "model or run directory to start from; its network is taken as it is; empty: none", ""
+        "model or run directory to start from, whose network is kept unchanged; empty: none", ""
     )
     backbone_weights: str = option(
-        "ImageNet weights of the backbone: KerasHub preset; efficientnet_lite0 or "
-        "efficientnet_lite2, of the pip package; a file .weights.h5, .keras, .pth, .pt, "
-        ".pyth, .npz or .safetensors; or none",
+        "ImageNet weights of the backbone: a KerasHub preset; efficientnet_lite0 or "
+        "efficientnet_lite2, from their pip packages; a .weights.h5, .keras, .pth, .pt, .pyth, "
+        ".npz or .safetensors file; or none",
         "none",
     )
     whiten_shrinkage: float = option(
-        "above 0, the last layer starts as a whitening, learned on the training photos, that evens "
-        "out how those of one landmark differ, with this share of the mean variance added to each "
-        "direction: near 0 for landmarks that are trained, near 1 for others. 0: random start",
+        "above 0: the last layer starts as a whitening, learned on the training photos, that evens "
+        "out the differences between photos of one landmark. This share of the mean variance is "
+        "added to each direction: near 0 suits the trained landmarks, near 1 others. 0: random "
+        "start",
         0.0,
     )
     restore: str = option(
-        "which checkpoint of the run directory to go on from",
+        "which checkpoint of the run directory to continue from",
         "latest",
         choices=("latest", "previous"),
     )
     # Batches and steps.
-    batch_size: int = option("photos in a step, over all replicas", 128, unit="photos")
+    batch_size: int = option("photos per step, over all replicas", 128, unit="photos")
     accumulate: int = option(
-        "pieces in which a replica's photos of a step are worked through, to save memory", 1
+        "number of pieces that a replica splits its photos of a step into, to save memory", 1
     )
     epochs: int = option("passes over the training photos", 100)
     max_steps: int = option("stop after this many steps; 0: after the last epoch", 0, unit="steps")
     # Learning rate.
     initial_lr: float = option("learning rate after the warm-up", 0.05)
     backbone_lr: float = option(
-        "learning rate of the backbone, as a share of the others'; 0: it keeps its weights and "
-        "batch statistics, and a step takes a third of the time",
+        "learning rate of the backbone, as a share of the rate elsewhere; 0: it keeps its weights "
+        "and batch statistics, and a step takes a third of the time",
         1.0,
     )
     schedule: str = option(
-        "cosine: over the steps after the warm-up; cosine_by_epoch: the authors' code, over all "
-        "epochs and constant inside each",
+        "schedule of the learning rate. cosine: over the steps after the warm-up; cosine_by_epoch: "
+        "over all epochs, constant within each, as in the authors' code",
         "cosine",
         choices=("cosine", "cosine_by_epoch"),
     )
     warmup_epochs: float = option("linear warm-up of the learning rate", 5.0, unit="epochs")
-    warmup_start: float = option("share of the learning rate where the warm-up starts", 0.0)
+    warmup_start: float = option("initial share of the learning rate in the warm-up", 0.0)
     # Optimizer.
-    optimizer: str = option("sgd or adam", "sgd", choices=("sgd", "adam"))
+    optimizer: str = option("optimizer", "sgd", choices=("sgd", "adam"))
     momentum: float = option("momentum of sgd", 0.9)
-    nesterov: bool = option("Nesterov's momentum, of sgd", False)
+    nesterov: bool = option("use Nesterov's momentum with sgd", False)
     weight_decay: float = option("weight decay", 1e-4)
     decay: str = option(
-        "coupled: an L2 term of the gradient; decoupled: beside the gradient, times learning rate",
+        "kind of weight decay. coupled: an L2 term in the gradient; decoupled: apart from the "
+        "gradient, times the learning rate",
         "coupled",
         choices=("coupled", "decoupled"),
     )
     decay_all: bool = option("decay norms, biases and exponents too, not only kernels", False)
     clip_norm: float = option("largest norm of the whole gradient; 0: unlimited", 0.0)
-    ema_decay: float = option("of a moving average of the weights, by step; 0: none", 0.0)
+    ema_decay: float = option("decay per step of a moving average of the weights; 0: none", 0.0)
     # Batch norm and arithmetic.
-    sync_batch_norm: bool = option("batch statistics over all replicas", False)
+    sync_batch_norm: bool = option("compute batch statistics over all replicas", False)
     freeze_batch_norm: bool = option(
-        "batch norms run with the statistics and the affine they start from, and keep them", False
+        "batch norms use and keep their initial statistics, scales and offsets", False
     )
     precision: str = option(
-        "of the convolutions; norms, pooling, fusion and loss stay in float32",
+        "precision of the convolutions; norms, pooling, fusion and loss stay in float32",
         "float32",
         choices=("float32", "bfloat16", "float16"),
     )
     jit_compile: bool = option("compile the step with XLA; one device only", False)
     recompute: bool = option(
-        "save memory: keep of each block of the backbone only its input, and compute the block "
-        "again in the backward pass",
+        "save memory: keep only the input of each residual block of the backbone, and compute the "
+        "block again in the backward pass",
         False,
     )
-    deterministic: bool = option("the same numbers, bit for bit, in each run; slower", False)
-    seed: int = option("of initialisation, order and augmentation", 0)
-    # Watching.
-    log_every: int = option("between two lines of the log", 50, unit="steps")
-    checkpoint_every: int = option("between two checkpoints", 1000, unit="steps")
-    keep_checkpoints: int = option("how many of the latest checkpoints are kept", 2)
+    deterministic: bool = option("make runs equal, bit for bit; slower", False)
+    seed: int = option("seed of initialisation, order and augmentation", 0)
+    # Monitoring.
+    log_every: int = option("interval of lines in the log", 50, unit="steps")
+    checkpoint_every: int = option("interval of checkpoints", 1000, unit="steps")
+    keep_checkpoints: int = option("how many of the latest checkpoints to keep", 2)
     validate_every: int = option(
-        "between two validations; 0: at the end of each epoch", 0, unit="steps"
+        "interval of validations; 0: at the end of each epoch", 0, unit="steps"
     )
     retrieval_ground_truth: str = option(
         "gnd_*.pkl of a retrieval set to search at each validation; the best checkpoint is then "
         "the one with the highest medium mAP; empty: none",
         "",
     )
-    retrieval_image_root: str = option("folder of its photos; empty: that of the ground truth", "")
+    retrieval_image_root: str = option(
+        "folder of its photos; empty: the folder of the ground truth", ""
+    )
     retrieval_image_size: int = option(
-        "longest side of its photos, at one scale; 0: as they are", 512, unit="pixels"
+        "longest side of its photos, at one scale; 0: unchanged", 512, unit="pixels"
     )
     overfit_batch: bool = option(
-        "train on the first batch alone; fails when the loss does not fall to a tenth", False
+        "train on the first batch only, and fail if the loss does not fall to a tenth", False
     )
     profile_steps: tuple[int, ...] = option(
         "first and last step of a profile for TensorBoard; empty: none", (), unit="steps"
@@ -143,22 +147,24 @@ class TrainingConfig(HeadConfig):
         ):
             raise InputError(
                 f"--profile_steps={','.join(map(str, self.profile_steps))} must be two steps, the "
-                "first at least 1 and not behind the last"
+                "first at least 1 and not after the last"
             )
         if self.sync_batch_norm and self.freeze_batch_norm:
-            raise InputError("--sync_batch_norm and --freeze_batch_norm exclude one another")
+            raise InputError(
+                "--sync_batch_norm and --freeze_batch_norm exclude each other; omit one"
+            )
         if self.recompute and self.jit_compile:
             raise InputError(
-                "--recompute and --jit_compile exclude one another: XLA takes the second "
-                "computation for the first, and saves no memory"
+                "--recompute and --jit_compile exclude each other, since XLA merges the second "
+                "computation with the first and saves no memory; omit one"
             )
         if self.recompute and not self.backbone_lr:
             raise InputError(
                 "--recompute saves nothing with --backbone_lr=0, which has no backward pass "
-                "through the backbone; leave it out"
+                "through the backbone; omit it"
             )
         if self.jit_compile and self.deterministic:
             raise InputError(
-                "--jit_compile and --deterministic exclude one another: XLA's gradient of max "
-                "pooling is not deterministic"
+                "--jit_compile and --deterministic exclude each other, since XLA's gradient of max "
+                "pooling is not deterministic; omit one"
             )

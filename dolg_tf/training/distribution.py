@@ -1,4 +1,4 @@
-"""On which devices and machines a run goes."""
+"""Distribution of a run over devices and machines."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-# What an operation that takes two workers fails with when one of them is gone.
+# Errors of an operation on several workers when one of them is lost.
 LOST = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -22,20 +22,20 @@ LOST = (
     tf.errors.UnavailableError,
 )
 
-# Gradients are summed in packs: each by itself, R50's took 1.3 times as long, and lengthened a step
+# Gradients are summed in packs: one by one, R50's took 1.3 times as long and made a step longer by
 # 1.8 times as much (benchmarks/speed/two_workers.py).
 _PACK = 4 << 20  # bytes
 
 
 def make_strategy() -> tf.distribute.Strategy:
-    """Returns how the run is spread.
+    """Returns the strategy of the run.
 
-    MultiWorkerMirroredStrategy when TF_CONFIG is set, MirroredStrategy over the GPUs of this
-    machine when there are several, else TensorFlow's default, one device.
+    MultiWorkerMirroredStrategy if TF_CONFIG is set, MirroredStrategy if this machine has several
+    GPUs, otherwise TensorFlow's default with one device.
 
     Raises:
-      InputError: when TF_CONFIG is not what TensorFlow expects.
-      ConnectionError: when the other workers do not come within TensorFlow's hour.
+      InputError: if TF_CONFIG does not have the form that TensorFlow expects.
+      ConnectionError: if the other workers do not connect within TensorFlow's hour.
     """
     if os.environ.get("TF_CONFIG"):
         try:
@@ -54,8 +54,8 @@ def make_strategy() -> tf.distribute.Strategy:
 
 
 def _meet(workers: list[str]) -> tf.distribute.Strategy:
-    # Once only, and before: TensorFlow keeps other threads from running while it waits. It would
-    # keep Ctrl-C from being seen, too.
+    # One message, before the wait: TensorFlow blocks other threads while it waits, and Python's
+    # handling of Ctrl-C as well.
     log.info("waiting for all workers of TF_CONFIG: %s", ", ".join(workers))
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -63,8 +63,8 @@ def _meet(workers: list[str]) -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except tf.errors.OpError as error:
         raise ConnectionError(
-            f"the workers of TF_CONFIG did not meet ({error.message.splitlines()[0]}); start all "
-            "of them, on the hosts and ports that it says"
+            f"the workers of TF_CONFIG did not connect ({error.message.splitlines()[0]}); start "
+            "all of them, on the hosts and ports given there"
         ) from error
     finally:
         signal.signal(signal.SIGINT, before)
@@ -83,7 +83,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many processes train together."""
+    """Returns the number of processes that train together."""
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type is None:
         return 1
@@ -93,10 +93,10 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
 
 @contextlib.contextmanager
 def naming_a_lost_worker(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns what TensorFlow says of a broken connection into a sentence.
+    """Turns TensorFlow's errors of a broken connection into one readable error.
 
     Raises:
-      ConnectionError: when one of several workers is gone.
+      ConnectionError: if one of several workers is lost.
     """
     try:
         yield
@@ -106,8 +106,8 @@ def naming_a_lost_worker(strategy: tf.distribute.Strategy) -> Iterator[None]:
         found = re.search(r"aborted by: (.*)", error.message)
         reason = found[1] if found else type(error).__name__
         raise ConnectionError(
-            f"another worker is gone ({reason}); start all workers again, they go on from the last "
-            "checkpoint"
+            f"another worker is gone ({reason}); start all workers again, and they continue from "
+            "the last checkpoint"
         ) from error
 
 
@@ -117,7 +117,7 @@ def distribute(strategy: tf.distribute.Strategy, make_dataset):
     Args:
       strategy: of the run.
       make_dataset: function of (worker, num_workers, replicas) to the worker's dataset, whose
-        elements are the batches of its replicas, one after another.
+        elements are the batches of its replicas, in turn.
     """
 
     def of_context(context: tf.distribute.InputContext):

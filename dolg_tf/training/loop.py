@@ -1,11 +1,11 @@
-"""The step loop: records and a recipe become a run directory.
+"""The step loop: from records and a recipe to a run directory.
 
 Order of initialisation:
-  1. strategy, since several machines must meet before TensorFlow does anything else;
-  2. input pipelines and run directory (bad records, or another run, are found early);
-  3. network, head, optimizer and step in the strategy's scope;
+  1. strategy, since machines must connect before TensorFlow does anything else;
+  2. input pipelines and run directory, to find bad records or another run early;
+  3. network, head, optimizer and step, in the strategy's scope;
   4. weights: own checkpoint, else --init_from or --backbone_weights, with a whitened last layer;
-  5. distributed iterator from the restored step on.
+  5. distributed iterator, starting at the restored step.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from dolg_tf.training.watch import Reports, format_values
 
 log = logging.getLogger(__name__)
 
-OVERFIT_STEPS = 200  # of --overfit_batch, unless --max_steps says less
+OVERFIT_STEPS = 200  # of --overfit_batch, unless --max_steps is less
 
 
 class _Stop:
-    """Remembers SIGINT and SIGTERM, so that the step at hand is finished and saved."""
+    """Remembers SIGINT and SIGTERM, so that the current step is finished and saved."""
 
     def __init__(self):
         self.signal = 0
@@ -59,7 +59,7 @@ class _Stop:
         return self
 
     def _remember(self, number, _):
-        if self.signal:  # asked twice: at once
+        if self.signal:  # a second signal ends the run at once
             raise KeyboardInterrupt
         self.signal = number
 
@@ -70,7 +70,7 @@ class _Stop:
 
 @dataclasses.dataclass
 class _Run:
-    """What the loop works with."""
+    """The parts of a run."""
 
     trainer: Trainer
     photos: TrainingInput
@@ -79,7 +79,7 @@ class _Run:
     log: RunLog
     reports: Reports
     retrieval: Callable[[keras.Model], dict[str, float]] | None
-    first: int  # steps done before
+    first: int  # steps completed before
     last: int
     workers: int
 
@@ -100,18 +100,19 @@ def train(
 ) -> pathlib.Path:
     """Trains a DOLG network and returns its run directory.
 
-    A run directory that holds a checkpoint of the same recipe is continued. SIGINT and SIGTERM
-    finish the step, save, and exit with 130 and 143; of several workers, one signal stops all.
+    A run directory with a checkpoint of the same recipe is continued. On SIGINT and SIGTERM the
+    current step is finished and saved; the exit codes are 130 and 143. A signal to one of several
+    workers stops all.
 
     Args:
       model, data, training: the recipe.
-      retrieval: function of the network to scores, "mAP" among them, called at each validation; the
+      retrieval: function of the network to scores, including "mAP", called at each validation; the
         best checkpoint is then the one with the highest mAP.
 
     Raises:
-      InputError: on records, weights or a run directory that do not fit.
-      FloatingPointError: when the loss is not finite.
-      OSError: when a checkpoint cannot be written, or another worker is gone.
+      InputError: if records, weights or the run directory do not fit.
+      FloatingPointError: if the loss is not finite.
+      OSError: if a checkpoint cannot be written, or another worker is lost.
     """
     if training.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -125,12 +126,12 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     data = _with_classes(data)
     if training.whiten_shrinkage and data.shard_by == "file" and workers > 1:
         raise InputError(
-            "--whiten_shrinkage with --shard_by=file: each worker would learn a whitening of its "
-            "own; use --shard_by=photo"
+            "--whiten_shrinkage with --shard_by=file: each worker would learn a different "
+            "whitening; use --shard_by=photo"
         )
     photos = TrainingInput(data, training.batch_size, training.seed, workers)
     if data.validation_file_pattern:
-        validation_dataset(data, training.batch_size)  # fails now rather than in an hour
+        validation_dataset(data, training.batch_size)  # so that it fails now, not in an hour
     steps = photos.steps_per_epoch * training.epochs
     last = min(steps, training.max_steps or steps)
     if training.init_from:
@@ -170,7 +171,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
             strategy.num_replicas_in_sync,
             trainer.network.count_params() / 1e6,
         )
-        if chief:  # not before: a start that failed is no run
+        if chief:  # not earlier, since a failed start is not a run
             write_run(model, data, training, landmarks)
         run_log = RunLog(logdir, first, chief)
         reports = Reports(trainer, photos, run_log, last)
@@ -191,7 +192,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
 
 
 def _with_classes(data: DataConfig) -> DataConfig:
-    """Returns the configuration with the number of landmarks, which the records' list may give."""
+    """Returns the configuration with the number of landmarks, if need be from the records' list."""
     listed = count_landmarks(data.train_file_pattern)
     if not data.num_classes and listed is None:
         raise InputError(
@@ -224,12 +225,12 @@ def _loop(run: _Run, stop: _Stop) -> None:
         trainer.step.assign(step)
         run.reports.add(result, waited)
         if step == run.first + 1:
-            # It traces and compiles: its rate says nothing.
+            # This step traces and compiles, so its rate is meaningless.
             log.info("step %d/%d  loss %.4g", step, run.last, result[LOSS])
             run.reports.restart_clock()
         leaving = _stopping(run, stop, before)
         if profiling and step in (training.profile_steps[1], run.last):
-            result.numpy()  # so that it is done
+            result.numpy()  # waits for the step to end
             tf.profiler.experimental.stop()
             profiling = False
         due = step % validate_every == 0 and not leaving
@@ -239,7 +240,7 @@ def _loop(run: _Run, stop: _Stop) -> None:
             run.reports.report(step)
         if validating:
             _judge(run, pieces, step)
-            # A signal while validating leaves no step unsaved.
+            # A signal during validation must not leave a step unsaved.
             leaving = run.workers == 1 and bool(stop.signal)
         if saving or leaving:
             run.checkpoints.save()
@@ -250,13 +251,13 @@ def _loop(run: _Run, stop: _Stop) -> None:
 
 
 def _batches(trainer: Trainer, photos: TrainingInput, first: int, last: int) -> Iterator[tuple]:
-    """Yields the pieces of the batches of steps `first` to `last`, less one, counted from 0."""
+    """Yields the pieces of the batches of steps `first` to `last` - 1, counted from 0."""
     pieces = trainer.training.accumulate
 
     def make(worker, num_workers, replicas):
         dataset = photos.dataset(first, last - first, worker, num_workers, replicas * pieces)
-        # Of an endless one, the workers need not ask one another at each step whether all have
-        # photos left.
+        # With an endless dataset, workers need not ask each other at each step whether photos are
+        # left.
         return dataset.repeat()
 
     iterator = iter(distribute(trainer.strategy, make))
@@ -268,10 +269,10 @@ def _batches(trainer: Trainer, photos: TrainingInput, first: int, last: int) -> 
 
 
 def _overfit(trainer: Trainer, photos: TrainingInput, steps: int) -> None:
-    """Trains on the first batch alone; nothing is written.
+    """Trains on the first batch only, and writes nothing.
 
     Raises:
-      InputError: when the loss does not fall to a tenth.
+      InputError: if the loss does not fall to a tenth.
     """
     pieces = next(_batches(trainer, photos, 0, 1))
     losses = []
@@ -282,15 +283,15 @@ def _overfit(trainer: Trainer, photos: TrainingInput, steps: int) -> None:
     if not losses[-1] < losses[0] / 10:
         raise InputError(
             f"--overfit_batch: the loss went from {losses[0]:.4g} to {losses[-1]:.4g} in {steps} "
-            "steps, not to a tenth; try another --initial_lr, then suspect labels and photos"
+            "steps, not to a tenth; try another --initial_lr, then check labels and photos"
         )
     log.info("overfit_batch: passed, the loss went from %.4g to %.4g", losses[0], losses[-1])
 
 
 def _stopping(run: _Run, stop: _Stop, before: tf.Tensor | None) -> bool:
-    """Whether the loop ends with this step; all workers say the same.
+    """Whether the loop ends with this step; the answer is the same on all workers.
 
-    Of several workers, the result of the step before tells: this one may be under way still.
+    With several workers it depends on the step before, since this one may still be running.
     """
     if run.workers == 1:
         return bool(stop.signal)
@@ -298,7 +299,7 @@ def _stopping(run: _Run, stop: _Stop, before: tf.Tensor | None) -> bool:
 
 
 def _judge(run: _Run, pieces: tuple, step: int) -> None:
-    """Validates, shows the attention, and keeps the checkpoint when it is the best one."""
+    """Validates, logs pictures of the attention, and saves a checkpoint that is the best so far."""
     trainer, judged = run.trainer, {}
     with trainer.averaged():
         if run.data.validation_file_pattern:
@@ -318,7 +319,7 @@ def _judge(run: _Run, pieces: tuple, step: int) -> None:
         score = judged["validation"]["accuracy"]
     else:
         return
-    score = trainer.mean(score)  # saving takes all workers: they must decide alike
+    score = trainer.mean(score)  # all workers take part in saving, so they must agree
     if math.isfinite(score) and score > float(trainer.best.numpy()):
         trainer.best.assign(score)
         run.checkpoints.save_best()

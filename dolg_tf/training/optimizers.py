@@ -1,4 +1,4 @@
-"""Optimizers, their learning rates, and what happens to a gradient before they see it."""
+"""Learning rates, optimizers, and the processing of gradients before them."""
 
 import math
 from collections.abc import Collection
@@ -17,9 +17,9 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
       peak: largest learning rate.
-      warmup_steps: may be 0.
+      warmup_steps: at least 0.
       total_steps: where the rate reaches 0.
-      start: share of the peak from which the warm-up rises.
+      start: share of the peak at which the warm-up starts.
 
     Reference: DOLG, section 4.1 (0.05, five warm-up epochs, cosine).
     """
@@ -30,7 +30,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         step = ops.cast(step, "float32")
-        # The first step already moves: step 0 is 1 / warmup_steps of the way.
+        # The first step already moves the weights: step 0 is 1 / warmup_steps of the way.
         risen = (step + 1.0) / max(self.warmup_steps, 1)
         warmup = self.start + (1.0 - self.start) * risen
         done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
@@ -39,16 +39,16 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class CosineByEpoch(keras.optimizers.schedules.LearningRateSchedule):
-    """Half a cosine over all epochs, constant inside each, times a linear warm-up.
+    """Half a cosine over all epochs, constant within each, times a linear warm-up.
 
     Args:
-      peak: what the rate would be at the start without warm-up.
-      warmup_epochs: over which the factor rises from `start` to 1.
+      peak: initial rate without warm-up.
+      warmup_epochs: in which the factor rises from `start` to 1.
       epochs: where the rate would reach 0.
-      steps_per_epoch: steps.
+      steps_per_epoch: steps per epoch.
       start: factor in the first epoch.
 
-    Reference: the authors' code (`lr_policy: cos` of pycls, evaluated once an epoch).
+    Reference: the authors' code (`lr_policy: cos` of pycls, evaluated once per epoch).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CosineByEpoch(keras.optimizers.schedules.LearningRateSchedule):
 
 def make_schedule(training: TrainingConfig, steps_per_epoch: int):
     """Returns the learning rate as a function of the step."""
-    if training.overfit_batch:  # a few steps, which a warm-up would swallow
+    if training.overfit_batch:  # so few steps that the warm-up would not end
         return training.initial_lr
     if training.schedule == "cosine_by_epoch":
         return CosineByEpoch(
@@ -88,17 +88,17 @@ def make_schedule(training: TrainingConfig, steps_per_epoch: int):
 
 
 class _SummedGradients:
-    """Leaves out Keras' sum over the replicas: clipping needs the sum, so it is made before."""
+    """Skips Keras' sum over replicas: clipping needs the sum, so it is computed earlier."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars)
 
 
 class _Shares:
-    """Lets each variable have its own share of the learning rate, decoupled decay included."""
+    """Gives each variable its own share of the learning rate, and of decoupled decay."""
 
     def set_shares(self, shares: list[float]) -> None:
-        """Takes the share of each variable, in the order in which the optimizer was built."""
+        """Sets the share of each variable, in the order in which the optimizer was built."""
         self._shares = shares
 
     def _share(self, variable) -> float:
@@ -117,8 +117,8 @@ class _Shares:
         self.weight_decay = decay
 
 
-# TensorFlow's kernels move a variable and its slots in one pass over memory; Keras, operation by
-# operation, takes three times as many. The formulas are the same.
+# TensorFlow's kernels update a variable and its slots in one pass over memory; Keras' separate
+# operations take three. The formulas are the same.
 
 
 class _FusedSGD(keras.optimizers.SGD):
@@ -162,20 +162,20 @@ class _Adam(_Shares, _SummedGradients, _FusedAdam):
 
 
 def is_decayed(variable, training: TrainingConfig) -> bool:
-    """Whether a variable takes weight decay."""
+    """Whether weight decay applies to a variable."""
     return training.decay_all or variable.path.rsplit("/", 1)[-1] == "kernel"
 
 
 def make_optimizer(
     training: TrainingConfig, steps_per_epoch: int, variables: list, backbone: Collection = ()
 ):
-    """Returns the built optimizer of a run; its gradients must come summed over the replicas.
+    """Returns the built optimizer of a run, which expects gradients summed over the replicas.
 
     Args:
       training: the recipe.
-      steps_per_epoch: of the schedule.
-      variables: that are trained.
-      backbone: those of them that take `backbone_lr` of the learning rate.
+      steps_per_epoch: steps per epoch, for the schedule.
+      variables: the trained ones.
+      backbone: those whose learning rate is multiplied by `backbone_lr`.
     """
     rate = make_schedule(training, steps_per_epoch)
     decay = training.weight_decay if training.decay == "decoupled" else None
@@ -199,15 +199,15 @@ def make_optimizer(
 
 
 def clip_and_decay(gradients: list, norm, variables: list, training: TrainingConfig) -> list:
-    """Returns what the optimizer applies.
+    """Returns the gradients that the optimizer applies.
 
-    The gradient of the loss is clipped before the coupled L2 term joins it, as PyTorch does.
+    The gradient of the loss is clipped before the coupled L2 term is added, as in PyTorch.
 
     Args:
       gradients: of the global batch, summed over the replicas.
-      norm: of all of them.
+      norm: of all of them together.
       variables: in the same order.
-      training: `clip_norm`, `weight_decay` and which variables take it.
+      training: `clip_norm`, `weight_decay` and which variables it applies to.
     """
     if training.clip_norm:
         gradients, _ = tf.clip_by_global_norm(gradients, training.clip_norm, use_norm=norm)
@@ -224,7 +224,8 @@ def clip_and_decay(gradients: list, norm, variables: list, training: TrainingCon
 class LossScale:
     """The factor that keeps float16 gradients from vanishing, and its history.
 
-    Halved, and the step left out, when a gradient is not finite; doubled after 2,000 steps without.
+    It is halved, and the step skipped, if a gradient is not finite, and doubled after 2,000 good
+    steps.
 
     Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
     """
@@ -236,11 +237,11 @@ class LossScale:
         self._good = tf.Variable(0, trainable=False, name="good_steps")
 
     def state(self) -> dict:
-        """Returns what a checkpoint holds."""
+        """Returns the variables for a checkpoint."""
         return {"value": self.value, "good_steps": self._good}
 
     def update(self, finite) -> None:
-        """Takes note of a step; called once a step, outside the replicas."""
+        """Updates the factor; called once per step, outside the replicas."""
         good = tf.where(finite, self._good + 1, 0)
         grown = tf.where(good >= self._PATIENCE, 2.0 * self.value, self.value)
         self.value.assign(tf.where(finite, grown, self.value / 2))

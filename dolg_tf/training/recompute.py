@@ -1,11 +1,10 @@
-"""Gradient checkpointing: the backward pass computes the maps of the backbone once more.
+"""Gradient checkpointing: the backward pass computes the maps of the backbone again.
 
-Of each residual block of the backbone only the input is kept from the forward pass to the backward
-pass, which computes the block again when its turn has come. The network itself stays as it is.
+Only the input of each residual block is kept from the forward to the backward pass, which computes
+the block again when it needs it. The network itself does not change.
 
-Not by `tf.recompute_grad` or `keras.RematScope`: with them a block's second pass would move the
-moving statistics of its batch norms a second time, and the scope keeps the map between every two
-layers.
+`tf.recompute_grad` and `keras.RematScope` will not do: a block's second pass would update the
+moving statistics of its batch norms twice, and the scope keeps the map between every two layers.
 
 Reference: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016,
   https://arxiv.org/abs/1604.06174, section 4.
@@ -24,16 +23,16 @@ from dolg_tf.stage.config import InputError
 def recomputing(
     network: keras.Model, block: Callable[[str], str]
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the network in training, as a function that keeps little for the backward pass.
+    """Returns the network in training mode, as a function that saves memory.
 
     Args:
       network: from `build_dolg`.
-      block: of its backbone: the name of a layer's residual block, by the layer's name; "" outside
-        the blocks.
+      block: function of the name of a layer of its backbone to the layer's residual block, "" if
+        it is in none.
 
     Returns:
-      A function of photos (B, H, W, 3) to descriptors (B, descriptor_size), which gives what
-      `network(photos, training=True)` gives and updates the same moving statistics.
+      A function of photos (B, H, W, 3) to descriptors (B, descriptor_size), with the results of
+      `network(photos, training=True)` and the same updates of moving statistics.
 
     Raises:
       InputError: if no layer of the backbone is in a block, so that nothing would be saved.
@@ -45,8 +44,8 @@ def recomputing(
 
     if not any(map(block_of, _nodes(backbone))):
         raise InputError(
-            "--recompute saves nothing with a backbone without residual blocks; leave it out, or "
-            "give a larger --accumulate to save memory"
+            "--recompute saves nothing with a backbone without residual blocks; omit it, or give a "
+            "larger --accumulate to save memory"
         )
     groups = [list(group) for _, group in itertools.groupby(_nodes(backbone), block_of)]
     segments = [_Segment(group, backbone) for group in groups]
@@ -67,7 +66,7 @@ def recomputing(
 
 
 class _Segment:
-    """Some neighbouring nodes of a graph of layers, of whose inside nothing is kept."""
+    """Neighbouring nodes of a graph of layers, whose inner results are not kept."""
 
     def __init__(self, nodes: list, model: keras.Model):
         self._nodes = nodes
@@ -83,7 +82,7 @@ class _Segment:
         self._state = [v for layer in layers for v in layer.non_trainable_variables]
 
     def run(self, tensors: dict[int, tf.Tensor]) -> None:
-        """Adds the segment's outputs to the tensors, by id, that hold its inputs."""
+        """Reads the segment's inputs from tensors by id, and adds its outputs to them."""
         variables = [*self._trained, *self._state]
         outputs, state = self._recomputed(
             [tensors[key] for key in self._inputs],
@@ -95,7 +94,7 @@ class _Segment:
                 variable.assign(value)
 
     def _recomputed(self, inputs: list, weights: list) -> tuple[list, list]:
-        """Returns `_compute`, differentiable by inputs and trained weights, of which it keeps."""
+        """Returns `_compute`, differentiable by inputs and trained weights, keeping only those."""
         number, trained = len(self._inputs), len(self._trained)
         changed = []
 
@@ -103,8 +102,8 @@ class _Segment:
         def compute(*arguments):
             def gradient(*upstream):
                 upstream = upstream[: len(self._outputs)]  # the state has none
-                # Not before, or all blocks would be computed again at once; and without, grappler
-                # would take these operations for those of the forward pass.
+                # The dependency keeps all blocks from being computed again at once, and grappler
+                # from merging these operations with those of the forward pass.
                 with tf.control_dependencies(upstream):
                     sources = [tf.identity(x) for x in arguments[: number + trained]]
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -123,10 +122,10 @@ class _Segment:
         return results[: len(self._outputs)], [next(state) if new else None for new in changed]
 
     def _compute(self, inputs, weights) -> tuple[list, list]:
-        """Returns the outputs, and what becomes of the state; None: it stays."""
+        """Returns the outputs, and the new state; None where it is unchanged."""
         tensors = dict(zip(self._inputs, inputs, strict=True))
         mapping = list(zip([*self._trained, *self._state], weights, strict=True))
-        with keras.StatelessScope(mapping) as scope:  # variables are read from it, not changed
+        with keras.StatelessScope(mapping) as scope:  # leaves the variables unchanged
             _run(self._nodes, tensors)
         before = weights[len(self._trained) :]
         after = [scope.get_current_value(variable) for variable in self._state]
@@ -135,19 +134,19 @@ class _Segment:
 
 
 def _nodes(model: keras.Model) -> list:
-    """Returns the calls of layers that a functional model consists of, in an order they can run."""
+    """Returns the layer calls of a functional model, in an order that can be run."""
     by_depth = model._nodes_by_depth
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     return [node for node in nodes if not node.is_input]
 
 
 def _run(nodes: list, tensors: dict[int, tf.Tensor], instead: dict | None = None) -> None:
-    """Adds what the nodes give, in training, to tensors by the id of their symbolic tensor.
+    """Runs the nodes in training mode and adds their outputs to `tensors`.
 
     Args:
       nodes: of a functional model.
-      tensors: of the nodes before.
-      instead: of layers, the functions that take their place.
+      tensors: results of the nodes before, by the id of the symbolic tensor.
+      instead: functions that replace layers, by layer.
     """
     for node in nodes:
         layer = (instead or {}).get(node.operation, node.operation)

@@ -1,4 +1,4 @@
-"""What a run leaves in writing: its configuration, metrics.jsonl, TensorBoard, the console."""
+"""The written record of a run: config.json, flags.txt, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import dataclasses
@@ -19,9 +19,9 @@ from dolg_tf.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
 
-# What may differ between two starts of one run without making it another run.
+# Flags that may differ between two starts of the same run.
 _MAY_CHANGE = (
-    "logdir",  # the same folder has many names, and may be moved
+    "logdir",  # a folder has many names, and may be moved
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -31,8 +31,8 @@ _MAY_CHANGE = (
     "profile_steps",
     "retrieval_image_root",
 )
-# What may be changed to save a run that met a bad record, a loss that is not finite, or a device
-# that is too small; it is said aloud.
+# Flags that may be changed to rescue a run from a bad record, a loss that is not finite, or a
+# device that is too small; the log mentions them.
 _MAY_BE_MENDED = (
     "skip_bad_records",
     "initial_lr",
@@ -50,14 +50,14 @@ def lock_run(logdir: pathlib.Path):
     """Keeps other processes from training in the run directory while the returned file is open.
 
     Raises:
-      InputError: when another process has it.
+      InputError: if another process is training there.
     """
     taken = f"another process is training in {logdir}; wait for it, or give another --logdir"
     return files.lock(logdir / ".lock", taken)
 
 
 def has_begun(logdir: files.Path) -> bool:
-    """Returns whether the folder holds a run to go on with; one without checkpoint is none."""
+    """Whether the folder holds a run that can be continued, that is, one with a checkpoint."""
     logdir = pathlib.Path(logdir)
     saved = (logdir / "checkpoints" / "checkpoint").exists()
     return saved and (logdir / "config.json").exists()
@@ -66,15 +66,14 @@ def has_begun(logdir: files.Path) -> bool:
 def check_run(
     model: DolgConfig, data: DataConfig, training: TrainingConfig, landmarks: str | None
 ) -> None:
-    """Makes sure that the run directory holds no other run.
+    """Checks that the run directory does not hold another run.
 
     Args:
       model, data, training: the recipe.
       landmarks: `landmarks_sha256` of the training records.
 
     Raises:
-      InputError: naming the first flag that differs from the run that is there, or when its
-        records had other landmarks.
+      InputError: if the run there had other landmarks, or another value of a flag, which it names.
     """
     logdir = pathlib.Path(training.logdir)
     if not has_begun(logdir):
@@ -83,10 +82,10 @@ def check_run(
     trained_on = before.get("landmarks_sha256")
     if trained_on and landmarks and trained_on != landmarks:
         raise InputError(
-            f"{logdir} was trained on other landmarks than relabeling.csv beside "
-            f"{data.train_file_pattern!r} lists; give another --logdir"
+            f"{logdir} was trained on other landmarks than those in relabeling.csv beside "
+            f"{data.train_file_pattern!r}; give another --logdir"
         )
-    # An option that the release of that run did not have stood at its default.
+    # An option that did not exist when the run began had its default value.
     stored = _sections(
         *(
             configs.from_dict(type(ours), before.get(section, {}), str(logdir / "config.json"))
@@ -98,10 +97,10 @@ def check_run(
             was = stored[section][name]
             if was == value or name in _MAY_CHANGE:
                 continue
-            # A backbone that is not trained has no place in the optimizer.
+            # The optimizer has no slots for a backbone that is not trained.
             mendable = name in _MAY_BE_MENDED and (name != "backbone_lr" or (was and value))
             if mendable:
-                log.warning("--%s was %s, and is %s from here on", name, was, value)
+                log.warning("--%s was %s and is %s from now on", name, was, value)
             else:
                 raise InputError(
                     f"{logdir} holds a run with --{name}={was}, not {value}; give another "
@@ -112,14 +111,14 @@ def check_run(
 def write_run(
     model: DolgConfig, data: DataConfig, training: TrainingConfig, landmarks: str | None
 ) -> None:
-    """Writes config.json and flags.txt of a run that starts or goes on.
+    """Writes config.json and flags.txt of a run that starts or continues.
 
     Args:
       model, data, training: the recipe.
       landmarks: `landmarks_sha256` of the training records.
     """
     logdir = pathlib.Path(training.logdir)
-    training = dataclasses.replace(training, restore="latest")  # "previous" was meant once
+    training = dataclasses.replace(training, restore="latest")  # "previous" was for one start
     values = {
         "format_version": FORMAT_VERSION,
         **_sections(model, data, training),
@@ -140,8 +139,8 @@ class RunLog:
 
     Args:
       logdir: run directory.
-      step: where the run goes on; what was logged later, by an interrupted run, is dropped.
-      chief: only the chief writes.
+      step: where the run continues; later entries, of an interrupted run, are removed.
+      chief: whether this worker is the chief, which alone writes.
     """
 
     def __init__(self, logdir: pathlib.Path, step: int, chief: bool):
@@ -158,7 +157,7 @@ class RunLog:
         """Writes the scalars of one step of "train", "validation" or "retrieval".
 
         Raises:
-          OSError: when it cannot be written.
+          OSError: if they cannot be written.
         """
         if self._writer is None:
             return
@@ -180,12 +179,12 @@ class RunLog:
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(
-                f"the log in {self._path.parent} cannot be written ({reason}); make room, and the "
-                "same command goes on from the last checkpoint"
+                f"the log in {self._path.parent} cannot be written ({reason}); free some space, "
+                "and the same command continues from the last checkpoint"
             ) from error
 
     def write_pictures(self, step: int, name: str, pictures) -> None:
-        """Shows uint8 RGB pictures (B, H, W, 3) in TensorBoard."""
+        """Writes uint8 RGB pictures (B, H, W, 3) to TensorBoard."""
         if self._writer is None:
             return
         with self._writing(), self._writer.as_default():
@@ -199,7 +198,7 @@ class RunLog:
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a line of metrics.jsonl; infinity of one that was not written whole."""
+    """Returns the step of a line of metrics.jsonl; infinity if the line is incomplete."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a fresh run starts from: another network, ImageNet, or chance."""
+"""The start of a fresh run: from another network, ImageNet weights or random weights."""
 
 import dataclasses
 import logging
@@ -15,23 +15,23 @@ from dolg_tf.weights.imagenet import load_backbone, preprocessing
 
 log = logging.getLogger(__name__)
 
-# A network of the one is one of the other: only whether the exponent is trained differs.
+# These two differ only in whether the exponent is trained.
 _GEM, _POOLINGS = {"gem", "learned"}, ("global_pooling", "fused_pooling")
 
 
 def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgConfig:
-    """Returns the configuration of the network in `init_from`, which the run takes over.
+    """Returns the configuration of the network in `init_from`, which the run adopts.
 
-    Whether exponents of GeM are trained stays the run's own choice.
+    Whether exponents of GeM are trained remains the run's own choice.
 
     Args:
-      model: what the flags of the run ask for.
+      model: configuration by the flags of the run.
       init_from: model or run directory.
-      logdir: run directory; once the run has begun from `init_from`, the network is told by it, so
-        that `init_from` may be gone when the run goes on.
+      logdir: run directory; once the run has begun from `init_from`, the network is read from here,
+        so `init_from` may be gone when the run continues.
 
     Raises:
-      InputError: when a flag of the run, other than by its default, asks for another network.
+      InputError: if a flag of the run that is not at its default asks for another network.
     """
     begun = logdir and has_begun(logdir)
     if begun:
@@ -49,23 +49,23 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
             continue
         if ours != getattr(default, field.name):
             raise InputError(
-                f"--init_from={init_from} has {field.name} {theirs}, this run {ours}; leave "
-                f"--{field.name} out"
+                f"--init_from={init_from} has {field.name} {theirs}, this run {ours}; omit "
+                f"--{field.name}"
             )
         log.info("%s %s, as in %s", field.name, theirs, init_from)
     for name, value in kept.items():
         if value == "gem":
-            log.info("%s: GeM's exponent stays what it is; --%s=learned trains it on", name, name)
+            log.info("%s: GeM's exponent is kept; --%s=learned trains it further", name, name)
     return dataclasses.replace(source, **kept)
 
 
 def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConfig:
-    """Returns the configuration with the preprocessing that --backbone_weights was trained with.
+    """Returns the configuration with the preprocessing of --backbone_weights.
 
-    A run that has begun keeps its own, so that the weights may be gone when it goes on.
+    A run that has begun keeps its own, so the weights may be gone when it continues.
 
     Raises:
-      InputError: when the weights cannot be had.
+      InputError: if the weights cannot be found or read.
     """
     if has_begun(training.logdir):
         values = read_config(training.logdir)[0].preprocessing
@@ -77,14 +77,14 @@ def adopt_preprocessing(model: DolgConfig, training: TrainingConfig) -> DolgConf
 
 
 def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -> None:
-    """Fills the weights of a fresh run: from --init_from, else from --backbone_weights.
+    """Fills the weights of a fresh run, from --init_from or else from --backbone_weights.
 
-    With --whiten_shrinkage the last layer and the class head then start from the photos.
+    With --whiten_shrinkage, the last layer and the class head then start from the photos.
 
     Args:
-      trainer: the run; its network is of the configuration that `adopt_network` gave.
-      landmarks: `landmarks_sha256` of the training records: the class head of another run is taken
-        when its classes are the same.
+      trainer: of the run; its network has the configuration returned by `adopt_network`.
+      landmarks: `landmarks_sha256` of the training records: the class head of another run is
+        adopted if its classes are the same.
       photos: that the run trains on.
     """
     training = trainer.training
@@ -95,7 +95,7 @@ def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -
         # By path, since layers that are not trained come last in `weights`.
         values = {variable.path: variable.numpy() for variable in source.variables}
         if set(values) != {variable.path for variable in trainer.network.variables}:
-            raise InputError(f"--init_from={training.init_from} changed while the run began")
+            raise InputError(f"--init_from={training.init_from} changed during the start")
         for variable in trainer.network.variables:
             variable.assign(values[variable.path])
         head = _take_head(trainer, landmarks)
@@ -106,28 +106,28 @@ def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -
 
 
 def _take_head(trainer: Trainer, landmarks: str | None) -> str:
-    """Takes over the class head of --init_from when it is for the same classes.
+    """Adopts the class head of --init_from if it has the same classes.
 
     Returns:
-      What became of it, for the log.
+      What was done, for the log.
     """
     init_from, ours = trainer.training.init_from, trainer.head.num_classes
     _, values = read_config(init_from)
     if "training" not in values:
-        return "random, a model directory has none"
+        return "random, since a model directory has none"
     theirs = values["data"]["num_classes"]
     if theirs != ours:
-        return f"random, this run has {ours} classes and that one {theirs}"
+        return f"random, since this run has {ours} classes and that one {theirs}"
     before = values.get("landmarks_sha256")
     if before and landmarks and before != landmarks:
-        return f"random, the {ours} classes are other landmarks (relabeling.csv differs)"
+        return f"random, since the {ours} classes are other landmarks (relabeling.csv differs)"
     stored = load_head(init_from)
     needed = {variable.name: variable for variable in trainer.head.variables}
     shapes = {name: tuple(variable.shape) for name, variable in needed.items()}
     if shapes != {name: tuple(value.shape) for name, value in stored.items()}:
-        return "random, that one's is of another --loss or --sub_centers"
+        return "random, since that run has another --loss or --sub_centers"
     for name, variable in needed.items():
         variable.assign(stored[name])
     if landmarks and before:
-        return "taken too, the landmarks are the same"
-    return f"taken too, of {ours} classes; no relabeling.csv tells whether they are the same"
+        return "adopted, since the landmarks are the same"
+    return f"adopted, with {ours} classes; without relabeling.csv they cannot be compared"

@@ -1,4 +1,4 @@
-"""One step of training and one of validation, on all replicas."""
+"""The trainer: single steps of training and of validation, on all replicas."""
 
 import contextlib
 import functools
@@ -17,23 +17,24 @@ from dolg_tf.training.optimizers import LossScale, clip_and_decay, make_optimize
 from dolg_tf.training.recompute import recomputing
 
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-# What a training step returns, summed over the global batch; `stop` counts the replicas whose
+# The results of a training step, summed over the global batch. `stop` counts the replicas whose
 # worker was asked to stop, so that all workers stop at the same step.
 LOSS, HITS, PHOTOS, STOP, GRADIENT_NORM = range(5)
 
 
 class Trainer:
-    """Network, head and optimizer in the scope of a strategy, and one step of each kind.
+    """Network, head and optimizer in the scope of a strategy, with a step of each kind.
 
     Args:
       model, training: the recipe.
       num_classes: of the head.
       steps_per_epoch: for the learning rate.
       strategy: where it runs.
-      class_counts: int (num_classes,), training photos of each class, for margins by class.
+      class_counts: int (num_classes,), training photos per class, for margins per class.
 
     Raises:
-      InputError: when the batch cannot be shared by replicas and accumulation pieces.
+      InputError: if the batch cannot be divided among replicas and accumulation pieces, or
+        --recompute would save nothing.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Trainer:
             self._sums_and_gradients = tf.function(self._replica_gradients, jit_compile=True)
 
     def _make_totals(self) -> list[tf.Variable]:
-        """Returns the gradient of the pieces so far, of each replica by itself."""
+        """Returns sums of the gradients of the pieces so far, separate for each replica."""
         return [
             tf.Variable(
                 tf.zeros(variable.shape),
@@ -102,7 +103,7 @@ class Trainer:
         ]
 
     def state(self) -> dict:
-        """Returns what a checkpoint holds."""
+        """Returns the variables for a checkpoint."""
         state = {
             "step": self.step,
             "best": self.best,
@@ -117,13 +118,13 @@ class Trainer:
         return state
 
     def reset_averages(self) -> None:
-        """Starts the moving average at the weights as they are."""
+        """Starts the moving average at the present weights."""
         for average, variable in self._averages:
             average.assign(variable.numpy())
 
     @contextlib.contextmanager
     def averaged(self):
-        """Puts the moving average of the weights, where there is one, in their place."""
+        """Replaces the weights by their moving average, if there is one."""
         raw = [variable.numpy() for _, variable in self._averages]
         for average, variable in self._averages:
             variable.assign(average.numpy())
@@ -134,31 +135,32 @@ class Trainer:
                 variable.assign(value)
 
     def train_step(self, pieces, stop: bool = False) -> tf.Tensor:
-        """Moves the weights by one global batch.
+        """Updates the weights by one global batch.
 
         Args:
           pieces: `accumulate` distributed batches of images, labels and weights.
           stop: whether this worker was asked to stop.
 
         Returns:
-          float32 (5,): mean loss; photos whose margin-free cosine is largest for their own class;
-          photos that counted; replicas asked to stop; norm of the gradient of the loss.
+          float32 (5,): mean loss; number of photos whose cosine without margin is largest for
+          their own class; number of photos that counted; number of replicas asked to stop; norm of
+          the gradient of the loss.
         """
         sums = [self._accumulate_step(piece) for piece in pieces[:-1]]
         last = self._update_step(pieces[-1], tf.constant(float(stop)))
         return tf.add_n([*(tf.pad(part, [[0, 2]]) for part in sums), last]) if sums else last
 
     def agreed_step(self) -> int:
-        """Returns how many steps are done.
+        """Returns the number of completed steps.
 
         Raises:
-          InputError: when not all workers restored the same step.
+          InputError: if the workers did not restore the same step.
         """
         step = int(self.step.numpy())
         if self.mean(step) != step:
             raise InputError(
-                f"this worker found step {step} in {self.training.logdir}, another one a different "
-                "step; --logdir must be one folder that all machines see"
+                f"this worker found step {step} in {self.training.logdir}, another worker a "
+                "different step; --logdir must be one folder that all machines share"
             )
         return step
 
@@ -172,7 +174,7 @@ class Trainer:
         return self.strategy.reduce("SUM", self.strategy.run(tf.identity, args=(value,)), axis=None)
 
     def watched(self) -> dict[str, float]:
-        """Returns what is worth watching besides the loss."""
+        """Returns the values worth monitoring besides the loss."""
         norm = tf.linalg.global_norm([variable.value for variable in self.variables])
         values = {"weight_norm": float(norm)}
         for layer in self.network.layers:
@@ -217,7 +219,7 @@ class Trainer:
         return tf.concat([sums, norm[None]], axis=0)
 
     def _replica_gradients(self, images, labels, weights):
-        """Returns this replica's share of loss, hits and photos, and the (scaled) gradient."""
+        """Returns this replica's share of loss, hits and photos, and its (scaled) gradient."""
         with tf.GradientTape() as tape:
             cosines = self.head(self._describe(images))
             logits = self.head.logits(cosines, labels, weights, training=True)
@@ -228,7 +230,7 @@ class Trainer:
         return sums, gradients
 
     def _replica_reduce(self, images, labels, weights, stop):
-        """Returns the results of this replica, and gradient and norm of the global batch."""
+        """Returns this replica's results, and the gradient of the global batch with its norm."""
         sums, gradients = self._sums_and_gradients(images, labels, weights)
         if self._totals:
             gradients = [x + total for x, total in zip(gradients, self._totals, strict=True)]
@@ -246,7 +248,7 @@ class Trainer:
 
     def _move_average(self, average, value):
         decay = self.training.ema_decay
-        if not self.training.whiten_shrinkage:  # a whitening is a start that is worth keeping
+        if not self.training.whiten_shrinkage:  # a whitening is a start worth keeping
             # The first steps count more, as in tf.train.ExponentialMovingAverage.
             step = tf.cast(self.optimizer.iterations, tf.float32)
             decay = tf.minimum(decay, step / (step + 9.0))
@@ -254,7 +256,7 @@ class Trainer:
 
     @tf.function
     def validation_step(self, batch) -> tf.Tensor:
-        """Returns float32 (3,), sums over one batch: loss (without margin), hits, photos."""
+        """Returns float32 (3,): sums of loss (without margin), hits and photos over a batch."""
 
         def replica_step(images, labels, weights):
             cosines = self.head(self.network(images, training=False))
@@ -266,13 +268,13 @@ class Trainer:
 
 
 def _weighted_loss(labels, logits, weights) -> tf.Tensor:
-    """Returns the sum of the cross-entropies of the photos that count."""
+    """Returns the sum of cross-entropies over the photos that count."""
     losses = keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     return tf.reduce_sum(weights * losses)
 
 
 def _weighted_hits(labels, cosines, weights) -> tf.Tensor:
-    """Returns how many photos that count have their largest cosine for their own class."""
+    """Returns the number of counted photos whose cosine is largest for their own class."""
     hits = tf.argmax(cosines, axis=1, output_type=tf.int32) == labels
     return tf.reduce_sum(weights * tf.cast(hits, tf.float32))
 

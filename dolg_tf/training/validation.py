@@ -1,4 +1,4 @@
-"""What a run is judged by: the whole validation split, and a picture of the attention."""
+"""Evaluation of a run: scores on the validation split, and pictures of the attention."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ PICTURES = 4
 
 
 def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
-    """Returns loss and top-1 accuracy, both without margin, over the whole validation split."""
+    """Returns loss and top-1 accuracy over the validation split, both without margin."""
 
     total = 0
 
@@ -27,12 +27,15 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     try:
         for batch in distribute(trainer.strategy, make):
             sums += trainer.validation_step(batch).numpy()
-    except (*LOST, tf.errors.ResourceExhaustedError):  # no record's fault: none is looked through
+    except (
+        *LOST,
+        tf.errors.ResourceExhaustedError,
+    ):  # not the records' fault
         raise
     except tf.errors.OpError as error:
         raise describe_validation(error, data) from error
     if not sums[2]:
-        raise InputError(f"{data.validation_file_pattern!r}: none of the photos can be used")
+        raise InputError(f"{data.validation_file_pattern!r}: none of its photos can be read")
     values = {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
     if sums[2] < total:
         values["bad_photos"] = total - sums[2]
@@ -40,15 +43,15 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
 
 
 def attention_pictures(trainer: Trainer, images) -> np.ndarray | None:
-    """Returns photos beside their attention.
+    """Returns photos next to their attention.
 
     Args:
       trainer: of the run.
       images: float32 RGB in [0, 1], (B, H, W, 3).
 
     Returns:
-      uint8 (B, H, 2 W, 3), white where the attention of the photo is largest; None for a network
-      without local branch.
+      uint8 (B, H, 2 W, 3), white where the photo's attention is largest; None if the network has
+      no local branch.
     """
     if not has_local_branch(trainer.network):
         return None

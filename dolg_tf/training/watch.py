@@ -1,4 +1,4 @@
-"""What is said of the steps, and when a run must not go on."""
+"""Reports on the steps of a run, and its end if numbers are not finite."""
 
 import logging
 import pathlib
@@ -15,7 +15,7 @@ from dolg_tf.training.trainer import GRADIENT_NORM, HITS, LOSS, PHOTOS, Trainer
 
 log = logging.getLogger(__name__)
 
-_STARVED = 0.5  # share of the time spent waiting for photos that is worth a word
+_STARVED = 0.5  # share of time spent waiting for photos from which the log mentions it
 _SHOWN = (
     "loss",
     "accuracy",
@@ -28,7 +28,7 @@ _SHOWN = (
 
 
 class Reports:
-    """Collects the results of steps and reports their means.
+    """Collects the results of steps, and reports their means.
 
     Args:
       trainer, photos, run_log: of the run.
@@ -41,11 +41,11 @@ class Reports:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves the time until now out of the next rate."""
+        """Excludes the time until now from the next rate."""
         self._timed, self._waited, self._start = 0, 0.0, time.monotonic()
 
     def add(self, result: tf.Tensor, waited: float) -> None:
-        """Takes the result of a step, and the seconds that it waited for its photos."""
+        """Adds the result of a step, and the seconds that it waited for photos."""
         self.results.append(result)
         self._timed += 1
         self._waited += waited
@@ -54,8 +54,8 @@ class Reports:
         """Logs the means since the last report.
 
         Raises:
-          FloatingPointError: when loss, gradient or weights are not finite, after writing which
-            photos the step was of.
+          FloatingPointError: if loss, gradient or weights are not finite; the photos of that step
+            have been written to a file.
         """
         results = np.stack([result.numpy() for result in self.results])
         watched = self._trainer.watched()
@@ -69,7 +69,7 @@ class Reports:
             "learning_rate": float(self._trainer.optimizer.learning_rate),
             **watched,
         }
-        if norms.size:  # else float16 left out all these steps
+        if norms.size:  # otherwise float16 skipped all these steps
             values["gradient_norm"] = norms.mean()
         if norms.size < len(results):
             values["skipped_steps"] = len(results) - norms.size
@@ -77,7 +77,7 @@ class Reports:
             values["bad_photos"] = len(results) * batch_size - photos
             for i in np.flatnonzero(results[:, PHOTOS] < batch_size):
                 faults = self._photos.faults_of_step(step - len(results) + int(i))
-                for fault in faults or ["photos that could not be read at the time"]:
+                for fault in faults or ["photos that could not be read at that time"]:
                     log.warning("left out: %s", fault)
         if self._timed:
             values["images_per_second"] = self._timed * batch_size / seconds
@@ -102,10 +102,9 @@ class Reports:
             )
         losses, norms = results[:, LOSS], results[:, GRADIENT_NORM]
         bad = ~np.isfinite(losses)
-        if self._trainer.training.precision != "float16":  # which leaves such a step out
+        if self._trainer.training.precision != "float16":  # which skips such a step
             bad |= ~np.isfinite(norms)
-        # Of weights that were moved too far, the next loss would tell; but that is too late for
-        # the checkpoint of this step.
+        # Weights moved too far would show in the next loss: too late for this step's checkpoint.
         bad[-1] |= not np.isfinite(weight_norm)
         for i in np.flatnonzero(bad)[:1]:
             first = step - len(results) + 1 + int(i)
@@ -123,7 +122,7 @@ class Reports:
             files.write_json(path, {"step": first, what: str(value), "ids": ids})
             raise FloatingPointError(
                 f"the {what} is {value} at step {first}; its photos are listed in {path}. Lower "
-                "--initial_lr or give --clip_norm; the last checkpoint is unharmed"
+                "--initial_lr or give --clip_norm; the last checkpoint is intact"
             )
 
 

@@ -1,9 +1,9 @@
-"""A last layer that starts as a whitening of what the network pools, instead of by chance.
+"""A last layer that starts as a whitening of the pooled features, instead of randomly.
 
-Few photos cannot teach a random layer of half a million weights what it needs: it learns to tell
-their landmarks apart and forgets whatever tells others apart. A whitening learned on the same
-photos needs no training: it quietens the directions in which photos of one landmark differ, and
-keeps those that matter for landmarks never seen.
+A few photos cannot teach a random layer of half a million weights what it needs: it learns to tell
+their landmarks apart and loses what tells other landmarks apart. A whitening learned on the same
+photos needs no training: it damps the directions in which photos of one landmark differ, and keeps
+those that matter for unseen landmarks.
 """
 
 import logging
@@ -20,16 +20,16 @@ from dolg_tf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# Views of photos for each number that is whitened.
+# Views of photos per number that is whitened.
 _VIEWS = 5
 
 
 class LandmarkMoments:
-    """Counts, sums and squares of rows, by landmark, for a covariance that needs no second pass.
+    """Counts, sums and squares of rows by landmark, for a covariance in a single pass.
 
     Args:
-      num_classes: of landmarks.
-      size: D, numbers in a row.
+      num_classes: number of landmarks.
+      size: D, the length of a row.
     """
 
     def __init__(self, num_classes: int, size: int):
@@ -38,7 +38,7 @@ class LandmarkMoments:
         self._squares = np.zeros((size, size))
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
-        """Takes rows (N, D) of landmarks int (N,)."""
+        """Adds rows (N, D) of landmarks int (N,)."""
         rows = np.asarray(rows, np.float64)
         np.add.at(self.counts, labels, 1)
         np.add.at(self.sums, labels, rows)
@@ -46,28 +46,28 @@ class LandmarkMoments:
 
     @property
     def means(self) -> np.ndarray:
-        """(num_classes, D); zeros for a landmark without rows."""
+        """Mean rows (num_classes, D); zeros for a landmark without rows."""
         return self.sums / np.maximum(self.counts, 1)[:, None]
 
     @property
     def mean(self) -> np.ndarray:
-        """(D,), of all rows."""
+        """Mean (D,) of all rows."""
         return self.sums.sum(axis=0) / self.counts.sum()
 
     def covariances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns how rows of one landmark differ, and how all rows do, each (D, D)."""
+        """Returns the covariances (D, D) within landmarks and of all rows."""
         count = self.counts.sum()
         within = (self._squares - self.sums.T @ self.means) / count
         return within, self._squares / count - np.outer(self.mean, self.mean)
 
 
 def whitening(moments: LandmarkMoments, size: int, shrinkage: float) -> np.ndarray:
-    """Returns the projection (D, size) that evens out how photos of one landmark differ.
+    """Returns the projection (D, size) that evens out the differences within landmarks.
 
     With C the covariance within landmarks, t the mean of its diagonal and s the shrinkage,
-    (C + s t I)^-1/2 makes all directions of C about equally strong, but those that hardly vary
-    within landmarks stay weak, since few photos cannot tell them from noise. What comes out is
-    turned to its principal directions, of which the first are kept.
+    (C + s t I)^-1/2 makes all directions of C about equally strong, except that directions with
+    hardly any variance within landmarks stay weak, since a few photos cannot tell them from noise.
+    The result is rotated to its principal directions, of which the first are kept.
 
     Reference: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by optimal
     linear projection", ICCV 2007; with the shrinkage of Ledoit and Wolf, "A well-conditioned
@@ -82,30 +82,30 @@ def whitening(moments: LandmarkMoments, size: int, shrinkage: float) -> np.ndarr
 
 
 def start_whitened(trainer: Trainer, photos: TrainingInput) -> None:
-    """Gives the last layer and the class head of a fresh run their first weights.
+    """Fills the last layer and the class head of a fresh run with their initial weights.
 
-    The last layer becomes the whitening of what it takes, about the mean, with descriptors 1 long
-    (root mean square); of a fused network, the global and the local half count alike. The class
-    head becomes the mean descriptor of each landmark. Views are those of the training's first
-    steps, augmented, `_VIEWS` for each number that is whitened.
+    The last layer becomes the whitening of its inputs about their mean, scaled to descriptors of
+    length 1 (root mean square); in a fused network, the global and the local half have equal
+    weight. The class head becomes the mean descriptor of each landmark. The views are the augmented
+    ones of the first training steps, `_VIEWS` per number that is whitened.
 
     Args:
-      trainer: its other weights are in place.
+      trainer: with its other weights already filled.
       photos: that it trains on.
 
     Raises:
-      InputError: when the last layer is not linear, or gives more numbers than it takes.
+      InputError: if the last layer is not linear, or has more outputs than inputs.
     """
     training, network = trainer.training, trainer.network
     flag = f"--whiten_shrinkage={training.whiten_shrinkage}"
     layer = network.get_layer("descriptor")
     if not isinstance(layer, keras.layers.Dense):
-        raise InputError(f"{flag} starts a linear last layer; leave --neck out")
+        raise InputError(f"{flag} needs a linear last layer; omit --neck")
     width, size = layer.kernel.shape
     if size > width:
         raise InputError(
-            f"{flag}: the last layer takes {width} numbers, of which no whitening makes {size}; "
-            f"give --descriptor_size={width} or less"
+            f"{flag}: the last layer has {width} inputs, too few to whiten to {size} numbers; give "
+            f"--descriptor_size={width} or less"
         )
     below = keras.Model(network.input, layer.input)
     describe = tf.function(lambda images: below(images, training=False))
@@ -124,8 +124,8 @@ def start_whitened(trainer: Trainer, photos: TrainingInput) -> None:
         moments.add(scales * rows, labels.numpy()[counts])
     _fill(layer, trainer.head, moments, scales, training.whiten_shrinkage)
     log.info(
-        "last layer: whitening of %d numbers learned on %d views, shrinkage %g; class head: the "
-        "mean descriptor of each landmark",
+        "last layer: whitening of %d numbers learned on %d views, shrinkage %g; class head: mean "
+        "descriptor per landmark",
         width,
         moments.counts.sum(),
         training.whiten_shrinkage,
@@ -133,7 +133,7 @@ def start_whitened(trainer: Trainer, photos: TrainingInput) -> None:
 
 
 def _even_halves(rows: np.ndarray, width: int) -> np.ndarray:
-    """Returns factors (D,) that make each `width` numbers of rows (N, D) 1 long on average."""
+    """Returns factors (D,) that give each part of `width` numbers of rows (N, D) mean length 1."""
     parts = rows.reshape(len(rows), -1, width)
     return np.repeat(1 / np.linalg.norm(parts, axis=2).mean(axis=0), width)
 
@@ -148,7 +148,7 @@ def _fill(layer, head, moments: LandmarkMoments, scales: np.ndarray, shrinkage: 
     centres = (moments.means[seen] - moments.mean) @ projection
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     kernel = head.kernel.numpy()
-    if kernel.ndim == 3:  # sub-centres: near one another, but not the same, or only one would learn
+    if kernel.ndim == 3:  # sub-centres: close together but not equal, or only one would learn
         kernel[seen] = centres[:, None] + 0.1 * kernel[seen]
     else:
         kernel[seen] = centres

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, and which map of an EfficientNet is the stride-32 map."""
+"""EfficientNet-Lite, and the choice of an EfficientNet's stride-32 map."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""The fused batch norm is Keras' own, and is what every network is trained with."""
+"""The fused batch norm computes what Keras' own does, and every network is trained with it."""
 
 import keras
 import numpy as np

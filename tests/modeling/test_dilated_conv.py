@@ -1,4 +1,4 @@
-"""The fast dilated convolution against Keras' own, values and gradients."""
+"""The fast dilated convolution against Keras' own: values and gradients."""
 
 import keras
 import numpy as np
@@ -51,7 +51,7 @@ def test_it_takes_the_fast_path(monkeypatch):
 
 
 def test_the_plain_native_path_agrees(monkeypatch):
-    """What a machine with a GPU runs; its forward pass works everywhere."""
+    """The path of a machine with a GPU; its forward pass works everywhere."""
     x = tf.constant(np.random.default_rng(0).standard_normal((2, 7, 6, 4)), tf.float32)
     layer = DilatedConv2D(5, 3, dilation_rate=2)
     expected = layer(x)

@@ -1,4 +1,4 @@
-"""The network: against the authors' own outputs, and its parts against each other."""
+"""The network against the authors' own outputs, and its parts against each other."""
 
 import functools
 import pathlib
@@ -25,7 +25,7 @@ VARIANTS = [
     {"multi_atrous_context": False},
     {"neck": "bn_prelu"},
 ]
-# The paper's ablations that are no part of these.
+# The paper's other ablations.
 ABLATIONS = [
     {"multi_atrous": False},
     {"self_attention": False},
@@ -96,7 +96,7 @@ def test_r101_has_as_many_parameters_as_the_authors():
 
 
 def _efficientnet_parameters(name):
-    """Returns the published number of parameters, less top convolution and classifier."""
+    """Returns the published number of parameters, without top convolution and classifier."""
     published = {
         preset: v["metadata"]["params"] for preset, v in EfficientNetBackbone.presets.items()
     }

@@ -1,4 +1,4 @@
-"""Weights files from anywhere: what fits is read, everything else is refused in a sentence."""
+"""Weights files from any source: one that fits is read, all others are refused in one sentence."""
 
 import h5py
 import keras
@@ -78,14 +78,14 @@ def _compressed(h5, name, values):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_external_link, "is a link; weights must lie in the file itself"),
+        (_external_link, "is a link; weights must be in the file itself"),
         (_soft_link, "is a link"),
-        (_virtual, "is virtual, external or in chunks"),
-        (_external_bytes, "is virtual, external or in chunks"),
-        (_compressed, "is virtual, external or in chunks"),
+        (_virtual, "is virtual, external or chunked"),
+        (_external_bytes, "is virtual, external or chunked"),
+        (_compressed, "is virtual, external or chunked"),
     ],
 )
-def test_what_does_not_lie_in_the_file_itself_is_refused(network, file, make, message):
+def test_weights_outside_the_file_are_refused(network, file, make, message):
     _elsewhere(file)
     _replace(file, make)
     with pytest.raises(InputError, match=rf"good\.weights\.h5: \S+ {message}"):
@@ -99,7 +99,7 @@ def test_what_does_not_lie_in_the_file_itself_is_refused(network, file, make, me
         (lambda h5, name, _: h5.create_dataset(name, (2**40,), np.float32), "1 more of shape"),
         (lambda h5, name, x: h5.create_dataset(name, data=x.astype(float)), "1 more .* float64"),
         (lambda h5, name, x: h5.create_dataset(name, data=x.swapaxes(2, 3)), "1 more of shape"),
-        (lambda h5, name, _: None, r"1 less .* float32 \(10 arrays for 11 variables"),
+        (lambda h5, name, _: None, r"1 fewer .* float32 \(10 arrays for 11 variables"),
         (lambda h5, name, x: h5.update({name: x, "extra": x}), r"1 more .* \(12 arrays for 11"),
         (lambda h5, name, x: h5.update({"moved": x}), "1 objects could not be loaded"),
     ],
@@ -111,7 +111,7 @@ def test_other_arrays_are_refused(network, file, make, message):
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_none_is_named(network, file, number):
+def test_a_number_that_is_not_finite_is_named(network, file, number):
     _replace(file, lambda h5, name, x: h5.update({name: np.where(x == x.max(), number, x)}))
     with pytest.raises(InputError, match=r"good\.weights\.h5: atrous/\w+/kernel holds NaN or inf"):
         load_weights(_network(), file)
@@ -121,10 +121,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 18
 
 
 @pytest.mark.parametrize("content", [b"", b"weights", POINTER, b"\x89HDF\r\n\x1a\n" + bytes(99)])
-def test_what_is_no_hdf5_is_refused(network, tmp_path, content):
+def test_a_file_other_than_hdf5_is_refused(network, tmp_path, content):
     path = tmp_path / "odd.weights.h5"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is no HDF5 file of weights, or damaged"):
+    with pytest.raises(InputError, match="is damaged, or not an HDF5 file of weights"):
         load_weights(network, path)
     with pytest.raises(InputError, match="no such file"):
         load_weights(network, tmp_path / "none.weights.h5")
@@ -132,7 +132,7 @@ def test_what_is_no_hdf5_is_refused(network, tmp_path, content):
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_damage_is_refused_or_harmless(network, file):
-    """Damaged numbers cannot be told from others; anything else is an InputError."""
+    """Damaged numbers look like any others; all other damage is an InputError."""
     whole, rng, refused = file.read_bytes(), np.random.default_rng(0), 0
     other = _network()
     for trial in range(30):

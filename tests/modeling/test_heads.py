@@ -196,7 +196,7 @@ def test_a_zero_descriptor_or_centre_has_a_finite_gradient(cls):
 
 @every_head
 def test_nothing_is_one_hot(cls):
-    """81,313 classes: the margin is put on with a scatter."""
+    """With 81,313 classes, the margin is applied by a scatter."""
     head = cls(7, margin=0.1)
     head.build((None, 4))
     call = tf.function(lambda x, y: head.logits(head(x), y, training=True))

@@ -1,4 +1,4 @@
-"""On JAX the layers, the heads and the network give the numbers that they give on TensorFlow."""
+"""Layers, heads and network give the same numbers on JAX as on TensorFlow."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def _on_jax(folder: pathlib.Path, *parts: str) -> dict[str, np.ndarray]:
 
 
 def _check(found: dict, expected: dict, tolerance: float) -> None:
-    """Holds each array against its own largest number."""
+    """Compares arrays, each relative to its own largest number."""
     for key, wanted in expected.items():
         assert found[key].shape == wanted.shape, key
         error = np.abs(found[key] - wanted).max() / max(np.abs(wanted).max(), 1e-30)

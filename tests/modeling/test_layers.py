@@ -1,4 +1,4 @@
-"""The layers against naive NumPy, and each through `check_layer`."""
+"""The layers against naive NumPy, and each in `check_layer`."""
 
 import keras
 import numpy as np
@@ -50,7 +50,7 @@ LAYERS = {
 
 
 def _float32_out(layer, dtype):
-    """MultiAtrous gives the dtype of its policy, which is what the next layer takes."""
+    """MultiAtrous returns the dtype of its policy, as the next layer expects."""
     assert layer.compute_dtype == ("bfloat16" if dtype == "mixed_bfloat16" else "float32")
     return layer
 
@@ -122,7 +122,7 @@ def test_without_attention_the_features_pass_unweighted():
 
 
 def _naive_orthogonal(f_local, f_global):
-    """Equation 2 and 4 of the paper, one feature at a time."""
+    """Equations 2 and 4 of the paper, one feature at a time."""
     out = np.zeros_like(f_local, dtype=np.float64)
     for b in range(f_local.shape[0]):
         g = f_global[b].astype(np.float64)
@@ -176,7 +176,7 @@ def test_fusion_refuses_what_does_not_fit():
 
 
 def test_average_pooling_is_no_gem():
-    """GeM of exponent 1 would clip what is below zero."""
+    """GeM with exponent 1 would clip negative values."""
     x = _normal(2, 3, 4, 5)
     np.testing.assert_allclose(layers.pooling("average")(x), x.mean((1, 2)), rtol=1e-4, atol=1e-6)
 

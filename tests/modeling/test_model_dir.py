@@ -1,4 +1,4 @@
-"""The model directory: what is written is read, and nothing else is."""
+"""The model directory: what is written can be read, and nothing else."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ def test_a_network_too_large_for_any_machine_is_refused(tmp_path):
     model = {"backbone": "resnet17_small", "descriptor_size": 10**30}
     values = {"format_version": 2, "model": model, "preprocessing": {}, "provenance": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"config\.json: no network can be built of it"):
+    with pytest.raises(InputError, match=r"config\.json: this network cannot be built"):
         load_network(tmp_path)
 
 
@@ -177,13 +177,13 @@ def test_a_run_of_nan_is_refused(network, tmp_path):
 
 
 def test_missing_and_damaged_files_are_named(network, tmp_path):
-    with pytest.raises(InputError, match="is no model or run directory"):
+    with pytest.raises(InputError, match="is not a model or run directory"):
         load_network(tmp_path)
     save_dolg(network, CONFIG, tmp_path / "model", {})
     weights = tmp_path / "model" / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"model\.weights\.h5 is no HDF5 file of weights, or dam"):
+    with pytest.raises(InputError, match=r"model\.weights\.h5 is damaged, or not an HDF5"):
         load_network(tmp_path / "model")
     weights.unlink()
-    with pytest.raises(InputError, match="no complete model directory"):
+    with pytest.raises(InputError, match="is an incomplete model directory"):
         load_network(tmp_path / "model")

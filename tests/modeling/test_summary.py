@@ -1,4 +1,4 @@
-"""What a network is said to be: counts against formulas by hand, nothing passed over."""
+"""The summary of a network: its counts against formulas by hand, with nothing left out."""
 
 import json
 
@@ -29,7 +29,7 @@ def small():
 
 
 def _resnet_products(blocks, bottleneck, side):
-    """Returns the multiply-adds of a ResNet without classifier, v1.5, as its paper's table 1."""
+    """Returns the multiply-adds of a ResNet v1.5 without classifier, by its paper's table 1."""
     side //= 2
     total, inputs = side**2 * 7 * 7 * 3 * 64, 64
     side //= 2  # max pooling
@@ -50,7 +50,7 @@ def _resnet_products(blocks, bottleneck, side):
 
 
 def _products(blocks, bottleneck, side):
-    """Returns the multiply-adds of DOLG by part, with those of padding."""
+    """Returns the multiply-adds of DOLG by part, including those of padding."""
     c, cells = (1024 if bottleneck else 256), (side // 16) ** 2
     # Halves of c: three 3x3 branches, one 1x1, the reduction of all five; once, the pooled one.
     return {
@@ -100,7 +100,7 @@ def test_every_product_of_a_small_network_is_counted():
 
 @keras.saving.register_keras_serializable("tests")
 class Strange(keras.layers.Layer):
-    """Arithmetic that the summary does not know: a product, and one in a function of its own."""
+    """Arithmetic that the summary does not know: a product, and one inside a function."""
 
     def call(self, x):
         product = tf.function(lambda y: tf.matmul(y, y, transpose_a=True))
@@ -132,11 +132,11 @@ VARIANTS = [
             "6, 12, 18, without context",
             "4.6 (trained)",
             "SiLU",
-            "pooled by GeM of p 3 (fixed)",
+            "pooled by GeM with p 3 (fixed)",
             "PReLU",
         ],
     ),
-    ({"fusion": "global_only"}, ["no local branch", "GeM of p 3 (fixed)\n"]),
+    ({"fusion": "global_only"}, ["no local branch", "GeM with p 3 (fixed)\n"]),
     (
         {
             "local_source": "p4+p5",
@@ -144,7 +144,7 @@ VARIANTS = [
             "global_pooling": "average",
             "fused_pooling": "learned",
         },
-        ["two local branches", "branch: average pooling", "GeM of p 3 and 3 (trained)"],
+        ["two local branches", "branch: average pooling", "GeM with p 3 and 3 (trained)"],
     ),
     pytest.param(
         {"multi_atrous": False, "self_attention": False},
@@ -188,7 +188,7 @@ def test_the_command_tells_a_stranger_what_it_is(small, tmp_path, capsys):
     assert "channel_order: bgr" in text and "mean: 0.485, 0.456, 0.406" in text
     assert "multi-atrous 6, 12, 18; attention\n" in text and "then a linear layer\n" in text
     assert "64x64" in text and "zeros of padding" in text
-    with pytest.raises(InputError, match="no model or run directory"):
+    with pytest.raises(InputError, match="not a model or run directory"):
         print_summary(SummaryConfig(model_dir=str(tmp_path)))
     with pytest.raises(InputError, match="--image_size=31 must be at least 32"):
         SummaryConfig(model_dir="model", image_size=31)

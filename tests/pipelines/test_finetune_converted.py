@@ -57,7 +57,7 @@ def test_a_converted_network_is_finetuned_exported_and_searched_with(tmp_path, s
         *(f"--validation_file_pattern={tmp_path / 'records/validation-*'}", "--image_size=64"),
         *("--batch_size=4", "--accumulate=1", "--max_steps=3", "--log_every=1"),
     )
-    assert "r50.pyth" in log and "class head: random, a model directory has none" in log
+    assert "r50.pyth" in log and "class head: random, since a model directory has none" in log
     before, config, _ = load_network(model)
     after, found, _ = load_network(run)
     # Nobody said resnet50, BGR or no multi-atrous: the directory did.

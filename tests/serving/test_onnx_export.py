@@ -99,7 +99,7 @@ def test_the_code_of_its_card_runs(exported, photos, session, monkeypatch):
 
 def test_a_missing_model_or_package_leaves_nothing(tmp_path, monkeypatch):
     config = OnnxConfig(model_dir=str(tmp_path / "none"), output=str(tmp_path / "o" / "m.onnx"))
-    with pytest.raises(InputError, match="no model or run directory"):
+    with pytest.raises(InputError, match="not a model or run directory"):
         export_onnx(config)
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -182,7 +182,7 @@ def test_an_existing_output_is_kept_unless_told(model_dir, tmp_path, write_toy, 
 
 def test_a_missing_or_mismatching_model_leaves_nothing(model_dir, tmp_path):
     output = str(tmp_path / "out" / "1")
-    with pytest.raises(InputError, match="no model or run directory"):
+    with pytest.raises(InputError, match="not a model or run directory"):
         export_saved_model(ExportConfig(model_dir=str(tmp_path / "none"), output=output))
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)

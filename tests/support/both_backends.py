@@ -1,7 +1,7 @@
-"""Numbers of heads, layers and networks, on the backend that Keras runs on.
+"""Results of heads, layers and networks on the backend that Keras runs on.
 
-Run by test_jax.py in a process of its own, with JAX: `both_backends.py OUTPUT.npz NAME...`, where
-the names are of `PARTS`.
+test_jax.py runs it in a separate process, with JAX: `both_backends.py OUTPUT.npz NAME...`, with
+names of `PARTS`.
 """
 
 import json
@@ -16,12 +16,11 @@ from keras import ops
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.modeling.dilated_conv import DilatedConv2D
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.modeling.heads import ArcFace, CosFace, CurricularFace, SubCenterArcFace
+from dolg_tf.modeling.heads import CLASSES
 from dolg_tf.weights.official import load_state_dict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SIZE = (97, 130)  # of the photo of r50.npz that R50 sees
-HEADS = (ArcFace, CosFace, CurricularFace, SubCenterArcFace)
 SMALL = DolgConfig(
     backbone="resnet17_small", dilations=(1, 2), local_channels=32, descriptor_size=16
 )
@@ -36,7 +35,7 @@ def _normal(name: str, *shape) -> np.ndarray:
 
 
 def _fill(layer) -> None:
-    """Gives the variables numbers that their names decide; backends draw others from a seed."""
+    """Fills the variables by their names, since backends draw different numbers from one seed."""
     for variable in layer.variables:
         shape = tuple(variable.shape)
         if variable.name in ("gamma", "moving_variance"):
@@ -49,7 +48,7 @@ def _fill(layer) -> None:
 
 
 def _differentiated(function, variables: list, others: list, x) -> list:
-    """Returns function(x), its gradient by x and the variables, and what the others are then."""
+    """Returns function(x), its gradients by x and the variables, and the others' new values."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -75,7 +74,7 @@ def _differentiated(function, variables: list, others: list, x) -> list:
 def heads() -> dict:
     return {
         f"{cls.__name__}/{i}": value
-        for cls in HEADS
+        for cls in CLASSES.values()
         for i, value in enumerate(_head(cls(7, margin=0.2, scale=20.0)))
     }
 
@@ -108,7 +107,7 @@ def dilated() -> dict:
 
 
 def official() -> dict:
-    """The maps and the descriptor of R50 that the golden file has, by its keys."""
+    """The maps and the descriptor of R50, under the keys of the golden file."""
     sys.path.append(str(GOLDEN))
     import standin_weights as standin
 
@@ -121,7 +120,7 @@ def official() -> dict:
 
 
 def golden_parts(outputs: dict) -> dict[str, np.ndarray]:
-    """Returns of one photo's `intermediates` what the golden files of the authors' model hold."""
+    """Returns the parts of `intermediates` that the authors' golden files hold, for one photo."""
     maps = {name: np.asarray(x)[0] for name, x in outputs.items()}
     return {
         "f3": maps["p4"][:, :, ::64],
@@ -133,7 +132,7 @@ def golden_parts(outputs: dict) -> dict[str, np.ndarray]:
 
 
 def training() -> dict:
-    """A small network's loss and gradients in training, and the moving averages it leaves."""
+    """Loss, gradients and moving averages of a small network in training."""
     network = build_dolg(SMALL)
     _fill(network)
     photos = _rng("photos").random((2, 64, 48, 3), np.float32)
@@ -150,7 +149,7 @@ PARTS = {"heads": heads, "dilated": dilated, "official": official, "training": t
 
 
 def numbers(names) -> dict[str, np.ndarray]:
-    """Returns what the named parts compute."""
+    """Returns the results of the named parts."""
     values = {key: value for name in names for key, value in PARTS[name]().items()}
     return {key: np.asarray(ops.convert_to_numpy(value)) for key, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""The one check that every layer passes."""
+"""The check that every layer must pass."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ def _flat(outputs) -> list:
 
 
 def check_layer(make, inputs: list[np.ndarray], path) -> None:
-    """Serialises, runs symbolically, eagerly, in a train step and in bfloat16, and exports.
+    """Checks serialisation, symbolic and eager calls, a train step, bfloat16 and export.
 
     Args:
       make: function of a dtype policy to a new layer.

@@ -1,6 +1,6 @@
-"""CurricularFace's moving average is that of the whole batch, on each of two replicas.
+"""On each of two replicas, CurricularFace's moving average is that of the whole batch.
 
-Run by test_heads.py in a process of its own.
+test_heads.py runs it in a separate process.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def main() -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     features = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     labels = np.array([0, 1, 2, 3, 0, 1], np.int32)
-    # The replicas count 3 and 1 photos: a mean of their means would be another.
+    # The replicas count 3 and 1 photos, so a mean of their means would differ.
     weights = np.array([1, 1, 1, 0, 0, 1], np.float32)
     one, expected = moved(["CPU:0"], features, labels, weights)
     two, logits = moved(["CPU:0", "CPU:1"], features, labels, weights)

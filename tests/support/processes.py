@@ -1,4 +1,4 @@
-"""train.py as processes of their own, which a test may kill."""
+"""train.py in separate processes, which a test may kill."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from tiny import MODEL
 from dolg_tf.stage.config import to_flagfile
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_PATIENCE = 900  # seconds for a process to reach a line or its end; machines may be busy
+_PATIENCE = 900  # seconds until a process reaches a line or its end; machines may be busy
 
 
 class Process:
-    """A started train.py.
+    """A running train.py.
 
     Args:
       data, training: the recipe.
-      environment: variables besides this process's own.
-      prefix: what stands between Python and train.py on the command line.
+      environment: variables in addition to this process's own.
+      prefix: arguments of Python before the flags.
       model: of the recipe.
     """
 
@@ -48,7 +48,7 @@ class Process:
         return "\n".join(line for _, line in self.lines)
 
     def wait_for(self, start):
-        """Waits for a line that starts so."""
+        """Waits for a line that starts with `start`."""
         limit = time.monotonic() + _PATIENCE
         while not any(line.startswith(start) for _, line in self.lines):
             assert self._process.poll() is None, f"ended before {start!r}:\n{self.log}"
@@ -59,7 +59,7 @@ class Process:
         self._process.send_signal(number)
 
     def end(self, code, patience=_PATIENCE):
-        """Waits for the end and returns what the process said; it must exit with `code`."""
+        """Waits for the end, with exit code `code`, and returns the log."""
         try:
             found = self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -78,7 +78,7 @@ class Process:
 
 
 def run(data, training, **kwargs):
-    """Runs train.py to its good end and returns what it said."""
+    """Runs train.py to its successful end and returns the log."""
     return Process(data, training, **kwargs).end(0)
 
 

@@ -16,7 +16,7 @@ CLASSES = 4
 
 
 def _example(label, number):
-    """A photo of stripes whose direction and width tell the class."""
+    """A photo of stripes whose direction and width depend on the class."""
     y, x = np.mgrid[0:48, 0:64]
     wave = [np.sin(x / 2), np.sin(y / 2), np.sin((x + y) / 5), np.sin(x / 6)][label]
     noise = np.random.default_rng([label, number]).normal(0, 20, (48, 64, 3))

@@ -1,6 +1,6 @@
-"""One replica and two, on the same global batch, move the weights alike.
+"""One replica and two move the weights alike on the same global batch.
 
-Run by test_trainer.py in a process of its own, since two logical CPUs must be asked for first.
+test_trainer.py runs it in a separate process, since two logical CPUs must be requested first.
 """
 
 import functools
@@ -88,12 +88,12 @@ def check_accumulation():
 
 
 def check_clipping():
-    """Gradients 3 and -1 have the sum 2; clipped to 1 it moves the weight by 1, not by 0."""
+    """The sum of gradients 3 and -1 is 2; clipped to 1, it moves the weight by 1, not by 0."""
     trainer = trainer_on(TWO, clip_norm=1.0, weight_decay=0.0, momentum=0.0, initial_lr=1.0)
     weight, others = trainer.variables[0], trainer.variables[1:]
     values = tf.data.Dataset.from_tensor_slices([3.0, -1.0]).batch(1)
     gradient = next(iter(distribute(trainer.strategy, lambda *_: values)))
-    # In place of the network's gradient: the first weight's first number alone has one.
+    # Replaces the network's gradient: only the first number of the first weight has one.
     size = int(np.prod(weight.shape))
 
     def gradients(value, *_):
@@ -110,7 +110,7 @@ def check_clipping():
 
 
 def check_checkpoint(state):
-    """What two replicas saved, one restores."""
+    """One replica restores what two saved."""
     saved = {name: variable.numpy() for name, variable in state["network"].items()}
     with tempfile.TemporaryDirectory() as folder:
         Checkpoints(pathlib.Path(folder), state, keep=1, chief=True).save()
@@ -138,7 +138,7 @@ def check_real_batches():
             batches = distribute(strategy, dataset)
             losses.append([float(trainer.train_step([batch])[LOSS]) for batch in batches])
     assert len(losses[0]) == 20
-    # Clipped, since steps that throw the loss about magnify the last digit of a float.
+    # Clipped, since steps that make the loss jump magnify a float's last digit.
     print(losses[0], "largest difference of a loss:", np.abs(np.subtract(*losses)).max())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 

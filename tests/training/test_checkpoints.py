@@ -1,4 +1,4 @@
-"""Checkpoints hold everything, and refuse what is not theirs."""
+"""Checkpoints hold everything, and refuse those of another run."""
 
 import pytest
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""What befalls a run: it is killed, the disk is full, files are damaged, the loss is NaN."""
+"""Faults of a run: it is killed, the disk is full, files are damaged, the loss is NaN."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ _RATES = ("images_per_second", "input_wait")  # of the machine, not of the run
 
 @pytest.fixture(autouse=True)
 def _determinism_ends_with_the_test():
-    """A run switches it on for its process; XLA, which other tests use, cannot do with it."""
+    """A run switches it on for its process; XLA, which other tests use, does not support it."""
     yield
     disable_op_determinism()
 
@@ -46,7 +46,7 @@ def _curve(logdir):
 
 
 def _weights(logdir):
-    """Returns all that the latest checkpoint holds."""
+    """Returns everything in the latest checkpoint."""
     reader = tf.train.load_checkpoint(str(logdir / "checkpoints"))
     names = reader.get_variable_to_shape_map()
     values = {name: reader.get_tensor(name) for name in sorted(names)}
@@ -86,7 +86,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(data, tmp_path):
 
 @pytest.mark.slow
 def test_so_does_one_with_everything_switched_on(data, tmp_path):
-    """Killed twice; with pieces, moving average, Adam, validation, and windows of several steps."""
+    """Killed twice, with pieces, moving average, Adam, validation and rare reports."""
     settings = {
         "epochs": 6,
         "log_every": 5,
@@ -122,7 +122,7 @@ def test_a_full_disk_and_a_kill_while_saving_harm_nothing(data, tmp_path):
     saved = sorted(path.name for path in (logdir / "checkpoints").iterdir())
 
     error = Process(data, training, prefix=("-c", _FULL, "full")).error()
-    assert "cannot be saved" in error and "the earlier checkpoints are whole" in error
+    assert "cannot be saved" in error and "continues from the latest checkpoint" in error
     assert sorted(path.name for path in (logdir / "checkpoints").iterdir()) == saved
 
     Process(data, training, prefix=("-c", _FULL, "kill")).end(-signal.SIGXFSZ)
@@ -138,7 +138,7 @@ def test_a_full_disk_and_a_kill_while_saving_harm_nothing(data, tmp_path):
 
 
 def test_a_full_disk_under_the_log_is_one_sentence(tmp_path):
-    """Of the two files TensorBoard's is full first, as its rows are longer, then metrics.jsonl."""
+    """TensorBoard's file, with longer rows, is full first, then metrics.jsonl."""
     log = RunLog(tmp_path, 0, chief=True)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
@@ -185,7 +185,7 @@ def test_the_lock_of_a_killed_run_is_free(data, tmp_path):
 
 @pytest.mark.slow
 def test_nan_stops_the_run_before_it_reaches_a_checkpoint(data, tmp_path):
-    """The first step's update throws the weights out; the step's own loss is finite still."""
+    """The first step's update ruins the weights; its own loss is still finite."""
     data = dataclasses.replace(data, validation_file_pattern="")
     training = recipe(tmp_path, initial_lr=1e30, log_every=100, checkpoint_every=1)
     error = Process(data, training).error()
@@ -197,7 +197,7 @@ def test_nan_stops_the_run_before_it_reaches_a_checkpoint(data, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"garbage"])
 def test_a_damaged_list_of_checkpoints_is_no_fresh_start(tmp_path, content):
-    """As a machine that lost its power may leave it."""
+    """As after a power failure."""
     state = {"step": tf.Variable(3, dtype=tf.int64)}
     Checkpoints(tmp_path, state, keep=1, chief=True).save()
     (tmp_path / "checkpoints" / "checkpoint").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The step loop on a few tiny records: it learns, stops, resumes and refuses."""
+"""The step loop on a few tiny records: learning, stopping, resuming and refusing."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def _batch(size=8):
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_step_is_gradient_decay_clip_and_momentum(data, tmp_path, clip):
-    """One SGD step against the formula: clip the gradient, add the L2 term, move by the rate."""
+    """An SGD step against the formula: clip the gradient, add the L2 term, move by the rate."""
     training = recipe(tmp_path, weight_decay=0.01, clip_norm=clip, momentum=0.0)
     trainer = _trainer(data, training)
     batch = images, labels, _ = _batch()
@@ -164,7 +164,7 @@ def test_a_local_backbone_file_is_taken(data, tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_continues(data, tmp_path):
-    """The real entry, stopped from outside."""
+    """The real command, stopped from outside."""
     flags = [
         "train.py",
         f"--train_file_pattern={data.train_file_pattern}",
@@ -226,7 +226,7 @@ def test_a_run_may_be_mended_but_keeps_its_landmarks(data, tmp_path, caplog):
     (tmp_path / "checkpoints" / "checkpoint").touch()
     skipping = dataclasses.replace(data, skip_bad_records=True)
     check_run(MODEL, skipping, recipe(tmp_path, accumulate=2), "a")
-    assert "--skip_bad_records was False, and is True from here on" in caplog.text
-    assert "--accumulate was 1, and is 2 from here on" in caplog.text
+    assert "--skip_bad_records was False and is True from now on" in caplog.text
+    assert "--accumulate was 1 and is 2 from now on" in caplog.text
     with pytest.raises(InputError, match="was trained on other landmarks"):
         check_run(MODEL, data, recipe(tmp_path), "b")

@@ -1,4 +1,4 @@
-"""What an earlier release wrote is read: flags.txt, config.json, and a run that goes on."""
+"""Files of an earlier release: flags.txt and config.json are read, and the run continues."""
 
 import dataclasses
 import pathlib
@@ -44,7 +44,7 @@ def test_a_flagfile_gives_its_recipe():
     values, classes = flags.FlagValues(), (DolgConfig, DataConfig, TrainingConfig)
     configs.define_flags(*classes, values=values)
     values(["program", f"--flagfile={OLD_RUN / 'flags.txt'}"])
-    model = dataclasses.replace(MODEL, preprocessing=Preprocessing())  # it is no flag
+    model = dataclasses.replace(MODEL, preprocessing=Preprocessing())  # not a flag
     found = tuple(configs.from_flags(cls, values) for cls in classes)
     assert found == (model, DATA, TRAINING)
 
@@ -58,7 +58,7 @@ def test_a_run_directory_gives_its_recipe():
         assert configs.from_dict(cls, values[section], "here") == config
 
 
-def test_a_run_goes_on(tmp_path):
+def test_a_run_continues(tmp_path):
     shutil.copytree(OLD_RUN, tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "checkpoint").touch()

@@ -63,7 +63,7 @@ def test_flags_choose_the_schedule():
     np.testing.assert_allclose(cosine(0), _naive(0, 0.4, 10, 50, 0.5))
     by_epoch = make_schedule(TrainingConfig(**base, schedule="cosine_by_epoch"), 5)
     np.testing.assert_allclose(by_epoch(5), _official(5, 0.4, 2, 10, 5, 0.5), rtol=1e-6)
-    # A few steps on one batch would never leave the warm-up.
+    # A few steps on one batch would never get past the warm-up.
     assert make_schedule(TrainingConfig(**base, overfit_batch=True), 5) == 0.4
 
 
@@ -116,7 +116,7 @@ def test_two_steps_are_those_of_the_formula(optimizer, decay, decay_all):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_backbone_takes_its_share_of_the_rate(optimizer):
-    """A variable with a share moves, and decays, as one of a run with that learning rate."""
+    """A variable with a share moves and decays as in a run with that learning rate."""
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(2, 3)), rng.normal(size=(3, 2, 3)).astype(np.float32)
     found = {}

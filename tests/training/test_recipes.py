@@ -1,4 +1,4 @@
-"""The recipes: each flagfile says what it needs, parses, builds, and trains as users type it."""
+"""The recipes: each flagfile names its needs, parses, builds, and trains by its command."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from dolg_tf.weights.imagenet import load_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.flags"))
-# What a person gives beside the flagfile.
+# Flags that users add to the flagfile.
 COMMAND_LINE = {
     "finetune": ["--num_classes=7", "--init_from=runs/mine"],
     "finetune_small": ["--num_classes=7"],
@@ -59,7 +59,7 @@ def test_every_recipe_parses_and_names_its_cost(name):
 
 
 def _networks():
-    """Returns the networks of the recipes, each once; of those that start from another, none."""
+    """Returns the distinct networks of the recipes that do not start from another run."""
     recipes = [_recipe(name) for name in RECIPES]
     return list(dict.fromkeys(model for model, _, training in recipes if not training.init_from))
 

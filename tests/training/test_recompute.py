@@ -1,4 +1,4 @@
-"""Blocks computed again in the backward pass: the numbers of a step stay what they are."""
+"""Blocks computed again in the backward pass leave the numbers of a step unchanged."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ BATCH = (
 
 
 def _trainer(strategy=None, model=MODEL, **changes):
-    """A trainer whose residual blocks do not start as the identity."""
+    """Returns a trainer whose residual blocks do not start as the identity."""
     strategy = strategy or make_strategy()
     trainer = Trainer(model, recipe("", **changes), CLASSES, 10, strategy)
     rng = np.random.default_rng(1)
@@ -42,7 +42,7 @@ def _trainer(strategy=None, model=MODEL, **changes):
 
 
 def _values(state):
-    """What a checkpoint holds, by name, as arrays."""
+    """Returns the arrays of a checkpoint by name."""
     found = {}
     for name, value in state.items():
         values = value if isinstance(value, dict) else {"": value}
@@ -51,7 +51,7 @@ def _values(state):
 
 
 def _step(trainer):
-    """Returns the results of a step, and the state before and behind it."""
+    """Returns the results of a step, and the state before and after it."""
     number = trainer.training.accumulate * trainer.strategy.num_replicas_in_sync
 
     def dataset(*_):
@@ -64,7 +64,7 @@ def _step(trainer):
 
 
 def _assert_alike(rtol=1e-4, **options):
-    """Asserts that a step with and one without are the same, and returns the latter."""
+    """Asserts that a step is the same with and without, and returns the latter."""
     results, before, plain = _step(_trainer(**options))
     found, start, again = _step(_trainer(**options, recompute=True))
     np.testing.assert_allclose(found, results, rtol=rtol)
@@ -128,7 +128,7 @@ def test_the_backbone_is_computed_a_second_time():
 
 
 def test_what_it_does_not_go_with():
-    with pytest.raises(InputError, match="--recompute and --jit_compile exclude one another"):
+    with pytest.raises(InputError, match="--recompute and --jit_compile exclude each other"):
         recipe("", recompute=True, jit_compile=True)
     with pytest.raises(InputError, match="--recompute saves nothing with --backbone_lr=0"):
         recipe("", recompute=True, backbone_lr=0.0)
@@ -169,13 +169,13 @@ def test_a_new_family_says_where_its_blocks_are(monkeypatch):
 
 def test_a_backbone_without_blocks_is_refused(monkeypatch):
     monkeypatch.setitem(BACKBONES, "stairs", _Stairs(residual=False))
-    with pytest.raises(InputError, match="without residual blocks; leave it out, or give a larger"):
+    with pytest.raises(InputError, match="without residual blocks; omit it, or give a larger"):
         _trainer(model=dataclasses.replace(MODEL, backbone="stairs"), recompute=True)
 
 
 @pytest.mark.slow
 def test_two_replicas():
-    """Two logical CPUs, which only a fresh process can make."""
+    """Two logical CPUs, which only a fresh process can create."""
     here = pathlib.Path(__file__)
     support = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
@@ -185,7 +185,7 @@ def test_two_replicas():
 
 
 def _check_two_replicas():
-    """Statistics of each replica, and those over both, which a second computation gathers again."""
+    """Statistics per replica, and over both, which the second computation gathers again."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,4 +1,4 @@
-"""Two workers on this machine train like one process, stop together and miss one another."""
+"""Two workers on this machine train like one process, stop together, and notice a lost one."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from tiny import metrics, recipe
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import distribution
 
-# A connection to a process that is gone is reset at once; the rest is for a busy machine.
+# A connection to a dead process is reset at once; the rest is for a busy machine.
 _NOTICE = 60  # seconds
 
 
@@ -24,7 +24,7 @@ def _saved(logdir):
 
 @pytest.mark.slow
 def test_two_workers_train_like_one_whatever_stops_them(data, tmp_path):
-    """SIGTERM to one, kill -9 of one, kill -9 of the chief: always the same command again."""
+    """SIGTERM to one, kill -9 of one, kill -9 of the chief: the same command always continues."""
     together, alone, elsewhere = (tmp_path / name for name in ("together", "alone", "elsewhere"))
     training = recipe(
         together,

@@ -1,4 +1,4 @@
-"""What a run starts from: the network of another run, and its class head for the same landmarks."""
+"""The start of a run: the network of another run, and its class head for the same landmarks."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def _trainer(training, model=BGR):
 
 @pytest.fixture(scope="module")
 def source(data, tmp_path_factory):
-    """A run directory with two checkpoints, of steps 3 and 4; and the trainer of the last."""
+    """A run directory with checkpoints of steps 3 and 4, and the trainer of the latter."""
     training = tiny.recipe(tmp_path_factory.mktemp("source") / "run", seed=7)
     trainer = _trainer(training)
     write_run(BGR, data, training, FIRST)
@@ -49,7 +49,7 @@ def source(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A trainer that tests start anew, since building one takes a second."""
+    """A trainer that tests restart, since building one takes a second."""
     return _trainer(tiny.recipe(tmp_path_factory.mktemp("fresh"), ema_decay=0.9))
 
 
@@ -73,7 +73,7 @@ def test_a_run_gives_its_latest_network_and_the_head_of_the_same_landmarks(sourc
     said = _start(fresh, path, FIRST, caplog)
     _assert_same(fresh.network, theirs.network)
     _assert_same(fresh.head, theirs.head)
-    assert said.endswith("class head: taken too, the landmarks are the same")
+    assert said.endswith("class head: adopted, since the landmarks are the same")
     state = fresh.state()
     for path, average in state["ema"].items():
         raw = state["network"].get(path, fresh.head.kernel)
@@ -86,7 +86,7 @@ def test_a_model_directory_gives_its_network_alone(source, fresh, tmp_path, capl
     before = [np.asarray(variable) for variable in fresh.head.variables]
     said = _start(fresh, tmp_path / "model", FIRST, caplog)
     _assert_same(fresh.network, theirs.network)
-    assert said.endswith("class head: random, a model directory has none")
+    assert said.endswith("class head: random, since a model directory has none")
     for variable, was in zip(fresh.head.variables, before, strict=True):
         np.testing.assert_array_equal(variable, was)
 
@@ -94,11 +94,11 @@ def test_a_model_directory_gives_its_network_alone(source, fresh, tmp_path, capl
 @pytest.mark.parametrize(
     ("landmarks", "classes", "loss", "message"),
     [
-        (OTHER, 4, "arcface", "random, the 4 classes are other landmarks (relabeling.csv differs)"),
-        (FIRST, 5, "arcface", "random, this run has 5 classes and that one 4"),
-        (FIRST, 4, "curricularface", "random, that one's is of another --loss or --sub_centers"),
-        (FIRST, 4, "subcenter_arcface", "random, that one's is of another --loss or --sub_centers"),
-        (None, 4, "arcface", "taken too, of 4 classes; no relabeling.csv tells whether they are"),
+        (OTHER, 4, "arcface", "random, since the 4 classes are other landmarks (relabeling.csv"),
+        (FIRST, 5, "arcface", "random, since this run has 5 classes and that one 4"),
+        (FIRST, 4, "curricularface", "random, since that run has another --loss or --sub_centers"),
+        (FIRST, 4, "subcenter_arcface", "random, since that run has another --loss or --sub_cent"),
+        (None, 4, "arcface", "adopted, with 4 classes; without relabeling.csv they cannot be"),
     ],
     ids=["landmarks", "classes", "variables", "shapes", "unknown"],
 )
@@ -112,7 +112,7 @@ def test_a_head_of_other_landmarks_or_classes_or_loss_is_left(
     before = [np.asarray(variable) for variable in head.variables]
     monkeypatch.setattr(fresh, "head", head)
     assert f"class head: {message}" in _start(fresh, path, landmarks, caplog)
-    if message.startswith("taken"):
+    if message.startswith("adopted"):
         _assert_same(head, theirs.head)
     else:
         for variable, was in zip(head.variables, before, strict=True):
@@ -129,21 +129,19 @@ def test_the_network_is_the_sources_without_any_flag(source, caplog):
 def test_a_flag_that_contradicts_the_source_is_refused_by_name(source, tmp_path):
     path, _ = source
     for name, value in (("backbone", "resnet18"), ("multi_atrous", False), ("gem_p", 4.6)):
-        with pytest.raises(
-            InputError, match=f"has {name} .*, this run {value}; leave --{name} out"
-        ):
+        with pytest.raises(InputError, match=f"has {name} .*, this run {value}; omit --{name}"):
             adopt_network(DolgConfig(**{name: value}), path)
     assert adopt_network(DolgConfig(global_pooling="learned"), path).global_pooling == "learned"
     with pytest.raises(InputError, match="has fused_pooling average, this run gem"):
         adopt_network(DolgConfig(fused_pooling="gem"), path)
-    with pytest.raises(InputError, match="nowhere is no model or run directory"):
+    with pytest.raises(InputError, match="nowhere is not a model or run directory"):
         adopt_network(DolgConfig(), str(tmp_path / "nowhere"))
 
 
 def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
     data, tmp_path, monkeypatch, caplog
 ):
-    """256, then 448: each run starts from the last. The steps themselves are not computed."""
+    """256, then 448: each run starts from the one before. The steps themselves are not run."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
     monkeypatch.setattr(loop, "attention_pictures", lambda *_: None)
@@ -167,7 +165,7 @@ def test_a_chain_of_sizes_keeps_the_head_and_needs_its_source_once(
 
 
 def test_preprocessing_comes_with_the_weights_and_stays(data, tmp_path, monkeypatch, caplog):
-    """Into the network, the run's config.json, a run that goes on, and one that starts from it."""
+    """In the network, in config.json, in a run that continues, and in one that starts from it."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(Trainer, "train_step", lambda *_: tf.constant([1.0, 0.0, 8.0, 0.0, 1.0]))
     monkeypatch.setattr(loop, "attention_pictures", lambda *_: None)
@@ -237,7 +235,7 @@ def test_whether_exponents_are_trained_is_the_runs_own_choice(tmp_path, caplog):
     save_dolg(build_dolg(config, seed=0), config, tmp_path, {})
     found = adopt_network(DolgConfig(), str(tmp_path))
     assert (found.global_pooling, found.fused_pooling) == ("gem", "learned")
-    assert "--global_pooling=learned trains it on" in caplog.text
+    assert "--global_pooling=learned trains it further" in caplog.text
     found = adopt_network(DolgConfig(fused_pooling="gem"), str(tmp_path))
     assert found.fused_pooling == "gem"
     with pytest.raises(InputError, match="has global_pooling learned, this run average"):

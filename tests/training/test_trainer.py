@@ -1,4 +1,4 @@
-"""A training step: pieces, precision, moving averages, frozen batch norms, several replicas."""
+"""A training step: pieces, precision, moving averages, frozen batch norms and replicas."""
 
 import dataclasses
 import pathlib
@@ -44,7 +44,7 @@ def _pieces(number):
 
 @pytest.mark.parametrize("check", ["--fast", pytest.param("--slow", marks=pytest.mark.slow)])
 def test_two_replicas_step_like_one(check):
-    """Two logical CPUs, which only a fresh process can make; see two_replicas.py."""
+    """Two logical CPUs, which only a fresh process can create; see two_replicas.py."""
     script = pathlib.Path(__file__).parents[1] / "support" / "two_replicas.py"
     done = subprocess.run(
         [sys.executable, script, check], capture_output=True, text=True, check=False
@@ -55,7 +55,7 @@ def test_two_replicas_step_like_one(check):
 
 @pytest.mark.slow
 def test_pieces_of_a_batch_are_the_batch_where_batch_norms_are_frozen():
-    """And these keep what they came with."""
+    """Frozen ones keep their initial values."""
     frozen = {"freeze_batch_norm": True, "weight_decay": 0.1, "decay_all": True}
     whole, parts = _trainer(**frozen), _trainer(**frozen, accumulate=2)
     norms = [
@@ -160,7 +160,7 @@ def test_a_compiled_step_is_the_plain_one():
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(InputError, match="--batch_size=8 is not divisible by 1 replicas x"):
         _trainer(accumulate=3)
-    with pytest.raises(InputError, match="exclude one another"):
+    with pytest.raises(InputError, match="exclude each other"):
         dataclasses.replace(recipe(""), sync_batch_norm=True, freeze_batch_norm=True)
-    with pytest.raises(InputError, match="--jit_compile and --deterministic exclude one another"):
+    with pytest.raises(InputError, match="--jit_compile and --deterministic exclude each other"):
         dataclasses.replace(recipe(""), jit_compile=True, deterministic=True)

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics, TensorBoard, a profile, a picture; and when it stops."""
+"""The reports of a run: metrics, TensorBoard, a profile and a picture; and when it stops."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from dolg_tf.training.watch import Reports
 
 
 def _reports(folder, weight_norm=1.0, **changes):
-    """Reports of a run that never was."""
+    """Reports of a made-up run."""
     trainer = types.SimpleNamespace(
         training=recipe(folder, **changes),
         optimizer=types.SimpleNamespace(learning_rate=0.1),
@@ -71,7 +71,7 @@ def test_the_first_bad_step_is_named_with_its_photos(tmp_path, results, weight_n
     reports = _reports(tmp_path, weight_norm)
     for result in results:
         reports.add(result, 0.0)
-    with pytest.raises(FloatingPointError, match=message + ";.*last checkpoint is unharmed"):
+    with pytest.raises(FloatingPointError, match=message + ";.*last checkpoint is intact"):
         reports.report(7)
     step = int(message.split()[-1])
     found = json.loads((tmp_path / f"bad_step_{step}.json").read_text())
@@ -119,7 +119,7 @@ def test_tensorboard_shows_it_all(data, tmp_path):
     photo, attention = pixels[:, :32], pixels[:, 32:]
     assert photo.std() > 5 and attention.max() == 255
     assert np.array_equal(attention[..., 0], attention[..., 1])
-    # A run that goes on behind the profiled steps starts no profile, and stops none.
+    # A run that continues after the profiled steps neither starts nor stops a profile.
     train(MODEL, data, recipe(tmp_path, epochs=2, profile_steps=(2, 8), max_steps=8))
 
 

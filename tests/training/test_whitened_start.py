@@ -1,4 +1,4 @@
-"""A last layer that starts as a whitening: its algebra, and what a run makes of it."""
+"""A last layer that starts as a whitening: its algebra, and its use in a run."""
 
 import dataclasses
 import logging
@@ -22,7 +22,7 @@ from dolg_tf.training.whitened_start import LandmarkMoments, start_whitened, whi
 
 @pytest.fixture
 def rows():
-    """Rows (90, 6) of 5 landmarks, the last of which has none, and their labels."""
+    """Rows (90, 6) of 5 landmarks, with none of the last, and their labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=90)
     centres = rng.normal(size=(5, 6))
@@ -102,7 +102,7 @@ def test_both_halves_of_a_fused_network_count_alike():
 def test_what_cannot_be_whitened_is_refused(data, tmp_path):
     photos = TrainingInput(data, 8, 0)
     neck = dataclasses.replace(tiny.MODEL, neck="bn_prelu")
-    with pytest.raises(InputError, match="leave --neck out"):
+    with pytest.raises(InputError, match="omit --neck"):
         start_whitened(_trainer(tmp_path, neck), photos)
     wide = dataclasses.replace(tiny.MODEL, fusion="global_only", descriptor_size=4096)
     with pytest.raises(InputError, match="give --descriptor_size="):
