@@ -40,7 +40,7 @@ def build_dolg(
       Its intermediate results: see `intermediates`.
 
     Raises:
-      InputError: if the backbone does not have the map that `config.stride32` asks for.
+      InputError: if the backbone does not have the map that `config.stride32` selects.
 
     Example:
       ```python

@@ -15,7 +15,7 @@ class TrainingConfig(HeadConfig):
 
     logdir: str = option("run directory: checkpoints, metrics, configuration")
     init_from: str = option(
-        "model or run directory to start from, whose network is kept unchanged; empty: none", ""
+        "model or run directory to start from, whose network is adopted; empty: none", ""
     )
     backbone_weights: str = option(
         "ImageNet weights of the backbone: a KerasHub preset; efficientnet_lite0 or "
