@@ -61,9 +61,7 @@ class ResNet:
         from keras_hub.models import ResNetBackbone
 
         if stride32 != "last_block":
-            raise InputError(
-                f"--stride32={stride32}: a ResNet has no top convolution; leave it out"
-            )
+            raise InputError(f"--stride32={stride32}: a ResNet has no top convolution; omit it")
         backbone = ResNetBackbone(
             input_conv_filters=[64],
             input_conv_kernel_sizes=[self.stem],
@@ -208,9 +206,9 @@ def find_backbone(name: str) -> Backbone:
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
+        meant = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(
-            f"--backbone={name} is unknown; {meant}choose one of {', '.join(BACKBONES)}"
+            f"--backbone={name} is unknown{meant}; choose one of {', '.join(BACKBONES)}"
         )
     return BACKBONES[name]
 

@@ -97,4 +97,4 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()"
     last = done.stderr.strip().splitlines()[-1]
-    assert "--backbone=resnet51 is unknown; did you mean resnet50? choose one of resnet18" in last
+    assert "--backbone=resnet51 is unknown (did you mean resnet50?); choose one of resnet18" in last
