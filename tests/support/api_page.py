@@ -13,8 +13,10 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "api.md"
 _OPENING = """# Python API
 
 Made from the code by `python tests/support/api_page.py`; a test holds it to the docstrings.
-`import dolg_tf` takes no time: each name is imported from its module when it is used. Every stage
-is a function too: `dolg COMMAND` calls one that takes a frozen dataclass, whose fields are the flags.
+`import dolg_tf` takes no time: each name is imported from its module when it is used.
+
+Every stage is a function too: `dolg COMMAND` calls one that takes a frozen dataclass, whose
+fields are the flags.
 """
 
 
