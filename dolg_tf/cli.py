@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "export": Command(
         "run or model directory -> SavedModel, ONNX or LiteRT file",
-        "dolg_tf.serving.saved_model:export_saved_model",
+        "dolg_tf.serving.export:export",
     ),
     "model-card": Command("model card of a network", "dolg_tf.serving.model_card:write_model_card"),
     "extract": Command(

@@ -1,7 +1,8 @@
-"""Exports a network for LiteRT: `--model_dir --output=FILE.tflite [--quantize]`."""
+"""A network as an LiteRT file: the same as `dolg export --mode=litert`."""
 
-from dolg_tf.serving.litert_export import LiteRTConfig, export_litert
-from dolg_tf.stage import command
+import sys
+
+from dolg_tf import cli
 
 if __name__ == "__main__":
-    command.main(export_litert, LiteRTConfig)
+    cli.run("export", ["--mode=litert", *sys.argv[1:]], "python export/export_litert.py")

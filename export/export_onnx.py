@@ -1,7 +1,8 @@
-"""Exports a network as an ONNX file: `--model_dir --output=FILE.onnx`."""
+"""A network as an ONNX file: the same as `dolg export --mode=onnx`."""
 
-from dolg_tf.serving.onnx_export import OnnxConfig, export_onnx
-from dolg_tf.stage import command
+import sys
+
+from dolg_tf import cli
 
 if __name__ == "__main__":
-    command.main(export_onnx, OnnxConfig)
+    cli.run("export", ["--mode=onnx", *sys.argv[1:]], "python export/export_onnx.py")

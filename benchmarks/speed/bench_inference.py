@@ -32,10 +32,14 @@ from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.modeling.summary import count_multiply_adds
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.export import export
 from dolg_tf.serving.modes import serving
-from dolg_tf.serving.saved_model import SCALES, ExportConfig
-from dolg_tf.serving.signatures import multi_scale
+from dolg_tf.serving.pyramid import multi_scale
+from dolg_tf.serving.saved_model import write_signatures
+from dolg_tf.stage.scales import SCALE_SETS
 
+SCALES = SCALE_SETS["five"]
 _COUNTED = 5  # rounds of the floor
 
 
@@ -107,18 +111,17 @@ def write(backbone: str, folder: pathlib.Path) -> list[str]:
     network = build_dolg(config, seed=0)
     save_dolg(network, config, folder / "model", {"source": "random"})
     options = ExportConfig(model_dir="", output="")
-    tf.saved_model.save(tf.Module(), str(folder / "saved_model"), serving(network, options, None))
+    write_signatures(serving.functions(network, options, None), folder / "saved_model")
     if has_bfloat16():
         half = build_dolg(config, dtype="mixed_bfloat16")
         half.set_weights(network.get_weights())
-        tf.saved_model.save(tf.Module(), str(folder / "bfloat16"), serving(half, options, None))
+        write_signatures(serving.functions(half, options, None), folder / "bfloat16")
         names += ["bfloat16, Python", "bfloat16, C++ loader"]
     else:
         print("bfloat16: skipped, neither this processor nor a GPU has it", flush=True)
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "tf2onnx")):
-        from dolg_tf.serving.onnx_export import OnnxConfig, export_onnx
-
-        export_onnx(OnnxConfig(model_dir=str(folder / "model"), output=str(folder / "model.onnx")))
+        paths = {"model_dir": str(folder / "model"), "output": str(folder / "model.onnx")}
+        export(ExportConfig(**paths, mode="onnx"))
         names.append("ONNX")
     else:
         print("ONNX: skipped, pip install 'dolg_tf[onnx]'", flush=True)

@@ -147,7 +147,7 @@ def _small_model(folder: pathlib.Path):
     from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.serving.saved_model import ExportConfig
+    from dolg_tf.serving.config import ExportConfig
 
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2))
     network = build_dolg(config, seed=0)
@@ -158,10 +158,10 @@ def _small_model(folder: pathlib.Path):
 
 def prepare_export(folder: pathlib.Path, quick: bool) -> Case:
     from dolg_tf.runtime.session import CppSession
-    from dolg_tf.serving.saved_model import export_saved_model
+    from dolg_tf.serving.export import export
 
     network, settings = _small_model(folder)
-    path = export_saved_model(settings)
+    path = export(settings)
     contents = [file.read_bytes() for file in path.rglob("*") if file.is_file()]
 
     def floor():
@@ -174,7 +174,7 @@ def prepare_export(folder: pathlib.Path, quick: bool) -> Case:
     return Case(
         f"the quickstart's network, {network.count_params() / 1e6:.1f} M parameters, to mode "
         f"serving ({megabytes:.0f} MB), with its check",
-        {"": lambda: export_saved_model(settings)},
+        {"": lambda: export(settings)},
         [(floor, 1)],
     )
 
@@ -193,9 +193,9 @@ def draw_photos(folder: pathlib.Path, count: int, side: int) -> pathlib.Path:
 
 
 def export_small_model(folder: pathlib.Path) -> pathlib.Path:
-    from dolg_tf.serving.saved_model import export_saved_model
+    from dolg_tf.serving.export import export
 
-    return export_saved_model(_small_model(folder)[1])
+    return export(_small_model(folder)[1])
 
 
 def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:

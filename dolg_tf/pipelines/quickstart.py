@@ -156,7 +156,8 @@ def _untrained(logdir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
 
 
 def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
-    from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
+    from dolg_tf.serving.config import ExportConfig
+    from dolg_tf.serving.export import export
 
     path = output / "saved_model" / variant
     arguments = {
@@ -167,7 +168,7 @@ def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> path
     }
     _announce(f"export: {variant}")
     _show("export", **arguments)
-    return export_saved_model(ExportConfig(**arguments))
+    return export(ExportConfig(**arguments))
 
 
 def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output: pathlib.Path):

@@ -10,7 +10,7 @@ from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval.extract import batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.serving.signatures import multi_scale
+from dolg_tf.serving.pyramid import multi_scale
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig

@@ -1,7 +1,7 @@
-"""TensorFlow's C++ loader, as TF Serving uses it, through the C library in the wheel.
+"""A SavedModel in TensorFlow's C++ loader, TF Serving's, through the C library in the wheel.
 
-Python's loader is no judge of a SavedModel: it restores objects, the C++ loader runs the graph,
-and a model may load in the one and not in the other.
+Python's loader restores objects, the C++ loader runs the graph: a model may load in one and not in
+the other.
 
 Reference: https://www.tensorflow.org/install/lang_c, tensorflow/c/c_api.h.
 """
@@ -9,9 +9,11 @@ Reference: https://www.tensorflow.org/install/lang_c, tensorflow/c/c_api.h.
 import ctypes
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
@@ -87,13 +89,19 @@ class CppSession:
     Args:
       path: the SavedModel directory.
 
+    Attributes:
+      signatures: by name, TensorFlow's `SignatureDef`: `inputs` and `outputs` have dtype and shape
+        of each tensor.
+
     Raises:
-      RuntimeError: with TensorFlow's message, when it does not load.
+      RuntimeError: with TensorFlow's message, when the model does not load.
 
     Example:
       with CppSession("saved_model") as session:
           session.run("images", {"images": photos, "scales": scales})["descriptors"]
     """
+
+    signatures: dict[str, meta_graph_pb2.SignatureDef]
 
     def __init__(self, path: files.Path):
         self._c = _library()
@@ -119,13 +127,13 @@ class CppSession:
             if not name.startswith("__")  # the loader's own
         }
 
-    def run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, signature: str, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, np.ndarray]:
         """Runs a signature.
 
         Args:
           signature: its name.
           inputs: arrays by the signature's input names, of its dtypes; strings as arrays of
-            `bytes`. One with a default may be left out.
+            `bytes`. An input with a default may be left out.
 
         Returns:
           Arrays by the signature's output names; strings as object arrays of `bytes`.
@@ -133,14 +141,16 @@ class CppSession:
         Raises:
           KeyError: on a signature or an input that the model does not have.
           TypeError: on an array of another dtype.
-          RuntimeError: with TensorFlow's message, when the run fails.
+          RuntimeError: when the session is closed, or with TensorFlow's message when the run fails.
         """
+        if self._session is None:
+            raise RuntimeError("the session is closed; open the SavedModel again")
         definition = self.signatures[signature]
         for name in inputs:
             if name not in definition.inputs:  # looking it up would make one
                 raise KeyError(f"{name}: {signature} takes {sorted(definition.inputs)}")
         tensors, results = [], (ctypes.c_void_p * len(definition.outputs))()
-        alive = []  # the bytes that string tensors look at
+        alive = []  # the bytes that string tensors point to
         try:
             for name, array in inputs.items():
                 tensors.append(self._tensor(name, definition.inputs[name].dtype, array, alive))
@@ -162,20 +172,20 @@ class CppSession:
                     self._c.TF_DeleteTensor(tensor)
 
     def close(self) -> None:
-        """Frees the model; it cannot be run afterwards."""
-        if self._session:
+        """Frees the model, which cannot be run afterwards. No thread may be running it."""
+        if self._session is not None:
             self._checked(self._c.TF_CloseSession, self._session)
             self._checked(self._c.TF_DeleteSession, self._session)
             self._c.TF_DeleteGraph(self._graph)
             self._session = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _checked(self, function, *arguments):
+    def _checked(self, function: Callable, *arguments: Any) -> Any:
         """Calls a function whose last argument is a status."""
         status = self._c.TF_NewStatus()
         try:
@@ -186,7 +196,7 @@ class CppSession:
         finally:
             self._c.TF_DeleteStatus(status)
 
-    def _endpoints(self, infos):
+    def _endpoints(self, infos: Iterable[meta_graph_pb2.TensorInfo]) -> ctypes.Array:
         """Returns the C array of the tensors that a signature names, "operation:index"."""
         outputs = []
         for info in infos:
@@ -197,7 +207,8 @@ class CppSession:
             outputs.append(_Output(operation, int(index)))
         return (_Output * len(outputs))(*outputs)
 
-    def _tensor(self, name: str, dtype: int, array, alive: list):
+    def _tensor(self, name: str, dtype: int, array: npt.ArrayLike, alive: list[bytes]) -> int:
+        """Returns a C tensor, to be deleted; `alive` must be kept until then."""
         strings = dtype == tf.string.as_datatype_enum
         expected = np.dtype(object if strings else tf.as_dtype(dtype).as_numpy_dtype)
         array = np.asarray(array, object if strings else None)
@@ -217,7 +228,8 @@ class CppSession:
             alive.append(value)
         return tensor
 
-    def _array(self, tensor) -> np.ndarray:
+    def _array(self, tensor: int) -> np.ndarray:
+        """Returns a copy of a C tensor."""
         dtype = tf.as_dtype(self._c.TF_TensorType(tensor))
         shape = [self._c.TF_Dim(tensor, i) for i in range(self._c.TF_NumDims(tensor))]
         data = self._c.TF_TensorData(tensor)

@@ -11,8 +11,7 @@ import json
 import logging
 import pathlib
 
-from dolg_tf.modeling.config import NetworkConfig
-from dolg_tf.serving import card_texts
+from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -23,6 +22,52 @@ NAME = "README.md"
 _IMAGE_SIZE = 512  # of the photo whose arithmetic is counted, in pixels
 _LEVELS = ("easy", "medium", "hard")
 _SCORES = ("mAP", "mP@1", "mP@5", "mP@10")
+
+_LIMITS = """
+- It tells landmarks apart: buildings, monuments, scenery. Of other things, and of people, its
+  descriptors say nothing that was tested.
+- EXIF rotation is not applied: a photo that is stored on its side is described on its side.
+- Descriptors of two models, or of two exports with another whitening, cannot be compared.
+- Photos of places that the training photos do not cover are described less well, and which
+  places those photos cover is not even over the world.
+"""
+_LICENCE = """
+The software that made this model is under Apache-2.0. No licence of the weights is recorded: it is
+for whoever publishes them to state, with a view to the photos and to the weights that training
+started from (each photo of Google Landmarks v2 has its own licence, its labels are under CC BY 4.0;
+the authors' code of DOLG is under MIT).
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a card says that depends on the kind of output alone.
+
+    Args:
+      use: Python code that describes photo.jpg; NAME stands for the file or directory, SCALES
+        for its default scales.
+      after_use: a paragraph behind the code.
+      after_scores: a sentence below the scores.
+      library: what runs the model, in the Hub's words.
+      takes: the photos that go in.
+    """
+
+    use: str
+    after_use: str = ""
+    after_scores: str = ""
+    library: str = "tensorflow"
+    takes: str = "uint8 RGB"
+
+
+_OF_MODEL_DIR = Words(
+    use="""from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.export import export
+
+export(ExportConfig(model_dir="NAME", output="saved_model"))
+""",
+    library="keras",
+    takes="float32 RGB in [0, 1]",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,13 +100,12 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
         config.model_dir, config.checkpoint, config.weights
     )
     about = {
-        "mode": "model",
         "preprocessing": configs.to_dict(dolg_config.preprocessing),
         "weights_sha256": weights_hash(network, dolg_config),
         "provenance": provenance,
     }
     name = pathlib.Path(config.model_dir).resolve().name
-    card = card_of(name, about, network, dolg_config, config.model_dir, report)
+    card = card_of(name, about, _OF_MODEL_DIR, network, dolg_config, config.model_dir, report)
     files.write_text(output, card)
     log.info("model card of %s: %s", config.model_dir, output)
     return output
@@ -92,14 +136,21 @@ def read_report(path: files.Path) -> dict | None:
 
 
 def card_of(
-    name: str, about: dict, network, dolg_config, model_dir: files.Path, report: dict | None
+    name: str,
+    about: dict,
+    words: Words,
+    network,
+    dolg_config: DolgConfig,
+    model_dir: files.Path,
+    report: dict | None,
 ) -> str:
     """Returns the card of a network, see `model_card`, with the recipe when it is a run's.
 
     Args:
       name: of the exported file or directory.
-      about: what the export says of itself: `mode`, `weights_sha256`, `preprocessing`,
-        `provenance`, and where they apply `scales`, `precision`, `quantize`, `whitening`.
+      about: what the export says of itself: `weights_sha256`, `preprocessing`, `provenance`,
+        and where they apply `scales`, `precision`, `quantize`, `whitening`.
+      words: of the kind of output.
       network: the Keras network in float32.
       dolg_config: its configuration.
       model_dir: where it was loaded from.
@@ -110,17 +161,24 @@ def card_of(
 
     summary = summarize(network, dolg_config, about["provenance"], _IMAGE_SIZE)
     _, values = read_config(model_dir)
-    return model_card(name, about, summary, values if "training" in values else None, report)
+    run = values if "training" in values else None
+    return model_card(name, about, words, summary, run, report)
 
 
 def model_card(
-    name: str, about: dict, summary: dict, run: dict | None = None, report: dict | None = None
+    name: str,
+    about: dict,
+    words: Words,
+    summary: dict,
+    run: dict | None = None,
+    report: dict | None = None,
 ) -> str:
     """Returns a model card, Markdown with a YAML block.
 
     Args:
       name: of the exported file or directory.
       about: see `card_of`.
+      words: of the kind of output.
       summary: of `dolg_tf.modeling.summary.summarize`.
       run: config.json of the run that trained it; None: it was not trained here.
       report: of `read_report`; None: the scores are not measured.
@@ -139,22 +197,22 @@ def model_card(
     sections = {
         "Network": _network(summary),
         "Training data": _data(about, run),
-        "Scores": _scores(about, report),
-        "Preprocessing": _preprocessing(about),
-        "Use": _use(name, about),
-        "Limits": card_texts.LIMITS,
-        "Licence": card_texts.LICENCE,
+        "Scores": _scores(words, report),
+        "Preprocessing": _preprocessing(about, words),
+        "Use": _use(name, about, words),
+        "Limits": _LIMITS,
+        "Licence": _LICENCE,
         "Origin": _origin(about),
     }
     title = f"# {name}\n\nA photo of a landmark in, one descriptor of {summary['descriptor_size']} "
     title += "numbers out: photos of one place have a large inner product. DOLG, after Yang et "
     title += "al., ICCV 2021, https://arxiv.org/abs/2108.02927, in TensorFlow (dolg_tf).\n"
     text = "\n".join(f"## {head}\n\n{body.strip()}\n" for head, body in sections.items())
-    metadata = _metadata(name, about, report).to_yaml()
+    metadata = _metadata(name, words, report).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{title}\n{text}"))
 
 
-def _metadata(name: str, about: dict, report: dict | None):
+def _metadata(name: str, words: Words, report: dict | None):
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -173,9 +231,7 @@ def _metadata(name: str, about: dict, report: dict | None):
             if report[level][score] is not None
         ]
     return ModelCardData(
-        library_name={"onnx": "onnx", "litert": "tflite", "model": "keras"}.get(
-            about["mode"], "tensorflow"
-        ),
+        library_name=words.library,
         license="unknown",
         pipeline_tag="image-feature-extraction",
         tags=["dolg", "image-retrieval", "landmark-retrieval"],
@@ -223,7 +279,7 @@ def _last_parts(path: str) -> str:
     return "/".join(pathlib.PurePath(path).parts[-2:]).lstrip("/")
 
 
-def _scores(about: dict, report: dict | None) -> str:
+def _scores(words: Words, report: dict | None) -> str:
     if report is None:
         return (
             "Not measured. (`dolg evaluate revisited` measures; `--report` puts its scores here.)"
@@ -240,8 +296,8 @@ def _scores(about: dict, report: dict | None) -> str:
         lines.append(f"| {level} | {' | '.join(cells)} |")
     lines += ["", "Protocol:", ""]
     lines += [f"- {key}: {json.dumps(value)}" for key, value in report["protocol"].items()]
-    if about["mode"] in ("onnx", "litert"):
-        lines += ["", "Measured with the SavedModel of these weights in float32, not this file."]
+    if words.after_scores:
+        lines += ["", words.after_scores]
     return "\n".join(lines)
 
 
@@ -249,34 +305,32 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _preprocessing(about: dict) -> str:
+def _preprocessing(about: dict, words: Words) -> str:
     inside = about["preprocessing"]
-    floats = about["mode"] in ("onnx", "litert", "model")
     lines = [
-        f"- in: {'float32 RGB in [0, 1]' if floats else 'uint8 RGB'}, of any size",
+        f"- in: {words.takes}, of any size",
         f"- inside: channels to {inside['channel_order'].upper()}, then (x - mean) / std, mean "
         f"{list(inside['mean'])}, std {list(inside['std'])}",
     ]
     for key in ("scales", "precision", "quantize"):
         if key in about:
-            lines.append(f"- {key}: {_words(about[key])}")
+            lines.append(f"- {key}: {_text(about[key])}")
     if about.get("whitening"):
         lines.append("- the descriptor is whitened inside")
     return "\n".join(lines)
 
 
-def _words(value) -> str:
+def _text(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _use(name: str, about: dict) -> str:
-    scales = list(about.get("scales", ()))
-    code = card_texts.USE[about["mode"]].replace("NAME", name).replace("SCALES", str(scales))
-    text = f"```python\n{code}```\n"
-    return text + card_texts.BATCHES if about["mode"] in ("onnx", "litert") else text
+def _use(name: str, about: dict, words: Words) -> str:
+    scales = str(list(about.get("scales", ())))
+    code = words.use.replace("NAME", name).replace("SCALES", scales)
+    return f"```python\n{code}```\n{words.after_use}"
 
 
 def _origin(about: dict) -> str:
     lines = [f"- weights, sha256: `{about['weights_sha256']}`"]
-    lines += [f"- {key}: {_words(value)}" for key, value in about["provenance"].items()]
+    lines += [f"- {key}: {_text(value)}" for key, value in about["provenance"].items()]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the exports that are one file share, ONNX and LiteRT: their contract, and how it is checked.
+"""Exports that are one file, ONNX and LiteRT: their contract, and how a file is checked.
 
 Both hold one function: `image`, float32 RGB in [0, 1], (B, H, W, 3), of any size, all photos of a
 batch of one size -> `descriptor`, float32 (B, D), of unit L2 norm. Channel order, normalisation
@@ -12,17 +12,20 @@ and the descriptor's norm are inside. Its width and nothing else differs between
 """
 
 import dataclasses
-import importlib.util
 import logging
 import pathlib
 from collections.abc import Callable
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from dolg_tf.modeling.config import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.serving import model_card
+from dolg_tf.serving.config import ExportConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
-from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +33,33 @@ FORMAT_VERSION = 1
 # Batch, height and width in pixels.
 _SHAPES = ((1, 97, 130), (2, 97, 130), (1, 32, 45), (2, 32, 45), (1, 10, 10))
 
-Describe = Callable[[np.ndarray], np.ndarray]
+_LOAD_PHOTO = """import numpy as np
+from PIL import Image
+{runtime}
+
+photo = np.asarray(Image.open("photo.jpg").convert("RGB"), np.float32)[None] / 255
+"""
+_SEVERAL = """
+Photos of a batch have one size. At several scales: resize the floats (bilinear, no antialias, to
+round(side x scale)), take the mean of the descriptors, and give it unit norm again.
+"""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FileExportConfig(NetworkConfig):
-    """Which network is exported to which file."""
+def card_words(runtime: str, use: str, library: str) -> model_card.Words:
+    """Returns the words of the model card.
 
-    output: str = configs.option("file to write; the model card is written beside it, as FILE.md")
-    report: str = configs.option(
-        "report.json of an evaluation of this network, for the scores of the model card; empty: "
-        "they are not measured",
-        "",
+    Args:
+      runtime: the import of what runs the file.
+      use: code that describes `photo`, float32 (1, H, W, 3), with the file NAME.
+      library: what runs the file, in the Hub's words.
+    """
+    return model_card.Words(
+        use=_LOAD_PHOTO.format(runtime=runtime) + use,
+        after_use=_SEVERAL,
+        library=library,
+        takes="float32 RGB in [0, 1]",
+        after_scores="Measured with the SavedModel of these weights in float32, not this file.",
     )
-    overwrite: bool = configs.option("replace an existing output", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +70,8 @@ class Exported:
     where it comes from, as plain JSON values.
     """
 
-    describe: Callable
-    variables: list
+    describe: tf.types.experimental.PolymorphicFunction
+    variables: list[tf.Variable]
     about: dict
 
 
@@ -70,67 +86,45 @@ class Distance:
         return f"largest difference {self.difference:.1e}, smallest cosine {self.cosine:.6f}"
 
 
-def need_packages(extra: str, *names: str) -> None:
-    """Makes sure that packages of an extra are installed.
-
-    Raises:
-      InputError: with the command that installs them.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"no package {', '.join(missing)} is installed; pip install 'dolg_tf[{extra}]'"
-        )
-
-
-def export_file(
-    config: FileExportConfig,
-    form: dict,
-    write: Callable[[Exported, pathlib.Path], None],
-    check: Callable[[Exported, pathlib.Path], Distance],
-) -> pathlib.Path:
-    """Exports a network as one file, with its model card beside it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileMode:
+    """An export mode whose output is one file.
 
     Args:
-      config: what the user asks for.
-      form: what `about` says of the file's form, such as its `mode`.
+      form: config -> what `about` says of the file's form, such as its `mode`.
       write: writes the file.
       check: runs the written file; raises RuntimeError when it is too far from the network.
-
-    Returns:
-      The file.
-
-    Raises:
-      InputError: when the output exists, or model or report cannot be read or do not fit.
-      RuntimeError: from `check`.
+      words: of the model card.
     """
-    output = pathlib.Path(config.output)
-    beside = output.with_name(f"{output.name}.md")
-    for path in (output, beside):
-        files.check_output(path, config.overwrite)
 
-    from dolg_tf.modeling.model_dir import load_network
-    from dolg_tf.serving.model_card import card_of, read_report
+    form: Callable[[ExportConfig], dict]
+    write: Callable[[Exported, pathlib.Path], None]
+    check: Callable[[Exported, pathlib.Path], Distance]
+    words: model_card.Words
 
-    report = read_report(config.report)
-    network, dolg_config, provenance = load_network(
-        config.model_dir, config.checkpoint, config.weights
-    )
-    about = {**form, **_about(network, dolg_config, provenance)}
-    card = card_of(output.name, about, network, dolg_config, config.model_dir, report)
-    exported = Exported(_describe(network), [v.value for v in network.variables], about)
-    with files.atomic_path(output) as temporary:
-        write(exported, temporary)
-        distance = check(exported, temporary)
-    files.write_text(beside, card)
-    log.info("exported %s to %s, %s bytes", config.model_dir, output, f"{output.stat().st_size:,}")
-    log.info("against the network, descriptors of unit norm: %s", distance)
-    return output
+    def export(self, config: ExportConfig) -> pathlib.Path:
+        """Writes the file, with its model card beside it as FILE.md."""
+        output = pathlib.Path(config.output)
+        report = model_card.read_report(config.report)
+        network, dolg_config, provenance = load_network(
+            config.model_dir, config.checkpoint, config.weights
+        )
+        about = self.form(config) | _about(network, dolg_config, provenance)
+        card = model_card.card_of(
+            output.name, about, self.words, network, dolg_config, config.model_dir, report
+        )
+        exported = Exported(_describe(network), [v.value for v in network.variables], about)
+        with files.atomic_path(output) as temporary:
+            self.write(exported, temporary)
+            distance = self.check(exported, temporary)
+        files.write_text(f"{output}.md", card)
+        size = output.stat().st_size
+        log.info("exported %s to %s, %s bytes", config.model_dir, output, f"{size:,}")
+        log.info("against the network, descriptors of unit norm: %s", distance)
+        return output
 
 
-def _about(network, config: DolgConfig, provenance: dict) -> dict:
-    from dolg_tf.modeling.model_dir import weights_hash
-
+def _about(network: keras.Model, config: DolgConfig, provenance: dict) -> dict:
     return {
         "format_version": FORMAT_VERSION,
         "preprocessing": configs.to_dict(config.preprocessing),
@@ -139,10 +133,8 @@ def _about(network, config: DolgConfig, provenance: dict) -> dict:
     }
 
 
-def _describe(network):
+def _describe(network: keras.Model) -> tf.types.experimental.PolymorphicFunction:
     """Returns the contract as a graph function."""
-    import tensorflow as tf
-
     photos = tf.TensorSpec([None, None, None, 3], tf.float32, "image")
 
     @tf.function(input_signature=[photos], autograph=False)
@@ -153,7 +145,7 @@ def _describe(network):
     return describe
 
 
-def distance(exported: Exported, run: Describe) -> Distance:
+def distance(exported: Exported, run: Callable[[np.ndarray], np.ndarray]) -> Distance:
     """Compares a written file with the network on photos of odd sizes, alone and two at a time.
 
     Args:

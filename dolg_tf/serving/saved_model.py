@@ -1,148 +1,120 @@
-"""Writes a SavedModel and checks it before it is put in place."""
+"""SavedModels: the parts of a mode; writing one and checking it before it is put in place."""
 
 import dataclasses
 import hashlib
 import logging
 import pathlib
-import zipfile
+from collections.abc import Callable
 
-from dolg_tf.modeling.config import NetworkConfig
+import keras
+import tensorflow as tf
+
+from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.serving import model_card
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
-from dolg_tf.stage.config import InputError
+from dolg_tf.stage.whitening import Whitening, load_whitening
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-# The authors' five scales.
-SCALES = (0.3535, 0.5, 0.7071, 1.0, 1.4142)
-SUBMISSION = "submission.zip"
+
+Functions = dict[str, tf.types.experimental.PolymorphicFunction]
+
+# The start of the card's code in each mode.
+LOAD_MODEL_AND_PHOTO = """import tensorflow as tf
+
+model = tf.saved_model.load("NAME")
+photo = tf.io.decode_jpeg(tf.io.read_file("photo.jpg"), channels=3, dct_method="INTEGER_ACCURATE")
+"""
+
+
+def write_signatures(functions: Functions, path: pathlib.Path) -> None:
+    """Writes graph functions as the signatures of a SavedModel."""
+    tf.saved_model.save(tf.Module(), str(path), functions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig(NetworkConfig):
-    """How a network is exported."""
-
-    output: str = configs.option("directory of the SavedModel; for TF Serving NAME/VERSION")
-    mode: str = configs.option(
-        "whose signatures it has: serving (extraction, report, TF Serving), delg (DELF's and "
-        "DELG's extractor), kaggle (the scorer of Landmark Retrieval 2020) or tf1 (delg's as "
-        "tensors of a TF1-style model, for .prune)",
-        "serving",
-        choices=("serving", "delg", "kaggle", "tf1"),
-    )
-    scales: tuple[float, ...] = configs.option(
-        "of mode kaggle, which has them inside; of mode serving those of encoded photos, and the "
-        "default ones, stored beside the model",
-        SCALES,
-        unit="of the photo's sides",
-    )
-    max_pixels: int = configs.option(
-        "mode serving: an encoded photo that is larger is not decoded, and gets status 2",
-        2**22,
-        unit="pixels",
-    )
-    precision: str = configs.option(
-        "of the convolutions; pooling, fusion and the last layers stay in float32",
-        "float32",
-        choices=("float32", "bfloat16"),
-    )
-    whitening: str = configs.option(
-        ".npz of mean (D,) and projection (D, K), applied to the descriptor inside the model; "
-        "modes serving and kaggle",
-        "",
-    )
-    zip: bool = configs.option(
-        f"mode kaggle: also write {SUBMISSION} inside the output, to be submitted as it is", False
-    )
-    report: str = configs.option(
-        "report.json of an evaluation of this model, for the scores in its card; empty: not "
-        "measured",
-        "",
-    )
-    overwrite: bool = configs.option("replace an existing output", False)
-
-    def __post_init__(self):
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise InputError(f"--scales={self.scales} must be one or more numbers above 0")
-        configs.at_least(self, max_pixels=1)
-        if self.whitening and self.mode in ("delg", "tf1"):
-            raise InputError(
-                f"--whitening with --mode={self.mode}: its rows are one a scale, and whitening "
-                "belongs behind their mean; give it to DELF's extractor (use_pca in its "
-                "configuration), or choose --mode=serving or kaggle"
-            )
-        if self.zip and self.mode != "kaggle":
-            raise InputError(f"--zip with --mode={self.mode}: only kaggle takes a {SUBMISSION}")
-
-
-def export_hash(weights: str, config: ExportConfig, whitening) -> str:
-    """Returns the SHA-256 that tells descriptors of this export from those of any other.
+class SavedModelMode:
+    """An export mode whose output is a SavedModel.
 
     Args:
-      weights: `model_dir.weights_hash` of the network; it is the result, where precision and
-        whitening leave the descriptors as they are.
-      config: how it is exported.
-      whitening: what is inside it.
+      functions: (network, config, whitening) -> the graph functions to save, by signature. The
+        network maps float32 RGB in [0, 1], (B, H, W, 3), to (B, D).
+      checks: (network, config, whitening) -> the calls that the written model must answer as
+        the Keras network does.
+      words: of the model card.
+      write: writes the functions to a directory.
+      runner: directory -> function that runs a check as users of Python do.
+      add_files: writes what goes beside a model that has passed its checks.
     """
-    if config.precision == "float32" and whitening is None:
+
+    functions: Callable[[keras.Model, ExportConfig, Whitening | None], Functions]
+    checks: Callable[[keras.Model, ExportConfig, Whitening | None], list[Check]]
+    words: model_card.Words
+    write: Callable[[Functions, pathlib.Path], None] = write_signatures
+    runner: Callable[[pathlib.Path], Run] = signature_runner
+    add_files: Callable[[pathlib.Path, ExportConfig], None] = lambda path, config: None
+
+    def export(self, config: ExportConfig) -> pathlib.Path:
+        """Writes the SavedModel; `assets.extra/dolg.json` in it says where it comes from."""
+        output = pathlib.Path(config.output)
+        report = model_card.read_report(config.report)
+        network, dolg_config, provenance = load_network(
+            config.model_dir, config.checkpoint, config.weights
+        )
+        weights, whitening = weights_hash(network, dolg_config), None
+        if config.whitening:
+            whitening = load_whitening(config.whitening, network.output_shape[-1])
+            _check_whitening(whitening, weights, config)
+        about = _about(weights, dolg_config, provenance, config, whitening)
+        with files.atomic_path(output) as temporary:
+            exported = _in_precision(network, dolg_config, config.precision)
+            self.write(self.functions(exported, config, whitening), temporary)
+            files.write_json(temporary / "assets.extra" / "dolg.json", about)
+            checks = self.checks(network, config, whitening)
+            verify(temporary, network, checks, config.precision, self.runner)
+            self.add_files(temporary, config)
+            card = model_card.card_of(
+                output.name, about, self.words, network, dolg_config, config.model_dir, report
+            )
+            files.write_text(temporary / model_card.NAME, card)
+        log.info("exported %s to %s", config.model_dir, output)
+        return output
+
+
+def export_hash(weights: str, precision: str, whitening: Whitening | None) -> str:
+    """Returns the SHA-256 that tells descriptors of an export from those of any other.
+
+    Args:
+      weights: `model_dir.weights_hash` of the network; it is the result where precision and
+        whitening leave the descriptors as they are.
+      precision: of the convolutions.
+      whitening: inside the export.
+    """
+    if precision == "float32" and whitening is None:
         return weights
-    parts = [weights, config.precision, "" if whitening is None else whitening.sha256]
+    parts = [weights, precision, "" if whitening is None else whitening.sha256]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def export_saved_model(config: ExportConfig) -> pathlib.Path:
-    """Exports a trained or converted network as a SavedModel.
-
-    Its signatures are those of `--mode`, see `dolg_tf/serving/modes.py`; `assets.extra/dolg.json`
-    says where it comes from.
-
-    Returns:
-      The directory.
-
-    Raises:
-      InputError: when the output exists, or model or whitening cannot be read or do not fit.
-      RuntimeError: when the written model does not answer as the network does.
-    """
-    output = pathlib.Path(config.output)
-    files.check_output(output, config.overwrite, "saved_model.pb")
-
-    from dolg_tf.modeling.model_dir import load_network, weights_hash
-    from dolg_tf.serving.model_card import NAME, card_of, read_report
-    from dolg_tf.serving.server_files import write_server_files
-    from dolg_tf.serving.verify import verify
-    from dolg_tf.stage.whitening import load_whitening
-
-    report = read_report(config.report)
-    network, dolg_config, provenance = load_network(
-        config.model_dir, config.checkpoint, config.weights
-    )
-    weights, whitening = weights_hash(network, dolg_config), None
-    if config.whitening:
-        whitening = load_whitening(config.whitening, network.output_shape[-1])
-        _check_whitening(whitening, weights, config)
-    about = _about(weights, dolg_config, provenance, config, whitening)
-    with files.atomic_path(output) as temporary:
-        _write(_in_precision(network, dolg_config, config.precision), config, whitening, temporary)
-        files.write_json(temporary / "assets.extra" / "dolg.json", about)
-        if config.mode == "serving":
-            write_server_files(temporary)
-        verify(temporary, network, config, whitening)
-        if config.zip:
-            _write_zip(temporary)
-        card = card_of(output.name, about, network, dolg_config, config.model_dir, report)
-        files.write_text(temporary / NAME, card)
-    log.info("exported %s to %s", config.model_dir, output)
-    return output
-
-
-def _check_whitening(whitening, weights: str, config: ExportConfig) -> None:
+def _check_whitening(whitening: Whitening, weights: str, config: ExportConfig) -> None:
     """Makes sure that a whitening was learned on descriptors of these weights, if it says so."""
-    half = export_hash(weights, dataclasses.replace(config, precision="bfloat16"), None)
+    half = export_hash(weights, "bfloat16", None)
     whitening.check_model(config.whitening, config.model_dir, weights, half)
 
 
-def _about(weights: str, dolg_config, provenance: dict, config: ExportConfig, whitening) -> dict:
+def _about(
+    weights: str,
+    dolg_config: DolgConfig,
+    provenance: dict,
+    config: ExportConfig,
+    whitening: Whitening | None,
+) -> dict:
     """Returns what `assets.extra/dolg.json` says."""
     return {
         "format_version": FORMAT_VERSION,
@@ -151,19 +123,15 @@ def _about(weights: str, dolg_config, provenance: dict, config: ExportConfig, wh
         "scales": list(config.scales),
         "precision": config.precision,
         "whitening": None if whitening is None else {"sha256": whitening.sha256},
-        "weights_sha256": export_hash(weights, config, whitening),
+        "weights_sha256": export_hash(weights, config.precision, whitening),
         "provenance": provenance,
     }
 
 
-def _in_precision(network, dolg_config, precision: str):
+def _in_precision(network: keras.Model, dolg_config: DolgConfig, precision: str) -> keras.Model:
     """Returns the network, or one of the same weights that convolves in bfloat16."""
     if precision == "float32":
         return network
-    import tensorflow as tf
-
-    from dolg_tf.modeling.dolg import build_dolg
-
     cpu = pathlib.Path("/proc/cpuinfo")
     native = cpu.is_file() and "bf16" in cpu.read_text(encoding="utf-8")
     if not native and not tf.config.list_physical_devices("GPU"):
@@ -171,25 +139,3 @@ def _in_precision(network, dolg_config, precision: str):
     rebuilt = build_dolg(dolg_config, dtype="mixed_bfloat16")
     rebuilt.set_weights(network.get_weights())
     return rebuilt
-
-
-def _write(network, config: ExportConfig, whitening, path: pathlib.Path) -> None:
-    import tensorflow as tf
-
-    from dolg_tf.serving.modes import MODES
-
-    functions = MODES[config.mode](network, config, whitening)
-    if config.mode == "tf1":
-        from dolg_tf.serving.tf1 import write_tf1
-
-        write_tf1(functions["serving_default"], path)
-        return
-    tf.saved_model.save(tf.Module(), str(path), functions)
-
-
-def _write_zip(folder: pathlib.Path) -> None:
-    """Writes the submission: the model's files at the root of the archive."""
-    members = sorted(file for file in folder.rglob("*") if file.is_file())
-    with zipfile.ZipFile(folder / SUBMISSION, "w") as archive:
-        for file in members:
-            archive.write(file, file.relative_to(folder))

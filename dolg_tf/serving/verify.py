@@ -5,7 +5,6 @@ sizes, and must answer as the Keras network does.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -14,9 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.data import images
-from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.runtime.session import CppSession
-from dolg_tf.serving import requests, signatures
 from dolg_tf.stage.whitening import Whitening
 
 # Height and width in pixels; the last ones shrink to 3 x 3 at scale 0.25.
@@ -35,28 +32,50 @@ class Check:
     expected: dict[str, np.ndarray]
 
 
-def verify(path: pathlib.Path, network, config, whitening: Whitening | None) -> None:
+# Runs a check, and returns the outputs by name.
+Run = Callable[[Check], dict[str, np.ndarray]]
+
+
+def signature_runner(path: pathlib.Path) -> Run:
+    """Returns a function that runs a check through Python's loader."""
+    loaded = tf.saved_model.load(str(path))
+
+    def run(check):
+        inputs = {name: tf.constant(array) for name, array in check.inputs.items()}
+        outputs = loaded.signatures[check.signature](**inputs)
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    return run
+
+
+def verify(
+    path: pathlib.Path,
+    network: keras.Model,
+    checks: Sequence[Check],
+    precision: str,
+    runner: Callable[[pathlib.Path], Run] = signature_runner,
+) -> None:
     """Checks a written model.
 
     Args:
       path: the SavedModel directory.
       network: the Keras network in float32.
-      config: the `ExportConfig` it was written with.
-      whitening: what is inside it.
+      checks: the calls that it must answer as the network does.
+      precision: of its convolutions.
+      runner: directory -> function that runs a check as users of Python do.
 
     Raises:
       RuntimeError: when it does not load, answers otherwise than the network, or holds the
         weights twice.
     """
     _check_size(path, network)
-    checks = _CHECKS[config.mode](network, config, whitening)
     with CppSession(path) as session:
         for check in checks:
             found = session.run(check.signature, check.inputs)
-            _compare(check, found, config.precision, "C++ loader")
-    run = _python_loader(path, config.mode)
+            _compare(check, found, precision, "C++ loader")
+    run = runner(path)
     for check in checks:
-        _compare(check, run(check), config.precision, "Python's loader")
+        _compare(check, run(check), precision, "Python's loader")
 
 
 def _check_size(path: pathlib.Path, network) -> None:
@@ -67,24 +86,6 @@ def _check_size(path: pathlib.Path, network) -> None:
             f"the exported model has {stored:,} bytes for {needed:,} bytes of weights: they are "
             "stored more than once"
         )
-
-
-def _python_loader(path: pathlib.Path, mode: str) -> Callable[[Check], dict[str, np.ndarray]]:
-    """Returns a function that runs a check as users of Python do."""
-    loaded = tf.saved_model.load(str(path))
-    prune = functools.cache(loaded.prune) if mode == "tf1" else None
-
-    def run(check):
-        inputs = {name: tf.constant(array) for name, array in check.inputs.items()}
-        if prune is None:
-            outputs = loaded.signatures[check.signature](**inputs)
-        else:
-            fetches = tuple(f"{name}:0" for name in check.expected)
-            found = prune(tuple(f"{name}:0" for name in inputs), fetches)(*inputs.values())
-            outputs = dict(zip(check.expected, found, strict=True))
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
-
-    return run
 
 
 def _compare(check: Check, found: dict[str, np.ndarray], precision: str, loader: str) -> None:
@@ -119,12 +120,13 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(both_zero, 1.0, (a * b).sum(-1) / np.maximum(norms, 1e-30))
 
 
-def _photos(*batch: int) -> list[np.ndarray]:
+def random_photos(*batch: int) -> list[np.ndarray]:
+    """Returns uint8 RGB photos (*batch, H, W, 3) of odd sizes, the same each time."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*batch, *size, 3), dtype=np.uint8) for size in _SIZES]
 
 
-class _Reference:
+class Reference:
     """What the Keras network says, one scale at a time, without any of the exported graph."""
 
     def __init__(self, network: keras.Model, whitening: Whitening | None):
@@ -151,57 +153,3 @@ class _Reference:
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Returns rows of unit L2 norm; a row of zeros stays one."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
-
-
-def _serving(network: keras.Model, config, whitening: Whitening | None) -> list[Check]:
-    reference, checks = _Reference(network, whitening), []
-    scales = np.asarray(config.scales, np.float32)
-    for photos in _photos(2):
-        expected = {"descriptors": reference.descriptors(photos, scales)}
-        checks.append(Check("images", {"images": photos, "scales": scales}, expected))
-    checks.append(_encoded(checks))
-    if has_local_branch(network):
-        seen, spec = intermediates(network), tf.TensorSpec([None, None, 3], tf.uint8)
-        for signature, of in signatures.OF_LOCAL_BRANCH.items():
-            compute = tf.function(of(seen), input_signature=[spec], autograph=False)
-            for photo in _photos():
-                expected = {name: x.numpy() for name, x in compute(tf.constant(photo)).items()}
-                checks.append(Check(signature, {"image": photo}, expected))
-    return checks
-
-
-def _encoded(checks: list[Check]) -> Check:
-    """Returns a check of photos of all sizes in one request, with one among them that is none."""
-    photos = [tf.io.encode_png(check.inputs["images"][0]).numpy() for check in checks]
-    rows = [check.expected["descriptors"][0] for check in checks]
-    expected = {
-        "descriptors": np.stack([*rows, np.zeros_like(rows[0])]),
-        "status": np.asarray([requests.OK] * len(rows) + [requests.UNDECODABLE], np.int32),
-    }
-    image_bytes = np.asarray([*photos, b"no photo"], object)
-    return Check("serving_default", {"image_bytes": image_bytes}, expected)
-
-
-def _delg(network: keras.Model, config, whitening: None) -> list[Check]:
-    reference, checks = _Reference(network, whitening), []
-    scales = np.asarray((0.7071, 1.0, 1.4142, 0.25), np.float32)
-    asked = np.asarray((3, 0, 3, 1), np.int32)
-    for photo in _photos():
-        rows = reference.rows(photo[None], scales)[:, 0]
-        inputs = {"input_image": photo, "input_scales": scales}
-        some = {**inputs, "input_global_scales_ind": asked}
-        checks.append(Check("serving_default", some, {"global_descriptors": rows[[0, 1, 3]]}))
-        if config.mode == "tf1":  # there the indices have a default
-            checks.append(Check("serving_default", inputs, {"global_descriptors": rows}))
-    return checks
-
-
-def _kaggle(network: keras.Model, config, whitening: Whitening | None) -> list[Check]:
-    reference, checks = _Reference(network, whitening), []
-    for photo in _photos():
-        expected = {"global_descriptor": reference.descriptors(photo[None], config.scales)[0]}
-        checks.append(Check("serving_default", {"input_image": photo}, expected))
-    return checks
-
-
-_CHECKS = {"serving": _serving, "delg": _delg, "kaggle": _kaggle, "tf1": _delg}

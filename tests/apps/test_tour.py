@@ -21,11 +21,12 @@ def _export(path: pathlib.Path) -> None:
     from dolg_tf.modeling.config import DolgConfig
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
+    from dolg_tf.serving.config import ExportConfig
+    from dolg_tf.serving.export import export
 
     config = DolgConfig(backbone="resnet17_small", dilations=(1, 2), descriptor_size=16)
     save_dolg(build_dolg(config, seed=1), config, path.parent / "network", {"source": "test"})
-    export_saved_model(ExportConfig(model_dir=str(path.parent / "network"), output=str(path)))
+    export(ExportConfig(model_dir=str(path.parent / "network"), output=str(path)))
 
 
 def _quickstart(folder: pathlib.Path, write_model) -> pathlib.Path:

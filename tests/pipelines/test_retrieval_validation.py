@@ -21,7 +21,8 @@ from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.pipelines import retrieval_validation
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
-from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.export import export
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import loop
 from dolg_tf.training.config import TrainingConfig
@@ -67,9 +68,7 @@ def _scores_of_the_chain(network, truth, folder) -> dict:
     """Export, extraction and evaluation, through their files."""
     save_dolg(network, MODEL, folder / "model", {})
     exported, sets = str(folder / "saved_model"), {}
-    export_saved_model(
-        ExportConfig(model_dir=str(folder / "model"), output=exported, scales=(1.0,))
-    )
+    export(ExportConfig(model_dir=str(folder / "model"), output=exported, scales=(1.0,)))
     for subset in ("query", "index"):
         sets[subset] = str(folder / subset)
         extract(

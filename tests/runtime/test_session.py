@@ -74,6 +74,14 @@ def test_several_threads_may_run_it(toy):
         assert all(pool.map(run, range(200)))
 
 
+def test_a_closed_session_refuses_to_run(toy):
+    with CppSession(toy) as session:
+        pass
+    session.close()  # again, which does nothing
+    with pytest.raises(RuntimeError, match="the session is closed"):
+        session.run("toy", {"text": [], "x": np.zeros((0, 3), np.float32)})
+
+
 @pytest.mark.parametrize("as_attribute", [True, False])
 def test_a_keras_model_as_attribute_loads_in_python_alone(tmp_path, as_attribute):
     """Why `saved_model.py` tracks the variables and not the network."""

@@ -8,7 +8,8 @@ import pytest
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg
-from dolg_tf.serving.saved_model import ExportConfig, export_saved_model
+from dolg_tf.serving import export as stage
+from dolg_tf.serving.config import ExportConfig
 
 CONFIG = DolgConfig(backbone="resnet17_small", dilations=(1, 2), descriptor_size=16)
 
@@ -37,9 +38,7 @@ def export(model_dir):
     @functools.cache
     def make(**options):
         output = model_dir.parent / f"export_{len(list(model_dir.parent.iterdir()))}"
-        return export_saved_model(
-            ExportConfig(model_dir=str(model_dir), output=str(output), **options)
-        )
+        return stage.export(ExportConfig(model_dir=str(model_dir), output=str(output), **options))
 
     return make
 

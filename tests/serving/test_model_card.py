@@ -1,5 +1,6 @@
 """The model card: what it says, and that it says nothing that is not known."""
 
+import importlib
 import json
 import shutil
 
@@ -9,14 +10,15 @@ from huggingface_hub import ModelCard
 from dolg_tf.modeling import model_dir as model_dir_module
 from dolg_tf.modeling.model_dir import weights_hash
 from dolg_tf.modeling.summary import summarize
-from dolg_tf.serving import card_texts
+from dolg_tf.serving import model_card as cards
+from dolg_tf.serving.config import MODES
 from dolg_tf.serving.model_card import (
     ModelCardConfig,
+    Words,
     model_card,
     read_report,
     write_model_card,
 )
-from dolg_tf.serving.modes import MODES
 from dolg_tf.stage.config import InputError
 
 RUN = {
@@ -34,6 +36,8 @@ RUN = {
     },
 }
 
+WORDS = Words(use="", after_scores="Measured with the SavedModel, not this file.")
+
 
 @pytest.fixture(scope="module")
 def summary(network, dolg_config):
@@ -43,7 +47,6 @@ def summary(network, dolg_config):
 @pytest.fixture(scope="module")
 def about(network, dolg_config):
     return {
-        "mode": "onnx",
         "preprocessing": {"channel_order": "bgr", "mean": (0.25, 0.5, 0.75), "std": (1, 2, 3)},
         "weights_sha256": weights_hash(network, dolg_config),
         "provenance": {"source": "test", "step": 1234},
@@ -62,14 +65,14 @@ def report(about):
 
 
 def test_without_report_nothing_is_measured(about, summary):
-    card = ModelCard(model_card("m.onnx", about, summary))
+    card = ModelCard(model_card("m.onnx", about, WORDS, summary))
     assert "## Scores\n\nNot measured." in card.text and "mAP" not in card.text
     assert card.data.eval_results is None
     assert card.data.license == "unknown" and "No licence of the weights" in card.text
 
 
 def test_it_tells_the_network_and_what_is_inside(about, summary):
-    text = model_card("m.onnx", {**about, "scales": [0.5, 1.0]}, summary)
+    text = model_card("m.onnx", {**about, "scales": [0.5, 1.0]}, WORDS, summary)
     assert "- backbone resnet17_small" in text and "one descriptor of 16 numbers" in text
     assert f"| all | {summary['parts']['all']['parameters']:,} |" in text
     assert "channels to BGR" in text and "mean [0.25, 0.5, 0.75], std [1, 2, 3]" in text
@@ -77,7 +80,7 @@ def test_it_tells_the_network_and_what_is_inside(about, summary):
 
 
 def test_scores_stand_in_it_with_their_protocol(about, summary, report):
-    card = ModelCard(model_card("m.onnx", about, summary, None, report))
+    card = ModelCard(model_card("m.onnx", about, WORDS, summary, None, report))
     assert "| easy | 50.00 | 25.00 | 100.00 | 12.50 | 43.21-60.00 |" in card.text
     assert "| medium | 37.50 | 25.00 | 100.00 | 12.50 | - |" in card.text
     assert "| hard | - | - | - | - | - |" in card.text
@@ -85,34 +88,43 @@ def test_scores_stand_in_it_with_their_protocol(about, summary, report):
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found["easy", "mAP"] == 0.5 and found["medium", "mAP"] == 0.375
     assert not [level for level, _ in found if level == "hard"]
-    assert "not this file" not in model_card(
-        "m", {**about, "mode": "kaggle"}, summary, None, report
-    )
+    assert "not this file" not in model_card("m", about, Words(use=""), summary, None, report)
 
 
 def test_scores_of_other_weights_are_refused(about, summary, report):
     report["protocol"]["model_hash"] = "f" * 64
     with pytest.raises(InputError, match="--report is of the model ffff"):
-        model_card("m.onnx", about, summary, None, report)
+        model_card("m.onnx", about, WORDS, summary, None, report)
     report["protocol"]["model_hash"] = None  # descriptors of an .npy say of no model
-    model_card("m.onnx", about, summary, None, report)
+    model_card("m.onnx", about, WORDS, summary, None, report)
 
 
 def test_a_run_tells_its_data_without_the_trainers_folders(about, summary):
-    text = model_card("m.onnx", about, summary, RUN)
+    text = model_card("m.onnx", about, WORDS, summary, RUN)
     assert "- records: `gldv2/train-*`; landmarks: 81,313" in text
     assert "batches of 7, 1234 steps, seed 3" in text
     assert "- started from: weights/r50.weights.h5" in text and "/home" not in text
-    assert "Not trained by dolg_tf; the weights come from: test" in model_card("m", about, summary)
+    assert "Not trained by dolg_tf; the weights come from: test" in model_card(
+        "m", about, WORDS, summary
+    )
 
 
-@pytest.mark.parametrize("mode", [*MODES, "onnx", "litert", "model"])
+def _words(mode: str) -> Words:
+    if mode == "model":
+        return cards._OF_MODEL_DIR
+    for package in MODES[mode].packages:
+        pytest.importorskip(package)
+    return importlib.import_module(f"dolg_tf.serving.modes.{mode}").MODE.words
+
+
+@pytest.mark.parametrize("mode", [*MODES, "model"])
 def test_every_kind_of_export_has_code_that_compiles(about, summary, mode):
-    text = model_card("the_name", {**about, "mode": mode, "scales": [0.5]}, summary)
+    words = _words(mode)
+    text = model_card("the_name", {**about, "scales": [0.5]}, words, summary)
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, mode, "exec")
     assert "the_name" in code and not [word for word in ("NAME", "SCALES") if word in code]
-    assert ("[0.5]" in code) == ("SCALES" in card_texts.USE[mode])
+    assert ("[0.5]" in code) == ("SCALES" in words.use)
 
 
 @pytest.mark.parametrize(

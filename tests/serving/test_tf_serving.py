@@ -20,9 +20,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 
 from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
-from dolg_tf.serving import saved_model
-from dolg_tf.serving.saved_model import ExportConfig
-from dolg_tf.serving.server_files import BATCHING, WARMUP, write_server_files
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.modes import serving
+from dolg_tf.serving.server_files import BATCHING, WARMUP
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -35,8 +35,8 @@ def exported(network, tmp_path_factory):
     """An export without its check, which is most of an export's time."""
     path = tmp_path_factory.mktemp("dolg") / "1"
     config = ExportConfig(model_dir="", output=str(path), scales=SCALES)
-    saved_model._write(network, config, None, path)
-    write_server_files(path)
+    serving.MODE.write(serving.functions(network, config, None), path)
+    serving.MODE.add_files(path, config)
     return path
 
 

@@ -1,51 +1,30 @@
-"""The network as an ONNX file; its contract: `dolg_tf/serving/one_file.py`."""
+"""Mode `onnx`: the network as an ONNX file; its contract: `dolg_tf/serving/one_file.py`.
 
-import dataclasses
+It takes `image`, float32 RGB in [0, 1], (batch, height, width, 3), and gives `descriptor`,
+float32 (batch, D), of unit L2 norm, at one scale. Its metadata say where it comes from.
+"""
+
 import json
 import logging
 import os
 import pathlib
 
+import onnx
+import onnxruntime
+import tf2onnx
+
 from dolg_tf.serving import one_file
-from dolg_tf.serving.one_file import Distance, Exported, FileExportConfig
-from dolg_tf.stage.config import InputError
+from dolg_tf.serving.one_file import Distance, Exported, FileMode
 
 # Read by onnxruntime since 1.10, of 2021.
 _OPSET = 15
 _TOLERANCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnnxConfig(FileExportConfig):
-    """Which network is exported to which .onnx file."""
-
-    def __post_init__(self):
-        if not self.output.endswith(".onnx"):
-            raise InputError(f"--output={self.output} must end in .onnx")
-
-
-def export_onnx(config: OnnxConfig) -> pathlib.Path:
-    """Exports a trained or converted network as an ONNX file, checked in onnxruntime.
-
-    It takes `image`, float32 RGB in [0, 1], (batch, height, width, 3), and gives `descriptor`,
-    float32 (batch, D), of unit L2 norm, at one scale. Its metadata say where it comes from.
-
-    Returns:
-      The file.
-
-    Raises:
-      InputError: when the output exists, a package is missing, or model or report cannot be read
-        or do not fit.
-      RuntimeError: when the file's descriptors are more than 1e-5 off.
-    """
-    one_file.need_packages("onnx", "onnx", "tf2onnx", "onnxruntime")
-    return one_file.export_file(config, {"mode": "onnx", "opset": _OPSET}, _write, _check)
+_USE = """session = onnxruntime.InferenceSession("NAME")
+descriptor = session.run(["descriptor"], {"image": photo})[0][0]  # (D,)
+"""
 
 
 def _write(exported: Exported, path: pathlib.Path) -> None:
-    import onnx
-    import tf2onnx
-
     # Else it copies the whole graph, weights and all, before each of some forty passes.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells each of its passes
@@ -78,8 +57,6 @@ def _set_padding(node) -> None:
     tf2onnx leaves "same" to the runtime where the photo's size is unknown, and onnxruntime has
     none for dilated kernels. With stride 1 it depends on the kernel alone.
     """
-    import onnx
-
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if attributes.get("auto_pad") is None or list(attributes["strides"].ints) != [1, 1]:
         return
@@ -90,8 +67,6 @@ def _set_padding(node) -> None:
 
 
 def _check(exported: Exported, path: pathlib.Path) -> Distance:
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = one_file.distance(
         exported, lambda photos: session.run(["descriptor"], {"image": photos})[0]
@@ -99,3 +74,11 @@ def _check(exported: Exported, path: pathlib.Path) -> Distance:
     if not found.difference <= _TOLERANCE:
         raise RuntimeError(f"onnxruntime's descriptors are off: {found}")
     return found
+
+
+MODE = FileMode(
+    form=lambda config: {"mode": "onnx", "opset": _OPSET},
+    write=_write,
+    check=_check,
+    words=one_file.card_words("import onnxruntime", _USE, "onnx"),
+)

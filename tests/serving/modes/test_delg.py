@@ -8,9 +8,8 @@ import tensorflow as tf
 
 from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import delg
-from dolg_tf.serving.saved_model import ExportConfig
-from dolg_tf.stage.config import InputError
 
 SCALES = (0.70710677, 1.0, 1.4142135)
 
@@ -18,7 +17,8 @@ SCALES = (0.70710677, 1.0, 1.4142135)
 @pytest.fixture(scope="module")
 def rows(network):
     """Function of (photo, scales, indices) to the rows, by the extractor's keywords."""
-    extract = delg(network, ExportConfig(model_dir="m", output="o"), None)["serving_default"]
+    config = ExportConfig(model_dir="m", output="o", mode="delg")
+    extract = delg.functions(network, config, None)["serving_default"]
 
     def call(photo, scales, indices):
         return extract(
@@ -73,12 +73,6 @@ def test_delgs_order_of_work_gives_the_same(network, photos):
             normalize(images.resize(photo, *size)),
             atol=2e-6,
         )
-
-
-@pytest.mark.parametrize("mode", ["delg", "tf1"])
-def test_whitening_is_refused(mode):
-    with pytest.raises(InputError, match="its rows are one a scale"):
-        ExportConfig(model_dir="m", output="o", mode=mode, whitening="w.npz")
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 
-from dolg_tf.modeling import model_dir as model_dir_module
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg, weights_hash
-from dolg_tf.serving import litert_export, one_file
-from dolg_tf.serving.litert_export import LiteRTConfig, export_litert
-from dolg_tf.stage.config import InputError
+from dolg_tf.serving import export as stage
+from dolg_tf.serving import one_file
+from dolg_tf.serving.config import ExportConfig
 
 interpreters = pytest.importorskip("ai_edge_litert.interpreter")
-
+litert = pytest.importorskip("dolg_tf.serving.modes.litert")
 
 pytestmark = pytest.mark.slow  # the converter takes 20 s
 
@@ -27,14 +26,14 @@ def loaded(network, dolg_config):
     """Makes exports take `network` itself: to build it again takes seconds."""
     found = (network, dolg_config, {"source": "test"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_dir_module, "load_network", lambda *_: found)
+        patch.setattr(one_file, "load_network", lambda *_: found)
         yield
 
 
 @pytest.fixture(scope="module")
 def exported(model_dir, loaded, tmp_path_factory):
     output = tmp_path_factory.mktemp("litert") / "small.tflite"
-    return export_litert(LiteRTConfig(model_dir=str(model_dir), output=str(output)))
+    return stage.export(ExportConfig(mode="litert", model_dir=str(model_dir), output=str(output)))
 
 
 def _describe(path):
@@ -85,17 +84,17 @@ def test_the_code_of_its_card_runs(exported, photos, monkeypatch):
 def test_a_file_that_is_too_far_off_is_refused(exported, network, quantize, monkeypatch):
     about = {"quantize": quantize}
     source = one_file.Exported(one_file._describe(network), [], about)
-    limit = litert_export._COSINE.get(quantize)
+    limit = litert._COSINE.get(quantize)
     right, wrong = (1e-5, 1.1e-5) if limit is None else (limit, limit - 1e-4)
     for far in (right, wrong, np.nan):
         cosine = 1.0 if limit is None else far
         found = one_file.Distance(far if limit is None else 0.1, cosine)
         monkeypatch.setattr(one_file, "distance", lambda *_, found=found: found)
         if far == right:
-            assert litert_export._check(source, exported) == found
+            assert litert._check(source, exported) == found
         else:
             with pytest.raises(RuntimeError, match=f"--quantize={quantize}, are off"):
-                litert_export._check(source, exported)
+                litert._check(source, exported)
 
 
 def test_a_failure_leaves_nothing(model_dir, loaded, tmp_path, monkeypatch):
@@ -103,13 +102,13 @@ def test_a_failure_leaves_nothing(model_dir, loaded, tmp_path, monkeypatch):
         path.write_bytes(b"cut")
         raise OSError("disk full")
 
-    monkeypatch.setattr(litert_export, "_write", write)
-    config = LiteRTConfig(model_dir=str(model_dir), output=str(tmp_path / "o" / "m.tflite"))
+    monkeypatch.setattr(litert, "MODE", dataclasses.replace(litert.MODE, write=write))
+    config = ExportConfig(
+        mode="litert", model_dir=str(model_dir), output=str(tmp_path / "o" / "m.tflite")
+    )
     with pytest.raises(OSError, match="disk full"):
-        export_litert(config)
+        stage.export(config)
     assert not list((tmp_path / "o").iterdir())
-    with pytest.raises(InputError, match=r"must end in \.tflite"):
-        dataclasses.replace(config, output="model.onnx")
 
 
 @pytest.mark.parametrize(("quantize", "share"), [("float16", 0.51), ("dynamic", 0.26)])
@@ -118,12 +117,12 @@ def test_quantised_files_are_smaller_and_near(
 ):
     output = tmp_path / "m.tflite"
     arguments = {"model_dir": str(model_dir), "output": str(output), "quantize": quantize}
-    export_litert(LiteRTConfig(**arguments))
+    stage.export(ExportConfig(mode="litert", **arguments))
     assert output.stat().st_size < share * exported.stat().st_size
     floats = np.random.default_rng(1).random((1, 80, 60, 3), np.float32)
     expected, found = (_describe(p)(image=floats)["descriptor"][0] for p in (exported, output))
     # Near, and not the same: it did compute with less.
-    assert litert_export._COSINE[quantize] < found @ expected
+    assert litert._COSINE[quantize] < found @ expected
     assert np.abs(found - expected).max() > 1e-5
 
 
@@ -134,4 +133,4 @@ def test_the_papers_and_mobile_networks_are_exported(backbone, tmp_path):
     for quantize in ("none", "dynamic"):
         output = tmp_path / f"{quantize}.tflite"
         arguments = {"model_dir": str(tmp_path / "model"), "output": str(output)}
-        export_litert(LiteRTConfig(**arguments, quantize=quantize))
+        stage.export(ExportConfig(mode="litert", **arguments, quantize=quantize))

@@ -11,9 +11,10 @@ import tensorflow as tf
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.whitening.stages import WhitenedRows
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.serving import export as stage
 from dolg_tf.serving import saved_model
+from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import kaggle
-from dolg_tf.serving.saved_model import ExportConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.whitening import load_whitening, write_whitening
 
@@ -57,7 +58,8 @@ def test_the_models_files_lie_at_the_root_of_the_archive(tmp_path):
     (tmp_path / "variables").mkdir()
     for name in ("saved_model.pb", "variables/variables.index"):
         (tmp_path / name).write_text(name)
-    saved_model._write_zip(tmp_path)
+    config = ExportConfig(model_dir="m", output="o", mode="kaggle", zip=True)
+    kaggle.MODE.add_files(tmp_path, config)
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["saved_model.pb", "variables/variables.index"]
@@ -75,7 +77,7 @@ def test_about_tells_the_whitening(exported, whitening_file):
 def test_scales_and_whitening_are_inside(network, photos, many_scales, whitening_file, whitened):
     config = ExportConfig(model_dir="m", output="o", mode="kaggle", scales=SCALES)
     whitening = load_whitening(whitening_file, 16) if whitened else None
-    describe = kaggle(network, config, whitening)["serving_default"]
+    describe = kaggle.functions(network, config, whitening)["serving_default"]
     for size in ((40, 60), (10, 10)):
         photo = photos(*size, 3)
         expected = many_scales(photo, SCALES)
@@ -101,23 +103,17 @@ def test_images_and_encoded_photos_are_whitened_too(export, photos, many_scales,
             np.testing.assert_allclose(found, expected[None], atol=1e-5)
 
 
-def test_only_kaggle_takes_a_zip():
-    with pytest.raises(InputError, match=r"only kaggle takes a submission\.zip"):
-        ExportConfig(model_dir="m", output="o", zip=True)
-
-
 def test_a_whitening_of_another_model_is_refused(model_dir, tmp_path):
     path, output = tmp_path / "whitening.npz", tmp_path / "model"
     write_whitening(path, np.zeros(16), np.eye(16), "another")
     config = ExportConfig(model_dir=str(model_dir), output=str(output), whitening=str(path))
     with pytest.raises(InputError, match=r"was learned on descriptors of model another, .* is "):
-        saved_model.export_saved_model(config)
+        stage.export(config)
     assert not output.exists()
 
 
 def test_a_whitening_fits_the_model_in_either_precision(tmp_path):
     config = ExportConfig(model_dir="m", output="o")
-    half = ExportConfig(model_dir="m", output="o", precision="bfloat16")
-    for learned_on in ("weights", saved_model.export_hash("weights", half, None)):
+    for learned_on in ("weights", saved_model.export_hash("weights", "bfloat16", None)):
         write_whitening(tmp_path / "w.npz", np.zeros(4), np.eye(4), learned_on)
         saved_model._check_whitening(load_whitening(tmp_path / "w.npz", 4), "weights", config)

@@ -1,0 +1,147 @@
+"""The export modes and the configuration of an export.
+
+No TensorFlow here, so that `--help` and a refused option answer at once. What a mode does is in
+`dolg_tf/serving/modes/`, in the file of its name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from dolg_tf.modeling.config import NetworkConfig
+from dolg_tf.stage import config as configs
+from dolg_tf.stage.config import InputError
+from dolg_tf.stage.scales import SCALE_SETS
+
+SUBMISSION = "submission.zip"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mode:
+    """What the command line knows of an export mode.
+
+    Args:
+      words: what the mode is for, as `--help` prints it.
+      takes: the options of `ExportConfig` that it takes and some other mode does not.
+      remedies: for an option that it does not take, why not and what to do instead; the others
+        get the general remedy.
+      suffix: of the file that it writes; empty: it writes the directory of a SavedModel.
+      packages: import names of the packages in the extra of the mode's name.
+    """
+
+    words: str
+    takes: tuple[str, ...] = ()
+    remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    suffix: str = ""
+    packages: tuple[str, ...] = ()
+
+
+_ROW_PER_SCALE = {
+    "whitening": "it gives one row per scale, and whitening belongs after their mean; give it to "
+    "DELF's extractor (use_pca in its configuration), or choose --mode=serving or kaggle"
+}
+
+MODES: dict[str, Mode] = {
+    "serving": Mode(
+        words="a SavedModel for extraction, report, demo and TF Serving",
+        takes=("scales", "max_pixels", "precision", "whitening"),
+    ),
+    "delg": Mode(
+        words="a SavedModel for DELF's and DELG's extractor",
+        takes=("scales", "precision"),
+        remedies=_ROW_PER_SCALE,
+    ),
+    "kaggle": Mode(
+        words="a SavedModel for the scorer of Landmark Retrieval 2020",
+        takes=("scales", "precision", "whitening", "zip"),
+    ),
+    "tf1": Mode(
+        words="delg's, as named tensors of a TF1-style SavedModel, for .prune",
+        takes=("scales", "precision"),
+        remedies=_ROW_PER_SCALE,
+    ),
+    "onnx": Mode(
+        words="an ONNX file",
+        suffix=".onnx",
+        packages=("onnx", "tf2onnx", "onnxruntime"),
+    ),
+    "litert": Mode(
+        words="a LiteRT (TensorFlow Lite) file",
+        takes=("quantize",),
+        suffix=".tflite",
+        packages=("ai_edge_litert",),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(NetworkConfig):
+    """Which network is exported, and how."""
+
+    output: str = configs.option(
+        "directory of the SavedModel, for TF Serving NAME/VERSION; of modes onnx and litert the "
+        "file, with the model card beside it as FILE.md"
+    )
+    mode: str = configs.option(
+        "; ".join(f"{name}: {mode.words}" for name, mode in MODES.items()),
+        "serving",
+        choices=tuple(MODES),
+    )
+    scales: tuple[float, ...] = configs.option(
+        "mode kaggle: the scales inside the model; mode serving: those of encoded photos; all "
+        "SavedModels: the default scales, stored beside the model",
+        SCALE_SETS["five"],
+        unit="of the photo's sides",
+    )
+    max_pixels: int = configs.option(
+        "mode serving: an encoded photo that is larger is not decoded and gets status 2",
+        2**22,
+        unit="pixels",
+    )
+    precision: str = configs.option(
+        "SavedModels: of the convolutions; pooling, fusion and the last layers stay in float32",
+        "float32",
+        choices=("float32", "bfloat16"),
+    )
+    whitening: str = configs.option(
+        "modes serving and kaggle: .npz of mean (D,) and projection (D, K), applied to the "
+        "descriptor inside the model",
+        "",
+    )
+    zip: bool = configs.option(
+        f"mode kaggle: also write {SUBMISSION} inside the output, ready to be submitted", False
+    )
+    quantize: str = configs.option(
+        "mode litert: none: float32; float16: weights of half the size; dynamic: int8 weights, a "
+        "quarter of the size, and activations quantised at run time",
+        "none",
+        choices=("none", "float16", "dynamic"),
+    )
+    report: str = configs.option(
+        "report.json of an evaluation of this model, for the scores in its card; empty: not "
+        "measured",
+        "",
+    )
+    overwrite: bool = configs.option("replace an existing output", False)
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise InputError(f"--mode={self.mode} must be one of {', '.join(MODES)}")
+        self._refuse_options_of_other_modes()
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise InputError(f"--scales={self.scales} must be one or more numbers above 0")
+        configs.at_least(self, max_pixels=1)
+        if not self.output.endswith(MODES[self.mode].suffix):
+            raise InputError(
+                f"--output={self.output} must end in {MODES[self.mode].suffix} with "
+                f"--mode={self.mode}"
+            )
+
+    def _refuse_options_of_other_modes(self) -> None:
+        for field in dataclasses.fields(self):
+            name = field.name
+            takers = [mode for mode in MODES if name in MODES[mode].takes]
+            if not takers or self.mode in takers or getattr(self, name) == field.default:
+                continue
+            general = f"leave it out, or choose --mode={' or '.join(takers)}, which takes it"
+            remedy = MODES[self.mode].remedies.get(name, general)
+            raise InputError(f"--{name} with --mode={self.mode}: {remedy}")

@@ -1,0 +1,151 @@
+"""Mode `serving`: encoded photos, pixels, and what the network saw in a photo.
+
+Extraction, report, demo and TF Serving call it.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dolg_tf.data.images import to_float
+from dolg_tf.modeling.dolg import has_local_branch, intermediates
+from dolg_tf.modeling.layers import fuse
+from dolg_tf.serving import pyramid, requests
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.folding import FoldedNetwork
+from dolg_tf.serving.model_card import Words
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.server_files import write_server_files
+from dolg_tf.serving.verify import Check, Reference, random_photos
+from dolg_tf.stage.whitening import Whitening
+
+_PHOTO = tf.TensorSpec([None, None, 3], tf.uint8, "image")
+_USE = """found = model.signatures["images"](images=photo[None], scales=tf.constant(SCALES))
+descriptor = found["descriptors"][0]  # (D,)
+"""
+
+# --- signatures -----------------------------------------------------------------------------
+
+
+def functions(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> Functions:
+    """Encoded photos, pixels, and of networks with a local branch the maps of one photo."""
+    folded = FoldedNetwork(network)
+    width = network.output_shape[-1] if whitening is None else whitening.projection.shape[1]
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None, 3], tf.uint8, "images"),
+            tf.TensorSpec([None], tf.float32, "scales"),
+        ],
+        autograph=False,
+    )
+    def images(images, scales):
+        return {"descriptors": pyramid.whitened(folded, images, scales, whitening)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
+    def encoded(image_bytes):
+        scales = tf.constant(config.scales, tf.float32)
+        return requests.describe_encoded(
+            lambda photos: images(photos, scales)["descriptors"],
+            image_bytes,
+            config.max_pixels,
+            width,
+        )
+
+    functions = {"serving_default": encoded, "images": images}
+    if has_local_branch(network):
+        functions |= _of_local_branch(folded.intermediates)
+    return functions
+
+
+def _of_local_branch(intermediates: Callable[[tf.Tensor], dict]) -> Functions:
+    """Returns the signatures of one photo that a network with a local branch has."""
+    return {
+        name: tf.function(of(intermediates), input_signature=[_PHOTO], autograph=False)
+        for name, of in {"maps": _maps, "local_features": _local_features}.items()
+    }
+
+
+def _maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
+    """Returns a function from one photo to what the local branch of a network saw in it.
+
+    Args:
+      intermediates: `dolg.intermediates` of the network, or its folded form's.
+
+    It takes uint8 RGB (H, W, 3) and gives, float32 (h, w) at the stride of the local features:
+      attention: weight of each local feature, above 0;
+      orthogonal_norm: L2 norm of its part orthogonal to the global feature;
+      explained_energy: share of its squared norm that the global feature explains, in [0, 1].
+    """
+
+    def compute(image):
+        outputs = intermediates(to_float(image)[None])
+        f_local = outputs["local"]  # (1, h, w, C)
+        orthogonal = fuse("orthogonal", f_local, outputs["global"])
+        left = tf.reduce_sum(tf.square(orthogonal), -1)[0]
+        energy = tf.reduce_sum(tf.square(f_local), -1)[0]
+        explained = 1.0 - tf.math.divide_no_nan(left, energy)
+        return {
+            "attention": outputs["attention"][0, :, :, 0],
+            "orthogonal_norm": tf.sqrt(left),
+            "explained_energy": tf.clip_by_value(explained, 0.0, 1.0),
+        }
+
+    return compute
+
+
+def _local_features(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
+    """Returns a function from one photo to its local features, as the fusion sees them.
+
+    Args:
+      intermediates: `dolg.intermediates` of the network, or its folded form's.
+
+    It takes uint8 RGB (H, W, 3) and gives `features`, float32 (h, w, C): unit vectors times the
+    attention of `maps`; without attention, of the length that the batch norm gives them. A
+    network with two local branches gives those of the finer one.
+    """
+
+    def compute(image):
+        return {"features": intermediates(to_float(image)[None])["local"][0]}
+
+    return compute
+
+
+# --- checks ---------------------------------------------------------------------------------
+
+
+def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> list[Check]:
+    reference, checks = Reference(network, whitening), []
+    scales = np.asarray(config.scales, np.float32)
+    for photos in random_photos(2):
+        expected = {"descriptors": reference.descriptors(photos, scales)}
+        checks.append(Check("images", {"images": photos, "scales": scales}, expected))
+    checks.append(_check_of_encoded(checks))
+    if has_local_branch(network):
+        for signature, compute in _of_local_branch(intermediates(network)).items():
+            for photo in random_photos():
+                expected = {name: x.numpy() for name, x in compute(tf.constant(photo)).items()}
+                checks.append(Check(signature, {"image": photo}, expected))
+    return checks
+
+
+def _check_of_encoded(checks: list[Check]) -> Check:
+    """Returns a check of photos of all sizes in one request, with one undecodable among them."""
+    photos = [tf.io.encode_png(check.inputs["images"][0]).numpy() for check in checks]
+    rows = [check.expected["descriptors"][0] for check in checks]
+    expected = {
+        "descriptors": np.stack([*rows, np.zeros_like(rows[0])]),
+        "status": np.asarray([requests.OK] * len(rows) + [requests.UNDECODABLE], np.int32),
+    }
+    image_bytes = np.asarray([*photos, b"no photo"], object)
+    return Check("serving_default", {"image_bytes": image_bytes}, expected)
+
+
+MODE = SavedModelMode(
+    functions=functions,
+    checks=_checks,
+    words=Words(use=LOAD_MODEL_AND_PHOTO + _USE),
+    add_files=lambda path, config: write_server_files(path),
+)

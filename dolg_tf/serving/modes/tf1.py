@@ -1,0 +1,82 @@
+"""Mode `tf1`: delg's function as tensors of fixed names, for `.prune(feeds, fetches)` and sessions.
+
+Without the indices every scale is used, as DELF's extractor does with an empty `image_scales_ind`.
+"""
+
+import functools
+import pathlib
+
+import keras
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.model_card import Words
+from dolg_tf.serving.modes import delg
+from dolg_tf.serving.modes.delg import INPUTS, OUTPUT
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.verify import Check, Run
+
+_USE = """describe = model.prune(["input_image:0", "input_scales:0"], ["global_descriptors:0"])
+"""
+
+
+def _write(functions: Functions, path: pathlib.Path) -> None:
+    """Writes delg's function as a TF1-style SavedModel.
+
+    Its tensors are `input_image:0`, `input_scales:0`, `input_global_scales_ind:0` and
+    `global_descriptors:0`.
+    """
+    # Variables that were made eagerly cannot be captured by a TF1 graph: they become constants.
+    extract = functions["serving_default"].get_concrete_function()
+    frozen = convert_variables_to_constants_v2(extract)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        image, scales = (
+            tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name)
+            for name, tensor in zip(INPUTS[:2], frozen.inputs[:2], strict=True)
+        )
+        every = tf.range(tf.size(scales))
+        indices = tf.compat.v1.placeholder_with_default(every, [None], INPUTS[2])
+        feeds = dict(zip([t.name for t in frozen.inputs], (image, scales, indices), strict=True))
+        (rows,) = tf.graph_util.import_graph_def(
+            frozen.graph.as_graph_def(),
+            input_map=feeds,
+            return_elements=[frozen.outputs[0].name],
+            name="network",
+        )
+        rows = tf.identity(rows, OUTPUT)
+        inputs = dict(zip(INPUTS, (image, scales, indices), strict=True))
+        tf.compat.v1.saved_model.simple_save(session, str(path), inputs, {OUTPUT: rows})
+
+
+def _checks(network: keras.Model, config: ExportConfig, whitening: None) -> list[Check]:
+    checks = []
+    for inputs, rows in delg.expected_rows(network):
+        checks.append(delg.check_of_indices(inputs, rows))
+        checks.append(Check("serving_default", inputs, {OUTPUT: rows}))
+    return checks
+
+
+def _runner(path: pathlib.Path) -> Run:
+    prune = functools.cache(tf.saved_model.load(str(path)).prune)
+
+    def run(check):
+        feeds = tuple(f"{name}:0" for name in check.inputs)
+        fetches = tuple(f"{name}:0" for name in check.expected)
+        found = prune(feeds, fetches)(*map(tf.constant, check.inputs.values()))
+        return {name: tensor.numpy() for name, tensor in zip(check.expected, found, strict=True)}
+
+    return run
+
+
+MODE = SavedModelMode(
+    functions=delg.functions,
+    checks=_checks,
+    words=Words(
+        use=LOAD_MODEL_AND_PHOTO
+        + _USE
+        + delg.POOL_ROWS.format(call="describe(photo, tf.constant(SCALES))[0]")
+    ),
+    write=_write,
+    runner=_runner,
+)

@@ -1,0 +1,65 @@
+"""Descriptors of uint8 photos at several scales, as graph functions.
+
+The order of work is the authors': resize the [0, 1] floats with bilinear
+interpolation and no antialias to round(side x scale), then the network, which normalises
+its input itself; unit norm at each scale, mean over scales, unit norm. DELG normalises first and
+resizes then: the weights of the interpolation sum to one and normalisation is affine in each
+channel, so that both orders give the same up to rounding.
+"""
+
+import keras
+import tensorflow as tf
+
+from dolg_tf.data import images
+from dolg_tf.stage.whitening import Whitening
+
+
+def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+    """Returns one unit descriptor a scale and photo.
+
+    Args:
+      network: float32 RGB in [0, 1], (B, H, W, 3) -> (B, D).
+      photos: uint8 RGB (B, H, W, 3).
+      scales: float32 (S,), at least one, each above 0.
+
+    Returns:
+      float32 (S, B, D), unit L2 norm, in the order of `scales`.
+
+    Raises:
+      tf.errors.InvalidArgumentError: on other scales.
+    """
+    # As data, not only beside it: a TF1 graph runs nothing but what its output depends on.
+    checks = [
+        tf.debugging.assert_positive(tf.size(scales), "scales is empty; give at least one scale"),
+        tf.debugging.assert_positive(scales, "each of scales must be above 0"),
+        tf.debugging.assert_all_finite(scales, "each of scales must be finite"),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        scales = tf.identity(scales)
+    floats = images.to_float(photos)
+    shape = tf.shape(floats)
+
+    @tf.autograph.experimental.do_not_convert
+    def at_scale(scale):
+        height, width = images.scaled_size(shape[1], shape[2], scale)
+        descriptors = network(images.resize(floats, height, width), training=False)
+        return tf.math.l2_normalize(descriptors, axis=-1)
+
+    rows = tf.TensorSpec([None, network.output_shape[-1]], tf.float32)
+    # One after the other, else the scales hold their maps in memory together, and are no faster.
+    return tf.map_fn(at_scale, scales, fn_output_signature=rows, parallel_iterations=1)
+
+
+def multi_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+    """Returns one unit descriptor a photo: the arguments of `per_scale` -> float32 (B, D)."""
+    return tf.math.l2_normalize(tf.reduce_sum(per_scale(network, photos, scales), 0), axis=-1)
+
+
+def whitened(
+    network: keras.Model, photos: tf.Tensor, scales: tf.Tensor, whitening: Whitening | None
+) -> tf.Tensor:
+    """Returns one unit descriptor per photo: `multi_scale`, whitened unless `whitening` is None."""
+    descriptors = multi_scale(network, photos, scales)
+    if whitening is None:
+        return descriptors
+    return tf.math.l2_normalize((descriptors - whitening.mean) @ whitening.projection, axis=-1)
