@@ -1,21 +1,22 @@
 """Ground truths in the form of Revisited Oxford/Paris: which photos show what a query shows.
 
-The `.pkl` form is a pickle, which can run any program when it is read; here only plain
-containers, strings and numbers are let in. DELG's `.mat` form counts from 1.
+The `.pkl` form is a pickle, which Python's own reader lets run any program and take any memory;
+here it is read as plain lists, dicts, strings and numbers. DELG's `.mat` form counts from 1.
 
 Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
 """
 
 import dataclasses
 import pathlib
-import pickle
 
 import numpy as np
 
-from dolg_tf.stage import files
+from dolg_tf.stage import files, plain_pickle
 from dolg_tf.stage.config import InputError
 
 LABELS = ("easy", "hard", "junk")
+# Two million photos, two opcodes each. Whatever stands in such a pickle takes under 0.8 GB.
+_MOST_BYTES, _MOST_OPCODES = 1 << 27, 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,28 +51,11 @@ class GroundTruth:
     queries: tuple[Query, ...]
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, strings and numbers: any class or function in the file is refused."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
 def _read_pickle(path: pathlib.Path):
     try:
         with path.open("rb") as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    # A damaged pickle surfaces as almost any of these.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+            return plain_pickle.unpickle(file, most_bytes=_MOST_BYTES, most_opcodes=_MOST_OPCODES)
+    except plain_pickle.Refused as error:
         raise InputError(
             f"{path}: refused, a ground truth holds only lists, dicts, strings and numbers "
             f"({error}); download it again from the benchmark's authors"
@@ -109,10 +93,12 @@ def _names(value, key: str, path) -> tuple[str, ...]:
 
 def _rows(query: dict, label: str, count: int, where: str) -> np.ndarray:
     """Returns one list of index rows, checked and ascending."""
-    try:
-        rows = np.array(query[label])
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{where}: no list {label!r} of index rows") from error
+    listed = query.get(label)
+    # Checked before it becomes an array: a list of lists that are one would fill the memory.
+    plain = isinstance(listed, list | tuple) and all(type(row) is int for row in listed)
+    if not plain and not isinstance(listed, np.ndarray):
+        raise InputError(f"{where}: {label!r} must be a list of whole numbers")
+    rows = np.array(listed)
     if rows.size == 0:
         return np.zeros(0, np.int64)
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
@@ -130,7 +116,7 @@ def _query(query, count: int, where: str) -> Query:
         raise InputError(f"{where}: must be a dict of bbx, easy, hard and junk")
     try:
         box = tuple(float(x) for x in query["bbx"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{where}: no 'bbx' of four numbers") from error
     if len(box) != 4 or not np.isfinite(box).all():
         raise InputError(f"{where}: 'bbx' is {box}, it must be left, top, right, bottom")

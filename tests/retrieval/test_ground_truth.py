@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
+from peak_memory import peak_below
 from scipy.io import savemat
 
 from dolg_tf.retrieval.ground_truth import load_ground_truth
@@ -100,13 +101,36 @@ def test_classes_are_refused_even_harmless_ones(tmp_path):
         (_changed(easy=[0.5]), "whole numbers"),
         (_changed(easy=[0, 0]), "'easy' has a row twice"),
         (_changed(easy=[1]), "in two of easy, hard and junk"),
-        (_changed(easy=[[0], [1, 2]]), "no list 'easy'"),
+        (_changed(easy=[[0], [1, 2]]), "'easy' must be a list"),
+        (_changed(easy=[[0], [1]]), "'easy' must be a list"),
+        (_changed(easy=[2**80]), "'easy' must be a list"),
         (_changed(easy=None), "'easy' must be a list"),
+        (TRUTH | {"gnd": [{"bbx": [0, 0, 9, 9], "easy": [], "hard": []}] * 2}, "'junk' must be"),
+        (_changed(bbx=[1, 2, 3, 10**400]), "no 'bbx'"),
     ],
 )
 def test_wrong_structure(tmp_path, value, told):
     with pytest.raises(InputError, match=told):
         load_ground_truth(_write(tmp_path / "gnd_x.pkl", value))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_all_protocols(tmp_path, protocol):
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(TRUTH, protocol))
+    _check(load_ground_truth(tmp_path / "gnd_x.pkl"))
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    path = tmp_path / "gnd_x.pkl"
+    path.write_bytes(b"\x80\2}r\x00\xca\x9a;.")  # an object in slot 1,000,000,000 of the memo
+    with peak_below(1), pytest.raises(InputError, match="'imlist' must be a list"):
+        load_ground_truth(path)
+    pairs = [0]
+    for _ in range(60):
+        pairs = [pairs, pairs]  # 2 ** 60 numbers, if it became an array
+    _write(path, _changed(easy=pairs))
+    with peak_below(1), pytest.raises(InputError, match="'easy' must be a list"):
+        load_ground_truth(path)
 
 
 def test_damaged_files(tmp_path):

@@ -1,27 +1,9 @@
 """What all tests of bad files hold: one sentence, little memory."""
 
-import contextlib
-import tracemalloc
-
 import pytest
+from peak_memory import peak_below
 
 from dolg_tf.stage.config import InputError
-
-
-@contextlib.contextmanager
-def _peak_below(megabytes):
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.fixture
-def peak_below():
-    """Context manager that holds Python's and NumPy's memory below some megabytes."""
-    return _peak_below
 
 
 @pytest.fixture
@@ -30,7 +12,7 @@ def refused():
     from dolg_tf.weights.files.tensors import open_tensors
 
     def hold(path, message, megabytes=16):
-        with _peak_below(megabytes), pytest.raises(InputError, match=message) as caught:
+        with peak_below(megabytes), pytest.raises(InputError, match=message) as caught:
             for tensor in open_tensors(path).tensors.values():
                 tensor.read()
         text = str(caught.value)

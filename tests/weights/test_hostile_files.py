@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from peak_memory import peak_below
 
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.files.tensors import open_tensors, write_tensors
@@ -75,7 +76,7 @@ def test_a_file_cut_short_is_refused(tmp_path, good, kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_flipped_bits_are_refused_or_harmless(tmp_path, good, kind, peak_below):
+def test_flipped_bits_are_refused_or_harmless(tmp_path, good, kind):
     """Nothing but `InputError` comes out, and what is read has the shape that was told."""
     path, rng, refusals = tmp_path / "a.pth", np.random.default_rng(0), 0
     with peak_below(32):

@@ -9,9 +9,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from peak_memory import peak_below
 
 from dolg_tf.stage.config import InputError
-from dolg_tf.weights import plain_pickle
 from dolg_tf.weights.files.tensors import open_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_files"
@@ -166,40 +166,17 @@ def test_attributes_of_a_state_dict_change_nothing(archive):
 
 
 DEEP = b"]" + b"](" * 20_000 + b"e" * 20_000
-# A pair of pairs of pairs ...: 2 ** 60 when walked.
-SHARED = text("x") + b"](" + b")q\0" + b"h\0h\0\x86q\0" * 60 + b"eh\0" + number(1)
 PICKLES = {
-    "INST": (b"(ios\nsystem\n", "opcode INST"),
     "OBJ": (b"(cos\nsystem\no", "holds a 'os.system'"),
-    "OBJ of ours": (b"(ccollections\nOrderedDict\no", "opcode OBJ"),
-    "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81", "opcode NEWOBJ"),
-    "EXT1": (b"\x82\1", "opcode EXT1"),
-    "EXT4": (b"\x84\1\0\0\0", "opcode EXT4"),
-    "STACK_GLOBAL": (text("os") + text("system") + b"\x93", "opcode STACK_GLOBAL"),
-    "PERSID": (b"Pstorage\n", "opcode PERSID"),
-    "LONG4": (b"\x8b\4\0\0\0\0\0\0\1", "opcode LONG4"),
-    "DUP": (b"}2", "opcode DUP"),
-    "unknown": (b"\xff", "damaged .*unknown"),
-    "huge memo index": (b"}r\xff\xff\xff\x7f0", "opcode POP"),
+    "STACK_GLOBAL": (text("os") + text("system") + b"\x93", "holds a 'os.system'"),
     "huge memo index, alone": (b"}r\xff\xff\xff\x7f", "holds no tensors"),
-    "huge string": (b"X\xff\xff\xff\x7f", "larger than"),
     "deep": (DEEP, "holds a list"),
-    "tuple for a key": (b"}(" + SHARED + b"u", "a tuple for a key"),
-    "list for a key": (b"}]" + number(1) + b"s", "a list for a key"),
     "storage for a function": (b"ctorch\nFloatStorage\n)R", "calls FloatStorage"),
     "text for a function": (text("x") + b")R", "a str where none can be"),
     "list for arguments": (b"ccollections\nOrderedDict\n]R", "a list where none can be"),
     "wrong arguments": (call("torch._utils._rebuild_parameter"), "with wrong arguments"),
     "attributes of a list": (b"]}b", "sets attributes of a list"),
     "numbers of a tensor": (tensor() + b"(" + tensor() + b"NNNNtb", "attributes of a View"),
-    "items of a list": (b"](" + text("a") * 2 + b"u", "a list where none can be"),
-    "odd items": (b"}(" + text("a") + b"u", "damaged"),
-    "elements of a dict": (b"})a", "a dict where none can be"),
-    "empty stack": (b"0", "opcode POP"),
-    "nothing": (b"", "damaged"),
-    "mark without end": (b"(", "damaged"),
-    "no mark": (b"t", "damaged"),
-    "unknown memo": (b"h\7", "damaged"),
     "persistent text": (text("storage") + b"Q", "refers to something that is no storage"),
     "persistent module": (b"(" + text("module") + b"NNNNtQ", "no storage"),
     "no type of storage": (b"(" + text("storage") * 4 + number(1) + b"tQ", "impossible storage"),
@@ -210,7 +187,7 @@ PICKLES = {
         tensor()[:-2] + mapping("neg", b"\x88") + b"tR",
         r"save it again after \.resolve_neg",
     ),
-    "an escape in a name": (b"ccollections\nOrdered\\qDict\n", "damaged"),
+    "an escape in a name": (b"ccollections\nOrdered\\qDict\n", "holds a 'collections.Ordered"),
     "a list": (b"](" + tensor() + b"e", "holds a list, not a state dict"),
     "a tensor": (tensor(), "holds a View"),
     "no tensors": (mapping("epoch", number(3)), "holds no tensors"),
@@ -226,7 +203,7 @@ def test_pickles_that_torch_does_not_write_are_refused(archive, name, refused):
     refused(archive(value), message)
 
 
-def test_a_mapping_made_over_and_over_fills_no_memory(archive, peak_below):
+def test_a_mapping_made_over_and_over_fills_no_memory(archive):
     """3,000 OrderedDicts of the same 3,000 pairs would be 9 million items."""
     pairs = b"](" + b"".join(number(i) + number(i) + b"\x86" for i in range(3000)) + b"eq\0"
     again = b"](ccollections\nOrderedDict\nq\1" + b"h\1h\0\x85R" * 3000 + b"e"
@@ -235,7 +212,7 @@ def test_a_mapping_made_over_and_over_fills_no_memory(archive, peak_below):
         assert list(read(archive(value))) == ["w"]
 
 
-def test_damaged_pickles_are_refused_or_harmless(tmp_path, peak_below):
+def test_damaged_pickles_are_refused_or_harmless(tmp_path):
     """Nothing but `InputError` comes out, also when the checksum agrees with the damage."""
     with zipfile.ZipFile(GOLDEN / "tensors.zip.pth") as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -346,7 +323,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_tensors_that_do_not_fit_their_bytes_are_refused(archive, name, peak_below):
+def test_tensors_that_do_not_fit_their_bytes_are_refused(archive, name):
     path = archive(mapping("w", tensor(**TENSORS[name])))
     with peak_below(8), pytest.raises(InputError, match=r"a\.pth"):
         open_tensors(path)  # before any is read
@@ -377,13 +354,10 @@ def test_an_entry_with_more_inside_than_it_says_is_refused(archive, refused):
     refused(path, "CRC")
 
 
-def test_a_pickle_without_end_is_refused(archive, refused, monkeypatch):
+def test_a_pickle_without_end_is_refused(archive, refused):
     refused(archive(text("a" * 17 * MEGABYTE)), "larger than 16777216 bytes")
     refused(archive(text("a" * 30 * MEGABYTE), compression=zipfile.ZIP_DEFLATED), "zip bomb")
-    monkeypatch.setattr(plain_pickle, "_MOST_OPCODES", 20_000)
-    refused(archive(b"]" * 30_000), "more than 20000 opcodes")
-    monkeypatch.setattr(plain_pickle, "_MOST_BYTES", 100_000)
-    refused(archive(text("a" * 1000) * 101), "larger than 100000 bytes")
+    refused(archive(b"]" * 510_000), "more than 500000 opcodes", megabytes=128)
 
 
 def test_a_huge_directory_is_refused(tmp_path, refused):
@@ -429,10 +403,3 @@ def test_archives_of_other_kinds_are_told(archive, tmp_path, refused):
         pass
     refused(tmp_path / "a.pth", "neither PyTorch .* nor .npz")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
-
-
-def test_keys_that_hash_alike_are_refused(archive, refused):
-    # Numbers that differ by a multiple of 2^61 - 1 have one hash: a dict of many takes hours.
-    keys = {k * (2**61 - 1): None for k in range(1, 100)}
-    value = pickle.dumps(keys, 2)[2:-1]
-    refused(archive(mapping("w", tensor(), "x", value)), "huge number for a key")

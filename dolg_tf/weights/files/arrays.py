@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.plain_pickle import Refused
 
 # Little-endian bytes of each dtype that a file may have; NumPy has no bfloat16.
 DTYPES = {
@@ -28,10 +29,6 @@ DTYPES = {
     "uint8": "<u1",
 }
 _CHUNK = 1 << 20
-
-
-class Refused(Exception):
-    """Why a file is not read; `refusing` adds which one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ import numpy as np
 
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.plain_pickle import Refused
 from dolg_tf.weights.files import arrays as stored
 from dolg_tf.weights.files import torch
-from dolg_tf.weights.files.arrays import Refused, Tensor, TensorFile, quoted
+from dolg_tf.weights.files.arrays import Tensor, TensorFile, quoted
 from dolg_tf.weights.files.zip import Archive
 
 __all__ = ["Tensor", "TensorFile", "open_tensors", "write_tensors"]

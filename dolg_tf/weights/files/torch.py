@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dolg_tf.stage.plain_pickle import Refused
 from dolg_tf.weights.files import arrays as stored
-from dolg_tf.weights.files.arrays import Refused, Region, TensorFile, quoted
+from dolg_tf.weights.files.arrays import Region, TensorFile, quoted
 from dolg_tf.weights.files.torch_pickle import STORAGES, Storage, View, unpickle
 from dolg_tf.weights.files.zip import Archive
 

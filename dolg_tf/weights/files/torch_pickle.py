@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import IO
 
-from dolg_tf.weights import plain_pickle
-from dolg_tf.weights.files.arrays import Refused, quoted
-from dolg_tf.weights.plain_pickle import UNREAD, Global, Unread
+from dolg_tf.stage.plain_pickle import UNREAD, Global, Refused, Unread, set_item
+from dolg_tf.stage.plain_pickle import unpickle as unpickle_plain
+from dolg_tf.weights.files.arrays import quoted
 
 # Types of storages in PyTorch, and the dtypes of `stored.DTYPES` that they hold.
 STORAGES = {
@@ -79,7 +79,7 @@ def _ordered_dict(pairs=None):
         for pair in taken:
             if type(pair) not in (list, tuple) or len(pair) != 2:
                 raise Refused("its pickle makes an OrderedDict of no list of pairs")
-            plain_pickle.set_item(mapping, *pair)
+            set_item(mapping, *pair)
     return mapping
 
 
@@ -174,4 +174,4 @@ def unpickle(stream: IO[bytes]) -> tuple[object, Mapping[str, Storage]]:
       Refused: on what is neither a tensor nor a plain value, and on damage.
     """
     storages = _Storages()
-    return plain_pickle.unpickle(stream, _find, storages.load, _build), storages
+    return unpickle_plain(stream, _find, storages.load, _build), storages

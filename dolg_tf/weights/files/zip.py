@@ -7,7 +7,8 @@ import pathlib
 import struct
 import zipfile
 
-from dolg_tf.weights.files.arrays import Refused, Region, quoted
+from dolg_tf.stage.plain_pickle import Refused
+from dolg_tf.weights.files.arrays import Region, quoted
 
 # The directory at the archive's end is read at once; 4 MiB name some 50,000 entries.
 _LARGEST_DIRECTORY = 1 << 22

@@ -1,23 +1,28 @@
 """Pickles read as data: nothing that they name is imported or called.
 
-This is no `pickle.Unpickler`. `pickletools` splits a pickle into opcodes, and the few that
-torch.save writes are carried out here on plain dicts, lists, tuples, strings and numbers.
+This is not a `pickle.Unpickler`. The few opcodes that plain values need, in protocols 0 to 4, are
+carried out here on plain dicts, lists, tuples, strings and numbers.
 """
 
+import codecs
 import dataclasses
 import pickletools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import IO
 
-from dolg_tf.weights.files.arrays import Refused
-
-# The pickle of a ResNet-101 DOLG with its optimizer has 0.3 MB and 60,000 opcodes. An opcode makes
-# at most one small object, so these bound the memory.
+# The pickle of a ResNet-101 DOLG with its optimizer has 0.3 MB and 60,000 opcodes.
 _MOST_BYTES, _MOST_OPCODES = 1 << 24, 500_000
+_LONGEST_LINE = 1000  # bytes; names of classes, and the strings of protocol 0
+_ESCAPES = re.compile(rb"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[\\'\"nrt])")
+
+
+class Refused(Exception):
+    """Why the content of a file is not read. Callers add which file, and the remedy."""
 
 
 class Unread:
-    """A value that is no weight and is not looked into, such as a NumPy number."""
+    """A value that is not looked into, such as a NumPy number beside weights."""
 
 
 UNREAD = Unread()
@@ -48,12 +53,12 @@ def set_item(target: dict, key, value) -> None:
 class _Limited:
     """The beginning of a stream."""
 
-    def __init__(self, stream: IO[bytes]):
-        self._stream, self._left = stream, _MOST_BYTES
+    def __init__(self, stream: IO[bytes], most_bytes: int):
+        self._stream, self._most, self._left = stream, most_bytes, most_bytes
 
     def _take(self, read: Callable[[int], bytes], size: int) -> bytes:
         if size > self._left:
-            raise Refused(f"its pickle is larger than {_MOST_BYTES} bytes, or damaged")
+            raise Refused(f"its pickle is larger than {self._most} bytes, or damaged")
         data = read(size)
         self._left -= len(data)
         return data
@@ -62,10 +67,59 @@ class _Limited:
         return self._take(self._stream.read, size)
 
     def readline(self) -> bytes:
-        line = self._take(self._stream.readline, 1000)
-        if b"\\" in line:  # an escape, which no name has
-            raise Refused("its pickle is damaged: get the file again")
-        return line
+        return self._take(self._stream.readline, _LONGEST_LINE)
+
+
+def _line(stream: _Limited) -> bytes:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("a line is cut short")
+    return line[:-1]
+
+
+def _escaped(stream: _Limited) -> bytes:
+    line = _line(stream)
+    if b"\\" in _ESCAPES.sub(b"", line):
+        raise ValueError("an unknown escape")
+    return line
+
+
+def _names(stream: _Limited) -> str:
+    return f"{_line(stream).decode()}.{_line(stream).decode()}"
+
+
+def _string(stream: _Limited) -> str:
+    """Returns a string of Python 2, which may have any byte, as Latin-1."""
+    quoted = _escaped(stream)
+    if len(quoted) < 2 or quoted[:1] not in b"'\"" or quoted[-1] != quoted[0]:
+        raise ValueError("a string without quotes")
+    return codecs.escape_decode(quoted[1:-1])[0].decode("latin-1")
+
+
+def _unicode(stream: _Limited) -> str:
+    return _escaped(stream).decode("raw-unicode-escape")
+
+
+# Read here, since pickletools takes only ASCII in these.
+_READERS = {"GLOBAL": _names, "STRING": _string, "UNICODE": _unicode}
+
+
+def _opcodes(stream: _Limited) -> Iterator[tuple[str, object]]:
+    """Yields name and argument of each opcode up to the end of the pickle."""
+    name = ""
+    while name != "STOP":
+        code = stream.read(1).decode("latin-1")
+        if code not in pickletools.code2op:
+            raise ValueError(f"an unknown opcode {code!r}" if code else "it is cut short")
+        opcode = pickletools.code2op[code]
+        name = opcode.name
+        if name not in _ACTIONS:
+            raise Refused(
+                f"its pickle has the opcode {name}, which is not read here; write it again with "
+                "pickle protocol 2"
+            )
+        reader = _READERS.get(name) or (opcode.arg and opcode.arg.reader)
+        yield name, reader and reader(stream)
 
 
 def _as(value, *types):
@@ -97,11 +151,18 @@ class _Machine:
     def put(self, index: int) -> None:
         self._memo[index] = self.stack[-1]
 
+    def memoize(self, _) -> None:
+        self.put(len(self._memo))
+
     def get(self, index: int) -> None:
         self.push(self._memo[index])
 
-    def name(self, argument: str) -> None:
-        self.push(self._find(argument.replace(" ", ".", 1)))
+    def name(self, name: str) -> None:
+        self.push(self._find(name))
+
+    def name_of_two(self, _) -> None:
+        last, module = _as(self.stack.pop(), str), _as(self.stack.pop(), str)
+        self.push(self._find(f"{module}.{last}"))
 
     def tuple_of(self, count: int) -> None:
         self.push(tuple([self.stack.pop() for _ in range(count)][::-1]))
@@ -132,6 +193,15 @@ class _Machine:
         items = self._pop_mark()
         self._set(items)
 
+    def list_of_marked(self, _) -> None:
+        items = self._pop_mark()
+        self.push(items)
+
+    def dict_of_marked(self, _) -> None:
+        items = self._pop_mark()
+        self.push({})
+        self._set(items)
+
     def call(self, _) -> None:
         arguments, function = _as(self.stack.pop(), tuple), _as(self.stack.pop(), Global)
         if function.make is None:
@@ -149,21 +219,24 @@ class _Machine:
         self.push(self._load(self.stack.pop()))
 
 
-# What torch.save writes with its pickle protocol 2, and two strings of Python 2.
 _ACTIONS: dict[str, Callable[[_Machine, object], None]] = {
     "PROTO": lambda machine, version: None,
+    "FRAME": lambda machine, size: None,
     "STOP": lambda machine, _: None,
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
-    "BININT": _Machine.push,
-    "BININT1": _Machine.push,
-    "BININT2": _Machine.push,
-    "LONG1": _Machine.push,
-    "BINFLOAT": _Machine.push,
-    "BINUNICODE": _Machine.push,
-    "BINSTRING": _Machine.push,
-    "SHORT_BINSTRING": _Machine.push,
+    **dict.fromkeys(
+        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+        _Machine.push,
+    ),
+    **dict.fromkeys(
+        (
+            *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # of Python 2
+            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        ),
+        _Machine.push,
+    ),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
@@ -172,49 +245,64 @@ _ACTIONS: dict[str, Callable[[_Machine, object], None]] = {
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
     "MARK": _Machine.mark,
     "TUPLE": _Machine.tuple_of_marked,
+    "LIST": _Machine.list_of_marked,
+    "DICT": _Machine.dict_of_marked,
     "APPEND": _Machine.append,
     "APPENDS": _Machine.append_marked,
     "SETITEM": _Machine.set,
     "SETITEMS": _Machine.set_marked,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    "MEMOIZE": _Machine.memoize,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.name_of_two,
     "REDUCE": _Machine.call,
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load,
 }
 
 
+def _no_names(name: str):
+    raise Refused(f"its pickle names {name!r:.200}, and nothing that a file names is ever run here")
+
+
+def _no_references(identity):
+    raise Refused("its pickle refers to something outside it")
+
+
+def _no_attributes(value, state):
+    raise Refused(f"its pickle sets attributes of a {type(value).__name__}")
+
+
 def unpickle(
     stream: IO[bytes],
-    find: Callable[[str], object],
-    load: Callable[[object], object],
-    build: Callable[[object, object], None],
+    find: Callable[[str], object] = _no_names,
+    load: Callable[[object], object] = _no_references,
+    build: Callable[[object, object], None] = _no_attributes,
+    most_bytes: int = _MOST_BYTES,
+    most_opcodes: int = _MOST_OPCODES,
 ) -> object:
-    """Returns the value of the pickle that begins here; the stream stands behind it then.
+    """Returns the value of the pickle that begins here; the stream then stands behind it.
+
+    As they are, the arguments allow plain values alone.
 
     Args:
       stream: of bytes.
       find: gives what stands for "module.name": a `Global` or `UNREAD`.
       load: gives what a persistent id stands for.
       build: is told of a value and what would become its attributes.
+      most_bytes, most_opcodes: refuse a longer pickle. An opcode takes at most some 140 bytes of
+        memory beside the text it brings, so these bound the memory.
 
     Raises:
-      Refused: on other opcodes than torch.save's, too many of them, and damage.
+      Refused: on opcodes that plain values do not need, too many opcodes, and damage.
     """
     machine = _Machine(find, load, build)
     try:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(_Limited(stream))):
-            if number >= _MOST_OPCODES:
-                raise Refused(f"its pickle has more than {_MOST_OPCODES} opcodes")
-            if opcode.name not in _ACTIONS:
-                raise Refused(
-                    f"its pickle has the opcode {opcode.name}, which torch.save does not write; "
-                    "save it again with torch.save and its own pickle_protocol"
-                )
-            _ACTIONS[opcode.name](machine, argument)
+        for number, (name, argument) in enumerate(_opcodes(_Limited(stream, most_bytes))):
+            if number >= most_opcodes:
+                raise Refused(f"its pickle has more than {most_opcodes} opcodes")
+            _ACTIONS[name](machine, argument)
         return machine.stack[-1]
     except (ValueError, IndexError, KeyError) as error:
         raise Refused(f"its pickle is damaged ({str(error)[:200]}): get the file again") from error
