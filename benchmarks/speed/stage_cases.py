@@ -65,7 +65,8 @@ def prepare_records(folder: pathlib.Path, quick: bool) -> Case:
     from dolg_tf.data.records import build as gldv2
 
     count = 20 if quick else 400
-    parts = records.floor_parts(records.write_photos(folder / "photos", count, 2 if quick else 10))
+    photos = records.write_photos(folder / "photos", count, 2 if quick else 10)
+    parts = records.floor_parts(photos, folder)
     records.write_list(folder / "train.csv", count)
 
     def build():

@@ -4,7 +4,6 @@ One record is one photo. The framing and the `tf.train.Example` inside are writt
 byte, so that the builder's processes need no TensorFlow; the tests hold both against TensorFlow.
 """
 
-import functools
 import glob
 import logging
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
 import numpy as np
+from crc32c import crc32c
 
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -22,56 +22,13 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 _BUILDER = "dolg records"
-_HEADER, _FOOTER = 12, 4  # bytes: length and its checksum before, checksum of the payload behind
-_BLOCK = 4096  # bytes that one NumPy call of the checksum works through
-
-
-# --- checksums ----------------------------------------------------------------------------
-
-
-@functools.cache
-def _crc_table() -> np.ndarray:
-    """Returns uint32 (_BLOCK, 256): the CRC-32C of byte b at position i of a block of zeros."""
-    crc = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        crc = np.where(crc & 1, (crc >> 1) ^ np.uint32(0x82F63B78), crc >> 1)
-    first, rows = crc, [crc]
-    for _ in range(_BLOCK - 1):
-        crc = first[crc & 255] ^ (crc >> 8)
-        rows.append(crc)
-    return np.stack(rows[::-1])
-
-
-def _crc_rows(rows: np.ndarray) -> np.ndarray:
-    """Returns the CRC register (uint32) after each row of uint8 (N, at most _BLOCK), from 0."""
-    table = _crc_table()[_BLOCK - rows.shape[1] :]
-    places = np.arange(rows.shape[1], dtype=np.intp) * 256 + rows
-    return np.bitwise_xor.reduce(table.reshape(-1).take(places), axis=1)
-
-
-def _masked(registers: np.ndarray) -> np.ndarray:
-    crc = ~registers
-    return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+_HEADER, _FOOTER = struct.Struct("<QI"), 4  # length and its checksum; bytes of the payload's
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns TFRecord's masked CRC-32C of at least 4 bytes.
-
-    The CRC is linear: the register before a block is the same as its 4 bytes XORed into the
-    block's first 4. So all blocks are summed at once, and only the registers one after another.
-    """
-    blocks = -(-len(data) // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK, np.uint8)
-    start = len(padded) - len(data)  # zeros in front of the message change nothing
-    padded[start:] = np.frombuffer(data, np.uint8)
-    padded[start : start + 4] ^= 255
-    table = _crc_table()
-    register = 0
-    for crc in _crc_rows(padded.reshape(blocks, _BLOCK)).tolist():
-        for place in range(4):
-            crc ^= int(table[place, (register >> (8 * place)) & 255])
-        register = crc
-    return int(_masked(np.array([register], np.uint32))[0])
+    """Returns the CRC-32C of bytes as a TFRecord has it."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 # --- writing ------------------------------------------------------------------------------
@@ -127,8 +84,7 @@ def write_shard(path: files.Path, examples: Iterable[bytes]) -> int:
     count = 0
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         for example in examples:
-            length = struct.pack("<Q", len(example))
-            file.write(length + struct.pack("<I", masked_crc32c(length)))
+            file.write(_HEADER.pack(len(example), masked_crc32c(struct.pack("<Q", len(example)))))
             file.write(example)
             file.write(struct.pack("<I", masked_crc32c(example)))
             count += 1
@@ -171,28 +127,28 @@ def _scan(path: str) -> tuple[np.ndarray, str]:
     The headers alone are read. Where a length is damaged, nobody knows where the next record
     begins: the first fault ends the file.
     """
-    headers, starts = [], [0]
+    starts, fault, at = [], "", 0
     with pathlib.Path(path).open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        while starts[-1] < size:
-            header = os.pread(file.fileno(), _HEADER, starts[-1])
-            length = int.from_bytes(header[:8], "little")
-            headers.append(header)
-            starts.append(starts[-1] + _HEADER + length + _FOOTER)
-            if not any(header):
-                break  # a file of zeros; no checksum is 0
-    rows = np.frombuffer(b"".join(headers), np.uint8)
-    rows = rows[: len(rows) // _HEADER * _HEADER].reshape(-1, _HEADER)
-    sums = _masked(_crc_rows(rows[:, :8] ^ np.uint8([255] * 4 + [0] * 4)))
-    wrong = np.flatnonzero(sums != np.ascontiguousarray(rows[:, 8:]).view("<u4")[:, 0])
-    whole, fault = len(headers), ""
-    if len(wrong):
-        whole, fault = int(wrong[0]), "this is no TFRecord file, or it is damaged; write it again"
-    elif starts[-1] > size:
-        whole, fault = whole - 1, "the file ends inside the record; copy or write it again"
+        number, cut = file.fileno(), "the file ends inside the record; copy or write it again"
+        size = os.fstat(number).st_size
+        while at < size:
+            header = os.pread(number, _HEADER.size, at)
+            if len(header) < _HEADER.size:
+                fault = cut
+                break
+            length, checksum = _HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != checksum:
+                fault = "this is no TFRecord file, or it is damaged; write it again"
+                break
+            end = at + _HEADER.size + length + _FOOTER
+            if end > size:
+                fault = cut
+                break
+            starts.append(at)
+            at = end
     if fault:
-        fault = f"{path}, record {whole} at byte {starts[whole]}: {fault}"
-    return np.array(starts[:whole], np.int64), fault
+        fault = f"{path}, record {len(starts)} at byte {at}: {fault}"
+    return np.array(starts, np.int64), fault
 
 
 def _scan_file(path: str) -> tuple[np.ndarray, str]:
@@ -211,7 +167,7 @@ def read_at(path: str, start: int) -> bytes | None:
     """
     with pathlib.Path(path).open("rb") as file:
         file.seek(start)
-        length = int.from_bytes(file.read(_HEADER)[:8], "little")
+        length = int.from_bytes(file.read(_HEADER.size)[:8], "little")
         left = os.fstat(file.fileno()).st_size - file.tell() - _FOOTER
         data, footer = file.read(min(length, max(left, 0))), file.read(_FOOTER)
     whole = len(data) == length and masked_crc32c(data) == int.from_bytes(footer, "little")

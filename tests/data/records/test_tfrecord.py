@@ -21,7 +21,7 @@ def naive_crc32c(data):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-@pytest.mark.parametrize("length", [4, 5, 8, 4095, 4096, 4097, 4100, 8192, 10_000])
+@pytest.mark.parametrize("length", [0, 1, 8, 10_000])
 def test_checksum(length):
     data = np.random.default_rng(length).bytes(length)
     assert tfrecord.masked_crc32c(data) == naive_crc32c(data)
