@@ -9,7 +9,6 @@ Reference: `datum.proto` and `datum_io.py` of DELF (tensorflow/models, research/
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.rows import blocks
-from dolg_tf.stage import files, progress
+from dolg_tf.stage import files, progress, protos
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -31,37 +30,7 @@ _META = "dolg_meta.json"
 _META_VERSION = 1
 _BLOCK = 4096  # rows that are read at once
 
-# --- the protocol buffer -------------------------------------------------------------
-
-_REPEATED, _OPTIONAL = 3, 1  # of FieldDescriptorProto's labels and types
-_INT64, _FLOAT, _MESSAGE = 3, 2, 11
-
-
-@functools.cache
-def _datum_class() -> type:
-    """Returns the message class DatumProto, declared here, since DELF itself is not installed."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    file = descriptor_pb2.FileDescriptorProto(name="datum.proto", package="delf.protos")
-    for message, field, kind in (("DatumShape", "dim", _INT64), ("FloatList", "value", _FLOAT)):
-        added = file.message_type.add(name=message).field.add(
-            name=field, number=1, label=_REPEATED, type=kind
-        )
-        added.options.packed = True
-    datum = file.message_type.add(name="DatumProto")
-    for number, (name, of) in enumerate((("shape", "DatumShape"), ("float_list", "FloatList")), 1):
-        datum.field.add(
-            name=name,
-            number=number,
-            label=_OPTIONAL,
-            type=_MESSAGE,
-            type_name=f".delf.protos.{of}",
-        )
-    # float_list stands in a oneof of its own there, which changes nothing in the bytes. A pool of
-    # one's own: a program that imports DELF too has the same names in the common one.
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("delf.protos.DatumProto"))
+# --- one array ------------------------------------------------------------------------
 
 
 def encode(array: np.ndarray) -> bytes:
@@ -73,10 +42,10 @@ def encode(array: np.ndarray) -> bytes:
     values = np.asarray(array, np.float32)
     if not np.isfinite(values).all():
         raise InputError("a descriptor is not finite; extract it again")
-    datum = _datum_class()()
+    datum = protos.datum_class()()
     datum.shape.dim.extend(values.shape)
     datum.float_list.value.extend(values.ravel().tolist())
-    return datum.SerializeToString(deterministic=True)
+    return datum.SerializeToString()
 
 
 def decode(data: bytes, source="DatumProto") -> np.ndarray:
@@ -90,12 +59,9 @@ def decode(data: bytes, source="DatumProto") -> np.ndarray:
       InputError: when they are no whole DatumProto, its shape does not fit its values, or a value
         is not finite.
     """
-    from google.protobuf.message import DecodeError
-
-    datum = _datum_class()()
     try:
-        datum.ParseFromString(data)
-    except DecodeError as error:
+        datum = protos.parse(protos.datum_class(), data)
+    except ValueError as error:
         raise InputError(f"{source}: cut short or no DatumProto; extract it again") from error
     values, shape = np.array(datum.float_list.value, np.float32), tuple(datum.shape.dim)
     if math.prod(shape) != len(values):

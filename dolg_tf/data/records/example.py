@@ -1,13 +1,17 @@
 """Reading a serialised `tf.train.Example` without TensorFlow, whoever wrote it.
 
+One reader parses the whole message. The other skips the photo, which the library cannot.
+
 Reference: the protocol buffers' encoding, https://protobuf.dev/programming-guides/encoding. Keys
-may come in any order, and integers packed or one by one.
+may come in any order.
 """
 
 from collections.abc import Iterator
 
+from dolg_tf.stage import protos
+
 _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
-_BYTES_LIST, _INT64_LIST = 1, 3  # fields of a Feature
+_BYTES_LIST = 1  # field of a Feature
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -51,21 +55,6 @@ def _delimited(data: memoryview, number: int) -> Iterator[memoryview]:
             yield value
 
 
-def _int64s(data: memoryview) -> list[int]:
-    values = []
-    for number, value in _fields(data):
-        if number != 1:
-            continue
-        if isinstance(value, int):
-            values.append(value)
-        else:  # packed
-            at = 0
-            while at < len(value):
-                one, at = _varint(value, at)
-                values.append(one)
-    return [value - (1 << 64) if value >> 63 else value for value in values]
-
-
 def parse_example(data: bytes) -> dict[str, list]:
     """Parses a serialised `tf.train.Example`.
 
@@ -77,15 +66,9 @@ def parse_example(data: bytes) -> dict[str, list]:
       ValueError: when the data is no such message.
     """
     found = {}
-    for features in _delimited(memoryview(data), 1):
-        for entry in _delimited(features, 1):
-            key, values = "", []
-            for number, value in _fields(entry):
-                if number == 1 and isinstance(value, memoryview):
-                    key = bytes(value).decode()
-                elif number == 2 and isinstance(value, memoryview):
-                    values = _values(value)
-            found[key] = values
+    for entry in protos.parse(protos.example_class(), data).features.feature:
+        value = entry.value
+        found[entry.key] = [*value.bytes_list.value, *value.int64_list.value]
     return found
 
 
@@ -104,13 +87,3 @@ def find_bytes(data: memoryview, key: bytes) -> bytes | None:
                     for part in _delimited(feature, _BYTES_LIST):
                         return next((bytes(value) for value in _delimited(part, 1)), None)
     return None
-
-
-def _values(feature: memoryview) -> list:
-    values = []
-    for kind, part in _fields(feature):
-        if kind == _BYTES_LIST and isinstance(part, memoryview):
-            values += [bytes(value) for value in _delimited(part, 1)]
-        elif kind == _INT64_LIST and isinstance(part, memoryview):
-            values += _int64s(part)
-    return values

@@ -1,7 +1,7 @@
 """DELG-schema TFRecords: writing, parsing, and reading any record of many files by its number.
 
-One record is one photo. The framing and the `tf.train.Example` inside are written here, byte by
-byte, so that the builder's processes need no TensorFlow; the tests hold both against TensorFlow.
+One record is one photo. The framing is written here, so that the builder's processes need no
+TensorFlow; the tests hold it against TensorFlow's.
 """
 
 import glob
@@ -16,7 +16,7 @@ from concurrent import futures
 import numpy as np
 from crc32c import crc32c
 
-from dolg_tf.stage import files
+from dolg_tf.stage import files, protos
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -32,20 +32,6 @@ def masked_crc32c(data: bytes) -> int:
 
 
 # --- writing ------------------------------------------------------------------------------
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    """Returns a length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
 
 
 def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | None) -> bytes:
@@ -67,16 +53,14 @@ def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | Non
         "image/id": image_id.encode(),
         "image/width": width,
     }
-    entries = b""
+    message = protos.example_class()()
     for key, value in values.items():
         if value is None:
             continue
-        if isinstance(value, bytes):
-            feature = _field(1, _field(1, value))  # bytes_list
-        else:
-            feature = _field(3, _field(1, _varint(value)))  # int64_list, packed
-        entries += _field(1, _field(1, key.encode()) + _field(2, feature))
-    return _field(1, entries)
+        feature = message.features.feature.add(key=key).value
+        kind = feature.bytes_list if isinstance(value, bytes) else feature.int64_list
+        kind.value.append(value)
+    return message.SerializeToString()
 
 
 def write_shard(path: files.Path, examples: Iterable[bytes]) -> int:

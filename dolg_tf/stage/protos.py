@@ -1,0 +1,80 @@
+"""Protocol buffers of other programs: TensorFlow's records and DELF's descriptor files.
+
+The messages are declared here, so that neither TensorFlow nor DELF is imported for them: the
+records builder starts many processes. They live in pools of their own, since a program that imports
+TensorFlow or DELF has the same names in the common one.
+
+Reference: `example.proto`, `feature.proto` of TensorFlow; `datum.proto` of DELF.
+"""
+
+import functools
+
+# Messages with their fields, numbered from 1.
+_EXAMPLE = {
+    "BytesList": {"value": "repeated bytes"},
+    "FloatList": {"value": "repeated float"},
+    "Int64List": {"value": "repeated int64"},
+    "Feature": {"bytes_list": "BytesList", "float_list": "FloatList", "int64_list": "Int64List"},
+    # On the wire a map is a list of its entries. As a list it keeps their order.
+    "Entry": {"key": "string", "value": "Feature"},
+    "Features": {"feature": "repeated Entry"},
+    "Example": {"features": "Features"},
+}
+_DATUM = {
+    "DatumShape": {"dim": "repeated int64"},
+    "FloatList": {"value": "repeated float"},
+    "DatumProto": {"shape": "DatumShape", "float_list": "FloatList"},
+}
+
+
+def _message_class(messages: dict[str, dict[str, str]], name: str) -> type:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    numbers = {
+        "bytes": kinds.TYPE_BYTES,
+        "float": kinds.TYPE_FLOAT,
+        "int64": kinds.TYPE_INT64,
+        "string": kinds.TYPE_STRING,
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="messages.proto", package="m", syntax="proto3")
+    for message, fields in messages.items():
+        added = file.message_type.add(name=message)
+        for number, (field, declared) in enumerate(fields.items(), 1):
+            repeated, _, kind = declared.rpartition(" ")
+            one = added.field.add(name=field, number=number)
+            one.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            one.type = numbers.get(kind, kinds.TYPE_MESSAGE)
+            if kind in messages:
+                one.type_name = f".m.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"m.{name}"))
+
+
+@functools.cache
+def example_class() -> type:
+    """Returns the message class of `tf.train.Example`, its map of features a list of entries."""
+    return _message_class(_EXAMPLE, "Example")
+
+
+@functools.cache
+def datum_class() -> type:
+    """Returns the message class of DELF's `DatumProto`."""
+    return _message_class(_DATUM, "DatumProto")
+
+
+def parse(message_class: type, data: bytes):
+    """Returns the message in serialised bytes.
+
+    Raises:
+      ValueError: when they are not such a message, or cut short.
+    """
+    from google.protobuf.message import DecodeError
+
+    message = message_class()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise ValueError("damaged, or cut short") from error
+    return message
