@@ -175,7 +175,7 @@ def _decoded(data: bytearray, dtype: str, stored: np.dtype, shape: tuple, stride
     return np.asarray(view, stored.newbyteorder("="), order="C")
 
 
-def tensor(
+def lazy_tensor(
     path: pathlib.Path,
     name: str,
     region: Region,

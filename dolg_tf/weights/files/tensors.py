@@ -21,9 +21,23 @@ import numpy as np
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.plain_pickle import Refused
-from dolg_tf.weights.files import arrays as stored
-from dolg_tf.weights.files import torch
-from dolg_tf.weights.files.arrays import Tensor, TensorFile, quoted
+from dolg_tf.weights.files.arrays import (
+    DTYPES,
+    Region,
+    Tensor,
+    TensorFile,
+    file_region,
+    lazy_tensor,
+    quoted,
+    refusing,
+)
+from dolg_tf.weights.files.torch import (
+    TORCH_LEGACY_MAGIC,
+    is_torch_pickle,
+    read_torch_legacy,
+    read_torch_zip,
+    write_torch,
+)
 from dolg_tf.weights.files.zip import Archive
 
 __all__ = ["Tensor", "TensorFile", "open_tensors", "write_tensors"]
@@ -60,11 +74,11 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(1024)
-    with stored.refusing(path):
+    with refusing(path):
         if head.startswith((b"PK\3\4", b"PK\5\6")):
             return _open_zip(path)
-        if head.startswith(torch.LEGACY_MAGIC):
-            return torch.read_legacy(path)
+        if head.startswith(TORCH_LEGACY_MAGIC):
+            return read_torch_legacy(path)
         # Before the rest: the length of its header may look like the beginning of a pickle.
         length = struct.unpack("<Q", head[:8])[0] if head[8:9] == b"{" else None
         if length is not None and length <= _LARGEST_HEADER:
@@ -104,8 +118,8 @@ def _foreign(head: bytes) -> str | None:
 
 def _open_zip(path: pathlib.Path) -> TensorFile:
     archive = Archive(path)
-    if any(map(torch.is_pickle, archive.names)):
-        return torch.read_zip(path, archive)
+    if any(map(is_torch_pickle, archive.names)):
+        return read_torch_zip(path, archive)
     if archive.names and all(name.endswith(".npy") for name in archive.names):
         tensors = {name[:-4]: _npy(path, archive, name) for name in archive.names}
         return TensorFile("NumPy", tensors, ())
@@ -133,16 +147,16 @@ def _npy(path: pathlib.Path, archive: Archive, name: str) -> Tensor:
         raise Refused(f"{where} has no header of an .npy file ({str(error)[:100]})") from error
     if dtype.hasobject:
         raise Refused(f"{where} holds pickled Python objects, which are never run here")
-    if dtype.name not in stored.DTYPES:
+    if dtype.name not in DTYPES:
         raise Refused(f"{where} has dtype {dtype.name!r:.100}, which no weight has")
-    body = stored.Region(region.size - head.tell(), region.open, head.tell())
+    body = Region(region.size - head.tell(), region.open, head.tell())
     strides = None
     if by_columns:
         strides = [math.prod(shape[:i]) for i in range(len(shape))]
     big_endian = dtype.str.startswith(">")
     if body.size != math.prod(shape) * dtype.itemsize:
         raise Refused(f"{where} of shape {shape} does not have {body.size} bytes: get it again")
-    return stored.tensor(path, name[:-4], body, dtype.name, shape, strides, big_endian=big_endian)
+    return lazy_tensor(path, name[:-4], body, dtype.name, shape, strides, big_endian=big_endian)
 
 
 def _write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -160,7 +174,8 @@ def _open_safetensors(path: pathlib.Path, length: int) -> TensorFile:
     import safetensors
 
     try:
-        # It checks offsets, sizes and overlaps; but its NumPy side reads no bfloat16.
+        # It checks offsets, sizes and overlaps. The arrays are read like those of other formats:
+        # its own NumPy reader knows bfloat16 only where ml_dtypes was imported before.
         with safetensors.safe_open(path, framework="np"):
             pass
         with path.open("rb") as file:
@@ -174,9 +189,9 @@ def _open_safetensors(path: pathlib.Path, length: int) -> TensorFile:
         if entry["dtype"] not in _SAFETENSORS:
             raise Refused(f"tensor {quoted(name)} has dtype {entry['dtype']}, which no weight has")
         begin, end = entry["data_offsets"]
-        region = stored.file_region(path, 8 + length + begin, end - begin)
+        region = file_region(path, 8 + length + begin, end - begin)
         dtype = _SAFETENSORS[entry["dtype"]]
-        tensors[name] = stored.tensor(path, name, region, dtype, entry["shape"])
+        tensors[name] = lazy_tensor(path, name, region, dtype, entry["shape"])
     if not tensors:
         raise Refused("holds no tensors")
     return TensorFile("safetensors", tensors, beside)
@@ -191,9 +206,9 @@ def _write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> 
 # --- writing -------------------------------------------------------------------------
 
 _WRITERS = {
-    ".pyth": torch.write_zip,
-    ".pth": torch.write_zip,
-    ".pt": torch.write_zip,
+    ".pyth": write_torch,
+    ".pth": write_torch,
+    ".pt": write_torch,
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,
 }
@@ -211,7 +226,7 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     Args:
       path: of the file. Its suffix says the format: .pyth, .pth, .pt (PyTorch's zip format, which
         `torch.load(path, weights_only=True)` reads), .npz or .safetensors.
-      arrays: by name, of the dtypes in `stored.DTYPES` but bfloat16.
+      arrays: by name, of the dtypes in `DTYPES` but bfloat16.
 
     Raises:
       InputError: on another suffix, or an array of another dtype.
@@ -221,7 +236,7 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     plain = {}
     for name, array in arrays.items():
         array = np.asarray(array)
-        if array.dtype.name not in stored.DTYPES or array.dtype.name == "bfloat16":
+        if array.dtype.name not in DTYPES or array.dtype.name == "bfloat16":
             raise InputError(f"{name} has dtype {array.dtype}, which {path.suffix} does not hold")
         # Not np.ascontiguousarray, which gives a number an axis.
         plain[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")

@@ -9,14 +9,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from dolg_tf.stage.plain_pickle import Refused
-from dolg_tf.weights.files import arrays as stored
-from dolg_tf.weights.files.arrays import Region, TensorFile, quoted
-from dolg_tf.weights.files.torch_pickle import STORAGES, Storage, View, unpickle
+from dolg_tf.weights.files.arrays import (
+    DTYPES,
+    Region,
+    TensorFile,
+    file_region,
+    lazy_tensor,
+    printable,
+    quoted,
+)
+from dolg_tf.weights.files.torch_pickle import STORAGES, Storage, View, read_pickle
 from dolg_tf.weights.files.zip import Archive
 
 # Where training code puts the state dict of a network: the authors', Lightning and timm, others.
 STATE_KEYS = ("model_state", "state_dict", "model")
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
 _ALIGNMENT = 64  # of torch.save, for mapping a file into memory
 
@@ -37,15 +44,15 @@ def _state_dict(top) -> tuple[dict[str, View], tuple[str, ...]]:
     for name in views:
         if type(name) is not str:
             raise Refused(f"its state dict has a {type(name).__name__} for a name")
-    beside = [stored.printable(name) for name in top if name != where and name not in views]
+    beside = [printable(name) for name in top if name != where and name not in views]
     if where is not None:
-        beside += [f"{where}.{stored.printable(name)}" for name in state if name not in views]
+        beside += [f"{where}.{printable(name)}" for name in state if name not in views]
     return views, tuple(beside)
 
 
 def _item(storage: Storage) -> int:
     """Returns the bytes of an element."""
-    return np.dtype(stored.DTYPES[storage.dtype]).itemsize
+    return np.dtype(DTYPES[storage.dtype]).itemsize
 
 
 def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
@@ -65,7 +72,7 @@ def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
         if storage.view_size < storage.size:
             region = Region((storage.first + storage.view_size) * _item(storage), region.open)
         offset = storage.first + view.offset
-        tensors[name] = stored.tensor(
+        tensors[name] = lazy_tensor(
             path, name, region, storage.dtype, view.shape, view.strides, offset, big_endian
         )
     return TensorFile(format, tensors, beside)
@@ -74,18 +81,18 @@ def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
 # --- zip -----------------------------------------------------------------------------
 
 
-def is_pickle(name: str) -> bool:
+def is_torch_pickle(name: str) -> bool:
     """Whether an entry of a zip archive is what tells PyTorch's format from others."""
     return name == "data.pkl" or name.endswith("/data.pkl")
 
 
-def read_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
+def read_torch_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
     """Returns what an archive that torch.save wrote holds.
 
     Raises:
       Refused: when it is TorchScript, or damaged, or holds no state dict.
     """
-    roots = [name.removesuffix("data.pkl") for name in archive.names if is_pickle(name)]
+    roots = [name.removesuffix("data.pkl") for name in archive.names if is_torch_pickle(name)]
     if len(roots) != 1:
         raise Refused("the zip archive has more than one data.pkl")
     root = roots[0]
@@ -102,7 +109,7 @@ def read_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
     if order not in (b"little", b"big"):
         raise Refused("does not say whether its bytes are little or big endian")
     with archive.region(f"{root}data.pkl").open() as stream:
-        top, _ = unpickle(stream)
+        top, _ = read_pickle(stream)
     regions = {}
 
     def region(storage):
@@ -116,7 +123,7 @@ def read_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
 # --- legacy --------------------------------------------------------------------------
 
 
-def read_legacy(path: pathlib.Path) -> TensorFile:
+def read_torch_legacy(path: pathlib.Path) -> TensorFile:
     """Returns what a file of torch.save before 1.6 holds.
 
     It is five pickles (magic number, protocol, system, value, keys of the storages), then each
@@ -126,12 +133,12 @@ def read_legacy(path: pathlib.Path) -> TensorFile:
       Refused: when it is damaged, or holds no state dict.
     """
     with path.open("rb") as file:
-        file.seek(len(LEGACY_MAGIC))
-        if unpickle(file)[0] != _LEGACY_PROTOCOL:
+        file.seek(len(TORCH_LEGACY_MAGIC))
+        if read_pickle(file)[0] != _LEGACY_PROTOCOL:
             raise Refused("is of another version of PyTorch's legacy format than 1001")
-        unpickle(file)
-        top, storages = unpickle(file)
-        keys, _ = unpickle(file)
+        read_pickle(file)
+        top, storages = read_pickle(file)
+        keys, _ = read_pickle(file)
         if type(keys) is not list or not all(type(key) is str for key in keys):
             raise Refused("has no list of its storages: get the file again")
         regions = _legacy_storages(path, file, keys, storages)
@@ -153,7 +160,7 @@ def _legacy_storages(path, file, keys, storages) -> dict[str, Region]:
         count = struct.unpack("<q", header)[0]
         if key not in storages or count != storages[key].size:
             raise Refused(f"disagrees with itself on storage {quoted(key)}: get the file again")
-        regions[key] = stored.file_region(path, file.tell(), count * _item(storages[key]))
+        regions[key] = file_region(path, file.tell(), count * _item(storages[key]))
         file.seek(regions[key].size, os.SEEK_CUR)
     return regions
 
@@ -199,7 +206,7 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def write_zip(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_torch(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file that `torch.load(path, weights_only=True)` reads.
 
     The state dict stands under `model_state`, where the authors' code has it.

@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import IO
 
-from dolg_tf.stage.plain_pickle import UNREAD, Global, Refused, Unread, set_item
-from dolg_tf.stage.plain_pickle import unpickle as unpickle_plain
+from dolg_tf.stage.plain_pickle import UNREAD, Global, Refused, Unread, set_item, unpickle
 from dolg_tf.weights.files.arrays import quoted
 
-# Types of storages in PyTorch, and the dtypes of `stored.DTYPES` that they hold.
+# Types of storages in PyTorch, and the dtypes of `arrays.DTYPES` that they hold.
 STORAGES = {
     "BFloat16Storage": "bfloat16",
     "BoolStorage": "bool",
@@ -31,7 +30,7 @@ class Storage:
 
     Attributes:
       key: of its bytes in the file.
-      dtype: a key of `stored.DTYPES`.
+      dtype: a key of `arrays.DTYPES`.
       size: of the whole storage, in elements.
       first: the element where this view of it begins.
       view_size: elements that the view has.
@@ -163,7 +162,7 @@ class _Storages(dict):
         return dataclasses.replace(whole, first=first, view_size=view_size)
 
 
-def unpickle(stream: IO[bytes]) -> tuple[object, Mapping[str, Storage]]:
+def read_pickle(stream: IO[bytes]) -> tuple[object, Mapping[str, Storage]]:
     """Reads the pickle that begins here; the stream stands behind it then.
 
     Returns:
@@ -174,4 +173,4 @@ def unpickle(stream: IO[bytes]) -> tuple[object, Mapping[str, Storage]]:
       Refused: on what is neither a tensor nor a plain value, and on damage.
     """
     storages = _Storages()
-    return unpickle_plain(stream, _find, storages.load, _build), storages
+    return unpickle(stream, _find, storages.load, _build), storages

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.files.tensors import check_suffix, open_tensors, write_tensors
-from dolg_tf.weights.files.torch_pickle import unpickle
+from dolg_tf.weights.files.torch_pickle import read_pickle
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "torch_files"
 SUFFIXES = (".pyth", ".pth", ".pt", ".npz", ".safetensors")
@@ -236,7 +236,7 @@ def test_what_cannot_be_written_is_refused(tmp_path, name, array, message):
 def test_a_written_checkpoint_has_its_state_dict_where_the_authors_code_looks(tmp_path):
     write_tensors(tmp_path / "a.pyth", {"w": np.ones(3, np.float32)})
     with zipfile.ZipFile(tmp_path / "a.pyth") as archive:
-        top, _ = unpickle(io.BytesIO(archive.read("archive/data.pkl")))
+        top, _ = read_pickle(io.BytesIO(archive.read("archive/data.pkl")))
     assert list(top) == ["model_state"] and list(top["model_state"]) == ["w"]
 
 
