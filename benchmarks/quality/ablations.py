@@ -46,7 +46,7 @@ from dolg_tf.modeling.heads import ArcFace
 from dolg_tf.modeling.layers import GeM, l2_normalize
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files, progress
-from dolg_tf.stage import processes as workers
+from dolg_tf.stage.processes import end_with_parent
 from dolg_tf.weights import imagenet
 
 BATCH = 32
@@ -203,7 +203,7 @@ _splits: Splits | None = None  # of the process
 
 def _start(folder: str, cache: str, config: DolgConfig | None, together: tuple[int, ...]) -> None:
     global _splits
-    workers.end_with_parent()
+    end_with_parent()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     maps = compute_maps(pathlib.Path(folder), pathlib.Path(cache), config)

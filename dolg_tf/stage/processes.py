@@ -31,12 +31,12 @@ def _start_process() -> None:
     end_with_parent()
 
 
-def count(processes: int, items: int) -> int:
+def process_count(processes: int, items: int) -> int:
     """Returns how many processes to start: `processes`, 0 for one a core, at most one an item."""
     return max(1, min(processes or os.cpu_count() or 1, items))
 
 
-def run(function: Callable, items: Iterable, processes: int) -> Iterator:
+def run_in_processes(function: Callable, items: Iterable, processes: int) -> Iterator:
     """Yields `function(item)` of each item, in the order in which they are done.
 
     An item is made only when a process is about to take it. On an error, or when the caller stops

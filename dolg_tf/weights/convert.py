@@ -7,9 +7,8 @@ import pathlib
 from collections import defaultdict
 
 from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
-from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
-from dolg_tf.stage.config import InputError
+from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +21,24 @@ TOLERANCE = 1e-4
 class ConvertConfig(CheckpointConfig):
     """Which weights become what."""
 
-    input: str = configs.option(
+    input: str = option(
         "checkpoint of the authors' code: .pyth, .pth, .pt, .npz or .safetensors; with "
         "--to=official a run or model directory"
     )
-    output: str = configs.option(
+    output: str = option(
         "model directory; with --to=official a .pyth, .pth, .pt, .npz or .safetensors file"
     )
-    to: str = configs.option(
+    to: str = option(
         "model_dir: from the authors' code to ours; official: from ours to theirs",
         "model_dir",
         choices=("model_dir", "official"),
     )
-    reference: str = configs.option(
+    reference: str = option(
         ".npz file of photos and the authors' outputs, to hold the converted network against; "
         "nothing is written when it is more than 1e-4 off; empty: none",
         "",
     )
-    overwrite: bool = configs.option("replace an existing output", False)
+    overwrite: bool = option("replace an existing output", False)
 
     def __post_init__(self):
         if self.to == "official" and self.reference:

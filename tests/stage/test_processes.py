@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dolg_tf.stage import processes as workers
+from dolg_tf.stage.processes import process_count, run_in_processes
 
 
 def square(number):
@@ -32,7 +32,7 @@ def test_all_is_done_and_few_items_are_made_ahead(processes):
             made.append(number)
             yield number
 
-    for result in workers.run(square, items(), processes):
+    for result in run_in_processes(square, items(), processes):
         results.append(result)
         assert len(made) <= len(results) + processes + 1
     assert sorted(results) == [number * number for number in range(30)]
@@ -41,11 +41,11 @@ def test_all_is_done_and_few_items_are_made_ahead(processes):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_error_of_the_work_is_raised(processes):
     with pytest.raises(KeyError, match="three"):
-        list(workers.run(fails_at_three, range(30), processes))
+        list(run_in_processes(fails_at_three, range(30), processes))
 
 
 def test_processes_end_when_the_caller_stops():
-    done = workers.run(process_of, [0.0, *[60.0] * 9], 2)
+    done = run_in_processes(process_of, [0.0, *[60.0] * 9], 2)
     worker = next(done)
     start = time.monotonic()
     done.close()
@@ -55,5 +55,5 @@ def test_processes_end_when_the_caller_stops():
 
 
 def test_count():
-    assert workers.count(3, 10) == 3 and workers.count(3, 2) == 2 and workers.count(3, 0) == 1
-    assert workers.count(0, 10**6) == os.cpu_count()
+    assert process_count(3, 10) == 3 and process_count(3, 2) == 2 and process_count(3, 0) == 1
+    assert process_count(0, 10**6) == os.cpu_count()

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment, loading
-from dolg_tf.data.input import faults as photo_faults
+from dolg_tf.data.input.faults import explain, find_faults, image_id
 from dolg_tf.data.records import tfrecord
 from dolg_tf.stage.config import InputError
 
@@ -124,7 +124,7 @@ class TrainingInput:
 
     def ids_of_step(self, step: int) -> list[str]:
         """Returns the image ids of a step's batch; "FILE, record N" for one that has none."""
-        return [photo_faults.image_id(self._index, number) for number in self._numbers(step)]
+        return [image_id(self._index, number) for number in self._numbers(step)]
 
     def faults_of_step(self, step: int) -> list[str]:
         """Returns what is wrong with records of a step's batch: the place and the fault of each."""
@@ -140,14 +140,14 @@ class TrainingInput:
         Returns:
           `error` itself when no record of the step is at fault.
         """
-        return photo_faults.explain(error, self._faults(step))
+        return explain(error, self._faults(step))
 
     def _numbers(self, step: int) -> list[int]:
         return self.photos_of_step(step)[0].numpy().tolist()
 
     def _faults(self, step: int) -> Iterator[str]:
         numbers = self._numbers(step)
-        return photo_faults.find_faults(self._index, numbers, self._data.num_classes)
+        return find_faults(self._index, numbers, self._data.num_classes)
 
 
 @functools.lru_cache(maxsize=1)  # a run validates often, and the headers are many
@@ -197,8 +197,8 @@ def validation_dataset(
 def describe_validation(error: Exception, data: DataConfig) -> Exception:
     """Returns an InputError that names the first bad validation record, or `error` itself."""
     index = _validation_index(data)
-    faults = photo_faults.find_faults(index, range(len(index)), data.num_classes)
-    return photo_faults.explain(error, faults)
+    faults = find_faults(index, range(len(index)), data.num_classes)
+    return explain(error, faults)
 
 
 # --- many photos --------------------------------------------------------------------------

@@ -25,10 +25,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dolg_tf.stage import config as config_lib
 from dolg_tf.stage import files, progress
-from dolg_tf.stage import processes as workers
-from dolg_tf.stage.config import InputError, at_least, option
+from dolg_tf.stage.config import InputError, at_least, option, to_dict
+from dolg_tf.stage.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def _render(config: ToyConfig, photos: list[_Photo]) -> list[tuple[float, ...]]:
 def _start_process() -> None:
     # An interrupt goes to the parent alone, which lets each process finish its chunk.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    workers.end_with_parent()
+    end_with_parent()
 
 
 def _render_all(config: ToyConfig, photos: list[_Photo]) -> Iterator[tuple[_Photo, tuple]]:
@@ -229,7 +228,7 @@ def _write_ground_truths(config: ToyConfig, photos: list[_Photo], boxes: dict[st
 def _claim_folder(config: ToyConfig) -> None:
     """Writes the manifest, or makes sure that the one there is of the same set."""
     output = pathlib.Path(config.output)
-    manifest = {"format_version": _FORMAT_VERSION, **config_lib.to_dict(config)}
+    manifest = {"format_version": _FORMAT_VERSION, **to_dict(config)}
     del manifest["output"], manifest["processes"]
     path = output / _MANIFEST
     if path.exists():

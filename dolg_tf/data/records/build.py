@@ -29,8 +29,8 @@ from dolg_tf.data.records import classes, shards, tars, tfrecord
 from dolg_tf.data.records.lists import ListsConfig, PhotoTable, read_photos
 from dolg_tf.data.records.shards import Shard
 from dolg_tf.stage import config, files, progress
-from dolg_tf.stage import processes as workers
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.processes import process_count, run_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -184,8 +184,8 @@ def _write(plan: list[_Planned], photos: PhotoTable, settings: RecordsConfig) ->
     tasks = (
         Shard(planned.path, photos.take(planned.numbers), settings.strict) for planned in missing
     )
-    processes = workers.count(settings.processes, len(missing))
-    written = workers.run(shards.write_shard, tasks, processes)
+    processes = process_count(settings.processes, len(missing))
+    written = run_in_processes(shards.write_shard, tasks, processes)
     for _ in progress.track(written, len(missing), "records", "files"):
         pass
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from dolg_tf.data.records.lists import PhotoTable, Places
 from dolg_tf.stage import files, progress
-from dolg_tf.stage import processes as workers
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.processes import process_count, run_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def locate(
     tars, notes = find_tars(photos.root), pathlib.Path(notes)
     notes.mkdir(parents=True, exist_ok=True)
     index = functools.partial(_index, notes=notes, md5_dir=md5_dir)
-    done = workers.run(index, tars, workers.count(processes, len(tars)))
+    done = run_in_processes(index, tars, process_count(processes, len(tars)))
     for _ in progress.track(done, len(tars), "tars", "files"):
         pass
     places = Places(

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from dolg_tf.data.records import classes, shards
-from dolg_tf.data.records import tfrecord as records
 from dolg_tf.data.records.example import parse_example
+from dolg_tf.data.records.tfrecord import masked_crc32c
 from dolg_tf.stage import config, files, progress
-from dolg_tf.stage import processes as workers
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.processes import process_count, run_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
     while header := file.read(12):
         length = int.from_bytes(header[:8], "little")
         checksum = int.from_bytes(header[8:], "little")
-        if len(header) == 12 and records.masked_crc32c(header[:8]) != checksum:
+        if len(header) == 12 and masked_crc32c(header[:8]) != checksum:
             yield b"", "its length is damaged, or this is no TFRecord file; nothing behind is read"
             return
         if len(header) < 12 or length + 4 > size - file.tell():
@@ -113,7 +113,7 @@ def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
         data, checksum = file.read(length), int.from_bytes(file.read(4), "little")
         if length < 4:
             yield b"", f"{length} bytes are no tf.train.Example"
-        elif records.masked_crc32c(data) != checksum:
+        elif masked_crc32c(data) != checksum:
             yield b"", "the checksum is wrong"
         else:
             yield data, ""
@@ -268,7 +268,7 @@ def _verify(settings: VerifyConfig, paths: list[str], num_classes: int, found: _
     """Verifies the files and notes their faults; returns files, records and label counts."""
     task = functools.partial(verify_file, num_classes=num_classes)
     counts, total, reports = collections.Counter(), 0, []
-    done = workers.run(task, paths, workers.count(settings.processes, len(paths)))
+    done = run_in_processes(task, paths, process_count(settings.processes, len(paths)))
     for report in progress.track(done, len(paths), "verify", "files"):
         total += report.records
         for fault in report.faults:

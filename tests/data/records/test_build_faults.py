@@ -16,8 +16,7 @@ import pytest
 from gldv2_files import files_of, jpeg, name_of, put, read, settings, write_gldv2
 from PIL import Image
 
-from dolg_tf.data.records import build as gldv2
-from dolg_tf.data.records import shards
+from dolg_tf.data.records import build, shards
 from dolg_tf.data.records.build import build_records
 from dolg_tf.stage.config import InputError
 
@@ -110,7 +109,7 @@ def test_interrupted_builder(gldv2_folder, stuck, whole_group):
     """By Ctrl-C, which reaches every process, or by a signal to the builder alone."""
     (os.killpg if whole_group else os.kill)(stuck.pid, signal.SIGINT)
     assert stuck.wait(20) == 130
-    assert stuck.stderr.read().splitlines()[-1] == "dolg records: interrupted"
+    assert stuck.stderr.read().splitlines()[-1] == "python -m dolg_tf records: interrupted"
     wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
     if not whole_group:
         mend_and_finish(gldv2_folder)
@@ -202,14 +201,14 @@ def test_half_files_of_a_killed_run_are_cleared_away(gldv2_folder, monkeypatch):
 
 def test_cut_off_before_the_last_file(gldv2_folder, monkeypatch):
     """When all record files stand under their final names, and records.json does not."""
-    write_json = gldv2.files.write_json
+    write_json = build.files.write_json
 
     def cut_off(path, value):
         if str(path).endswith("records.json"):
             raise KeyboardInterrupt
         write_json(path, value)
 
-    monkeypatch.setattr(gldv2.files, "write_json", cut_off)
+    monkeypatch.setattr(build.files, "write_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
         build_records(settings(gldv2_folder))
     monkeypatch.undo()
