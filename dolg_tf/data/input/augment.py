@@ -1,13 +1,18 @@
-"""Random crops, flips and lighting.
+"""Augmentation: random crops, flips and lighting.
 
 The random numbers of many photos are drawn at once, and what is done to a photo is a pure function
 of its own numbers, so the order of the work changes nothing.
+
+A new augmentation is an option in `data/config.py`, a field of `Draws`, a function here, and a line
+in the step that it belongs to: `window`, `before_resizing` or `after_resizing`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from dolg_tf.data.config import DataConfig
 
 _TRIES = 10
 _ASPECTS = (3 / 4, 4 / 3)
@@ -17,7 +22,9 @@ _EIGENVECTORS = np.float32(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _PHILOX = 1  # TensorFlow's number of the generator
-_UNIFORMS, _NORMALS = 36, 4  # drawn for a photo; Philox makes them in fours
+# Drawn for each photo, in fours as Philox makes them. Three uniforms and a normal are left over; to
+# use them changes no other augmentation, while more of them would change all.
+_UNIFORMS, _NORMALS = 36, 4
 
 
 class Draws(NamedTuple):
@@ -131,3 +138,23 @@ def lighting(image: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     shape = tf.shape(image)
     rows = tf.reshape(image, [shape[0], shape[1] * 3])
     return tf.reshape(tf.nn.bias_add(rows, tf.tile(colour, shape[1:2])), shape)
+
+
+# --- steps, in the order in which a photo takes them --------------------------------------
+
+
+def window(height, width, data: DataConfig, draws: Draws) -> tf.Tensor:
+    """Returns the window of a photo that is decoded: int32 (4,), top, left, height, width."""
+    return crop_window(height, width, draws) if data.augment_crop else centre_window(height, width)
+
+
+def before_resizing(image: tf.Tensor, data: DataConfig, draws: Draws) -> tf.Tensor:
+    """Augments a window as it was decoded, uint8 (h, w, 3)."""
+    return flip(image, draws.flipped) if data.augment_flip else image
+
+
+def after_resizing(image: tf.Tensor, data: DataConfig, draws: Draws) -> tf.Tensor:
+    """Augments a resized photo, float32 RGB in [0, 1], (S, S, 3)."""
+    if data.augment_lighting:
+        image = lighting(image, data.augment_lighting * draws.lighting)
+    return image

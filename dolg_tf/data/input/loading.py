@@ -48,18 +48,10 @@ def _window(encoded, choose: Callable) -> tf.Tensor:
 
 def training_photo(encoded, data: DataConfig, draws: augment.Draws) -> tf.Tensor:
     """Returns a training photo, float32 RGB (S, S, 3): cropped, mirrored, resized, lit."""
-
-    def choose(height, width):
-        if data.augment_crop:
-            return augment.crop_window(height, width, draws)
-        return augment.centre_window(height, width)
-
-    window = _window(encoded, choose)
-    if data.augment_flip:
-        window = augment.flip(window, draws.flipped)
+    window = _window(encoded, lambda *sides: augment.window(*sides, data, draws))
+    window = augment.before_resizing(window, data, draws)
     image = images.resize_levels(window, data.image_size, data.image_size)
-    if data.augment_lighting:
-        image = augment.lighting(image, data.augment_lighting * draws.lighting)
+    image = augment.after_resizing(image, data, draws)
     return tf.ensure_shape(image, (data.image_size, data.image_size, 3))
 
 
