@@ -26,10 +26,9 @@ from photo_scores import mean_scores
 
 from dolg_tf.apps.pictures.ranked_list import new_figure
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.retrieval.extract.batches import describe_batches
-from dolg_tf.retrieval.extract.decoding import decode_ahead
-from dolg_tf.retrieval.extract.listing import Photo
+from dolg_tf.retrieval.extract.decoding import decode_ahead, describe_batches
 from dolg_tf.retrieval.extract.model import Describe, describe_by, load_model, open_describer
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import command, files, progress
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError

@@ -9,12 +9,10 @@ import tempfile
 from dolg_tf.apps.pictures import match, ranked_list
 from dolg_tf.apps.pictures.maps import MAPS
 from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
-from dolg_tf.retrieval.extract.listing import Photo
 from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
-from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
-from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
+from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.index.photos import write_csv
-from dolg_tf.retrieval.index.same_space import SAME_SPACE
 from dolg_tf.stage import files
 
 _SIDE = 1024  # longest side that a photo is shrunk to before the network sees it, in pixels

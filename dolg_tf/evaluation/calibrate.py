@@ -21,10 +21,9 @@ import numpy as np
 from dolg_tf.evaluation import labelled_pairs
 from dolg_tf.evaluation.labelled_pairs import Pairs
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import directory, same_space
+from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
@@ -218,7 +217,7 @@ def _read_sets(
     for found in (queries, searched):
         if not len(found):
             raise InputError(f"{found.source} has no descriptors; extract it again")
-    same_space.check(map(same_space.about, (searched, queries)))
+    directory.check_same_space(map(directory.how_made, (searched, queries)))
     if index is not None:
         index.check_same(searched)
         if index.approximate is not None:
@@ -273,7 +272,7 @@ def calibrate(settings: CalibrateConfig) -> dict:
         fitted = fit(pairs, settings.precision)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    made = {key: searched.meta.get(key) for key in same_space.SAME_SPACE}
+    made = {key: searched.meta.get(key) for key in directory.SAME_SPACE}
     fitted = {"format_version": FORMAT_VERSION, **fitted, **made, "source": source}
     files.write_json(settings.output, fitted)
     _say(fitted)

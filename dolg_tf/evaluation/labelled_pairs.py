@@ -8,10 +8,9 @@ import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
 from dolg_tf.data.records.lists import csv_rows
-from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

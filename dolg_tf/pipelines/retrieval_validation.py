@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.evaluation.revisited import score
-from dolg_tf.retrieval.extract import batches, decoding
+from dolg_tf.retrieval.extract import decoding
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.serving.pyramid import multi_scale
@@ -74,7 +74,7 @@ class RetrievalValidation:
         """Returns float32 (N, D), unit L2 norm, in the order of the photos."""
         images = decoding.decode_ahead(photos, self._max_side)
         images = progress.track(images, len(photos), "retrieval validation")
-        rows, _ = batches.describe_batches(_readable(images), self._describe, len(photos), BATCH)
+        rows, _ = decoding.describe_batches(_readable(images), self._describe, len(photos), BATCH)
         return rows
 
 

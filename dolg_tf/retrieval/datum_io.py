@@ -17,8 +17,7 @@ import pathlib
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.rows import blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.stage import files, progress, protos
 from dolg_tf.stage.config import InputError, option
 

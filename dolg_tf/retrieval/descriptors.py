@@ -8,11 +8,10 @@ suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 o
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -29,9 +28,72 @@ _META_KEYS = {
     "bad",
 }
 DTYPES = ("float32", "float16")  # that are stored
-UNFINISHED = "unfinished"  # folder in a set that is not finished, see `retrieval.unfinished`
+UNFINISHED = "unfinished"  # folder in a set that is not finished, see `extract.shards`
 _SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
 _CHECK_ROWS = 65536
+
+
+class Rows:
+    """Rows of one or more arrays, one after the other; what is on disk stays there.
+
+    Whatever is stored (float32 or float16), float32 is read, at addresses that a float32 may have:
+    behind a file's header of 45 bytes none is at one, and NumPy multiplies ten times as slowly. An
+    array of NumPy takes its place wherever only slices, rows by number and the shape are asked for.
+
+    Args:
+      arrays: float (N_i, D) of one D, or other `Rows`; such as memory-mapped shards.
+    """
+
+    ndim = 2
+
+    def __init__(self, arrays: Sequence):
+        flat = []
+        for array in arrays:
+            flat += array.arrays if isinstance(array, Rows) else [array]
+        if len({array.shape[1:] for array in flat}) != 1 or flat[0].ndim != 2:
+            raise ValueError(f"rows of different shapes: {[array.shape for array in flat]}")
+        self.arrays = tuple(flat)
+        self._starts = np.cumsum([0, *(len(array) for array in flat)])
+        self.shape = (int(self._starts[-1]), flat[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        """Returns float32 rows, for a slice of step 1 or an array of row numbers from 0."""
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError(f"slices have step 1, not {step}")
+            return self._between(start, max(start, stop))
+        rows = np.asarray(key, np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        found = np.empty((*rows.shape, self.shape[1]), np.float32)
+        places = np.searchsorted(self._starts, rows, side="right") - 1
+        for place in np.unique(places):
+            there = places == place
+            found[there] = self.arrays[place][rows[there] - self._starts[place]]
+        return found
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        parts = []
+        for offset, array in zip(self._starts, self.arrays, strict=False):
+            part = array[max(start - offset, 0) : max(stop - offset, 0)]
+            if len(part):
+                parts.append(part)
+        if len(parts) == 1:
+            return np.require(parts[0], np.float32, "A")
+        return np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts], dtype=np.float32)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def blocks(rows, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, float32 (up to `size`, D)) of `Rows` or an array, in order."""
+    for start in range(0, len(rows), size):
+        yield start, np.asarray(rows[start : start + size], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

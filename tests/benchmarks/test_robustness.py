@@ -5,7 +5,7 @@ import pytest
 import robustness
 from PIL import Image
 
-from dolg_tf.retrieval.extract.listing import Photo
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
 
 

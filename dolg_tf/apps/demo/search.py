@@ -10,14 +10,13 @@ import numpy as np
 
 from dolg_tf.apps.demo import photos
 from dolg_tf.data.photo_ids import SUFFIXES
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.retrieval.extract.model import describe_by, load_model, open_describer
-from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
-from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

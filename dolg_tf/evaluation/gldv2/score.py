@@ -18,7 +18,7 @@ from dolg_tf.evaluation.gldv2 import kaggle_csv
 from dolg_tf.evaluation.gldv2.kaggle_csv import Prediction
 from dolg_tf.evaluation.gldv2.predictions import PredictionsConfig, predictions
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.index.directory import SAME_SPACE
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 

@@ -8,7 +8,7 @@ import numpy as np
 from dolg_tf.data.records.lists import ListsConfig, read_photos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import same_space
+from dolg_tf.retrieval.index import directory
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def read_sets(queries: str, index: str, non_landmarks: str = "") -> list[Descrip
             raise InputError(f"{found.source}: an .npy has no ids; give a descriptor set")
         if not len(found):
             raise InputError(f"{found.source} has no descriptors; extract it again")
-    same_space.check(map(same_space.about, sets))
+    directory.check_same_space(map(directory.how_made, sets))
     if non_landmarks:
         names = {_kaggle_id(id_) for id_ in sets[2].ids}
         for found in sets[:2]:

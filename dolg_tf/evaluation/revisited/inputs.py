@@ -7,10 +7,9 @@ import pathlib
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
-from dolg_tf.retrieval.index import same_space
-from dolg_tf.retrieval.rows import Rows
+from dolg_tf.retrieval.index import directory
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -75,8 +74,10 @@ def read_inputs(
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
     # Scales may differ on purpose: the protocol has them, and a remark.
-    made = map(same_space.about, sets.values())
-    same_space.check(made, ("model_hash", "whitening", "width"), "extract all with one model")
+    made = map(directory.how_made, sets.values())
+    directory.check_same_space(
+        made, ("model_hash", "whitening", "width"), "extract all with one model"
+    )
     more = Rows(parts) if parts else own[:0]
     protocol = {
         "ground_truth": task.name,

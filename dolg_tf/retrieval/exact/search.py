@@ -7,7 +7,7 @@ processor, only says which photos may be among the best. So equal descriptors ha
 
 import numpy as np
 
-from dolg_tf.retrieval.rows import blocks
+from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.stage.config import InputError
 
 # Queries multiplied at a time, and pairs whose products stand in memory at a time.

@@ -1,5 +1,7 @@
 """Shards of a descriptor set on Apache Beam, some at a time.
 
+Apart from `beam`, whose flags and help are there without Apache Beam, which is imported here.
+
 The photos of each shard are listed in a file in the set's folder, Beam's workers put the rows of a
 shard in another, and the process that started them writes the shard. So neither a pipeline's graph
 nor that process ever holds more than a few of the photos or rows.
@@ -20,11 +22,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.extract import batches, decoding
+from dolg_tf.retrieval.extract import decoding
 from dolg_tf.retrieval.extract import shards as unfinished
-from dolg_tf.retrieval.extract.listing import Listing, Photo
 from dolg_tf.retrieval.extract.model import Describe
-from dolg_tf.retrieval.extract.photos import PhotosConfig
+from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
@@ -117,11 +118,11 @@ class DescribeHandler(ModelHandler[np.ndarray, np.ndarray, Describe]):
         self, batch: Sequence[np.ndarray], model: Describe, inference_args=None
     ) -> Iterable[np.ndarray]:
         count = len(batch)
-        return batches.describe_batches(enumerate(batch), model, count, self._batch_size)[0]
+        return decoding.describe_batches(enumerate(batch), model, count, self._batch_size)[0]
 
     def batch_elements_kwargs(self) -> dict:
         # By bytes, and not as many as Beam finds the quickest: batches take memory.
-        most = batches.WAITING_BYTES
+        most = decoding.WAITING_BYTES
 
         def size(keyed):
             return min(keyed[1].nbytes, most)

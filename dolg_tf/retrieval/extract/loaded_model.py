@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 
 from dolg_tf.retrieval.extract.decoding import load_photo
-from dolg_tf.retrieval.extract.listing import Photo
 from dolg_tf.retrieval.extract.model import describe_by, load_model, open_describer
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

@@ -1,21 +1,192 @@
 """Which photos are described: folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
+import concurrent.futures
 import dataclasses
 import glob
+import hashlib
 import logging
+import mmap
 import os
 import pathlib
 import posixpath
+import stat
+from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
+from dolg_tf.data.records import example, tfrecord
 from dolg_tf.data.records.lists import csv_rows
-from dolg_tf.retrieval.extract.listing import Listing, Photo
-from dolg_tf.retrieval.extract.photo_records import list_records
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
+
+_STAT_THREADS = 16  # on a network disk each question takes milliseconds
+_STAT_PHOTOS = 4096  # that a thread asks for in one go
+_RECORD_HEADER = 12  # bytes: length of a record, and its checksum
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo to describe.
+
+    Attributes:
+      id: its path relative to the image root, without suffix; in a TFRecord its `image/id`.
+      file: where it is, which may be missing: a file of its own, or a TFRecord file.
+      box: (left, top, right, bottom) in pixels, what is cut out; None: the whole photo.
+      start: byte of the TFRecord file where its record starts; -1: it has a file of its own.
+      record_size: of the record, in bytes.
+    """
+
+    id: str
+    file: str | os.PathLike
+    box: tuple[float, float, float, float] | None = None
+    start: int = -1
+    record_size: int = -1
+
+    @property
+    def path(self) -> pathlib.Path:
+        return pathlib.Path(self.file)
+
+    @property
+    def where(self) -> str:
+        """Names the photo's place in errors."""
+        return f"{self.file}" if self.start < 0 else f"{self.file}, record at byte {self.start}"
+
+    def read(self) -> bytes:
+        """Returns the encoded photo.
+
+        Raises:
+          OSError: when the file cannot be read.
+          ValueError: when its record is damaged.
+        """
+        if self.start >= 0:
+            return read_record(self.file, self.start)
+        return self.path.read_bytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of a listing: whoever has the same ones describes the same photos.
+
+    Attributes:
+      names: of all ids and boxes.
+      images: of all ids, boxes and file sizes.
+      shards: of the ids, boxes and file sizes of each shard.
+    """
+
+    names: str
+    images: str
+    shards: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Photos in the order of their descriptors, and whether they are cut to boxes."""
+
+    image_root: pathlib.Path
+    photos: tuple[Photo, ...]
+    crop: bool
+
+    def sizes(self) -> np.ndarray:
+        """Returns the size of each photo in bytes, int64 (N,); -1: there is no such file."""
+        with concurrent.futures.ThreadPoolExecutor(_STAT_THREADS) as pool:
+            starts = range(0, len(self.photos), _STAT_PHOTOS)
+            parts = pool.map(lambda at: _sizes(self.photos[at : at + _STAT_PHOTOS]), starts)
+            return np.array([size for part in parts for size in part], np.int64)
+
+    def fingerprints(self, sizes: np.ndarray, shard_photos: int) -> Fingerprints:
+        """Returns the hashes of the photos, for shards of `shard_photos` of them each.
+
+        Args:
+          sizes: as `sizes` gives them.
+          shard_photos: consecutive photos in a shard.
+        """
+        names, images, shards = hashlib.sha256(), hashlib.sha256(), []
+        for at in range(0, len(self.photos), shard_photos):
+            photos = self.photos[at : at + shard_photos]
+            names.update("".join([repr((photo.id, photo.box)) for photo in photos]).encode())
+            found = [None if size < 0 else size for size in sizes[at : at + shard_photos].tolist()]
+            text = "".join(
+                [repr((p.id, p.box, size)) for p, size in zip(photos, found, strict=True)]
+            ).encode()
+            images.update(text)
+            shards.append(hashlib.sha256(text).hexdigest())
+        return Fingerprints(names.hexdigest(), images.hexdigest(), tuple(shards))
+
+
+def _sizes(photos: Iterable[Photo]) -> list[int]:
+    sizes = []
+    for photo in photos:
+        size = photo.record_size
+        if photo.start < 0:
+            try:
+                found = os.stat(photo.file)  # noqa: PTH116 - a million Path objects take seconds
+                size = found.st_size if stat.S_ISREG(found.st_mode) else -1
+            except (OSError, ValueError):  # ValueError: a zero byte in the name
+                size = -1
+        sizes.append(size)
+    return sizes
+
+
+# --- photos in TFRecords --------------------------------------------------------------
+
+
+def list_records(pattern: str) -> Iterator[tuple[str, str, int, int]]:
+    """Yields id, file, byte where it starts and size in bytes of each record, in file order.
+
+    Args:
+      pattern: a glob of TFRecords of DELG's schema.
+
+    Raises:
+      InputError: when no file matches, one is cut short or no TFRecord, or a record has no
+        `image/id`.
+    """
+    for path, starts in tfrecord.RecordIndex.open(pattern).places():
+        if not starts:
+            continue
+        with (
+            pathlib.Path(path).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            for start in starts:
+                body = start + _RECORD_HEADER
+                size = int.from_bytes(data[start : start + 8], "little")
+                with data[body : body + size] as record:
+                    yield _id(record, path, start), path, start, size
+
+
+def _id(record: memoryview, path: str, start: int) -> str:
+    where = f"{path}, record at byte {start}"
+    try:
+        found = (example.find_bytes(record, b"image/id") or b"").decode()
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise InputError(f"{where}: no tf.train.Example ({error}); write it again") from error
+    if not found:
+        raise InputError(f"{where}: no image/id; records of photos follow DELG's schema")
+    return found
+
+
+def read_record(path: str, start: int) -> bytes:
+    """Returns the encoded photo of the record that starts at a byte of a file.
+
+    Raises:
+      OSError: when the file cannot be read.
+      ValueError: saying what is wrong with the record.
+    """
+    data = tfrecord.read_at(path, start)
+    if data is None:
+        raise ValueError("the checksum is wrong")
+    encoded = example.find_bytes(memoryview(data), b"image/encoded")
+    if not encoded:
+        raise ValueError("no image/encoded in the record")
+    return encoded
+
+
+# --- which photos ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

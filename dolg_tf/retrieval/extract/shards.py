@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.extract.listing import Fingerprints, Listing
+from dolg_tf.retrieval.extract.photos import Fingerprints, Listing
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

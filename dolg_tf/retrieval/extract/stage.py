@@ -18,11 +18,10 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.extract import batches, decoding
+from dolg_tf.retrieval.extract import decoding
 from dolg_tf.retrieval.extract import shards as unfinished
-from dolg_tf.retrieval.extract.listing import Listing, Photo
 from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
-from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
+from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
@@ -189,7 +188,7 @@ def _describe_shards(
     with contextlib.closing(stream):
         images = progress.track(stream, total, "extract")
         for shard, photos in shards.items():
-            rows, there = batches.describe_batches(
+            rows, there = decoding.describe_batches(
                 _readable(photos, images, bad), describe, len(photos), settings.batch_size
             )
             work.write(shard, rows[there], bad.take())

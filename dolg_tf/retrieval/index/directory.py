@@ -11,20 +11,20 @@ import math
 import pathlib
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.index import ivfpq, same_space
-from dolg_tf.retrieval.index.same_space import SAME_SPACE
-from dolg_tf.retrieval.rows import Rows, blocks
+from dolg_tf.retrieval.index import ivfpq
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
 KINDS = ("flat", "ivfpq")
+# What two descriptors must share for their product to mean anything.
+SAME_SPACE = ("model_hash", "scales", "whitening")
 # What all photos of an index must share.
 SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
 _META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
@@ -135,7 +135,7 @@ class Index:
                 f"{other.source} is a bare .npy, which names neither photos nor model; give a "
                 "descriptor set"
             )
-        self.check_making(*same_space.about(other), (*keys, "width"))
+        self.check_making(*how_made(other), (*keys, "width"))
 
     def check_making(self, source: str, meta: dict, keys: Sequence[str] = SAME_SPACE) -> None:
         """Makes sure that descriptors are made as those of the index were.
@@ -147,7 +147,42 @@ class Index:
             "extract with the model and settings of the index, or rebuild the index with the other "
             "model"
         )
-        same_space.check([(self.path, self.meta), (source, meta)], keys, remedy)
+        check_same_space([(self.path, self.meta), (source, meta)], keys, remedy)
+
+
+# --- descriptors that may be compared ---------------------------------------------------
+
+
+def how_made(found: DescriptorSet) -> tuple[str, dict]:
+    """Returns the source of a set and, for `check_same_space`, its meta data and width."""
+    return found.source, {**found.meta, "width": found.descriptors.shape[1]}
+
+
+def check_same_space(
+    made: Iterable[tuple[files.Path, dict]],
+    keys: Sequence[str] = (*SAME_SPACE, "width"),
+    remedy: str = "extract all with one model and its settings",
+) -> None:
+    """Makes sure that descriptors were made in one way.
+
+    Args:
+      made: (source, meta data) of each set or index; what lacks a key, as a bare `.npy` does, is
+        not known and not compared.
+      keys: of the meta data that must be equal; "width" is the numbers a photo.
+      remedy: what the error asks for.
+
+    Raises:
+      InputError: naming the first two that differ.
+    """
+    made = list(made)
+    for key in keys:
+        told = [(source, meta[key]) for source, meta in made if key in meta]
+        for source, value in told[1:]:
+            first, expected = told[0]
+            if value != expected:
+                raise InputError(
+                    f"{source} has {key} {value!r:.80}, {first} has {expected!r:.80}: {remedy}"
+                )
 
 
 # --- reading -------------------------------------------------------------------------
@@ -278,5 +313,5 @@ def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> No
         meta = read_meta(folder)
         made = [("the threshold", fitted_for), (folder, meta)]
         remedy = "the index was changed meanwhile; calibrate again"
-        same_space.check(made, (*SAME_SPACE, "width", "kind"), remedy)
+        check_same_space(made, (*SAME_SPACE, "width", "kind"), remedy)
         files.write_json(folder / "meta.json", meta | {"calibration": calibration})

@@ -7,8 +7,8 @@ import logging
 
 import numpy as np
 
+from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 

@@ -13,8 +13,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import Describer, open_describer
 from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
-from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.same_space import SAME_SPACE
+from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

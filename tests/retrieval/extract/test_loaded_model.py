@@ -5,9 +5,9 @@ import pytest
 import stand_in_saved_model as stand_in
 from PIL import Image
 
-from dolg_tf.retrieval.extract.listing import Photo
 from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
 from dolg_tf.retrieval.extract.model import load_describe
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)

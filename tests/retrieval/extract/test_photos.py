@@ -1,9 +1,13 @@
+import hashlib
 import os
 import pickle
 
+import numpy as np
 import pytest
 
-from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
+from dolg_tf.data.records import tfrecord
+from dolg_tf.retrieval.extract import photos as module
+from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
 from dolg_tf.stage.config import InputError
 
 
@@ -173,3 +177,149 @@ def test_what_cannot_be_listed(root, tmp_path):
     for options in ({"subset": "all"}, {"batch_size": 0}, {"max_side": -1}, {"max_bad": -1}):
         with pytest.raises(InputError, match="must be"):
             _list(root, **options)
+
+
+# --- sizes and hashes of many photos --------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    found = []
+    for number in range(23):
+        if number != 7:
+            (tmp_path / f"{number}.jpg").write_bytes(b"x" * number)
+        box = (1.0, 2.0, 3.0, 4.5) if number % 4 == 0 else None
+        found.append(Photo(f"{number}", str(tmp_path / f"{number}.jpg"), box))
+    (tmp_path / "folder.jpg").mkdir()
+    return [*found, Photo("folder", tmp_path / "folder.jpg"), Photo("odd", "a\0b.jpg")]
+
+
+def test_sizes_are_in_the_order_of_the_photos(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_STAT_PHOTOS", 4)
+    sizes = Listing(tmp_path, tuple(photos), False).sizes()
+    expected = [number if number != 7 else -1 for number in range(23)] + [-1, -1]
+    np.testing.assert_array_equal(sizes, expected)
+
+
+def test_hashes_of_all_photos_do_not_depend_on_shards(photos, tmp_path):
+    found = Listing(tmp_path, tuple(photos), False)
+    sizes = found.sizes()
+    prints = {size: found.fingerprints(sizes, size) for size in (1, 4, 100)}
+    assert len({(p.names, p.images) for p in prints.values()}) == 1
+    assert [len(p.shards) for p in prints.values()] == [25, 7, 1]
+    text = "".join(
+        repr((photo.id, photo.box, None if size < 0 else int(size)))
+        for photo, size in zip(photos, sizes, strict=True)
+    )
+    assert prints[4].images == prints[100].shards[0] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_what_changes_which_hash(photos, tmp_path):
+    def prints(photos, sizes):
+        return Listing(tmp_path, tuple(photos), False).fingerprints(sizes, 5)
+
+    sizes = np.arange(25)
+    before = prints(photos, sizes)
+    larger = prints(photos, sizes + (np.arange(25) == 12))
+    assert larger.names == before.names and larger.images != before.images
+    changed = [a != b for a, b in zip(before.shards, larger.shards, strict=True)]
+    assert changed == [False, False, True, False, False]
+    for other in (Photo("12", "x.jpg", None), Photo("12x", "x.jpg", (1.0, 2.0, 3.0, 4.5))):
+        moved = prints([*photos[:12], other, *photos[13:]], sizes)
+        assert moved.names != before.names and moved.images != before.images
+
+
+# --- photos in TFRecords --------------------------------------------------------------
+
+PHOTOS = {f"photo {number}": bytes([number]) * (1 + 37 * number) for number in range(7)}
+
+
+def _write(path, photos):
+    tfrecord.write_shard(path, [tfrecord.encode(data, id_, 3, 4, 5) for id_, data in photos])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    photos = list(PHOTOS.items())
+    _write(tmp_path / "train-00000-of-00003", photos[:4])
+    _write(tmp_path / "train-00001-of-00003", [])
+    _write(tmp_path / "train-00002-of-00003", photos[4:])
+    return tmp_path
+
+
+def test_each_record_is_a_photo(folder):
+    listing = _list(folder / "train-*")
+    assert [photo.id for photo in listing.photos] == list(PHOTOS)
+    assert [photo.read() for photo in listing.photos] == list(PHOTOS.values())
+    assert listing.image_root == folder and not listing.crop
+    assert [photo.id for photo in _list(folder / "train-00002-of-00003").photos] == list(PHOTOS)[4:]
+
+
+def test_a_pattern_of_folders(folder):
+    (folder / "deep").mkdir()
+    (folder / "train-00000-of-00003").rename(folder / "deep/train-0")
+    listing = _list(folder / "d*/train-*")
+    assert len(listing.photos) == 4 and listing.image_root == folder
+
+
+def test_the_size_of_a_record_is_in_the_fingerprint(folder):
+    def prints():
+        listing = _list(folder / "train-*")
+        sizes = listing.sizes()
+        assert (sizes > 0).all()
+        return listing.fingerprints(sizes, 4)
+
+    before = prints()
+    assert before == prints()
+    _write(folder / "train-00002-of-00003", [(id_, b"x") for id_ in list(PHOTOS)[4:]])
+    after = prints()
+    assert before.names == after.names and before.images != after.images
+    assert [x == y for x, y in zip(before.shards, after.shards, strict=True)] == [True, False]
+
+
+@pytest.mark.parametrize("place", [30, -10])
+def test_a_damaged_record_is_told_when_it_is_read(folder, place):
+    path = folder / "train-00002-of-00003"
+    data = np.fromfile(path, np.uint8)
+    second = _list(path).photos[1]
+    place += second.start if place > 0 else second.start + second.record_size
+    data[place] ^= 1
+    data.tofile(path)
+    with pytest.raises((InputError, ValueError), match=r"checksum is wrong|no image/|no tf.train"):
+        for photo in _list(path).photos:
+            photo.read()
+
+
+def test_what_is_no_photo_record(folder):
+    def put(*examples):
+        tfrecord.write_shard(folder / "odd", examples)
+
+    put(tfrecord.encode(b"x", "", 1, 1, None))
+    with pytest.raises(InputError, match="odd, record at byte 0: no image/id"):
+        _list(folder / "odd")
+    put(tfrecord.encode(b"x", "a", 1, 1, None), b"\xff" * 9)
+    with pytest.raises(InputError, match=r"odd, record at byte \d+: no tf.train.Example"):
+        _list(folder / "odd")
+    put(tfrecord.encode(b"x", "a", 1, 1, None).replace(b"image/id", b"image/ix"))
+    with pytest.raises(InputError, match="no image/id"):
+        _list(folder / "odd")
+    put(tfrecord.encode(b"x", "a", 1, 1, None).replace(b"image/encoded", b"image/encodeX"))
+    with pytest.raises(ValueError, match="no image/encoded"):
+        _list(folder / "odd").photos[0].read()
+    put(*[tfrecord.encode(b"x", "a", 1, 1, None)] * 2)
+    with pytest.raises(InputError, match="record at byte 0 have one id, 'a'"):
+        _list(folder / "odd")
+
+
+def test_files_that_are_none(folder):
+    with pytest.raises(InputError, match="no file matches"):
+        _list(folder / "valid-*")
+    path = folder / "train-00000-of-00003"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match="the file ends inside the record"):
+        _list(folder / "train-*")
+    (folder / "notes").write_text("no record at all")
+    with pytest.raises(InputError, match="this is no TFRecord file"):
+        _list(folder / "notes")
+    with pytest.raises(InputError, match="takes no --subset"):
+        _list(folder / "train-*", subset="query")

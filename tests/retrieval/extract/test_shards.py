@@ -113,7 +113,7 @@ import pathlib, resource, sys
 import numpy as np
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.extract import shards as unfinished
-from dolg_tf.retrieval.extract.listing import Listing, Photo
+from dolg_tf.retrieval.extract.photos import Listing, Photo
 unfinished.SHARD_PHOTOS = 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 photos = tuple(Photo(str(number), "") for number in range(300))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from dolg_tf.evaluation.revisited import score
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.rerank import k_reciprocal, methods, superglobal
 from dolg_tf.retrieval.rerank.methods import RerankConfig, apply
-from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError, from_dict
 
 METHODS = ("alpha_qe", "alpha_dba", "superglobal", "k_reciprocal")

@@ -6,8 +6,8 @@ import numpy as np
 
 from dolg_tf.apps.report.figures.style import LEVEL_STYLE, new_plot, percent
 from dolg_tf.evaluation.revisited.score import LEVELS, score_descriptors
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
-from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import progress
 
 _SMALLEST = 1000  # the first part is one in so many

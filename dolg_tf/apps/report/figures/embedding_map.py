@@ -6,8 +6,8 @@ import posixpath
 import numpy as np
 
 from dolg_tf.apps.report.figures.style import COLOURS, new_plot
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
-from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 _COMPONENTS = 50  # kept by PCA before t-SNE
