@@ -27,7 +27,7 @@ from photo_scores import mean_scores
 from dolg_tf.apps.pictures.ranked_list import new_figure
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.retrieval.extract.decoding import decode_ahead, describe_batches
-from dolg_tf.retrieval.extract.model import Describe, describe_by, load_model, open_describer
+from dolg_tf.retrieval.extract.model import Describe, LoadedModel, load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import command, files, progress
 from dolg_tf.stage import config as configs
@@ -306,7 +306,7 @@ def plot(found: dict, path: pathlib.Path) -> None:
 
 
 def measure_setting(
-    model,
+    model: LoadedModel,
     photos: tuple[list[Photo], list[Photo]],
     same: np.ndarray,
     scales: tuple[float, ...],
@@ -316,14 +316,15 @@ def measure_setting(
     """Returns scores and cost of queries and index under one setting, and the index's descriptors.
 
     Args:
-      model: as `load_model` gives it.
+      model: the network.
       photos: queries and index.
       same: bool (queries, index), which show the same landmark.
       scales: of the photos.
       change: that brings a photo to its size.
       what: the setting, for the progress.
     """
-    describe, both = describe_by(model, scales), [*photos[0], *photos[1]]
+    both = [*photos[0], *photos[1]]
+    describe = functools.partial(model.describe, scales=scales)
     (rows,) = describe_changed(describe, both, [change], what)
     queries, index = np.split(rows, [len(photos[0])])
     timed = np.linspace(0, len(both) - 1, min(TIMED, len(both))).astype(int)
@@ -338,7 +339,7 @@ def measure(settings: RobustnessConfig) -> None:
     describer = open_describer(settings.saved_model, (1.0,))
     queries, index = read_splits(pathlib.Path(settings.photos))
     same = queries.landmarks[:, None] == index.landmarks
-    model = load_model(settings.saved_model)
+    model = load_model(settings.saved_model, (1.0,))
     measured = functools.partial(measure_setting, model, (queries.photos, index.photos), same)
     by_scales = {
         len(scales): measured(scales, CHANGES["unchanged"], f"scales {len(scales)}")
@@ -350,9 +351,7 @@ def measure(settings: RobustnessConfig) -> None:
     }
     chosen = spread(queries.landmarks, SAMPLE)
     photos = [queries.photos[row] for row in chosen]
-    changed = describe_changed(
-        describe_by(model, (1.0,)), photos, list(CHANGES.values()), "changed queries"
-    )
+    changed = describe_changed(model.describe, photos, list(CHANGES.values()), "changed queries")
     moved, others = drift(changed, by_scales[1][1], same[chosen])
     longest = [longest_side(photo) for photo in (*queries.photos, *index.photos)]
     found = {

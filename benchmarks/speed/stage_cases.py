@@ -201,14 +201,14 @@ def export_small_model(folder: pathlib.Path) -> pathlib.Path:
 
 def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:
     from dolg_tf.retrieval.extract import decoding
-    from dolg_tf.retrieval.extract.model import Describer, load_describe
+    from dolg_tf.retrieval.extract.model import Describer, load_model
     from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
     from dolg_tf.retrieval.extract.stage import describe_photos
 
     # Elsewhere, or what the export leaves in memory would count.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         path = pool.submit(export_small_model, folder).result()
-    describe = load_describe(path, SCALES)
+    describe = load_model(path, SCALES).describe
     side, photos = (48, 4) if quick else (160, 120)
     images = draw_photos(folder / "toy", photos, side)
     options = PhotosConfig(images=str(images), output=str(folder / "set"))

@@ -9,7 +9,8 @@ import tempfile
 from dolg_tf.apps.pictures import match, ranked_list
 from dolg_tf.apps.pictures.maps import MAPS
 from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
+from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.model import LoadedModel, load_model
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.index.photos import write_csv
@@ -83,7 +84,7 @@ def show_search(
     about = {key: getattr(model.about, key) for key in SAME_SPACE}
     index.check_making(str(model.path), about | {"scales": list(scales)})
     image = read_photo(photo, index.meta["max_side"] or 0)
-    scores, ranks = (row[0] for row in index.search(model.describe(image, scales)[None], k))
+    scores, ranks = (row[0] for row in index.search(model.describe(image[None], scales), k))
     there = ranks >= 0
     photos = _photos([index.ids[rank] for rank in ranks[there]], index, image_root)
     found = [
@@ -94,7 +95,7 @@ def show_search(
 
 
 def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
-    return model if isinstance(model, LoadedModel) else LoadedModel(model)
+    return model if isinstance(model, LoadedModel) else load_model(model)
 
 
 def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:

@@ -8,7 +8,7 @@ import stand_in_saved_model as stand_in
 from PIL import Image
 
 from dolg_tf.apps.notebook import show_maps, show_match, show_search
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.retrieval.index.stages import BuildConfig, build
 from dolg_tf.stage.config import InputError
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def test_maps_and_matches(folder):
     photos = [folder / "photos" / name / "1.png" for name in ("red", "pink")]
-    model = LoadedModel(folder / "model")
+    model = load_model(folder / "model")
     labels = [" ".join(axes.get_ylabel().split()) for axes in show_maps(model, photos[0]).axes]
     assert "attention" in labels and "share that the global feature explains" in labels
     by_path = show_maps(folder / "model", photos[0])

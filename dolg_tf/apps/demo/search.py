@@ -13,7 +13,7 @@ from dolg_tf.data.photo_ids import SUFFIXES
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import shrink
-from dolg_tf.retrieval.extract.model import describe_by, load_model, open_describer
+from dolg_tf.retrieval.extract.model import load_model, open_describer
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
@@ -130,7 +130,7 @@ class Engine:
 
     def load(self) -> None:
         """Loads the model and answers once, so that the first visitor need not wait for it."""
-        self._model = load_model(self._saved_model)
+        self._model = load_model(self._saved_model, self.scales)
         rows = self.index.descriptors
         if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
             rows = rows[:].copy()
@@ -148,7 +148,7 @@ class Engine:
     @property
     def has_maps(self) -> bool:
         """Whether the model shows its attention; none of mode `delg` does."""
-        return "maps" in self._model.signatures
+        return self._model.has_maps
 
     # --- photos of visitors --------------------------------------------------------------
 
@@ -229,16 +229,13 @@ class Engine:
 
     def attention(self, query: Query, box: Box | None = None) -> np.ndarray | None:
         """Returns where the network looked, over what is described; None: the model has no maps."""
-        import tensorflow as tf
-
         if not self.has_maps:
             return None
         image = self.cut(query, box)
-        values = self._model.signatures["maps"](image=tf.constant(image))["attention"].numpy()
-        return photos.overlay(image, values)
+        return photos.overlay(image, self._model.maps(image)["attention"])
 
     def _describe(self, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-        return describe_by(self._model, scales)(image[None])
+        return self._model.describe(image[None], scales)
 
     def _rank(self, row: np.ndarray, reranking: str, k: int, added: Added | None):
         """Returns (scores, ranks) of a query, (1, D); added photos rank behind those of the index.

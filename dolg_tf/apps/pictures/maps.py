@@ -17,7 +17,7 @@ def describe_maps(query: str, maps: Mapping[str, np.ndarray]) -> str:
 
     Args:
       query: which photo.
-      maps: see `dolg_tf.retrieval.extract.loaded_model.LoadedModel.maps`.
+      maps: see `dolg_tf.retrieval.extract.model.LoadedModel.maps`.
     """
     attention = maps["attention"]
     height, width = attention.shape

@@ -14,7 +14,8 @@ import numpy as np
 from dolg_tf.apps.pictures.agreement import Agreement, Pair, agreement
 from dolg_tf.apps.pictures.ranked_list import draw_map, new_figure
 from dolg_tf.retrieval.exact.search import inner_products
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
+from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.model import LoadedModel, load_model
 from dolg_tf.stage import config, files
 from dolg_tf.stage.config import InputError, option
 
@@ -70,7 +71,7 @@ def match(settings: MatchConfig):
     files.check_output(settings.output, settings.overwrite)
     new_figure(1, 1)  # says at once that matplotlib is missing
     photos = [read_photo(path, settings.max_side) for path in settings.photos]
-    model = LoadedModel(settings.saved_model)
+    model = load_model(settings.saved_model)
     similarity, found = compare(model, *photos)
     strongest = found.a.max()
     log.info(
@@ -100,7 +101,7 @@ def compare(model: LoadedModel, a: np.ndarray, b: np.ndarray) -> tuple[float, Ag
       InputError: when the model has no local features.
     """
     found = agreement(model.local_features(a), model.local_features(b))
-    rows = np.stack([model.describe(image) for image in (a, b)])
+    rows = model.describe([a, b])
     return float(inner_products(rows[0], rows[1:])[0]), found
 
 

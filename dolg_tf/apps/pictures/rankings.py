@@ -9,7 +9,7 @@ from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
 from dolg_tf.evaluation.revisited.score import LEVELS, score_descriptors
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.loaded_model import read_photo
+from dolg_tf.retrieval.extract.decoding import read_photo
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query, load_ground_truth
 from dolg_tf.stage import files

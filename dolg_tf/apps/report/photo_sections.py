@@ -12,7 +12,8 @@ from dolg_tf.apps.report.page import Block, Note, Picture, Section
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.apps.report.sections import LEVEL, needs_photos, of_each, slug
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel, read_photo
+from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.model import LoadedModel
 from dolg_tf.stage.config import InputError
 
 Load = Callable[[], LoadedModel]

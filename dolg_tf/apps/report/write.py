@@ -20,7 +20,7 @@ from dolg_tf.apps.report.run_files import (
     find_files,
     read_evaluation,
 )
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 
@@ -45,7 +45,7 @@ def _section_makers(
         report_sections.map_section,
     )
     makers += [functools.partial(make, run, evaluations) for make in of_descriptors]
-    load = functools.cache(lambda: LoadedModel(run.saved_model))
+    load = functools.cache(lambda: load_model(run.saved_model))
     of_photos = (photo_sections.saw_section, photo_sections.match_section)
     return [*makers, *(functools.partial(make, run, evaluations, load) for make in of_photos)]
 

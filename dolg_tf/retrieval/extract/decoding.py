@@ -4,11 +4,13 @@ import collections
 import concurrent.futures
 import itertools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 # Decoded photos that wait for others of their size, at most.
@@ -74,19 +76,57 @@ def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
     return shrink(image, max_side)
 
 
+def read_photo(photo: np.ndarray | Photo | files.Path, max_side: int = 0) -> np.ndarray:
+    """Reads a photo as extraction does.
+
+    Args:
+      photo: one of a listing, cut to its box where it has one; the path of a JPEG, PNG, GIF, BMP
+        or WebP file; or uint8 RGB (H, W, 3), which is checked.
+      max_side: longest side in pixels that it is shrunk to; 0: never.
+
+    Returns:
+      uint8 RGB (H, W, 3).
+
+    Raises:
+      InputError: when it cannot be read, or is not such an array.
+    """
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3:
+            raise InputError(f"a photo is {photo.dtype} {photo.shape}; give uint8 RGB (H, W, 3)")
+        return shrink(photo, max_side)
+    if not isinstance(photo, Photo):
+        photo = Photo(pathlib.Path(photo).stem, photo)
+    image = load_photo(photo, max_side)
+    if isinstance(image, str):
+        raise InputError(image)
+    return image
+
+
+# --- ahead of the model --------------------------------------------------------------
+
+
 def decode_ahead(photos: Iterable[Photo], max_side: int) -> Iterator[np.ndarray | str]:
     """Yields `load_photo` of each photo, in order, while threads decode a few more."""
+    return _ahead(lambda photo: load_photo(photo, max_side), photos)
+
+
+def read_ahead(photos: Iterable[np.ndarray | Photo | files.Path]) -> Iterator[np.ndarray]:
+    """Yields `read_photo` of each photo, in order, while threads decode a few more."""
+    return _ahead(read_photo, photos)
+
+
+def _ahead(read: Callable, photos: Iterable) -> Iterator:
     workers = os.cpu_count() or 1
     pending = collections.deque()
     rest = iter(photos)
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for photo in itertools.islice(rest, 4 * workers):
-            pending.append(pool.submit(load_photo, photo, max_side))
+            pending.append(pool.submit(read, photo))
         while pending:
             image = pending.popleft().result()
             for photo in itertools.islice(rest, 1):
-                pending.append(pool.submit(load_photo, photo, max_side))
+                pending.append(pool.submit(read, photo))
             yield image
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,16 +1,24 @@
-"""How photos are described: by a SavedModel, ours or another DELG extractor."""
+"""SavedModels that describe photos: ours, or another DELG extractor.
+
+`open_describer` reads what tells a model from others, without TensorFlow; `load_model` loads it.
+"""
 
 import dataclasses
 import hashlib
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.scales import SCALE_SETS
 
 Describe = Callable[[np.ndarray], np.ndarray]
+_BATCH = 16  # photos of equal size that go through the network together
 _DELG = ("input_global_scales_ind", "input_image", "input_scales")
 
 
@@ -58,11 +66,14 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     else:
         raise InputError(
             f"--saved_model={path} has no assets.extra/dolg.json, so it does not say its scales; "
-            "give them to `dolg extract`, such as --scales=0.7071,1.0,1.4142"
+            f"give them, such as --scales={','.join(map(str, SCALE_SETS['three']))}"
         )
     scales = tuple(scales or info["scales"])
     return Describer(
-        info["weights_sha256"], scales, info.get("whitening"), lambda: load_describe(path, scales)
+        model_hash=info["weights_sha256"],
+        scales=scales,
+        whitening=info.get("whitening"),
+        load=lambda: load_model(path, scales).describe,
     )
 
 
@@ -74,76 +85,167 @@ def _hash_files(saved_model: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def load_describe(saved_model: pathlib.Path, scales: tuple[float, ...]) -> Describe:
-    """Loads a SavedModel and describes photos by it; see `load_model` and `describe_by`."""
-    return describe_by(load_model(saved_model), scales)
+class LoadedModel:
+    """A SavedModel in memory, as `load_model` gives it; several threads may use it at once.
+
+    A photo is the path of a JPEG, PNG, GIF, BMP or WebP file, a `Photo`, or uint8 RGB (H, W, 3).
+
+    Args:
+      path: the directory.
+      about: what tells the model from others, and its scales.
+      model: what TensorFlow loaded, with the signature `images` or that of DELG's extractor.
+    """
+
+    def __init__(self, path: pathlib.Path, about: Describer, model):
+        self.path, self.about = path, about
+        self._model = model  # a signature alone does not keep the variables alive
+
+    def describe(
+        self,
+        photos: np.ndarray | Iterable[np.ndarray | Photo | files.Path],
+        scales: Sequence[float] = (),
+    ) -> np.ndarray:
+        """Returns the descriptors of photos, as extraction stores them.
+
+        Args:
+          photos: uint8 RGB (N, H, W, 3), which goes through the network at once; or a list of
+            photos of any sizes, which is read ahead and described in batches.
+          scales: of the photos, whose descriptors are averaged; none: those of `about`.
+
+        Returns:
+          float32 (N, D), rows of unit L2 norm, in the order of the photos.
+
+        Raises:
+          InputError: when a photo cannot be read, or is not uint8 RGB, or there is none.
+        """
+        scales = tuple(scales) or self.about.scales
+        if isinstance(photos, np.ndarray):
+            if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[-1] != 3:
+                raise InputError(
+                    f"photos are {photos.dtype} {photos.shape}; give uint8 RGB (N, H, W, 3), or a "
+                    "list of photos"
+                )
+            return self._describe(photos, scales)
+        if isinstance(photos, str | os.PathLike | Photo):
+            raise InputError(f"{photos} is one photo; give a list of photos")
+        photos = list(photos)
+        if not photos:
+            raise InputError("there are no photos to describe; give at least one")
+        images = enumerate(decoding.read_ahead(photos))
+        rows, _ = decoding.describe_batches(
+            images, lambda batch: self._describe(batch, scales), len(photos), _BATCH
+        )
+        return rows
+
+    def _describe(self, images: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+        """Returns float32 (B, D) of uint8 (B, H, W, 3)."""
+        import tensorflow as tf
+
+        scales = tf.constant(scales, tf.float32)
+        if "images" in self._model.signatures:
+            call = self._model.signatures["images"]
+            return call(images=tf.constant(images), scales=scales)["descriptors"].numpy()
+        return np.stack([self._describe_by_delg(image, scales) for image in images])
+
+    def _describe_by_delg(self, image: np.ndarray, scales) -> np.ndarray:
+        """DELG's extractor takes one photo and gives one row a scale, which its user averages."""
+        import tensorflow as tf
+
+        rows = self._model.signatures["serving_default"](
+            input_image=tf.constant(image),
+            input_scales=scales,
+            input_global_scales_ind=tf.range(len(scales)),
+        )["global_descriptors"]
+        total = tf.reduce_sum(tf.math.l2_normalize(rows, axis=-1), 0)
+        return tf.math.l2_normalize(total, axis=-1).numpy()
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether `maps` has something to show; not of mode `delg`, nor without local branch."""
+        return "maps" in self._model.signatures
+
+    def maps(self, photo: np.ndarray | Photo | files.Path) -> dict[str, np.ndarray]:
+        """Returns what the local branch sees in a photo.
+
+        Returns:
+          `attention`, `orthogonal_norm` and `explained_energy`, float32 (h, w) each, a cell for
+          16 x 16 pixels.
+
+        Raises:
+          InputError: when the photo cannot be read, or the network has no local branch.
+        """
+        return self._of_local_branch("maps", photo)
+
+    def local_features(self, photo: np.ndarray | Photo | files.Path) -> np.ndarray:
+        """Returns the local features of a photo: attention times a unit vector.
+
+        Returns:
+          float32 (h, w, C), a cell for 16 x 16 pixels.
+
+        Raises:
+          InputError: when the photo cannot be read, the network has no local branch, or it was
+            exported before there was this signature.
+        """
+        return self._of_local_branch("local_features", photo)["features"]
+
+    def _of_local_branch(
+        self, signature: str, photo: np.ndarray | Photo | files.Path
+    ) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
+        self._check_signature(signature)
+        image = tf.constant(decoding.read_photo(photo))
+        found = self._model.signatures[signature](image=image)
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    def _check_signature(self, signature: str) -> None:
+        there = sorted(self._model.signatures)
+        if signature not in there:
+            where = f"--saved_model={self.path} has no signature {signature!r}"
+            if "images" not in there:
+                raise InputError(f"{where}, only {there}; export it with --mode=serving")
+            if "maps" in there:
+                raise InputError(
+                    f"{where}, it was exported before there was one; export it again with "
+                    "`dolg export`"
+                )
+            raise InputError(
+                f"{where}: its network has no local branch (--fusion=global_only), so there are no "
+                "local features to show; take one that has"
+            )
 
 
-def load_model(saved_model: files.Path):
-    """Loads a SavedModel that has the signature `images`, or is DELG's extractor.
+def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedModel:
+    """Loads a SavedModel of mode `serving` or `delg`, or another's DELG extractor.
+
+    Args:
+      saved_model: the directory.
+      scales: at which photos are described; none: those that the model was exported with.
 
     Raises:
-      InputError: when it is neither.
+      InputError: when there is no such SavedModel, or nobody says which scales.
+
+    Example:
+      model = load_model("models/mine/1")
+      a, b = model.describe(["a.jpg", "b.jpg"])
+      similarity = a @ b
     """
+    path = pathlib.Path(saved_model)
+    about = open_describer(path, tuple(scales))
     import tensorflow as tf
 
-    model = tf.saved_model.load(str(saved_model))
-    if "images" in model.signatures:
-        return model
-    call = model.signatures.get("serving_default")
+    model = tf.saved_model.load(str(path))
+    if "images" not in model.signatures:
+        _check_delg(path, model.signatures)
+    return LoadedModel(path, about, model)
+
+
+def _check_delg(path: pathlib.Path, signatures) -> None:
+    """Makes sure that a model is an extractor of DELG's global descriptors."""
+    call = signatures.get("serving_default")
     inputs = () if call is None else tuple(sorted(call.structured_input_signature[1]))
     if inputs != _DELG or "global_descriptors" not in call.structured_outputs:
         raise InputError(
-            f"--saved_model={saved_model} has no signature 'images', only "
-            f"{sorted(model.signatures)}, and is no extractor of DELG's global descriptors; "
-            "`dolg export --mode=serving` writes one"
+            f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is no "
+            "extractor of DELG's global descriptors; `dolg export --mode=serving` writes one"
         )
-    return model
-
-
-def describe_by(model, scales: tuple[float, ...]) -> Describe:
-    """Returns how a loaded model describes photos.
-
-    Args:
-      model: as `load_model` gives it.
-      scales: of the photos.
-
-    Returns:
-      uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm.
-    """
-    import tensorflow as tf
-
-    describe = _describe_batch if "images" in model.signatures else _describe_one_by_one
-    return describe(model, tf.constant(scales, tf.float32))
-
-
-def _describe_batch(model, scales) -> Describe:
-    import tensorflow as tf
-
-    def describe(images):
-        # Through `model`: a signature alone does not keep the variables alive.
-        call = model.signatures["images"]
-        return call(images=tf.constant(images), scales=scales)["descriptors"].numpy()
-
-    return describe
-
-
-def _describe_one_by_one(model, scales) -> Describe:
-    """DELG's extractor takes one photo and gives one row a scale, which its user averages."""
-    import tensorflow as tf
-
-    indices = tf.range(len(scales))
-
-    def describe(images):
-        call, found = model.signatures["serving_default"], []
-        for image in images:
-            rows = call(
-                input_image=tf.constant(image),
-                input_scales=scales,
-                input_global_scales_ind=indices,
-            )["global_descriptors"]
-            total = tf.reduce_sum(tf.math.l2_normalize(rows, axis=-1), 0)
-            found.append(tf.math.l2_normalize(total, axis=-1).numpy())
-        return np.stack(found)
-
-    return describe

@@ -17,6 +17,7 @@ from dolg_tf.apps.demo import search
 from dolg_tf.apps.demo.search import RERANKINGS, Engine, Query
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.extract.model import LoadedModel
 from dolg_tf.retrieval.index import directory, stages
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import BuildConfig, QueryConfig
@@ -119,8 +120,10 @@ def test_photos_are_shrunk_to_the_smaller_of_both_sides(tmp_path, of_index, aske
 
 def test_scales(engine, monkeypatch):
     asked = []
-    by = search.describe_by
-    monkeypatch.setattr(search, "describe_by", lambda m, s: asked.append(s) or by(m, s))
+    describe = LoadedModel.describe
+    monkeypatch.setattr(
+        LoadedModel, "describe", lambda m, x, s: asked.append(s) or describe(m, x, s)
+    )
     for scales in (search.OWN_SCALES, "one", "five"):
         engine.search(_query(scene("red")), scales=scales)
     assert asked == [stand_in_saved_model.SCALES, (1.0,), (0.3535, 0.5, 0.7071, 1.0, 1.4142)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dolg_tf.apps.pictures.agreement import Agreement, Pair
 from dolg_tf.apps.pictures.match import MatchConfig, compare, describe_match, draw, match
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.stage.config import InputError
 
 WIDE, TALL = np.full((30, 60, 3), 90, np.uint8), np.full((80, 40, 3), 90, np.uint8)
@@ -92,11 +92,11 @@ def test_lines_join_the_middles_of_cells():
 
 def test_where_photos_agree_is_bright_and_joined(folder):
     images = [np.asarray(Image.open(folder / f"{name}.png")) for name in "ab"]
-    similarity, found = compare(LoadedModel(folder / "model"), *images)
+    similarity, found = compare(load_model(folder / "model"), *images)
     assert found.a.shape == (4, 6) and found.b.shape == (6, 3)
     assert found.a.argmax() == 3 * 6 and found.b.argmax() == 5 * 3
     assert (found.pairs[0].a, found.pairs[0].b) == ((3, 0), (5, 0))
-    rows = [LoadedModel(folder / "model").describe(image) for image in images]
+    rows = load_model(folder / "model").describe(images)
     assert similarity == pytest.approx(float(rows[0] @ rows[1]), abs=1e-6)
     pixels = io.BytesIO()
     draw(images, found).savefig(pixels, format="png")

@@ -18,7 +18,7 @@ from dolg_tf.apps.report.run_files import ReportConfig
 from dolg_tf.apps.report.write import write_report
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.extract.loaded_model import LoadedModel
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.retrieval.ground_truth import Query
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.stages import BuildConfig, build
@@ -204,7 +204,7 @@ def test_pairs_are_the_first_of_the_best_and_of_the_worst_query(quickstart):
     # Photos are cut and shrunk as those that were described.
     protocol = seen.inputs.protocol | {"query_max_side": 12, "index_max_side": 20}
     inputs = dataclasses.replace(seen.inputs, protocol=protocol)
-    model = LoadedModel(run.saved_model)
+    model = load_model(run.saved_model)
     section = photo_sections.match_section(
         run, [dataclasses.replace(seen, inputs=inputs)], lambda: model
     )
@@ -230,7 +230,7 @@ def test_a_query_that_finds_nothing_has_no_right_pair(quickstart):
     truth = dataclasses.replace(seen.truth, queries=(last, *seen.truth.queries[1:]))
     scores = seen.plain_scores | {"medium": {"AP": [0.01, None, None]}}
     one = dataclasses.replace(seen, truth=truth, plain_scores=scores)
-    model = LoadedModel(run.saved_model)
+    model = load_model(run.saved_model)
     _, note, picture = photo_sections.match_section(run, [one], lambda: model).blocks
     words = "a right pair: the best query, q0, AP 1.0 %, finds none of its landmark."
     assert note.text == words and picture.name == "match_mistaken_seen_landmarks"
@@ -240,7 +240,7 @@ def test_a_query_without_mistake_has_no_mistaken_pair(quickstart):
     run, (seen, _) = _read(quickstart)
     perfect = seen.plain_scores | {"medium": {"AP": [1.0, None, None]}}
     none = seen.plain_scores | {"medium": {"AP": [None] * 3}}
-    model = LoadedModel(run.saved_model)
+    model = load_model(run.saved_model)
 
     def blocks(scores, make):
         one = dataclasses.replace(seen, plain_scores=scores)
@@ -266,7 +266,7 @@ def test_a_model_without_local_features_is_told_of_once(quickstart, tmp_path, lo
     run, evaluations = _read(quickstart, saved_model=str(tmp_path / "model"))
     same = [_of_model(one, "abc") for one in evaluations]
     sections = [
-        make(run, same, lambda: LoadedModel(run.saved_model))
+        make(run, same, lambda: load_model(run.saved_model))
         for make in (photo_sections.saw_section, photo_sections.match_section)
     ]
     assert [type(block) for block in sections[1].blocks] == [Heading, Note]
@@ -281,7 +281,7 @@ def _of_model(one, model_hash):
 
 def test_maps_of_another_model_are_not_shown(quickstart):
     run, (seen, _) = _read(quickstart)
-    model = LoadedModel(run.saved_model)
+    model = load_model(run.saved_model)
     for make in (photo_sections.saw_section, photo_sections.match_section):
         (note,) = make(run, [_of_model(seen, "another")], lambda: model).blocks
         assert note.text.endswith("saved_model/trained is of another model than the descriptors")
@@ -294,7 +294,7 @@ def test_maps_of_another_model_are_not_shown(quickstart):
 
 def test_maps_are_of_the_best_a_middle_and_the_worst_query(quickstart):
     run, (seen, _) = _read(quickstart)
-    model = LoadedModel(run.saved_model)
+    model = load_model(run.saved_model)
     ap = seen.plain_scores["medium"]["AP"]
     _, *pictures = photo_sections.saw_section(run, [seen], lambda: model).blocks
     order = sorted(range(3), key=lambda query: -ap[query])

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dolg_tf.retrieval.extract.decoding import bucket, decode_ahead, describe_batches, load_photo
+from dolg_tf.retrieval.extract.decoding import (
+    bucket,
+    decode_ahead,
+    describe_batches,
+    load_photo,
+    read_photo,
+)
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
 
@@ -92,6 +98,25 @@ def test_decode_ahead_is_bounded_and_stops(monkeypatch):
     next(stream)
     stream.close()
     assert len(started) <= 9
+
+
+def test_photos_are_read_as_extraction_reads_them(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), IMAGE)
+    assert read_photo(tmp_path / "a.png", 15).shape == (10, 15, 3)
+    cut = read_photo(Photo("a", tmp_path / "a.png", (10, 5, 30, 15)))
+    np.testing.assert_array_equal(cut, IMAGE[5:15, 10:30])
+    (tmp_path / "b.jpg").write_bytes(b"no photo")
+    with pytest.raises(InputError, match=r"b\.jpg: not a photo"):
+        read_photo(tmp_path / "b.jpg")
+    with pytest.raises(InputError, match=r"c\.jpg: No such file"):
+        read_photo(tmp_path / "c.jpg")
+    np.testing.assert_array_equal(read_photo(IMAGE), IMAGE)
+    assert read_photo(IMAGE, 15).shape == (10, 15, 3)
+    with pytest.raises(InputError, match=r"float64 \(20, 30, 3\); give uint8 RGB"):
+        read_photo(IMAGE / 255)
+    with pytest.raises(InputError, match=r"uint8 \(20, 30\); give uint8 RGB"):
+        read_photo(IMAGE[..., 0])
 
 
 # --- batches of equal size ------------------------------------------------------------

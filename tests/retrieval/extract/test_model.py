@@ -1,12 +1,15 @@
-"""SavedModels that extraction takes: DELG's extractor, ours or another's."""
+"""SavedModels that describe photos: ours, and DELG's extractor, ours or another's."""
 
 import json
 
 import numpy as np
 import pytest
+import stand_in_saved_model as stand_in
 import tensorflow as tf
+from PIL import Image
 
-from dolg_tf.retrieval.extract.model import open_describer
+from dolg_tf.retrieval.extract.model import load_model, open_describer
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
 
 SCALES = (0.5, 1.0, 2.0)
@@ -94,7 +97,93 @@ def test_what_is_no_extractor(tmp_path):
     local = _save(tmp_path / "local", _Delg("local_descriptors"))
     more = _save(tmp_path / "more", _Delg(more=[tf.TensorSpec([], tf.float32, "input_abs_thres")]))
     for path in (local, more):
-        with pytest.raises(InputError, match="is no extractor of DELG's global descriptors"):
+        with pytest.raises(InputError, match=r"is no extractor of DELG's global descriptors"):
             open_describer(path, SCALES).load()
     with pytest.raises(InputError, match="no SavedModel there"):
         open_describer(tmp_path, SCALES)
+
+
+# --- loaded ---------------------------------------------------------------------------
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return load_model(stand_in.save(tmp_path_factory.mktemp("ours") / "model"))
+
+
+def _signature(model, images, scales):
+    call = tf.saved_model.load(str(model.path)).signatures["images"]
+    return call(images=tf.constant(images), scales=tf.constant(scales, tf.float32))[
+        "descriptors"
+    ].numpy()
+
+
+def test_it_gives_what_the_signatures_give(ours):
+    features = ours.local_features(PHOTO)
+    assert features.shape == (3, 4, 3) and features.dtype == np.float32 and ours.has_maps
+    attention = ours.maps(PHOTO)["attention"]
+    np.testing.assert_allclose(attention, np.linalg.norm(features, axis=-1), rtol=1e-5)
+    photos = np.stack([PHOTO, PHOTO[::-1]])
+    expected = _signature(ours, photos, stand_in.SCALES)
+    np.testing.assert_array_equal(ours.describe(photos), expected)
+    np.testing.assert_array_equal(ours.describe(photos, (1.0,)), _signature(ours, photos, (1.0,)))
+
+
+def test_photos_of_all_kinds_and_sizes_in_their_order(ours, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    images = [
+        PHOTO,
+        PHOTO[5:15, 10:30],
+        PHOTO[:, ::2],
+        *[np.full_like(PHOTO, x) for x in range(20)],
+    ]
+    photos = [str(tmp_path / "a.png"), Photo("a", tmp_path / "a.png", (10, 5, 30, 15)), *images[2:]]
+    found = ours.describe(iter(photos))
+    assert found.shape == (23, 3) and found.dtype == np.float32
+    for row, image in zip(found, images, strict=True):
+        np.testing.assert_allclose(row, ours.describe(image[None])[0], atol=1e-6)
+    from_file = ours.maps(tmp_path / "a.png")["attention"]
+    np.testing.assert_array_equal(from_file, ours.maps(PHOTO)["attention"])
+
+
+def test_delgs_extractor_describes_photos_of_other_sizes(foreign):
+    model = load_model(foreign, SCALES)
+    photos = [IMAGES[0], IMAGES[1][:4], IMAGES[2]]
+    np.testing.assert_allclose(model.describe(photos), _expected(photos, SCALES), atol=1e-5)
+    with pytest.raises(InputError, match=r"no signature 'maps', only .*--mode=serving"):
+        model.maps(IMAGES[0])
+
+
+@pytest.mark.parametrize(
+    ("photos", "message"),
+    [
+        (PHOTO, r"uint8 \(40, 50, 3\); give uint8 RGB \(N, H, W, 3\), or a list"),
+        (PHOTO[None] / 255, r"float64 .*; give uint8 RGB"),
+        ([PHOTO[None]], r"uint8 \(1, 40, 50, 3\); give uint8 RGB \(H, W, 3\)"),
+        ("a.jpg", "a.jpg is one photo; give a list"),
+        ([], "no photos"),
+        ([PHOTO, "missing.jpg"], "missing.jpg: No such file"),
+    ],
+)
+def test_what_cannot_be_described(ours, photos, message):
+    with pytest.raises(InputError, match=message):
+        ours.describe(photos)
+
+
+@pytest.mark.parametrize(
+    ("local", "message"),
+    [
+        (("maps",), r"no signature 'local_features', it was exported before .* export it again"),
+        ((), r"no signature 'local_features': its network has no local branch"),
+    ],
+)
+def test_without_local_features_it_says_why(tmp_path, local, message):
+    model = load_model(stand_in.save(tmp_path / "model", local))
+    assert np.isfinite(model.describe([PHOTO])).all()
+    assert model.has_maps == bool(local)
+    with pytest.raises(InputError, match=message):
+        model.local_features(PHOTO)
+    with pytest.raises(InputError, match="no SavedModel there"):
+        load_model(tmp_path)

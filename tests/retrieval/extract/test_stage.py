@@ -197,7 +197,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
     def never(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(describer, "load_describe", never)
+    monkeypatch.setattr(describer, "load_model", never)
     again = extract(_config(saved_model, photos[0], tmp_path / "set", batch_size=2))
     np.testing.assert_array_equal(first.descriptors, again.descriptors)
     assert "kept" in caplog.text
@@ -206,7 +206,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
 def test_an_unwritable_output_fails_before_the_model_is_loaded(
     saved_model, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(describer, "load_describe", None)
+    monkeypatch.setattr(describer, "load_model", None)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         extract(_config(saved_model, photos[0], tmp_path / "file" / "set"))
