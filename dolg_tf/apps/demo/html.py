@@ -8,14 +8,10 @@ import numpy as np
 from dolg_tf.apps.demo import photos as demo_photos
 from dolg_tf.apps.demo.search import OWN_SCALES, SCALES, Answer, FoundPhoto, Query
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.rerank.methods import RERANKERS
 
 SCALE_WORDS = {"one": "One", "three": "Three", "five": "Five"}
-RERANK_WORDS = {
-    "none": "None",
-    "superglobal": "SuperGlobal",
-    "alpha_qe": "Query expansion",
-    "k_reciprocal": "k-reciprocal",
-}
+RERANK_WORDS = {"none": "None", **{name: one.title for name, one in RERANKERS.items()}}
 _SHOWN_SIDE = 1024  # longest side of photos on the page, in pixels
 
 

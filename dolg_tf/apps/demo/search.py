@@ -20,8 +20,7 @@ from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
-# Re-rankings that answer one query at once: alpha_dba compares each photo with each.
-RERANKINGS = ("none", "superglobal", "alpha_qe", "k_reciprocal")
+RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
 # Besides those of the index; the authors' five, and the three that DELG describes an index with.
 SCALES = {
     "one": (1.0,),

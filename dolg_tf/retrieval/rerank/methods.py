@@ -1,5 +1,9 @@
 """Re-ranking without the photos: what may follow a search, chosen by flags.
 
+Flags, their help and the demo's list are made from the table `RERANKERS`. A new method is a
+function in a module of its own and an entry in the table; a number that no other method has also
+needs a flag in `RerankConfig`.
+
 Every method has numbers that its authors tuned for other networks and other data than yours, so
 the default is none, and a score with re-ranking says with which.
 """
@@ -17,85 +21,10 @@ from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 
-# Each method's numbers, as published; see `RerankConfig` for whose they are.
-_DEFAULTS = {
-    "none": {},
-    "alpha_qe": {"k": 50, "alpha": 3.0},
-    "alpha_dba": {"k": 10, "alpha": 3.0},
-    "superglobal": {"m": 400, "k": 9, "beta": 0.15},
-    "k_reciprocal": {"m": 400, "k": 20, "beta": 0.3},
-}
-_K2 = 6  # of k-reciprocal encoding, as published
 _UNSET = -1
+_K2 = 6  # of k-reciprocal encoding, as published
 _NORM_TOLERANCE = 0.01  # float16 rounds a norm by 5e-4
 _CHECK_ROWS = 65536
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RerankConfig:
-    """How the rankings of a search are refined; the default is not at all.
-
-    The numbers that stand where none is given were tuned by the methods' authors for other
-    networks: alpha_qe by Radenović et al. (TPAMI 2019), superglobal by Shao et al. (ICCV 2023),
-    k_reciprocal by Zhong et al. (CVPR 2017, for persons, over the whole index, so its m is
-    ours); alpha_dba has no published ones (3 is alpha_qe's alpha, 10 is usual).
-    """
-
-    rerank: str = option(
-        "re-ranking after the search; the methods' default numbers were tuned by their authors "
-        "for other networks, not for yours. alpha_qe: each query is averaged with its best "
-        "photos; alpha_dba: each index photo with its best others, which compares each with "
-        "each; superglobal: the best photos refine each other and the query; k_reciprocal: by "
-        "shared neighbours among the best photos",
-        "none",
-        choices=tuple(_DEFAULTS),
-    )
-    rerank_k: int = option(
-        "neighbours: alpha_qe 50, alpha_dba 10, superglobal K 9, k_reciprocal k1 20; -1: the "
-        "method's default",
-        _UNSET,
-        unit="photos",
-    )
-    rerank_alpha: float = option(
-        "alpha_qe and alpha_dba, 3: a neighbour's weight is its score to this power; 0: all weigh "
-        "the same (average query expansion); -1: the default",
-        float(_UNSET),
-    )
-    rerank_m: int = option(
-        "superglobal and k_reciprocal, 400: how many of the best photos are put in a new order; "
-        "-1: the default",
-        _UNSET,
-        unit="photos",
-    )
-    rerank_beta: float = option(
-        "superglobal, 0.15: weight of a photo's neighbours; k_reciprocal, 0.3: share (lambda) of "
-        "the original distance; -1: the method's default",
-        float(_UNSET),
-    )
-
-    def __post_init__(self):
-        least = {"k": 1, "alpha": 0, "m": 1, "beta": 0}
-        most = {"beta": 1} if self.rerank == "k_reciprocal" else {}
-        numbers = _DEFAULTS[self.rerank]
-        for name, low in least.items():
-            value = getattr(self, f"rerank_{name}")
-            if value == _UNSET:
-                continue
-            if name not in numbers:
-                takes = " and ".join(f"--rerank_{x}" for x in numbers) or "no numbers"
-                raise InputError(
-                    f"--rerank_{name}={value} is no number of --rerank={self.rerank}, which takes "
-                    f"{takes}; leave it away, or choose another --rerank"
-                )
-            if not low <= value <= most.get(name, float("inf")) or value == float("inf"):
-                upto = f" and at most {most[name]}" if name in most else ""
-                raise InputError(f"--rerank_{name}={value} must be at least {low}{upto}")
-
-    def numbers(self) -> dict[str, float]:
-        """Returns the numbers of the chosen method, given or default: such as {"k", "alpha"}."""
-        given = {name: getattr(self, f"rerank_{name}") for name in _DEFAULTS[self.rerank]}
-        defaults = _DEFAULTS[self.rerank]
-        return {name: defaults[name] if x == _UNSET else x for name, x in given.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +43,174 @@ class Reranked:
     head: np.ndarray | None
 
 
+# --- the methods ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number of a method: its default, what it is, and its bounds."""
+
+    default: float
+    words: str
+    least: float
+    most: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reranker:
+    """A method of re-ranking.
+
+    Attributes:
+      title: its name for people.
+      words: what it does.
+      numbers: by name, as it takes them; `rerank_` and the name is the flag.
+      apply: (float32 (Q, D) queries, (N, D) index, **numbers) -> `Reranked`, all rows of unit norm.
+      quick: whether a single query need not wait for it.
+    """
+
+    title: str
+    words: str
+    numbers: dict[str, Number]
+    apply: Callable[..., Reranked]
+    quick: bool = True
+
+
+def _head(queries: np.ndarray, index, m: int, reorder: Callable) -> Reranked:
+    """Puts the m best photos of each query in the order that `reorder` gives them."""
+    _, head = search(index, queries, m)
+    for query in progress.track(range(len(queries)), len(queries), "rerank", "queries"):
+        candidates = np.asarray(index[head[query]], np.float32)
+        head[query] = head[query][reorder(queries[query], candidates)]
+    return Reranked(queries, index, head)
+
+
+def _by_alpha_qe(queries, index, k: int, alpha: float) -> Reranked:
+    return Reranked(alpha_qe(queries, index, k, alpha), index, None)
+
+
+def _by_alpha_dba(queries, index, k: int, alpha: float) -> Reranked:
+    return Reranked(queries, alpha_dba(index, k, alpha), None)
+
+
+def _by_superglobal(queries, index, m: int, k: int, beta: float) -> Reranked:
+    return _head(queries, index, m, functools.partial(superglobal.reorder, k=k, beta=beta))
+
+
+def _by_k_reciprocal(queries, index, m: int, k: int, beta: float) -> Reranked:
+    reorder = functools.partial(k_reciprocal.reorder, k1=k, k2=_K2, original=beta)
+    return _head(queries, index, m, reorder)
+
+
+_ALPHA = Number(3.0, "exponent of the score in a neighbour's weight; with 0 all weigh the same", 0)
+_M = Number(400, "how many of the best photos are put in a new order", 1)
+
+# The default numbers are as published; `RerankConfig` says whose they are.
+RERANKERS: dict[str, Reranker] = {
+    "alpha_qe": Reranker(
+        "Query expansion",
+        "each query is averaged with its best photos",
+        {"k": Number(50, "photos averaged with a query", 1), "alpha": _ALPHA},
+        _by_alpha_qe,
+    ),
+    "alpha_dba": Reranker(
+        "Database augmentation",
+        "each index photo is averaged with its best others, which compares each with each",
+        {"k": Number(10, "photos averaged with another", 1), "alpha": _ALPHA},
+        _by_alpha_dba,
+        quick=False,
+    ),
+    "superglobal": Reranker(
+        "SuperGlobal",
+        "the best photos refine each other and the query",
+        {
+            "m": _M,
+            "k": Number(9, "neighbours (K)", 1),
+            "beta": Number(0.15, "weight of a photo's neighbours", 0),
+        },
+        _by_superglobal,
+    ),
+    "k_reciprocal": Reranker(
+        "k-reciprocal",
+        "by shared neighbours among the best photos",
+        {
+            "m": _M,
+            "k": Number(20, "neighbours (k1)", 1),
+            "beta": Number(0.3, "share (lambda) of the original distance", 0, 1),
+        },
+        _by_k_reciprocal,
+    ),
+}
+
+
+# --- flags ---------------------------------------------------------------------------
+
+
+def _methods_help() -> str:
+    methods = "; ".join(f"{name}: {one.words}" for name, one in RERANKERS.items())
+    return (
+        "re-ranking after the search; the methods' default numbers were tuned by their authors for "
+        f"other networks, not for yours. {methods}"
+    )
+
+
+def _number_help(number: str) -> str:
+    """Says what a number is to each method that takes it; methods of the same words together."""
+    takers = {}
+    for name, one in RERANKERS.items():
+        if number in one.numbers:
+            taken = one.numbers[number]
+            takers.setdefault(f"{taken.words} (default {taken.default:g})", []).append(name)
+    told = [f"{' and '.join(names)}: {words}" for words, names in takers.items()]
+    return ". ".join([*told, "-1: the default"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RerankConfig:
+    """How the rankings of a search are refined; the default is not at all.
+
+    The numbers that stand where none is given were tuned by the methods' authors for other
+    networks: alpha_qe by Radenović et al. (TPAMI 2019), superglobal by Shao et al. (ICCV 2023),
+    k_reciprocal by Zhong et al. (CVPR 2017, for persons, over the whole index, so its m is
+    ours); alpha_dba has no published ones (3 is alpha_qe's alpha, 10 is usual).
+    """
+
+    rerank: str = option(_methods_help(), "none", choices=("none", *RERANKERS))
+    rerank_k: int = option(_number_help("k"), _UNSET, unit="photos")
+    rerank_alpha: float = option(_number_help("alpha"), float(_UNSET))
+    rerank_m: int = option(_number_help("m"), _UNSET, unit="photos")
+    rerank_beta: float = option(_number_help("beta"), float(_UNSET))
+
+    def __post_init__(self):
+        numbers = self._defaults()
+        for name, value in self._given().items():
+            if name not in numbers:
+                takes = " and ".join(f"--rerank_{x}" for x in numbers) or "no numbers"
+                raise InputError(
+                    f"--rerank_{name}={value} is no number of --rerank={self.rerank}, which takes "
+                    f"{takes}; leave it away, or choose another --rerank"
+                )
+            number = numbers[name]
+            if not number.least <= value <= number.most or value == float("inf"):
+                upto = "" if number.most == float("inf") else f" and at most {number.most}"
+                raise InputError(f"--rerank_{name}={value} must be at least {number.least}{upto}")
+
+    def _defaults(self) -> dict[str, Number]:
+        return {} if self.rerank == "none" else RERANKERS[self.rerank].numbers
+
+    def _given(self) -> dict[str, float]:
+        values = {"k": self.rerank_k, "alpha": self.rerank_alpha}
+        values |= {"m": self.rerank_m, "beta": self.rerank_beta}
+        return {name: value for name, value in values.items() if value != _UNSET}
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the numbers of the chosen method, given or default: such as {"k", "alpha"}."""
+        given = self._given()
+        return {name: given.get(name, one.default) for name, one in self._defaults().items()}
+
+
+# --- applied -------------------------------------------------------------------------
+
+
 def _check_unit(rows, what: str) -> None:
     """Weights are powers of cosines: rows of other norms would weigh anything."""
     for start, block in blocks(rows, _CHECK_ROWS):
@@ -124,15 +221,6 @@ def _check_unit(rows, what: str) -> None:
                 f"row {start + wrong[0]} of the {what} has norm {norms[wrong[0]]:.4g}; re-ranking "
                 "needs descriptors of norm 1: divide them by their norms, leave out zero rows"
             )
-
-
-def _head(queries: np.ndarray, index, m: int, reorder: Callable) -> np.ndarray:
-    """Returns int64 (Q, min(m, N)): the best rows of each query, put in order by `reorder`."""
-    _, head = search(index, queries, m)
-    for query in progress.track(range(len(queries)), len(queries), "rerank", "queries"):
-        candidates = np.asarray(index[head[query]], np.float32)
-        head[query] = head[query][reorder(queries[query], candidates)]
-    return head
 
 
 def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray) -> Reranked:
@@ -153,14 +241,4 @@ def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray)
     queries = np.asarray(queries, np.float32)
     _check_unit(queries, "queries")
     _check_unit(index, "index")
-    numbers = settings.numbers()
-    if settings.rerank == "alpha_qe":
-        return Reranked(alpha_qe(queries, index, **numbers), index, None)
-    if settings.rerank == "alpha_dba":
-        return Reranked(queries, alpha_dba(index, **numbers), None)
-    m, k, beta = numbers["m"], numbers["k"], numbers["beta"]
-    if settings.rerank == "superglobal":
-        reorder = functools.partial(superglobal.reorder, k=k, beta=beta)
-    else:
-        reorder = functools.partial(k_reciprocal.reorder, k1=k, k2=_K2, original=beta)
-    return Reranked(queries, index, _head(queries, index, m, reorder))
+    return RERANKERS[settings.rerank].apply(queries, index, **settings.numbers())

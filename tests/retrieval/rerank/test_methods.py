@@ -1,20 +1,23 @@
+import dataclasses
 import importlib.util
 import json
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
+from dolg_tf.apps.demo import search as demo_search
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.rerank import k_reciprocal, methods, superglobal
-from dolg_tf.retrieval.rerank.methods import RerankConfig, apply
+from dolg_tf.retrieval.rerank.methods import RERANKERS, RerankConfig, apply
 from dolg_tf.stage.config import InputError, from_dict
 
-METHODS = ("alpha_qe", "alpha_dba", "superglobal", "k_reciprocal")
+METHODS = tuple(RERANKERS)
 
 
 def unit(rows):
@@ -162,6 +165,22 @@ def test_numbers_are_the_published_ones_unless_given():
 def test_numbers_that_do_not_fit_are_refused(values, told):
     with pytest.raises(InputError, match=told):
         RerankConfig(**values)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_in_the_flags_the_demo_and_the_docs(name):
+    method = RERANKERS[name]
+    flags = {field.name: field.metadata for field in dataclasses.fields(RerankConfig)}
+    assert name in flags["rerank"]["choices"]
+    assert f"{name}: {method.words}" in flags["rerank"]["help"]
+    for number, one in method.numbers.items():
+        told = flags[f"rerank_{number}"]["help"]
+        assert name in told and f"{one.words} (default {one.default:g})" in told
+        given = RerankConfig(rerank=name, **{f"rerank_{number}": type(one.default)(1)}).numbers()
+        assert given == {x: 1 if x == number else y.default for x, y in method.numbers.items()}
+    assert (name in demo_search.RERANKINGS) == method.quick
+    docs = pathlib.Path(__file__).parents[3] / "docs/evaluation.md"
+    assert f"| `{name}` |" in docs.read_text(encoding="utf-8")
 
 
 def test_an_unknown_method_is_refused():
