@@ -104,9 +104,9 @@ def main() -> None:
         flat = faiss.read_index(str(folder / "flat/index.faiss"), faiss.IO_FLAG_MMAP_IFC)
         runs = {
             "matrix product (floor)": lambda: floor(exact.descriptors, queries),
-            "ours, exact": lambda: exact.search(queries, args.k)[1],
+            "ours, exact": lambda: exact.search(queries, args.k).rows,
             "faiss IndexFlatIP": lambda: flat.search(queries, args.k)[1],
-            "IVF-PQ": lambda: near.search(queries, args.k)[1],
+            "IVF-PQ": lambda: near.search(queries, args.k).rows,
         }
         best, found = dict.fromkeys(runs, np.inf), {}
         for _ in range(args.rounds):

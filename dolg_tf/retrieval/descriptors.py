@@ -107,7 +107,7 @@ class DescriptorSet:
       source: where they were read, for errors.
     """
 
-    ids: tuple[str, ...] | None
+    ids: tuple[str, ...] | None = dataclasses.field(repr=False)
     descriptors: Rows | np.ndarray
     meta: dict = dataclasses.field(default_factory=dict)
     source: str = "descriptor set"

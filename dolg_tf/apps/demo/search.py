@@ -256,7 +256,7 @@ class Engine:
             return scores[0], ranks[0]
         refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
         if refined.head is None:
-            ranks = search.search(rows, refined.queries, k)[1][0]
+            ranks = search.search(rows, refined.queries, k).rows[0]
         else:
             ranks = refined.head[0, :k]
         return search.inner_products(row[0], rows[ranks]), ranks

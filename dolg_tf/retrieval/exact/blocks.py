@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
@@ -36,8 +37,8 @@ class Pieces:
             )
         files.write_json(stood, identity)
 
-    def get(self, name: str, find: Callable[[], tuple[np.ndarray, np.ndarray]]):
-        """Returns the piece of this name, (scores, ranks): from the folder, or as found now."""
+    def get(self, name: str, find: Callable[[], Neighbours]) -> Neighbours:
+        """Returns the piece of this name: from the folder, or as found now."""
         path = self._folder / f"{name}.npz"
         if path.exists():
             try:
@@ -45,19 +46,19 @@ class Pieces:
                     # NumPy reads as far as an array's header says, checksums hold of the whole.
                     if wrong := arrays.zip.testzip():
                         raise ValueError(f"the checksum of {wrong} is another")
-                    return arrays["scores"], arrays["ranks"]
+                    return Neighbours(arrays["scores"], arrays["ranks"])
             except _DAMAGE as error:
                 raise InputError(f"{path} is damaged ({error}); delete it") from error
-        scores, ranks = find()
+        found = find()
         with files.atomic_path(path) as temporary:
-            np.savez(temporary, scores=scores, ranks=ranks)
-        return scores, ranks
+            np.savez(temporary, scores=found.scores, ranks=found.rows)
+        return found
 
 
 def nearest(
     pieces: Pieces, name: str, index, count: int, block_of: Callable, k: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields what each block of queries finds: (scores, ranks), see `search.search`.
+) -> Iterator[Neighbours]:
+    """Yields what each block of queries finds, see `search.search`.
 
     Args:
       pieces: what is done already.

@@ -5,14 +5,28 @@ order and rounded to float32. A matrix product, whose rounding depends on blocks
 processor, only says which photos may be among the best. So equal descriptors have equal scores.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import blocks
+from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.stage.config import InputError
 
 # Queries multiplied at a time, and pairs whose products stand in memory at a time.
 _QUERIES = 1024
 _PAIRS = 512
+
+
+class Neighbours(NamedTuple):
+    """The nearest photos of each query, best first.
+
+    Attributes:
+      scores: float32 (Q, k), inner products of descriptors.
+      rows: int64 (Q, k), rows of the index.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
 
 
 def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -115,12 +129,12 @@ class _Candidates:
         self._kth = (self._kth + np.nextafter(kth, np.float32(np.inf))) / 2
         self._factor = self._queries.astype(np.float64)
 
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (scores, rows), float32 and int64 (Q, k)."""
+    def best(self) -> Neighbours:
+        """Returns the k nearest photos of each query."""
         self._prune()
         self._keep_best()
         shape = (len(self._queries), self._k)
-        return self._score.astype(np.float32).reshape(shape), self._row.reshape(shape)
+        return Neighbours(self._score.astype(np.float32).reshape(shape), self._row.reshape(shape))
 
 
 def _lengths(rows: np.ndarray, name: str, start: int = 0) -> np.ndarray:
@@ -135,14 +149,14 @@ def _lengths(rows: np.ndarray, name: str, start: int = 0) -> np.ndarray:
     return lengths
 
 
-def _search_few(index, queries: np.ndarray, k: int, block: int):
+def _search_few(index, queries: np.ndarray, k: int, block: int) -> Neighbours:
     found = _Candidates(index, queries, k)
     for start, part in blocks(index, block):
         found.add(start, part)
     return found.best()
 
 
-def _search_all(index, queries: np.ndarray, block: int):
+def _search_all(index, queries: np.ndarray, block: int) -> Neighbours:
     """Ranks whole: each score is needed, none is only rough."""
     scores = np.empty((len(queries), len(index)), np.float32)
     for start, part in blocks(index, min(block, _PAIRS)):
@@ -150,7 +164,7 @@ def _search_all(index, queries: np.ndarray, block: int):
         for query, row in enumerate(queries):
             scores[query, start : start + len(part)] = inner_products(row, part)
     ranks = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(scores, ranks, 1), ranks
+    return Neighbours(np.take_along_axis(scores, ranks, 1), ranks)
 
 
 def check(index_shape: tuple[int, ...], queries: np.ndarray, k: int | None) -> None:
@@ -172,8 +186,8 @@ def check(index_shape: tuple[int, ...], queries: np.ndarray, k: int | None) -> N
 
 
 def search(
-    index, queries: np.ndarray, k: int | None = None, block: int = 16384
-) -> tuple[np.ndarray, np.ndarray]:
+    index: Rows | np.ndarray, queries: np.ndarray, k: int | None = None, block: int = 16384
+) -> Neighbours:
     """Ranks index photos by the inner product of descriptors.
 
     Equal scores are ranked by row, the lower first. Scores and ranks are the same at each run,
@@ -186,7 +200,7 @@ def search(
       block: index rows multiplied at a time.
 
     Returns:
-      (scores, ranks): float32 and int64 (Q, min(k, N)), best first; ranks are rows of the index.
+      `scores` and `rows`, float32 and int64 (Q, min(k, N)), best first.
 
     Raises:
       InputError: when the descriptors differ in length or are not finite, k is below 1, or there
@@ -195,11 +209,11 @@ def search(
     queries = np.asarray(queries, np.float32)
     check(index.shape, queries, k)
     k = len(index) if k is None else min(k, len(index))
-    scores, ranks = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), _QUERIES):
         part = slice(start, start + _QUERIES)
         if k == len(index):
-            scores[part], ranks[part] = _search_all(index, queries[part], block)
+            scores[part], rows[part] = _search_all(index, queries[part], block)
         else:
-            scores[part], ranks[part] = _search_few(index, queries[part], k, block)
-    return scores, ranks
+            scores[part], rows[part] = _search_few(index, queries[part], k, block)
+    return Neighbours(scores, rows)

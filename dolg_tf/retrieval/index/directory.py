@@ -17,6 +17,7 @@ import numpy as np
 
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
@@ -36,6 +37,11 @@ _TRIES, _WAIT = 4, 0.02  # of a reader, and seconds between them: an index is re
 class Index:
     """An index that is open for searching; a change on disk does not reach it.
 
+    Example:
+      index = Index.open("indexes/photos")
+      found = index.search(model.describe(["a.jpg"]), k=5)
+      names = [index.ids[row] for row in found.rows[0]]
+
     Attributes:
       path: the directory.
       ids: one a row, ascending.
@@ -45,7 +51,7 @@ class Index:
     """
 
     path: pathlib.Path
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = dataclasses.field(repr=False)
     meta: dict
     descriptors: Rows | None
     approximate: object = None
@@ -105,7 +111,7 @@ class Index:
         # In float64: NumPy would round the threshold to float32, and a score below might reach it.
         return np.asarray(scores, np.float64) >= self.threshold
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int = 10) -> Neighbours:
         """Finds the nearest photos by inner product; equal scores are ranked by id.
 
         Args:
@@ -113,8 +119,8 @@ class Index:
           k: how many for each query, at least 1.
 
         Returns:
-          (scores, ranks): float32 and int64 (Q, min(k, N)), best first; ranks are places in
-          `ids`. An approximate index may find fewer: there ranks are -1 and scores -inf.
+          `scores` and `rows`, float32 and int64 (Q, min(k, N)), best first; the photo of a row is
+          `ids[row]`. An approximate index may find fewer: there rows are -1 and scores -inf.
 
         Raises:
           InputError: when the queries do not fit, or a row of the index is damaged.

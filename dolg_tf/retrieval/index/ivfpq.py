@@ -9,6 +9,7 @@ import numpy as np
 
 from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
@@ -111,8 +112,8 @@ def relabel(index, labels: np.ndarray) -> None:
             entries[:] = labels[entries]
 
 
-def find(index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (scores, labels), float32 and int64 (Q, k), best first, the lower label among equals.
+def find(index, queries: np.ndarray, k: int) -> Neighbours:
+    """Finds the k nearest labels of each query, the lower one first among equal scores.
 
     Scores are approximate. Where the cells looked into hold fewer than k, the label is -1 and the
     score -inf.
@@ -135,7 +136,7 @@ def find(index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             tied.append(part[(found[:, k - 1] == found[:, -1]) & (found[:, -1] > -np.inf)])
         left = np.concatenate(tied) if wanted < index.ntotal else left[:0]
         wanted = min(4 * wanted, index.ntotal)
-    return scores, labels
+    return Neighbours(scores, labels)
 
 
 def recall(index, rows) -> dict[str, float]:
@@ -150,8 +151,8 @@ def recall(index, rows) -> dict[str, float]:
     own = np.sort(np.random.default_rng(1).choice(len(rows), count, replace=False))
     queries = np.asarray(rows[own], np.float32)
     deepest = max(RECALL_AT) + 1  # the row itself is left out
-    _, exact = search.search(rows, queries, deepest)
-    _, found = find(index, queries, deepest)
+    exact = search.search(rows, queries, deepest).rows
+    found = find(index, queries, deepest).rows
     shares = {}
     for k in RECALL_AT:
         hits = 0

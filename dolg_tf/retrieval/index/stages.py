@@ -19,6 +19,7 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
+from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.stage import files
@@ -155,25 +156,25 @@ def query(settings: QueryConfig) -> None:
         )
     index.check_same(queries)
     found = index.search(np.asarray(queries.descriptors), settings.k)
-    photos.write_csv(settings.output, _lines(index, queries.ids, *found))
-    _say(index, queries.ids, *found)
+    photos.write_csv(settings.output, _lines(index, queries.ids, found))
+    _say(index, queries.ids, found)
 
 
-def _lines(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> Iterator[list]:
+def _lines(index: Index, names, found: Neighbours) -> Iterator[list]:
     """Yields the lines of the CSV."""
     calibrated = index.threshold is not None
     yield ["query", "rank", "id", "score"] + ["match"] * calibrated
-    for name, its_scores, its_ranks in zip(names, scores, ranks, strict=True):
-        for place, (score, row) in enumerate(zip(its_scores, its_ranks, strict=True), 1):
+    for name, scores, rows in zip(names, *found, strict=True):
+        for place, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
             if row >= 0:
                 line = [name, place, index.ids[row], f"{score:.9g}"]
                 match = ["match" if index.matches(score) else "no match"] if calibrated else []
                 yield line + match
 
 
-def _say(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> None:
-    calibrated = index.threshold is not None
-    for name, score, row in list(zip(names, scores[:, 0], ranks[:, 0], strict=True))[:_SAID]:
+def _say(index: Index, names, found: Neighbours) -> None:
+    calibrated, best = index.threshold is not None, found.scores[:, 0]
+    for name, score, row in list(zip(names, best, found.rows[:, 0], strict=True))[:_SAID]:
         if row < 0:
             log.info("%s: nothing found in the cells looked into", name)
             continue
@@ -181,8 +182,8 @@ def _say(index: Index, names, scores: np.ndarray, ranks: np.ndarray) -> None:
         nearest = "no match; the nearest is " if no else ""
         log.info("%s: %s%s, score %.4f", name, nearest, index.ids[row], score)
     if calibrated:
-        matches = np.count_nonzero(index.matches(scores[:, 0]))
-        log.info("%d of %d queries have a match", matches, len(scores))
+        matches = np.count_nonzero(index.matches(best))
+        log.info("%d of %d queries have a match", matches, len(best))
 
 
 # --- add and remove ------------------------------------------------------------------

@@ -62,9 +62,9 @@ def alpha_qe(queries: np.ndarray, index, k: int, alpha: float) -> np.ndarray:
     """
     expanded = np.empty(queries.shape, np.float32)
     for start, block in blocks(queries, _BLOCK):
-        scores, ranks = search(index, block, k)
-        rows = _weighted_mean(block, index[ranks], _weights(scores, alpha))
-        expanded[start : start + len(block)] = rows
+        scores, rows = search(index, block, k)
+        mean = _weighted_mean(block, index[rows], _weights(scores, alpha))
+        expanded[start : start + len(block)] = mean
     return expanded
 
 
@@ -110,10 +110,10 @@ def alpha_dba(index, k: int, alpha: float) -> Rows:
         blocks(index, _BLOCK), -(-count // _BLOCK), "alpha_dba", f"blocks of {_BLOCK} photos"
     )
     for start, block in steps:
-        scores, ranks = search(index, block, k + 1)
-        own = ranks == np.arange(start, start + len(block))[:, None]
+        scores, rows = search(index, block, k + 1)
+        own = rows == np.arange(start, start + len(block))[:, None]
         # Behind k + 1 duplicates in lower rows a photo is not among its own best.
         own[~own.any(axis=1), -1] = True
         weights = np.where(own, 0, _weights(scores, alpha))
-        augmented[start : start + len(block)] = _weighted_mean(block, index[ranks], weights)
+        augmented[start : start + len(block)] = _weighted_mean(block, index[rows], weights)
     return Rows([augmented])

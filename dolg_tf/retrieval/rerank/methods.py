@@ -77,7 +77,7 @@ class Reranker:
 
 def _head(queries: np.ndarray, index, m: int, reorder: Callable) -> Reranked:
     """Puts the m best photos of each query in the order that `reorder` gives them."""
-    _, head = search(index, queries, m)
+    head = search(index, queries, m).rows
     for query in progress.track(range(len(queries)), len(queries), "rerank", "queries"):
         candidates = np.asarray(index[head[query]], np.float32)
         head[query] = head[query][reorder(queries[query], candidates)]

@@ -141,6 +141,14 @@ def test_damage_is_refused(folder, damage):
         Index.open(folder)
 
 
+def test_what_is_found_has_names_and_an_index_shows_itself_in_few_words(folder):
+    index = Index.open(folder)
+    found = index.search(ROWS[:2])
+    assert found.scores.shape == found.rows.shape == (2, 10)
+    assert [index.ids[row] for row in found.rows[:, 0]] == list(index.ids[:2])
+    assert index.ids[0] not in repr(index) and str(folder) in repr(index)
+
+
 def test_a_damaged_row_is_found_by_a_search(folder):
     """Opening reads none; what is finite is told from the checksum before an index is changed."""
     with (folder / "index.faiss").open("r+b") as file:
