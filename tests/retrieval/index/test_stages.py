@@ -324,7 +324,7 @@ def test_command_line(tmp_path):
     made, new = _write(tmp_path / "set", range(9)), _write(tmp_path / "new", range(9, 12))
     path, output = f"--index={tmp_path / 'index'}", f"--output={tmp_path / 'found.csv'}"
     told = run("query", path, f"--descriptors={new}", output, code=1).stderr
-    assert told.startswith("dolg index query: error: ")
+    assert told.startswith("python -m dolg_tf index query: error: ")
     assert "no index" in told and len(told.strip().splitlines()) == 1
     assert "--descriptors is required" in run("build", code=1).stderr
     assert "--kind" in run("build", "--help").stdout
