@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dolg_tf.evaluation.metrics import average_precision
+from dolg_tf.evaluation.metrics import revisited_average_precision
 
 
 def score_queries(similarities: np.ndarray, same: np.ndarray) -> dict[str, list[float]]:
@@ -15,7 +15,7 @@ def score_queries(similarities: np.ndarray, same: np.ndarray) -> dict[str, list[
     order = np.argsort(-similarities, axis=1, kind="stable")
     hits = np.take_along_axis(same, order, 1)
     return {
-        "AP": [average_precision(np.flatnonzero(row)) for row in hits],
+        "AP": [revisited_average_precision(np.flatnonzero(row)) for row in hits],
         "hit": [float(row[0]) for row in hits],
     }
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from dolg_tf.data.records.lists import csv_rows
-from dolg_tf.evaluation.gldv2_metrics import DEPTH
+from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -138,9 +138,9 @@ def _warn_of_faults(path, missing: list[str], scored: int, found: dict, task: st
             "%s has no row for %d of %d queries, the first is %r: nothing is found for them",
             *(path, len(missing), scored, min(missing)),
         )
-    long = sum(len(images) > DEPTH for images in found.values()) if task == "retrieval" else 0
+    long = sum(len(images) > GLDV2_DEPTH for images in found.values()) if task == "retrieval" else 0
     if long:
-        log.warning("%s: of %d queries only the first %d photos count", path, long, DEPTH)
+        log.warning("%s: of %d queries only the first %d photos count", path, long, GLDV2_DEPTH)
 
 
 def read_sample(path: files.Path, task: str) -> list[str]:

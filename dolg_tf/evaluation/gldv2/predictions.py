@@ -13,7 +13,7 @@ import numpy as np
 from dolg_tf.data.records.lists import ListsConfig
 from dolg_tf.evaluation.gldv2.kaggle_csv import COLUMNS, Prediction
 from dolg_tf.evaluation.gldv2.sets import find_queries, kaggle_ids, read_landmarks, read_sets
-from dolg_tf.evaluation.gldv2_metrics import DEPTH
+from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.retrieval.exact.blocks import BLOCK, Penalised, Pieces, nearest, with_one
 from dolg_tf.stage import config, files
 from dolg_tf.stage.config import InputError, option
@@ -120,7 +120,7 @@ class _Search:
     def retrieve(self, names: list[str]) -> Iterator[Prediction]:
         """Yields the index photos that each query finds."""
         names, rows = np.array(names, object), self.sets[1].descriptors
-        found = nearest(self.pieces, "retrieval", rows, len(self.rows), self.block, DEPTH)
+        found = nearest(self.pieces, "retrieval", rows, len(self.rows), self.block, GLDV2_DEPTH)
         for _, ranks in found:
             yield from map(tuple, names[ranks])
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dolg_tf.evaluation import gldv2_metrics, metrics
+from dolg_tf.evaluation import metrics
 from dolg_tf.evaluation.gldv2 import kaggle_csv
 from dolg_tf.evaluation.gldv2.kaggle_csv import Prediction
 from dolg_tf.evaluation.gldv2.predictions import PredictionsConfig, predictions
@@ -72,11 +72,11 @@ def score_retrieval(
     ap, positions = [], []
     precisions = {k: [] for k in CUTOFFS}
     for query, relevant in truth.items():
-        hits = gldv2_metrics.find_hits(predicted.get(query, ()), set(relevant))
-        ap.append(gldv2_metrics.average_precision(hits, len(relevant)))
-        positions.append(gldv2_metrics.first_position(hits))
+        hits = metrics.find_hits(predicted.get(query, ()), set(relevant))
+        ap.append(metrics.gldv2_average_precision(hits, len(relevant)))
+        positions.append(metrics.first_position(hits))
         for k in CUTOFFS:
-            precisions[k].append(gldv2_metrics.precision_at(hits, k))
+            precisions[k].append(metrics.gldv2_precision_at(hits, k))
     return {
         "queries": len(truth),
         "without_prediction": sum(not predicted.get(query) for query in truth),
@@ -101,7 +101,7 @@ def score_recognition(
     """
     answered = [query for query in truth if predicted.get(query)]
     scores = np.array([predicted[query][1] for query in answered], np.float64)
-    order = gldv2_metrics.confidence_order(answered, scores)
+    order = metrics.confidence_order(answered, scores)
     answered = [answered[i] for i in order]
     silent = [query for query in truth if not predicted.get(query)]
     names = [kaggle_csv.landmark_name(predicted[query][0]) for query in answered]
@@ -116,9 +116,9 @@ def score_recognition(
         "queries": len(truth),
         "without_prediction": len(silent),
         "with_landmark": positives,
-        "GAP": gldv2_metrics.global_average_precision(correct, positives),
-        "GAP_interval": gldv2_metrics.gap_interval(top1, positive, len(answered)),
-        "GAP_of_landmark_queries": gldv2_metrics.global_average_precision(
+        "GAP": metrics.global_average_precision(correct, positives),
+        "GAP_interval": metrics.gap_interval(top1, positive, len(answered)),
+        "GAP_of_landmark_queries": metrics.global_average_precision(
             correct[positive[: len(correct)]], positives
         ),
         "top1": metrics.mean(top1_of_positives),

@@ -91,9 +91,9 @@ def _score_level(places: list[dict[str, np.ndarray]], level: str) -> dict:
     ap = []
     for query in places:
         ranks = level_ranks(query, level)
-        ap.append(metrics.average_precision(ranks) if len(ranks) else None)
+        ap.append(metrics.revisited_average_precision(ranks) if len(ranks) else None)
         for k in CUTOFFS:
-            precision[k].append(metrics.precision_at(ranks, k) if len(ranks) else None)
+            precision[k].append(metrics.revisited_precision_at(ranks, k) if len(ranks) else None)
     return {
         "mAP": metrics.mean(ap),
         **{f"mP@{k}": metrics.mean(precision[k]) for k in CUTOFFS},

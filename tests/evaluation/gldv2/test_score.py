@@ -62,14 +62,14 @@ def test_published_retrieval():
 
 
 def test_published_retrieval_at_other_depths():
-    metrics = score.gldv2_metrics
+    metrics = score.metrics
     ap, at_two, positions = [], [], []
     for query, relevant in RETRIEVAL.items():
         predicted = RETRIEVED.get(query, ())
         hits = metrics.find_hits(predicted, relevant, depth=1)
-        ap.append(metrics.average_precision(hits, len(relevant), depth=1))
+        ap.append(metrics.gldv2_average_precision(hits, len(relevant), depth=1))
         positions.append(metrics.first_position(hits, depth=1))
-        at_two.append(metrics.precision_at(metrics.find_hits(predicted, relevant), 2))
+        at_two.append(metrics.gldv2_precision_at(metrics.find_hits(predicted, relevant), 2))
     assert np.mean(ap) == 0.5
     assert np.mean(at_two) == 0.375
     assert (np.mean(positions), np.median(positions)) == (1.5, 1.5)
