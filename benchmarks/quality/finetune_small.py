@@ -12,7 +12,6 @@ in one fold: `--together`.
 """
 
 import argparse
-import csv
 import os
 import pathlib
 import shutil
@@ -34,6 +33,7 @@ from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage import files, progress
+from dolg_tf.stage.tables import write_table
 
 SCALES = (0.7071, 1.0, 1.4142)
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "finetune_small.flags"
@@ -51,8 +51,7 @@ def train(photos: pathlib.Path, rows: list[tuple[str, str]], folder: pathlib.Pat
     for path, _ in rows:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / path, folder / path)
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "landmark"), *rows])
+    write_table(folder / "labels.csv", ("path", "landmark"), rows)
     root = RECIPE.parents[1]
     commands = [
         f"-m dolg_tf records --labels_csv={folder}/labels.csv "

@@ -13,8 +13,8 @@ from dolg_tf.retrieval.extract.decoding import read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel, load_model
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
-from dolg_tf.retrieval.index.photos import write_csv
 from dolg_tf.stage import files
+from dolg_tf.stage.tables import write_table
 
 _SIDE = 1024  # longest side that a photo is shrunk to before the network sees it, in pixels
 _FOUND_SIDE = 320  # of the photos that were found, in pixels
@@ -102,5 +102,5 @@ def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo
     """Returns the photos of an index by their ids, wherever their suffixes are to be found."""
     root = str(image_root or index.meta["image_root"])
     with tempfile.TemporaryDirectory() as folder:
-        listed = write_csv(pathlib.Path(folder, "photos.csv"), [["id"], *([id_] for id_ in ids)])
+        listed = write_table(pathlib.Path(folder, "photos.csv"), ["id"], ([id_] for id_ in ids))
         return list_photos(PhotosConfig(images=str(listed), image_root=root, output="")).photos

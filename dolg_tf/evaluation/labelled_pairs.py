@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
-from dolg_tf.data.records.lists import csv_rows
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
     # One name may stand for two photos in two folders, but not in one.
     one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
     a, b, truth, seen = [], [], [], set()
-    for where, (id_a, id_b, same) in csv_rows(str(path), ["id_a"], ["id_b"], ["same"]):
+    for where, (id_a, id_b, same) in read_table(path, ["id_a"], ["id_b"], ["same"]):
         if same.lower() not in _TRUTH:
             raise InputError(f"{where}: same is {same!r}; it must be 1 or 0")
         a.append(id_of(id_a))
@@ -105,8 +105,8 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
       InputError: when a photo has two landmarks, or no photo has one.
     """
     landmark_of = {}
-    for where, (name, landmark) in csv_rows(
-        str(path), ["path", "id"], ["landmark", "label", "landmark_id"]
+    for where, (name, landmark) in read_table(
+        path, ["path", "id"], ["landmark", "label", "landmark_id"]
     ):
         if not name or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")

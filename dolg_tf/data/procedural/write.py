@@ -10,11 +10,9 @@ The index holds half of the trained landmarks (seen) and landmarks that are not 
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import logging
 import multiprocessing
 import os
@@ -28,6 +26,7 @@ import numpy as np
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, at_least, option, to_dict
 from dolg_tf.stage.processes import end_with_parent
+from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -178,12 +177,6 @@ def _render_all(config: ToyConfig, photos: list[_Photo]) -> Iterator[tuple[_Phot
 # --- the lists -----------------------------------------------------------------------
 
 
-def _write_csv(path: pathlib.Path, header: list[str], rows: list[list]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    files.write_text(path, text.getvalue())
-
-
 def _write_train_lists(config: ToyConfig, photos: list[_Photo]) -> None:
     rng = np.random.default_rng(config.seed)
     total = max(_LANDMARK_IDS, 10 * config.landmarks)
@@ -191,12 +184,12 @@ def _write_train_lists(config: ToyConfig, photos: list[_Photo]) -> None:
     train = [photo for photo in photos if photo.split == "train"]
     rows = [[p.id, f"procedural:{p.landmark}/{p.number}", names[p.landmark]] for p in train]
     output = pathlib.Path(config.output)
-    _write_csv(output / "train.csv", ["id", "url", "landmark_id"], rows)
+    write_table(output / "train.csv", ["id", "url", "landmark_id"], rows)
     clean = collections.defaultdict(list)
     for photo in train:
         clean[names[photo.landmark]].append(photo.id)
     rows = [[name, " ".join(ids)] for name, ids in sorted(clean.items())]
-    _write_csv(output / "train_clean.csv", ["landmark_id", "images"], rows)
+    write_table(output / "train_clean.csv", ["landmark_id", "images"], rows)
 
 
 def _ground_truth(queries: list[_Photo], index: list[_Photo], boxes: dict[str, tuple]) -> dict:

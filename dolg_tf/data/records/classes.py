@@ -1,8 +1,6 @@
 """The classes beside the records: which landmark a label is, and how many photos it has."""
 
-import csv
 import hashlib
-import io
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -11,15 +9,10 @@ import numpy as np
 
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table, write_table
 
 RELABELING = "relabeling.csv"
 CLASS_COUNTS = "class_counts.csv"
-
-
-def _write_csv(path: pathlib.Path, rows) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    files.write_text(path, table.getvalue())
 
 
 def write_class_counts(path: files.Path, counts: np.ndarray) -> None:
@@ -29,7 +22,7 @@ def write_class_counts(path: files.Path, counts: np.ndarray) -> None:
       path: the file.
       counts: int (C,), training photos of each label.
     """
-    _write_csv(pathlib.Path(path), [("label", "photos"), *enumerate(counts.tolist())])
+    write_table(path, ("label", "photos"), enumerate(counts.tolist()))
 
 
 def write_classes(folder: files.Path, landmarks: Sequence, counts: np.ndarray) -> None:
@@ -41,7 +34,7 @@ def write_classes(folder: files.Path, landmarks: Sequence, counts: np.ndarray) -
       counts: int (C,), training photos of each label, without those that were left out.
     """
     folder = pathlib.Path(folder)
-    _write_csv(folder / RELABELING, [("new_label", "old_label"), *enumerate(landmarks)])
+    write_table(folder / RELABELING, ("new_label", "old_label"), enumerate(landmarks))
     write_class_counts(folder / CLASS_COUNTS, counts)
 
 
@@ -66,18 +59,12 @@ def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
         f"--class_counts_csv={shlex.quote(str(path))}`"
     )
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file, photos of each class; {remedy}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no CSV ({error}); {remedy}") from error
-    if not rows or rows[0] != ["label", "photos"]:
-        found = ",".join(rows[0]) if rows else ""
-        raise InputError(f"{path}, line 1: {found!r} is not label,photos; {remedy}")
+        rows = list(read_table(path, ["label"], ["photos"]))
+    except InputError as error:
+        raise InputError(f"{error} (photos of each class); {remedy}") from error
     counts = []
-    for label, row in enumerate(rows[1:]):
-        if len(row) != 2 or row[0] != str(label) or not (row[1].isdecimal() and row[1].isascii()):
-            where = f"{path}, line {label + 2}"
+    for label, (where, row) in enumerate(rows):
+        if row[0] != str(label) or not (row[1].isdecimal() and row[1].isascii()):
             raise InputError(f"{where}: {','.join(row)!r} is not {label} and a count; {remedy}")
         counts.append(int(row[1]))
     if len(counts) != num_classes:
@@ -97,8 +84,7 @@ def count_landmarks(file_pattern: str) -> int | None:
     path = pathlib.Path(file_pattern).parent / RELABELING
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for row in csv.reader(file) if row) - 1
+    return sum(1 for _ in read_table(path))
 
 
 def landmarks_sha256(file_pattern: str) -> str | None:

@@ -4,7 +4,6 @@ GLDv2 lists 4.1 million photos: the table holds some 20 bytes for each, and a ph
 when it is asked for.
 """
 
-import csv
 import dataclasses
 import hashlib
 import pathlib
@@ -17,6 +16,7 @@ from dolg_tf.data import photo_ids
 from dolg_tf.data.records.shards import Photo
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.tables import read_table
 
 _GLDV2_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
 _CHUNK = 1 << 16  # rows that wait as Python objects
@@ -119,45 +119,12 @@ class PhotoTable(Sequence):
 # --- rows ---------------------------------------------------------------------------------
 
 
-def csv_rows(path: str, *columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields ("FILE, line N", values of the columns) of each row of a CSV.
-
-    Args:
-      path: the file.
-      *columns: the names that each column may have, the first one found counts; with the name ""
-        among them it may be lacking, and its values are "".
-    """
-    csv.field_size_limit(1 << 30)  # GLDv2 lists all photos of a landmark in one field
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    with pathlib.Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            header = next(reader, [])
-            places = []
-            for names in columns:
-                name = next((name for name in names if name in header or not name), None)
-                if name is None:
-                    what = " or ".join(map(repr, names))
-                    raise InputError(f"{path}, line 1: no column {what}, only {','.join(header)}")
-                places.append(header.index(name) if name else None)
-            for row in reader:
-                if row and len(row) != len(header):
-                    where = f"{path}, line {reader.line_num}"
-                    raise InputError(f"{where}: {len(row)} fields, the header has {len(header)}")
-                if row:
-                    values = ["" if place is None else row[place] for place in places]
-                    yield f"{path}, line {reader.line_num}", values
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}, after line {reader.line_num}: {error}") from error
-
-
 def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
     """Yields where, photo id, no suffix and landmark."""
     if settings.train_clean_csv:
-        listed = csv_rows(settings.train_clean_csv, ["images"], ["landmark_id"])
+        listed = read_table(settings.train_clean_csv, ["images"], ["landmark_id"])
     else:
-        listed = csv_rows(settings.train_csv, ["id"], ["landmark_id"])
+        listed = read_table(settings.train_csv, ["id"], ["landmark_id"])
     for where, (ids, landmark) in listed:
         if not (landmark.isdecimal() and landmark.isascii() and len(landmark) < 19):
             raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
@@ -170,7 +137,7 @@ def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
 def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
     """Yields where, path, landmark and split of a person's own list; no split means train."""
     columns = (["path"], ["landmark", "label"], ["split", ""])
-    for where, (path, landmark, split) in csv_rows(labels_csv, *columns):
+    for where, (path, landmark, split) in read_table(labels_csv, *columns):
         if not path or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
         yield where, path, landmark, split or "train"

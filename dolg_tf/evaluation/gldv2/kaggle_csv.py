@@ -1,16 +1,15 @@
 """The CSVs of the GLDv2 challenges: solutions, predictions and sample submissions."""
 
-import csv
 import dataclasses
 import logging
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from dolg_tf.data.records.lists import csv_rows
 from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def _rows(path: files.Path, task: str, *more: str) -> Iterator[tuple[str, list[s
     """
     columns, seen = ("id", COLUMNS[task], *more), set()
     try:
-        for where, values in csv_rows(str(path), *([name] for name in columns)):
+        for where, values in read_table(path, *([name] for name in columns)):
             if not values[0] or values[0] in seen:
                 wrong = "repeated" if values[0] else "empty"
                 raise InputError(f"{where}: the id {values[0]!r} is {wrong}")
@@ -166,11 +165,5 @@ def write_predictions(
       predictions: (query, index photos best first), or (query, (landmark, score)); None or () for
         an empty prediction. Scores are written so that they are read back bit for bit.
     """
-    with (
-        files.atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("id", COLUMNS[task]))
-        for id_, prediction in predictions:
-            writer.writerow((id_, " ".join(map(str, prediction or ()))))
+    rows = ((id_, " ".join(map(str, prediction or ()))) for id_, prediction in predictions)
+    write_table(path, ("id", COLUMNS[task]), rows)

@@ -17,9 +17,7 @@ and beside it `prepared.json`, and `missing.txt` when photos are missing.
 Reference: https://github.com/filipradenovic/revisitop, python/download.py.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import logging
 import os
@@ -32,6 +30,7 @@ from dolg_tf.evaluation.revisited import downloads as revisited_downloads
 from dolg_tf.evaluation.revisited.downloads import DATASETS
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +185,8 @@ def _write_lists(target: _Target, lists: dict[str, pathlib.Path]) -> None:
             with files.atomic_path(target.folder / name) as temporary:
                 shutil.copyfile(path, temporary)
         if path.suffix == ".txt":
-            table = io.StringIO()
-            writer = csv.writer(table, lineterminator="\n")
-            writer.writerows([["path"], *([photo] for photo in target.wanted)])
-            files.write_text((target.folder / name).with_suffix(".csv"), table.getvalue())
+            table = (target.folder / name).with_suffix(".csv")
+            write_table(table, ["path"], ([photo] for photo in target.wanted))
 
 
 def prepare(settings: PrepareConfig) -> dict:

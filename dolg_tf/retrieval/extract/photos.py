@@ -16,10 +16,10 @@ import numpy as np
 
 from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
 from dolg_tf.data.records import example, tfrecord
-from dolg_tf.data.records.lists import csv_rows
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
+from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
 
 
 def _from_csv(path: pathlib.Path, finder: _Finder) -> list[Photo]:
-    return [finder.find(name, where) for where, (name,) in csv_rows(str(path), ["path", "id"])]
+    return [finder.find(name, where) for where, (name,) in read_table(path, ["path", "id"])]
 
 
 def _from_ground_truth(path, subset: str, crop: bool, finder: _Finder) -> list[Photo]:

@@ -1,11 +1,9 @@
 """Photos that are described for an index: those that are searched for, and its own anew."""
 
-import csv
 import dataclasses
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,20 +12,10 @@ from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import Describer, open_describer
 from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
-from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
-
-
-def write_csv(path: files.Path, lines: Iterable[list]) -> files.Path:
-    """Writes a CSV, whole or not at all, and returns its path."""
-    with (
-        files.atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows(lines)
-    return path
 
 
 def _is_whitened_after(index: Index) -> bool:
@@ -57,7 +45,7 @@ def describe_queries(
         folder = pathlib.Path(temporary)
         if images.is_file() and images.suffix.lower() != ".csv":
             root = str(images.parent)
-            images = write_csv(folder / "photo.csv", [["path"], [images.name]])
+            images = write_table(folder / "photo.csv", ["path"], [[images.name]])
         settings = _settings(index, images, root, folder / "queries", max_bad)
         found = stage.describe_photos(settings, describer)
         # The files of the rows go with the folder.
@@ -121,8 +109,8 @@ def describe_anew(
         )
     describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
     with tempfile.TemporaryDirectory() as folder:
-        lines = [["id"], *([id_] for id_ in index.ids)]
-        listed = write_csv(pathlib.Path(folder, "photos.csv"), lines)
+        ids = ([id_] for id_ in index.ids)
+        listed = write_table(pathlib.Path(folder, "photos.csv"), ["id"], ids)
         settings = _settings(index, listed, root, work, max_bad)
         if not any(photo.path.is_file() for photo in list_photos(settings).photos):
             raise InputError(

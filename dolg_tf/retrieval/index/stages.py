@@ -24,6 +24,7 @@ from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
+from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def query(settings: QueryConfig) -> None:
         )
     index.check_same(queries)
     found = index.search(np.asarray(queries.descriptors), settings.k)
-    photos.write_csv(settings.output, _lines(index, queries.ids, found))
+    lines = _lines(index, queries.ids, found)
+    write_table(settings.output, next(lines), lines)
     _say(index, queries.ids, found)
 
 

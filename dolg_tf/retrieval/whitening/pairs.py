@@ -6,10 +6,10 @@ import logging
 import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
-from dolg_tf.data.records.lists import csv_rows
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
       InputError: when there is no pair, or a photo has no descriptor or is its own partner.
     """
     rows, pairs = _rows_by_id(photos), []
-    for where, names in csv_rows(str(path), ["query"], ["positive"]):
+    for where, names in read_table(path, ["query"], ["positive"]):
         ids = [id_of(name) for name in names]
         for id_ in ids:
             if id_ not in rows:
@@ -57,7 +57,7 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
     rows, landmarks, seen = _rows_by_id(photos), {}, set()
     others = missing = 0
     columns = (["path", "id"], ["landmark", "label", "landmark_id"], ["split", ""])
-    for where, (name, landmark, split) in csv_rows(str(path), *columns):
+    for where, (name, landmark, split) in read_table(path, *columns):
         id_ = id_of(name)
         if split not in ("", "train"):
             others += 1

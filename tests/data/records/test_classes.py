@@ -31,15 +31,15 @@ def test_written_and_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such file, photos of each class"),
-        (b"", "line 1: '' is not label,photos"),
-        (b"label,count\n0,1\n", "line 1: 'label,count' is not label,photos"),
+        (None, "no such file (photos of each class); count them"),
+        (b"", "line 1: no column 'label'"),
+        (b"label,count\n0,1\n", "line 1: no column 'photos', only label,count"),
         (b"label,photos\n0,1\n2,1\n", "line 3: '2,1' is not 1 and a count"),
         (b"label,photos\n0,1\n1,-1\n", "line 3: '1,-1' is not 1 and a count"),
-        (b"label,photos\n0,1\n1,2,3\n", "line 3: '1,2,3' is not 1 and a count"),
+        (b"label,photos\n0,1\n1,2,3\n", "line 3: 3 fields, the header has 2"),
         (b"label,photos\n0,1\n", "lists 1 classes, --num_classes=2; correct the flag, or"),
         (b"label,photos\n0,1\n1,1\n2,1\n", "lists 3 classes, --num_classes=2"),
-        (b"label,photos\n0,\xff\n", "no CSV"),
+        (b"label,photos\n0,\xff\n", "'utf-8' codec can't decode"),
     ],
 )
 def test_wrong_counts(tmp_path, text, message):
