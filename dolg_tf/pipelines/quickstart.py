@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 
+from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
 from dolg_tf.stage import files, progress, recipes
 from dolg_tf.stage.config import option
+from dolg_tf.stage.scales import SCALE_SETS
 
 log = logging.getLogger(__name__)
 
-SCALES = (0.7071, 1.0, 1.4142)
 SHARDS = 8
 
 
@@ -66,19 +67,19 @@ def _words(flags: dict) -> list[str]:
     return words
 
 
-def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
+def _photos(settings: QuickstartConfig, layout: QuickstartLayout) -> _Photos:
     if settings.photos:
         from dolg_tf.data.own_photos import write_ground_truths
 
         folder = pathlib.Path(settings.photos)
         labels = folder / "labels.csv"
         _announce("your photos")
-        truths = write_ground_truths(labels, output / "ground_truth")
+        truths = write_ground_truths(labels, layout.own_ground_truths)
         return _Photos(folder, truths, {"labels_csv": str(labels)})
 
     from dolg_tf.data.procedural.write import ToyConfig, write_toy
 
-    root = output / "photos"
+    root = layout.photos
     toy = ToyConfig(
         output=str(root),
         landmarks=settings.landmarks,
@@ -89,7 +90,7 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
     shown = ("output", "landmarks", "unseen_landmarks", "photos_per_landmark")
     _show("draw", **{name: getattr(toy, name) for name in shown})
     write_toy(toy)
-    truths = {split: root / f"gnd_{split}.pkl" for split in ("seen", "unseen")}
+    truths = {split: layout.ground_truths(split)[0] for split in SPLITS}
     lists = {
         "images_dir": str(root / "train"),
         "train_csv": str(root / "train.csv"),
@@ -98,12 +99,12 @@ def _photos(settings: QuickstartConfig, output: pathlib.Path) -> _Photos:
     return _Photos(root, truths, lists)
 
 
-def _records(photos: _Photos, output: pathlib.Path) -> dict:
+def _records(photos: _Photos, layout: QuickstartLayout) -> dict:
     from dolg_tf.data.records.build import RecordsConfig, build_records
 
     arguments = {
         **photos.records,
-        "output_dir": str(output / "records"),
+        "output_dir": str(layout.records),
         "num_shards": SHARDS,
         "validation_fraction": 0.1,
     }
@@ -112,15 +113,14 @@ def _records(photos: _Photos, output: pathlib.Path) -> dict:
     return build_records(RecordsConfig(**arguments))
 
 
-def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -> pathlib.Path:
+def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayout) -> None:
     """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save."""
-    logdir = output / "train"
     flags = {
         "flagfile": recipes.flagfile(settings.train_flagfile),
-        "train_file_pattern": output / "records" / "train-*",
-        "validation_file_pattern": output / "records" / "validation-*",
+        "train_file_pattern": layout.records / "train-*",
+        "validation_file_pattern": layout.records / "validation-*",
         "num_classes": num_classes,
-        "logdir": logdir,
+        "logdir": layout.training,
         "max_steps": settings.max_steps,
     }
     if settings.batch_size:
@@ -139,31 +139,29 @@ def _train(settings: QuickstartConfig, num_classes: int, output: pathlib.Path) -
     if code:
         # The child has said why.
         raise SystemExit(code if code > 0 else 128 - code)
-    return logdir
 
 
-def _untrained(logdir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
-    """Writes the network of a run as it was before its first step."""
+def _untrained(layout: QuickstartLayout) -> None:
+    """Writes the trained network as it was before its first step."""
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import read_config, save_dolg
     from dolg_tf.weights.imagenet import load_backbone
 
-    model, run = read_config(logdir)
+    model, run = read_config(layout.training)
     network = build_dolg(model, seed=run["training"]["seed"])
     load_backbone(network, run["training"]["backbone_weights"])
-    save_dolg(network, model, output / "untrained", {"source": "before the first step"})
-    return output / "untrained"
+    save_dolg(network, model, layout.untrained, {"source": "before the first step"})
 
 
-def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
+def _export(variant: str, model_dir: pathlib.Path, layout: QuickstartLayout) -> pathlib.Path:
     from dolg_tf.serving.config import ExportConfig
     from dolg_tf.serving.export import export
 
-    path = output / "saved_model" / variant
+    path = layout.saved_model(variant)
     arguments = {
         "model_dir": str(model_dir),
         "output": str(path),
-        "scales": SCALES,
+        "scales": SCALE_SETS["three"],
         "overwrite": True,
     }
     _announce(f"export: {variant}")
@@ -171,7 +169,9 @@ def _export(variant: str, model_dir: pathlib.Path, output: pathlib.Path) -> path
     return export(ExportConfig(**arguments))
 
 
-def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output: pathlib.Path):
+def _describe(
+    variant: str, model: pathlib.Path | None, photos: _Photos, layout: QuickstartLayout
+) -> dict[str, pathlib.Path]:
     """Extracts the index once, and the queries of each ground truth; returns their folders."""
     from dolg_tf.retrieval.extract.colour_histogram import (
         ColourHistogramConfig,
@@ -180,11 +180,12 @@ def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output:
     from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 
     _announce(f"descriptors: {variant}")
-    sets, folder = {}, output / "descriptors" / variant
+    sets, weights = {}, ""
     if model is not None:
         # A network that was trained again describes anew; what another one saw stays as it is.
         about = files.read_json(model / "assets.extra" / "dolg.json")
-        folder = folder / about["weights_sha256"][:12]
+        weights = about["weights_sha256"]
+    folder = layout.descriptors(variant, weights)
     subsets = [("index", next(iter(photos.ground_truths.values())))]
     subsets += [(split, path) for split, path in photos.ground_truths.items()]
     for name, ground_truth in subsets:
@@ -206,7 +207,7 @@ def _describe(variant: str, model: pathlib.Path | None, photos: _Photos, output:
     return sets
 
 
-def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> dict:
+def _score(variant: str, sets: dict, photos: _Photos, layout: QuickstartLayout) -> dict:
     from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 
     _announce(f"scores: {variant}")
@@ -216,7 +217,7 @@ def _score(variant: str, sets: dict, photos: _Photos, output: pathlib.Path) -> d
             "ground_truth": str(ground_truth),
             "query_descriptors": str(sets[split]),
             "index_descriptors": str(sets["index"]),
-            "output": str(output / "scores" / f"{variant}_{split}.json"),
+            "output": str(layout.scores(variant, split)),
         }
         _show("evaluate revisited", **arguments)
         scores[split] = evaluate(RevisitedConfig(**arguments))
@@ -250,7 +251,8 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
     Returns:
       The path of report.md.
     """
-    output, start, times = pathlib.Path(settings.output), time.monotonic(), {}
+    layout = QuickstartLayout(pathlib.Path(settings.output))
+    start, times = time.monotonic(), {}
 
     def timed(name, function, *arguments):
         begin = time.monotonic()
@@ -258,26 +260,26 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
         times[name] = times.get(name, 0.0) + time.monotonic() - begin
         return result
 
-    photos = timed("photos", _photos, settings, output)
-    records = timed("records", _records, photos, output)
-    logdir = timed("training", _train, settings, records["num_classes"], output)
-    untrained = timed("export", _untrained, logdir, output)
+    photos = timed("photos", _photos, settings, layout)
+    records = timed("records", _records, photos, layout)
+    timed("training", _train, settings, records["num_classes"], layout)
+    timed("export", _untrained, layout)
     models = {
-        "trained": timed("export", _export, "trained", logdir, output),
-        "untrained": timed("export", _export, "untrained", untrained, output),
+        "trained": timed("export", _export, "trained", layout.training, layout),
+        "untrained": timed("export", _export, "untrained", layout.untrained, layout),
         "colour_histogram": None,
     }
     scores, sets = {}, {}
     for variant, model in models.items():
-        sets[variant] = timed("descriptors", _describe, variant, model, photos, output)
-        scores[variant] = timed("search and scores", _score, variant, sets[variant], photos, output)
+        sets[variant] = timed("descriptors", _describe, variant, model, photos, layout)
+        scores[variant] = timed("search and scores", _score, variant, sets[variant], photos, layout)
 
-    from dolg_tf.apps.report.quickstart_report import write_quickstart_report
+    from dolg_tf.pipelines.quickstart_report import write_quickstart_report
 
     pictures = timed("pictures", _pictures, sets["trained"], photos)
     facts = {"training photos": records["train"], "landmarks": records["num_classes"]}
     facts |= {f"time of {name}": progress.format_seconds(spent) for name, spent in times.items()}
     facts["time in all"] = progress.format_seconds(time.monotonic() - start)
-    page = write_quickstart_report(output, scores, facts, pictures)
+    page = write_quickstart_report(layout.root, scores, facts, pictures)
     log.info("\nDone in %s: see %s", facts["time in all"], page)
     return page

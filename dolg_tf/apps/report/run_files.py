@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.apps.report.quickstart_report import SPLITS, VARIANTS
+from dolg_tf.apps.report.quickstart_layout import PLACES, SPLITS, VARIANTS, QuickstartLayout
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.evaluation.revisited.inputs import Inputs, read_inputs
 from dolg_tf.retrieval import descriptors
@@ -34,15 +34,6 @@ class ReportConfig:
     saved_model: str = option("SavedModel whose maps are drawn over photos", "")
     index: str = option("index whose calibrated threshold is drawn; empty: none", "")
 
-
-# Where a quickstart keeps what a flag would name.
-PLACES = {
-    "ground_truth": "photos/gnd_*.pkl",
-    "query_descriptors": "descriptors/trained/*/{seen,unseen}",
-    "index_descriptors": "descriptors/trained/*/index",
-    "scores": "scores/trained_*.json",
-    "saved_model": "saved_model/trained",
-}
 
 DESCRIPTORS = ("ground_truth", "query_descriptors", "index_descriptors")
 """What an evaluation of descriptors takes."""
@@ -145,12 +136,12 @@ def _tasks(settings: ReportConfig, run: pathlib.Path | None) -> tuple[TaskFiles,
         return (TaskFiles(name, name, settings.ground_truth, *sets, scores),)
     found = []
     for split in SPLITS if run else ():
-        names = [run / folder / f"gnd_{split}.pkl" for folder in ("photos", "ground_truth")]
-        truth = next((str(path) for path in names if path.is_file()), "")
+        layout = QuickstartLayout(run)
+        truth = next((str(path) for path in layout.ground_truths(split) if path.is_file()), "")
         scores = {
             VARIANTS[variant][0]: str(path)
             for variant in VARIANTS
-            if (path := run / "scores" / f"{variant}_{split}.json").is_file()
+            if (path := layout.scores(variant, split)).is_file()
         }
         queries = _existing(described, split)
         if truth or scores or queries:
@@ -166,11 +157,12 @@ def _existing(folder: pathlib.Path | None, name: str) -> str:
 
 def _descriptor_sets(run: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the sets that the quickstart's SavedModel described."""
-    folder = run / "descriptors" / "trained"
-    about = run / PLACES["saved_model"] / "assets.extra" / "dolg.json"
+    layout = QuickstartLayout(run)
+    about = layout.saved_model("trained") / "assets.extra" / "dolg.json"
     if about.is_file():
-        return folder / str(files.read_json(about, 1).get("weights_sha256", ""))[:12]
-    several = sorted(folder.glob("*/"))
+        weights = str(files.read_json(about, 1).get("weights_sha256", ""))
+        return layout.descriptors("trained", weights)
+    several = sorted(layout.descriptors("trained").glob("*/"))
     return several[0] if len(several) == 1 else None
 
 

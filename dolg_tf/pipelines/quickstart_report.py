@@ -4,23 +4,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from dolg_tf.apps.report.page import Picture
+from dolg_tf.apps.report.quickstart_layout import SPLITS, VARIANTS
 from dolg_tf.apps.report.tables import interval
 from dolg_tf.evaluation.revisited.score import LEVELS
 from dolg_tf.stage import files
-
-# variant: (name in the table, what it is)
-VARIANTS = {
-    "trained": ("trained DOLG", "the network after training"),
-    "untrained": ("untrained DOLG", "the same network before its first step"),
-    "colour_histogram": (
-        "colour histogram",
-        "no network: square roots of a joint 8 x 8 x 8 RGB histogram",
-    ),
-}
-SPLITS = {
-    "seen": "landmarks of the training set, other photos",
-    "unseen": "landmarks that were never trained on",
-}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

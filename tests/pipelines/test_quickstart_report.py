@@ -6,7 +6,7 @@ from PIL import Image
 
 from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow, ranked_list
 from dolg_tf.apps.report.page import Picture
-from dolg_tf.apps.report.quickstart_report import score_table, write_quickstart_report
+from dolg_tf.pipelines.quickstart_report import score_table, write_quickstart_report
 
 
 def _scores(easy, medium, hard, query_crop="box"):
