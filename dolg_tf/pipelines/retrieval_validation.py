@@ -65,9 +65,9 @@ class RetrievalValidation:
             self._network, self._describe = network, _describer(network)
         queries, searched = self._descriptors(self._queries), self._descriptors(self._index)
         scores = score.score_descriptors(self._task, queries, searched)
-        values = {"mAP": scores["medium"]["mAP"], "mP@1": scores["medium"]["mP@1"]}
-        if scores["hard"]["mAP"] is not None:
-            values["mAP_hard"] = scores["hard"]["mAP"]
+        values = {"mAP": scores.medium.mAP, "mP@1": scores.medium.mP[1]}
+        if scores.hard.mAP is not None:
+            values["mAP_hard"] = scores.hard.mAP
         return values
 
     def _descriptors(self, photos: tuple[Photo, ...]) -> np.ndarray:

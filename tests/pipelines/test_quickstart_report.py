@@ -45,7 +45,8 @@ def test_writes_scores_page_and_picture(tmp_path):
     assert "| training time | 3m20s |" in text
     assert "1,200 queries, 34,567 index photos" in text
     assert "queries are cut to their boxes" in text and "2 scales (0.7071, 1)" in text
-    assert Image.open(tmp_path / "run/ranked_list.png").size[0] > 100
+    with Image.open(tmp_path / "run/ranked_list.png") as drawn:
+        assert drawn.size[0] > 100
 
 
 def test_table():

@@ -139,6 +139,6 @@ def rows_of_evaluation(
     index_rows = descriptors.read(index_descriptors).select(task.index_ids)
     query_rows = np.asarray(queries.select(task.query_ids))
     found = search.search(index_rows, query_rows, top)
-    ap = score_descriptors(task, query_rows, index_rows)[level]["AP"]
+    ap = score_descriptors(task, query_rows, index_rows)[level].AP
     chosen = spread_queries(ap, count)
     return ranked_rows(task, query_photos, index_photos, found, chosen, level, top, ap)

@@ -19,6 +19,9 @@ _PREPARED = "prepared.json"  # beside the ground truth, by `dolg prepare-revisit
 _PREPARED_VERSION = 1
 NOT_CUT = "queries NOT cut to their boxes"
 
+Descriptors = files.Path | DescriptorSet | Rows | np.ndarray
+"""A descriptor set or an `.npy` (the path, or what was read of it), or rows in a known order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -37,40 +40,60 @@ class Inputs:
     protocol: dict
 
 
+def _read(found: Descriptors, name: str) -> DescriptorSet:
+    """Returns the set, its rows as `Rows`.
+
+    Args:
+      found: the set, its path, or its rows.
+      name: of an array, for errors.
+    """
+    if isinstance(found, np.ndarray):
+        descriptors.check_rows(found, name)
+    if isinstance(found, np.ndarray | Rows):
+        found = DescriptorSet(None, found, {}, name)
+    elif not isinstance(found, DescriptorSet):
+        found = descriptors.read(found)
+    return dataclasses.replace(found, descriptors=Rows([found.descriptors]))
+
+
 def read_inputs(
-    task: GroundTruth, ground_truth: files.Path, queries: str, index: str, distractors: str = ""
+    task: GroundTruth,
+    ground_truth: files.Path | None,
+    queries: Descriptors,
+    index: Descriptors,
+    distractors: Descriptors | None = None,
 ) -> Inputs:
     """Reads the descriptors of a task; what is on disk stays there.
 
     Args:
       task: the ground truth.
-      ground_truth: where it was read; prepared.json may lie beside it.
-      queries, index, distractors: descriptor sets or `.npy` files; no distractors: "".
+      ground_truth: where it was read; prepared.json may lie beside it. None: from no file.
+      queries, index, distractors: see `score.evaluate_revisited`.
 
     Raises:
       InputError: when a photo has no descriptor, the sets are of different models, or distractors
         are photos of the index.
     """
-    sets = {"query": descriptors.read(queries), "index": descriptors.read(index)}
+    sets = {"query": _read(queries, "the queries"), "index": _read(index, "the index")}
     if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
         raise InputError(
-            f"{queries} has {len(sets['query'])} rows for {len(task.query_ids)} queries"
+            f"{sets['query'].source} has {len(sets['query'])} rows for {len(task.query_ids)} "
+            "queries"
         )
     own = sets["index"].select(task.index_ids)
     others = len(sets["index"]) - len(own)
     parts = []
     if sets["index"].ids is None:
-        (array,) = sets["index"].descriptors.arrays  # a part of the file, not read here
-        parts.append(array[len(own) :])
+        parts += _behind(sets["index"].descriptors, len(own))
     elif others:
         log.info(
             "%d photos of %s are not in the ground truth and not searched; to count them as "
             "distractors, extract them to a set of their own",
             others,
-            index,
+            sets["index"].source,
         )
-    if distractors:
-        sets["distractor"] = descriptors.read(distractors)
+    if distractors is not None:
+        sets["distractor"] = _read(distractors, "the distractors")
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
     # Scales may differ on purpose: the protocol has them, and a remark.
@@ -86,16 +109,25 @@ def read_inputs(
         "distractors": len(more),
         "not_searched": others if sets["index"].ids is not None else 0,
         **_how_extracted(sets),
-        "image_variant": _image_variant(pathlib.Path(ground_truth).parent / _PREPARED),
+        "image_variant": _image_variant(ground_truth),
     }
     protocol["remarks"] = _remarks(protocol)
     return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol)
 
 
+def _behind(rows: Rows, count: int) -> list[np.ndarray]:
+    """Returns what stands behind the first `count` rows: parts of the arrays, not read here."""
+    parts = []
+    for array in rows.arrays:
+        parts.append(array[count:])
+        count = max(0, count - len(array))
+    return [part for part in parts if len(part)]
+
+
 def _check_not_in_index(distractors: DescriptorSet, index: DescriptorSet, task) -> None:
     """Two photos may have one name in different folders, but not in one."""
     shared = set(distractors.ids or ()).intersection(task.index_ids)
-    if shared and distractors.meta["image_root"] == index.meta.get("image_root"):
+    if shared and distractors.meta.get("image_root") == index.meta.get("image_root"):
         raise InputError(
             f"{len(shared)} distractors of {distractors.source} are photos of the index, such as "
             f"{min(shared)!r}; distractors are other photos"
@@ -114,9 +146,10 @@ def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
     return protocol
 
 
-def _image_variant(prepared: pathlib.Path) -> str:
+def _image_variant(ground_truth: files.Path | None) -> str:
     """Returns "original", "blurred" or "mixed" as prepared.json says, else "unknown"."""
-    if not prepared.exists():
+    prepared = None if ground_truth is None else pathlib.Path(ground_truth).parent / _PREPARED
+    if prepared is None or not prepared.exists():
         return "unknown"
     return files.read_json(prepared, _PREPARED_VERSION).get("variant") or "unknown"
 

@@ -80,3 +80,32 @@ def dataset_of(task: GroundTruth) -> str | None:
     """Returns "roxford5k" or "rparis6k" when the lists of photos are theirs, else None."""
     names = "\n".join((*task.query_ids, *task.index_ids))
     return _NAMES.get(hashlib.sha256(names.encode()).hexdigest())
+
+
+def percent(value: float | None) -> str:
+    """Returns a fraction in percent, 7 characters wide; a dash for None."""
+    return f"{'-' if value is None else format(100 * value, '.2f'):>7}"
+
+
+def beside(
+    own: tuple[float | None, float | None], query_crop: str | None, dataset: str, distractors: int
+) -> list[str]:
+    """Returns lines of text: the published rows of one task, and one's own scores below them.
+
+    Args:
+      own: mAP of medium and hard, as fractions.
+      query_crop: "box", "none", or None where it is not known.
+      dataset: roxford5k or rparis6k.
+      distractors: photos that were searched beside those of the ground truth.
+    """
+    rows = [row for row in ROWS if (dataset, distractors) in row.percent]
+    if not rows:
+        return [f"nothing is published with {distractors:,} distractors; R1M has {DISTRACTORS:,}"]
+    crops = {True: "cut", False: "NOT cut", "box": "cut", "none": "NOT cut", None: "not known"}
+    lines = [f"{'mAP in percent':<22} medium   hard  {'queries':<9}  source"]
+    for row in rows:
+        medium, hard = row.percent[dataset, distractors]
+        cells = f"{medium:>7.2f}{hard:>7.2f}  {crops[row.cropped]:<9}"
+        lines.append(f"{row.method:<22}{cells}  {row.source}")
+    lines.append(f"{'yours':<22}{''.join(map(percent, own))}  {crops[query_crop]:<9}")
+    return [line.rstrip() for line in lines]

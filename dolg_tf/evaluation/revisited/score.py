@@ -10,7 +10,8 @@ import numpy as np
 
 from dolg_tf.evaluation import metrics
 from dolg_tf.evaluation.revisited import published
-from dolg_tf.evaluation.revisited.inputs import NOT_CUT, read_inputs
+from dolg_tf.evaluation.revisited.inputs import NOT_CUT, Descriptors, read_inputs
+from dolg_tf.evaluation.revisited.published import percent
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
@@ -60,18 +61,69 @@ class RevisitedConfig(methods.RerankConfig):
 # --- rankings -> scores --------------------------------------------------------------
 
 
-def score_places(places: list[dict[str, np.ndarray]]) -> dict:
-    """Returns the scores of rankings, as fractions, from the places of the photos that count.
+@dataclasses.dataclass(frozen=True)
+class LevelScores:
+    """The scores of one level, as fractions; None where no query has a positive.
+
+    Attributes:
+      mAP: mean of `AP` over the queries that have a positive.
+      mP: {1: mP@1, 5: mP@5, 10: mP@10}, mean precision among the first k photos.
+      AP: average precision per query; None for a query without positives.
+      mAP_interval: [low, high], the 95 % bootstrap interval of `mAP` over queries.
+    """
+
+    mAP: float | None
+    mP: dict[int, float | None]
+    AP: list[float | None]
+    mAP_interval: list[float] | None
+
+    def report(self) -> dict:
+        """Returns {"mAP", "mP@1", "mP@5", "mP@10", "AP", "mAP_interval"}, plain JSON values."""
+        precisions = {f"mP@{k}": value for k, value in self.mP.items()}
+        return {"mAP": self.mAP, **precisions, "AP": self.AP, "mAP_interval": self.mAP_interval}
+
+
+@dataclasses.dataclass(frozen=True)
+class RevisitedScores:
+    """The scores of one evaluation; `scores["medium"]` is `scores.medium`, `print` gives a table.
+
+    Attributes:
+      easy, medium, hard: the scores of each level.
+      protocol: the conditions under which they were taken, see `evaluate_revisited`; empty when
+        only rankings were scored.
+      without_distractors: the scores of the same search without distractors; None: there are none.
+    """
+
+    easy: LevelScores
+    medium: LevelScores
+    hard: LevelScores
+    protocol: dict = dataclasses.field(default_factory=dict)
+    without_distractors: "RevisitedScores | None" = None
+
+    def __getitem__(self, level: str) -> LevelScores:
+        """Returns the scores of a level: easy, medium or hard."""
+        if level not in LEVELS:
+            raise KeyError(f"{level!r} is not one of {', '.join(LEVELS)}")
+        return getattr(self, level)
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def report(self) -> dict:
+        """Returns the contents of report.json, plain JSON values."""
+        found = {level: self[level].report() for level in LEVELS}
+        if self.without_distractors is not None:
+            found["without_distractors"] = self.without_distractors.report()
+        return {**found, "protocol": self.protocol} if self.protocol else found
+
+
+def score_places(places: list[dict[str, np.ndarray]]) -> RevisitedScores:
+    """Returns the scores of rankings from the places of the photos that count.
 
     Args:
       places: for each query {"easy", "hard", "junk": int (n,), places from 0 in its ranking}.
-
-    Returns:
-      {"easy"|"medium"|"hard": {"mAP", "mP@1", "mP@5", "mP@10", "AP": [one a query],
-      "mAP_interval": [low, high]}}; None stands for a query without positives and for the mean
-      of none.
     """
-    return {level: _score_level(places, level) for level in LEVELS}
+    return RevisitedScores(**{level: _score_level(places, level) for level in LEVELS})
 
 
 def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
@@ -86,20 +138,14 @@ def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
     return metrics.remove_junk(ranks, np.concatenate([places[label] for label in junk]))
 
 
-def _score_level(places: list[dict[str, np.ndarray]], level: str) -> dict:
-    precision = {k: [] for k in CUTOFFS}
-    ap = []
-    for query in places:
-        ranks = level_ranks(query, level)
-        ap.append(metrics.revisited_average_precision(ranks) if len(ranks) else None)
-        for k in CUTOFFS:
-            precision[k].append(metrics.revisited_precision_at(ranks, k) if len(ranks) else None)
-    return {
-        "mAP": metrics.mean(ap),
-        **{f"mP@{k}": metrics.mean(precision[k]) for k in CUTOFFS},
-        "AP": ap,
-        "mAP_interval": metrics.bootstrap_interval(ap),
+def _score_level(places: list[dict[str, np.ndarray]], level: str) -> LevelScores:
+    ranks = [level_ranks(query, level) for query in places]
+    ap = [metrics.revisited_average_precision(r) if len(r) else None for r in ranks]
+    precision = {
+        k: metrics.mean([metrics.revisited_precision_at(r, k) for r in ranks if len(r)])
+        for k in CUTOFFS
     }
+    return LevelScores(metrics.mean(ap), precision, ap, metrics.bootstrap_interval(ap))
 
 
 # --- descriptors -> scores -----------------------------------------------------------
@@ -145,43 +191,90 @@ def score_descriptors(
     index: Rows | np.ndarray,
     settings: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
-) -> dict:
+) -> RevisitedScores:
     """Returns the scores, see `score_places`, of what `label_places` takes."""
     return score_places(label_places(ground_truth, queries, index, settings, memory_gb))
+
+
+def evaluate_revisited(
+    ground_truth: files.Path | GroundTruth,
+    query_descriptors: Descriptors,
+    index_descriptors: Descriptors,
+    distractor_descriptors: Descriptors | None = None,
+    *,
+    rerank: methods.RerankConfig | None = None,
+    memory_gb: float = 4.0,
+) -> RevisitedScores:
+    """Searches exactly by inner product and scores by the Revisited Oxford/Paris protocol.
+
+    Descriptors should have unit L2 norm; re-ranking insists on it. Sets on disk stay there: a
+    million distractors need no memory beyond `memory_gb`.
+
+    Args:
+      ground_truth: path of a gnd_*.pkl or gnd_*.mat, or one that `load_ground_truth` read.
+      query_descriptors: of the queries: a descriptor set (its path, or one that was read), joined
+        by id; or rows in the order of `qimlist`, the path of an `.npy` or a float array (Q, D).
+      index_descriptors: of the index, in the same forms. Rows of an array or `.npy` are in the
+        order of `imlist`; those behind the last are distractors.
+      distractor_descriptors: of photos that match no query, in the same forms; None: no more.
+      rerank: the re-ranking method and its numbers; None: none.
+      memory_gb: GB that scoring may take, beside the descriptors mapped from disk.
+
+    Returns:
+      The scores of the whole index, with `without_distractors` where there are any. `protocol` says
+      what was searched and how it was described; None in it stands for what an array cannot tell.
+
+    Raises:
+      InputError: when a file is missing or damaged, a photo has no descriptor, a row is not
+        finite, the sets are of different models or widths, or distractors are photos of the index.
+
+    Example:
+      scores = evaluate_revisited("gnd_roxford5k.pkl", "queries", "index")
+      print(scores.medium.mAP, scores.hard.mP[10])
+
+    Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
+    """
+    settings, path = rerank or methods.RerankConfig(), None
+    if not isinstance(ground_truth, GroundTruth):
+        path, ground_truth = ground_truth, load_ground_truth(ground_truth)
+    inputs = read_inputs(
+        ground_truth, path, query_descriptors, index_descriptors, distractor_descriptors
+    )
+    protocol = inputs.protocol | {"rerank": {"method": settings.rerank, **settings.numbers()}}
+
+    def run(index) -> RevisitedScores:
+        scores = score_descriptors(ground_truth, inputs.queries, index, settings, memory_gb)
+        distractors = len(index) - len(inputs.index)
+        log.info("\n%s", summary(ground_truth, scores, protocol, distractors))
+        return scores
+
+    alone = run(inputs.index)
+    if not len(inputs.distractors):
+        return dataclasses.replace(alone, protocol=protocol)
+    # Re-ranking looks at the whole index, so neither follows from the other.
+    together = run(Rows([inputs.index, inputs.distractors]))
+    return dataclasses.replace(together, protocol=protocol, without_distractors=alone)
 
 
 def evaluate(settings: RevisitedConfig) -> dict:
     """Searches and scores: descriptors in, report.json out.
 
     Returns:
-      What it wrote: `score_places` of the whole index, under "without_distractors" the same without
-      them where there are any, and under "protocol" how the scores were taken.
+      What it wrote: `RevisitedScores.report` of `evaluate_revisited`.
 
     Raises:
-      InputError: when a photo has no descriptor or the sets are of different models.
+      InputError: see `evaluate_revisited`.
     """
     files.check_output(settings.output, overwrite=True)
-    task = load_ground_truth(settings.ground_truth)
-    inputs = read_inputs(
-        task,
+    scores = evaluate_revisited(
         settings.ground_truth,
         settings.query_descriptors,
         settings.index_descriptors,
-        settings.distractor_descriptors,
+        settings.distractor_descriptors or None,
+        rerank=settings,
+        memory_gb=settings.memory_gb,
     )
-    protocol = inputs.protocol | {"rerank": {"method": settings.rerank, **settings.numbers()}}
-
-    def run(index) -> dict:
-        scores = score_descriptors(task, inputs.queries, index, settings, settings.memory_gb)
-        log.info("\n%s", summary(task, scores, protocol, len(index) - len(inputs.index)))
-        return scores
-
-    report = run(inputs.index)
-    if len(inputs.distractors):
-        # Re-ranking looks at the whole index, so neither follows from the other.
-        together = run(Rows([inputs.index, inputs.distractors]))
-        report = {**together, "without_distractors": report}
-    report["protocol"] = protocol
+    report = scores.report()
     files.write_json(settings.output, report)
     return report
 
@@ -189,12 +282,12 @@ def evaluate(settings: RevisitedConfig) -> dict:
 # --- scores -> text ------------------------------------------------------------------
 
 
-def summary(task: GroundTruth, scores: dict, protocol: dict, distractors: int) -> str:
+def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distractors: int) -> str:
     """Returns what is printed of one evaluation: conditions, scores, and published ones.
 
     Args:
       task: the ground truth.
-      scores: of `score_places`.
+      scores: its scores.
       protocol: of the report.
       distractors: photos that were searched beside those of the ground truth.
     """
@@ -210,41 +303,21 @@ def summary(task: GroundTruth, scores: dict, protocol: dict, distractors: int) -
     lines.append(table(scores))
     dataset = published.dataset_of(task)
     if dataset is not None:
-        lines += ["", *_beside_published(scores, protocol, (dataset, distractors))]
+        own = (scores.medium.mAP, scores.hard.mAP)
+        lines += ["", *published.beside(own, protocol["query_crop"], dataset, distractors)]
     return "\n".join(lines)
 
 
-def _percent(value: float | None) -> str:
-    return f"{'-' if value is None else format(100 * value, '.2f'):>7}"
-
-
-def table(scores: dict) -> str:
+def table(scores: RevisitedScores) -> str:
     """Returns the scores as a small text table, in percent; a dash where nothing was scored."""
     names = ("mAP", *(f"mP@{k}" for k in CUTOFFS))
     lines = [" " * 8 + "".join(f"{name:>7}" for name in names) + "   95 % of mAP"]
     for level in LEVELS:
         row = scores[level]
-        line = f"{level:<8}" + "".join(_percent(row[name]) for name in names)
-        if row["mAP_interval"] is not None:
-            low, high = row["mAP_interval"]
+        values = (row.mAP, *(row.mP[k] for k in CUTOFFS))
+        line = f"{level:<8}" + "".join(map(percent, values))
+        if row.mAP_interval is not None:
+            low, high = row.mAP_interval
             line += f"   {100 * low:.2f}-{100 * high:.2f}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _beside_published(scores: dict, protocol: dict, key: tuple[str, int]) -> list[str]:
-    """Returns the published rows of one data set and number of distractors, and one's own."""
-    rows = [row for row in published.ROWS if key in row.percent]
-    if not rows:
-        return [
-            f"nothing is published with {key[1]:,} distractors; R1M has {published.DISTRACTORS:,}"
-        ]
-    crops = {True: "cut", False: "NOT cut", "box": "cut", "none": "NOT cut", None: "not known"}
-    lines = [f"{'mAP in percent':<22} medium   hard  {'queries':<9}  source"]
-    for row in rows:
-        medium, hard = row.percent[key]
-        cells = f"{medium:>7.2f}{hard:>7.2f}  {crops[row.cropped]:<9}"
-        lines.append(f"{row.method:<22}{cells}  {row.source}")
-    own = "".join(_percent(scores[level]["mAP"]) for level in ("medium", "hard"))
-    lines.append(f"{'yours':<22}{own}  {crops[protocol['query_crop']]:<9}")
-    return [line.rstrip() for line in lines]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from dolg_tf.retrieval.rows import Rows
 from hypothesis import given, settings, strategies
 from naive_scores import naive_scores
 
@@ -55,7 +56,7 @@ def task(tmp_path):
 
 
 def test_levels_by_hand(task):
-    scores = _score(task, RANKS)
+    scores = _score(task, RANKS).report()
     # easy: photos 3 (junk) and 2 (hard) go, so 0 and 1 stand at 0 and 2.
     assert scores["easy"]["AP"] == [_trapezoids(0, 2), _trapezoids(1), None]
     # medium: only photo 3 goes, so 0, 2 and 1 stand at 0, 2 and 3.
@@ -72,7 +73,7 @@ def test_levels_by_hand(task):
 def test_a_level_without_positives(task):
     queries = tuple(dataclasses.replace(query, hard=query.hard[:0]) for query in task.queries)
     scores = _score(dataclasses.replace(task, queries=queries), RANKS)
-    assert scores["hard"] == {
+    assert scores.hard.report() == {
         "mAP": None,
         "mP@1": None,
         "mP@5": None,
@@ -101,7 +102,7 @@ def test_equals_the_walk_down_the_ranking(data):
         for label in labels
     )
     task = GroundTruth("x", tuple(map(str, range(own))), tuple(map(str, range(queries))), truth)
-    report = score.score_descriptors(task, asking, rows)
+    report = score.score_descriptors(task, asking, rows).report()
     for level, (positive, junk) in score.LEVELS.items():
         expected = []
         for query, vector in zip(truth, asking, strict=True):
@@ -221,7 +222,7 @@ def test_sets_are_joined_by_id(files, task, caplog):
     _, ranks = search.search(
         np.load(files / "index.npy"), descriptors.read(files / "queries").descriptors
     )
-    assert report["medium"] == _score(task, ranks)["medium"]
+    assert report["medium"] == _score(task, ranks).medium.report()
     assert "1 photos of" in caplog.text and "medium" in caplog.text
     assert report["protocol"] == {
         "ground_truth": "gnd_x",
@@ -284,13 +285,72 @@ def test_reranking_is_scored_as_it_ranks(files, task, method, caplog):
             head = [] if found.head is None else found.head[query].tolist()
             order = np.argsort(-scored, kind="stable")
             ranks.append([*head, *(row for row in order if row not in head)])
-        expected = _score(task, ranks)
+        expected = _score(task, ranks).report()
         assert {level: scores[level] for level in score.LEVELS} == expected
     assert report["protocol"]["rerank"]["method"] == method
     assert report["protocol"]["rerank"]["k"] == 3
     assert f"; re-ranked: {method}, " in caplog.text and "k 3" in caplog.text
     plain = evaluate(_config(files, distractor_descriptors="distractors"))
     assert any(plain[level] != report[level] for level in score.LEVELS)
+
+
+# --- the function --------------------------------------------------------------------
+
+
+def test_paths_sets_and_arrays_give_the_same_scores(files, task):
+    truth, names = files / "gnd_x.pkl", ("queries", "index", "distractors")
+    scores = score.evaluate_revisited(truth, *(files / name for name in names))
+    assert scores.report() == evaluate(_config(files, distractor_descriptors="distractors"))
+    sets = [descriptors.read(files / name) for name in names]
+    assert score.evaluate_revisited(task, *sets).report() == scores.report()
+    rows = np.asarray(sets[0].select(task.query_ids)), np.load(files / "both.npy")
+    for queries, index in (rows, (rows[0], Rows([rows[1][:3], rows[1][3:]]))):
+        found = score.evaluate_revisited(task, queries, index)
+        for level in score.LEVELS:
+            assert found[level] == scores[level]
+            assert found.without_distractors[level] == scores.without_distractors[level]
+        assert found.protocol["model_hash"] is None and found.protocol["distractors"] == 5
+
+
+def test_names_of_the_scores(files):
+    scores = score.evaluate_revisited(*(files / n for n in ("gnd_x.pkl", "queries", "index")))
+    assert scores.without_distractors is None
+    report = scores.report()
+    assert list(report) == ["easy", "medium", "hard", "protocol"]
+    assert report["medium"] == {
+        "mAP": scores.medium.mAP,
+        **{f"mP@{k}": scores.medium.mP[k] for k in (1, 5, 10)},
+        "AP": scores.medium.AP,
+        "mAP_interval": scores["medium"].mAP_interval,
+    }
+    assert str(scores).splitlines()[1].split()[:2] == ["easy", f"{100 * scores.easy.mAP:.2f}"]
+    with pytest.raises(KeyError, match="'mAP' is not one of easy, medium, hard"):
+        scores["mAP"]
+
+
+def test_rerank_is_what_the_command_takes(files, task):
+    settings = methods.RerankConfig(rerank="alpha_qe", rerank_k=3, rerank_alpha=0.0)
+    rows = np.load(files / "queries.npy"), np.load(files / "index.npy")
+    found = score.evaluate_revisited(task, *rows, rerank=settings)
+    assert found.protocol["rerank"] == {"method": "alpha_qe", "k": 3, "alpha": 0.0}
+    assert found.medium == score.score_descriptors(task, *rows, settings).medium
+    assert found.medium != score.score_descriptors(task, *rows).medium
+
+
+def test_arrays_that_do_not_fit_are_refused(files, task):
+    queries, index = np.load(files / "queries.npy"), np.load(files / "index.npy")
+    wrong = index.copy()
+    wrong[2, 3] = np.nan
+    for rows, told in [
+        ((queries, wrong), "the index: row 2 is not finite"),
+        ((queries, index[:, :4]), "the index has width 4, the queries has 16"),
+        ((queries, index[:5]), "the index has 5 rows for 8 photos"),
+        ((queries[:2], index), "the queries has 2 rows for 3 queries"),
+        ((queries, index.astype(int)), "int64"),
+        ((queries, index, index[:, 0]), "the distractors: float32"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            score.evaluate_revisited(task, *rows)
 
 
 # --- the protocol --------------------------------------------------------------------
@@ -341,9 +401,9 @@ def test_queries_of_other_scales_than_the_index_are_scored_and_remarked(files):
 @pytest.mark.parametrize(("distractors", "shown"), [(0, "84.81"), (1_001_001, "73.63")])
 def test_published_rows_stand_beside_one_s_own(ground_truths, distractors, shown):
     task = score.load_ground_truth(ground_truths / "gnd_roxford5k.pkl")
-    level = {"mAP": 0.8481, "mP@1": 1, "mP@5": 1, "mP@10": 1, "mAP_interval": [0.8, 0.9]}
+    level = score.LevelScores(0.8481, {1: 1, 5: 1, 10: 1}, [0.8481], [0.8, 0.9])
     protocol = {"query_crop": "none", "rerank": {"method": "none"}, "remarks": []}
-    scores = dict.fromkeys(score.LEVELS, level)
+    scores = score.RevisitedScores(level, level, level)
     lines = score.summary(task, scores, protocol, distractors).splitlines()
     rows = [line for line in lines if "DOLG" in line]
     assert len(rows) == 6 and sum(" NOT cut " in line for line in rows) == 4

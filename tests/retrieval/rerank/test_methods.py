@@ -68,7 +68,7 @@ def test_equals_the_published_code(golden, name, flags):
     found = apply(RerankConfig(**flags), queries, Rows([index]))
     report = score.score_descriptors(task, queries, Rows([index]), RerankConfig(**flags))
     for level, value in scores[name].items():
-        assert report[level]["mAP"] == pytest.approx(value, abs=1e-9), level
+        assert report[level].mAP == pytest.approx(value, abs=1e-9), level
     if name.startswith("superglobal"):
         np.testing.assert_array_equal(found.head, arrays["superglobal_top400"].T)
     if name.startswith("alpha_qe"):

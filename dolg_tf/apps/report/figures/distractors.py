@@ -64,7 +64,7 @@ def scores_by_distractors(
         searched = Rows([index, _Chosen(distractors, np.sort(order[:size]))])
         scores = score_descriptors(ground_truth, queries, searched)
         for level in LEVELS:
-            found[level].append(scores[level]["mAP"])
+            found[level].append(scores[level].mAP)
     return found
 
 

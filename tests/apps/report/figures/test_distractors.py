@@ -27,7 +27,7 @@ def test_scores_equal_those_of_each_part_alone():
     for place, size in enumerate(found["sizes"]):
         together = np.concatenate([index, others[order[:size]]])
         alone = score_descriptors(task, queries, together)
-        assert found["medium"][place] == alone["medium"]["mAP"]
+        assert found["medium"][place] == alone.medium.mAP
     assert found["medium"][0] > found["medium"][-1] and found["hard"] == [None] * 4
     (axes,) = distractors.distractor_curve(found).axes
     np.testing.assert_allclose(axes.lines[1].get_ydata(), 100 * np.array(found["medium"]))
