@@ -32,7 +32,10 @@ COMMANDS = {
     "ground-truth": Command(
         "labelled photos -> ground truths", "dolg_tf.data.own_photos:ground_truths"
     ),
-    "verify": Command("check TFRecords", "dolg_tf.data.records.verify:verify_records"),
+    "verify": Command(
+        "check anything of ours: records, descriptor sets, indexes, networks, runs, exports",
+        "dolg_tf.pipelines.verify:verify",
+    ),
     "convert": Command(
         "the authors' checkpoints -> model directory, and back",
         "dolg_tf.weights.convert:convert_checkpoint",

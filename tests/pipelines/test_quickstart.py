@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from dolg_tf.pipelines.verify import VerifyConfig, verify
+
 ROOT = pathlib.Path(__file__).parents[2]
 # Small enough for a test; everything else is as in the README.
 FLAGS = "--landmarks=8 --photos_per_landmark=9 --max_steps=6"
@@ -94,6 +96,22 @@ def test_a_third_run_computes_nothing_again(finished):
     log = _run(_make(folder, FLAGS=FLAGS), folder)
     assert "kept" in log and "photos described" not in log
     assert "continuing runs/quickstart/train at step 6 of 6" in log
+
+
+def test_all_that_it_leaves_is_sound(finished):
+    folder = finished[0] / "runs/quickstart"
+    (trained,) = (folder / "descriptors/trained").iterdir()
+    for name, kind in [
+        ("records", "records"),
+        ("train", "run directory"),
+        ("untrained", "model directory"),
+        ("saved_model/trained", "SavedModel"),
+        (trained / "seen", "descriptor set"),
+        ("descriptors/colour_histogram/index", "descriptor set"),
+    ]:
+        found = verify(VerifyConfig(path=str(folder / name)))
+        assert found.kind == kind
+    assert found.facts[0].endswith("of width 512")
 
 
 def test_the_readmes_commands_run(finished):

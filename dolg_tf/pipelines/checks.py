@@ -1,0 +1,156 @@
+"""What makes each thing that the stages leave on disk sound, one checker per kind.
+
+A checker takes a path, raises InputError at the first damage, and returns what it found in short
+phrases. It imports TensorFlow only where its kind needs it.
+
+What has no checksum cannot show every flipped bit: in the rows of a descriptor set, and in the
+weights of a network or an export, a number that is still plausible goes unnoticed.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.index import directory
+from dolg_tf.retrieval.rows import blocks
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+_NORM_TOLERANCE = 2e-3  # float16 rounds a norm by 5e-4
+_ROWS = 65536  # checked at a time
+
+
+def short(digest) -> str:
+    """Returns the beginning of a SHA-256, enough to tell models apart; other names as they are."""
+    return str(digest)[:12] if len(str(digest)) == 64 else str(digest)
+
+
+def check_norms(rows, source: files.Path, remedy: str) -> None:
+    """Makes sure that rows, (N, D), are finite and have unit L2 norm."""
+    for start, block in blocks(rows, _ROWS):
+        norms = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # NaN is wrong, too
+        if wrong.size:
+            raise InputError(
+                f"{source}: row {start + wrong[0]} has norm {norms[wrong[0]]:.4g}, not 1; {remedy}"
+            )
+
+
+def read_all(path: pathlib.Path) -> None:
+    """Makes sure that every file of a directory can be read."""
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        try:
+            files.sha256(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror or error})") from error
+
+
+# --- descriptors ---------------------------------------------------------------------
+
+
+def check_descriptors(path: pathlib.Path) -> list[str]:
+    """Checks a descriptor set or a bare `.npy`: counts, ids, every row."""
+    found = descriptors.read(path)
+    check_norms(found.descriptors, path, "extract the set again")
+    facts = [f"{len(found):,} descriptors of width {found.descriptors.shape[1]}"]
+    if found.ids is None:
+        return facts
+    stored = sorted({array.dtype.name for array in found.descriptors.arrays})
+    if stored != [found.meta["dtype"]]:
+        raise InputError(
+            f"{path}: the rows are {' and '.join(stored)}, meta.json says {found.meta['dtype']!r}; "
+            "extract the set again"
+        )
+    bad = len(found.meta["bad"])
+    return [*facts, f"model {short(found.meta['model_hash'])}", f"{bad:,} unreadable photos"]
+
+
+def check_index(path: pathlib.Path) -> list[str]:
+    """Checks an index: its checksums, ids, counts, and every row of an exact one."""
+    found = directory.Index.open(path)
+    directory.check_sum(path / "index.faiss", found.meta)
+    rows = found.meta["rows"]
+    if len(found.ids) != rows:
+        raise InputError(f"{path}: {rows} rows for {len(found.ids)} ids; build the index again")
+    if any(a >= b for a, b in zip(found.ids, found.ids[1:], strict=False)):
+        raise InputError(f"{path / 'ids.txt'}: ids do not ascend; build the index again")
+    if found.descriptors is not None:
+        check_norms(found.descriptors, path / "index.faiss", "build the index again")
+    threshold = "not calibrated" if found.threshold is None else f"threshold {found.threshold:.4f}"
+    kind, width = found.meta["kind"], found.meta["width"]
+    model = short(found.meta["model_hash"])
+    return [f"{kind}, {rows:,} photos of width {width}", f"model {model}", threshold]
+
+
+# --- networks ------------------------------------------------------------------------
+
+
+def check_model(path: pathlib.Path) -> list[str]:
+    """Checks a model directory: its configuration, and that finite weights fit it."""
+    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
+
+    read_all(path)
+    network, config, provenance = load_dolg(path)
+    source = provenance.get("source", "unknown")
+    return [
+        f"{config.backbone}, {network.count_params():,} parameters",
+        f"weights {short(weights_hash(network, config))}",
+        f"source {source}",
+    ]
+
+
+def check_run(path: pathlib.Path) -> list[str]:
+    """Checks a run directory: configuration, metrics, and every number of every checkpoint."""
+    from dolg_tf.modeling.model_dir import load_dolg, read_config
+
+    read_all(path)
+    read_config(path)
+    if not (path / "flags.txt").is_file():
+        raise InputError(f"{path / 'flags.txt'}: no such file; start the training again")
+    lines = _check_metrics(path / "metrics.jsonl")
+    counts = {folder: _check_checkpoints(path / folder) for folder in ("checkpoints", "best")}
+    steps = {}
+    for checkpoint in ("latest", "best") if counts["best"] else ("latest",):
+        _, config, provenance = load_dolg(path, checkpoint)
+        steps[checkpoint] = provenance["step"]
+    return [
+        config.backbone,
+        f"{counts['checkpoints']} checkpoints",
+        *(f"{checkpoint} of step {step:,}" for checkpoint, step in steps.items()),
+        f"{lines:,} metrics",
+    ]
+
+
+def _check_metrics(path: pathlib.Path) -> int:
+    """Returns how many metrics a metrics.jsonl has; a last line that was cut off is left out."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; start the training again")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    for number, line in enumerate(whole, 1):
+        try:
+            row = json.loads(line)
+            int(row["step"]), float(row["value"]), str(row["split"]), str(row["name"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not a metric ({error!r})") from error
+    return len(whole)
+
+
+def _check_checkpoints(folder: pathlib.Path) -> int:
+    """Reads every variable of every checkpoint, against TensorFlow's own checksums."""
+    import tensorflow as tf
+
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+        paths = list(state.all_model_checkpoint_paths) if state else []
+        for path in paths:
+            reader = tf.train.load_checkpoint(path)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} holds a damaged checkpoint: {error}; delete it, and go on from another"
+        ) from error
+    return len(paths)
