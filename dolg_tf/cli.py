@@ -33,8 +33,7 @@ COMMANDS = {
         "labelled photos -> ground truths", "dolg_tf.data.own_photos:ground_truths"
     ),
     "verify": Command(
-        "check anything of ours: records, descriptor sets, indexes, networks, runs, exports",
-        "dolg_tf.pipelines.verify:verify",
+        "check anything of ours, from records to exports", "dolg_tf.pipelines.verify:verify"
     ),
     "convert": Command(
         "the authors' checkpoints -> model directory, and back",

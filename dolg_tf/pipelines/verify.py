@@ -20,14 +20,20 @@ _OF_RECORDS = ("num_classes", "class_counts_csv", "faults_tsv", "processes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyConfig(records.VerifyConfig):
-    """What is verified; most options are for TFRecords."""
+class PathConfig:
+    """What is verified."""
 
     path: str = option(
         "TFRecords (their folder, one file or a glob), descriptor set or .npy, index, model "
         "directory, run directory, SavedModel, .onnx or .tflite file",
         "",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyConfig(records.VerifyConfig, PathConfig):
+    """What is verified; every option but the path is for TFRecords."""
+
     file_pattern: str = option(
         "glob of TFRecords of any name; those named test-* need no labels", ""
     )
