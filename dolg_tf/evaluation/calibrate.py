@@ -3,18 +3,18 @@
     dolg calibrate --labels_csv=labels.csv --index_descriptors=SET \\
         --output=calibration.json --index=INDEX
 
-The threshold is the lowest one with the precision that is asked for, so that with the highest
-recall. The precision holds where as large a share of the pairs is the same place as among the
-labelled ones (`prior`). Of other pairs, a share f passes whatever their number
-(`false_positive_rate`): with recall r and a prior p the precision is r p / (r p + f (1 - p)). A
-search compares a query with every photo of the index, and the larger the index, the smaller p. So
-calibrate on pairs as they will come: the queries and the index of a ground truth of that size.
-Precision and recall are those of the pairs that the threshold was chosen on: on few pairs, they
-flatter it.
+The threshold is the lowest with the wanted precision, so the one with the highest recall. The
+precision holds for pairs of which the same share shows the same place as among the labelled ones
+(`prior`). A share f of the other pairs passes, whatever their number (`false_positive_rate`): with
+recall r and a prior p the precision is r p / (r p + f (1 - p)). A search compares a query with
+every photo of the index, and the larger the index, the smaller p. So calibrate on pairs as they
+will come: the queries and the index of a ground truth of that size. Precision and recall are
+measured on the pairs that the threshold was chosen on, so on few pairs they flatter it.
 """
 
 import dataclasses
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from dolg_tf.stage.config import InputError, option
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-# Two float32 products of one pair of unit vectors differ by less: the weakest pair that is let in
-# must pass again when it is searched for.
+# Two float32 products of the same unit vectors differ by less: the weakest pair that passes must
+# pass again in a search.
 _ROUNDING = 1e-6
 _CURVE_POINTS = 200
 _RESAMPLES = 1000
@@ -40,18 +40,16 @@ _BLOCK = 16384  # rows that are encoded at a time
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Which pairs the threshold is fitted on."""
+    """The pairs that the threshold is fitted on."""
 
     index_descriptors: str = option("descriptor set of the photos that are searched")
-    query_descriptors: str = option(
-        "descriptor set of the photos that are searched for; empty: the same", ""
-    )
+    query_descriptors: str = option("descriptor set of the queries; empty: the same set", "")
     pairs: str = option("CSV id_a,id_b,same: a query, an index photo, and 1 or 0", "")
-    ground_truth: str = option("gnd_*.pkl or gnd_*.mat: easy and hard are the same place", "")
+    ground_truth: str = option("gnd_*.pkl or gnd_*.mat: easy and hard show the same place", "")
     labels_csv: str = option("CSV path,landmark: all pairs of labelled photos", "")
-    precision: float = option("share of the pairs let in that must be the same place", 0.95)
+    precision: float = option("share of the passing pairs that must show the same place", 0.95)
     output: str = option("calibration.json to write")
-    index: str = option("index that the threshold is stored with; empty: none", "")
+    index: str = option("index to store the threshold in; empty: none", "")
 
     def __post_init__(self):
         if [self.pairs, self.ground_truth, self.labels_csv].count("") != 2:
@@ -63,34 +61,40 @@ class CalibrateConfig:
 # --- pairs -> threshold --------------------------------------------------------------
 
 
-def count(pairs: Pairs) -> dict[str, np.ndarray]:
-    """Counts the pairs that thresholds let in, one threshold for each similarity of a same pair.
+class Counts(NamedTuple):
+    """How many pairs pass each threshold."""
 
-    Returns:
-      "thresholds": float64 (T,), ascending; "same", "different": int64 (T,), pairs let in;
-      "all_same", "all_different": pairs in all.
+    thresholds: np.ndarray  # float64 (T,), ascending
+    same: np.ndarray  # int64 (T,), passing pairs of the same place
+    different: np.ndarray  # int64 (T,), the other passing pairs
+    all_same: int
+    all_different: int
+
+
+def count(pairs: Pairs) -> Counts:
+    """Counts the pairs that pass, with one threshold for each similarity of a same pair.
 
     Raises:
-      InputError: when there are not both kinds of pairs.
+      InputError: when one of the two kinds of pairs is missing.
     """
-    scores = np.sort(np.concatenate([[], *(block[same] for _, block, same in pairs())]))
+    scores = np.sort(np.concatenate([[], *(block.scores[block.same] for block in pairs())]))
     thresholds = np.unique(scores) - _ROUNDING
     passed = np.zeros(len(thresholds) + 1, np.int64)  # by how many thresholds a pair passes
-    for _, block, same in pairs():
-        number = np.searchsorted(thresholds, block[~same], side="right")
+    for block in pairs():
+        number = np.searchsorted(thresholds, block.scores[~block.same], side="right")
         passed += np.bincount(number, minlength=len(passed))
     if not len(scores) or not passed.any():
         raise InputError(
             f"{len(scores)} pairs show the same place, {passed.sum()} do not; a threshold needs "
             "both kinds"
         )
-    return {
-        "thresholds": thresholds,
-        "same": len(scores) - np.searchsorted(scores, thresholds),
-        "different": np.cumsum(passed[::-1])[::-1][1:],
-        "all_same": len(scores),
-        "all_different": int(passed.sum()),
-    }
+    return Counts(
+        thresholds,
+        same=len(scores) - np.searchsorted(scores, thresholds),
+        different=np.cumsum(passed[::-1])[::-1][1:],
+        all_same=len(scores),
+        all_different=int(passed.sum()),
+    )
 
 
 def fit(pairs: Pairs, precision: float, seed: int = 0) -> dict:
@@ -98,11 +102,11 @@ def fit(pairs: Pairs, precision: float, seed: int = 0) -> dict:
 
     Args:
       pairs: labelled pairs.
-      precision: the least share of the pairs let in that must be the same place.
+      precision: the least share of the passing pairs that must show the same place.
       seed: of the bootstrap.
 
     Returns:
-      "threshold"; "precision", "recall" and "false_positive_rate" at it, with "precision_interval"
+      "threshold"; its "precision", "recall" and "false_positive_rate", with "precision_interval"
       and "recall_interval" (95 %); "prior"; "pairs": {"same", "different"}; "curve": a list of
       [threshold, precision, recall].
 
@@ -110,35 +114,35 @@ def fit(pairs: Pairs, precision: float, seed: int = 0) -> dict:
       InputError: when no threshold has this precision, or one kind of pairs is missing.
     """
     found = count(pairs)
-    precisions = found["same"] / (found["same"] + found["different"])
-    recalls = found["same"] / found["all_same"]
+    precisions = found.same / (found.same + found.different)
+    recalls = found.same / found.all_same
     enough = np.flatnonzero(precisions >= precision)
     if not enough.size:
         best = int(np.argmax(precisions))
         raise InputError(
             f"no threshold reaches a precision of {precision:g} on these pairs; the best is "
-            f"{precisions[best]:.4f} at {found['thresholds'][best]:.4f}, with a recall of "
+            f"{precisions[best]:.4f} at {found.thresholds[best]:.4f}, with a recall of "
             f"{recalls[best]:.4f}: ask for less with --precision, or use better descriptors"
         )
     chosen = enough[0]
-    threshold = float(found["thresholds"][chosen])
+    threshold = float(found.thresholds[chosen])
     every = np.linspace(0, len(precisions) - 1, min(_CURVE_POINTS, len(precisions))).astype(int)
-    shown = zip(found["thresholds"][every], precisions[every], recalls[every], strict=True)
+    shown = zip(found.thresholds[every], precisions[every], recalls[every], strict=True)
     return {
         "threshold": threshold,
         "precision": float(precisions[chosen]),
         "recall": float(recalls[chosen]),
-        "false_positive_rate": float(found["different"][chosen] / found["all_different"]),
+        "false_positive_rate": float(found.different[chosen] / found.all_different),
         **_intervals(pairs, threshold, seed),
-        "prior": found["all_same"] / (found["all_same"] + found["all_different"]),
-        "pairs": {"same": found["all_same"], "different": found["all_different"]},
+        "prior": found.all_same / (found.all_same + found.all_different),
+        "pairs": {"same": found.all_same, "different": found.all_different},
         "curve": [[float(value) for value in point] for point in shown],
     }
 
 
 def _intervals(pairs: Pairs, threshold: float, seed: int) -> dict:
     """Returns 95 % intervals of precision and recall at a threshold."""
-    counts = {}  # query: same pairs let in, pairs let in, same pairs
+    counts = {}  # query: passing same pairs, passing pairs, same pairs
     for queries, scores, same in pairs():
         # In float64: NumPy would round the threshold to float32, and a score below might reach it.
         passed = scores.astype(np.float64) >= threshold
@@ -160,8 +164,8 @@ def _intervals(pairs: Pairs, threshold: float, seed: int) -> dict:
 def _interval(good: float, whole: float, drawn_good: np.ndarray, drawn: np.ndarray) -> list[float]:
     """Returns a 95 % interval of good / whole.
 
-    The wider of two: the bootstrap knows that pairs of one query are alike, but nothing of a share
-    of 1; Wilson's interval takes pairs for independent.
+    The wider of two: the bootstrap knows that pairs of one query are alike, but gives a share of 1
+    no width; Wilson's interval takes pairs as independent.
 
     Reference: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
     """
@@ -174,7 +178,7 @@ def _interval(good: float, whole: float, drawn_good: np.ndarray, drawn: np.ndarr
 
 
 def precision_at_prior(fitted: dict, prior: float) -> float:
-    """Returns the precision where the share `prior` of all pairs shows the same place."""
+    """Returns the precision when the share `prior` of all pairs shows the same place."""
     good, bad = fitted["recall"] * prior, fitted["false_positive_rate"] * (1 - prior)
     return good / (good + bad)
 
@@ -183,7 +187,7 @@ def precision_at_prior(fitted: dict, prior: float) -> float:
 
 
 class _AsKept:
-    """Rows as an approximate index keeps them; its scores are products with these.
+    """Rows as an approximate index stores them; its scores are products with these.
 
     Args:
       rows: (N, D), `Rows` or an array.
@@ -193,7 +197,7 @@ class _AsKept:
     def __init__(self, rows, approximate):
         self._approximate, self.shape = approximate, rows.shape
         codes = [approximate.sa_encode(block) for _, block in blocks(rows, _BLOCK)]
-        self._codes = np.concatenate(codes)  # some bytes a row
+        self._codes = np.concatenate(codes)  # a few bytes per row
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -205,10 +209,10 @@ class _AsKept:
 def _read_sets(
     settings: CalibrateConfig, index: Index | None
 ) -> tuple[DescriptorSet, DescriptorSet]:
-    """Returns queries and index photos: with one object of ids when they are one set.
+    """Returns queries and index photos, which share one object of ids when they are one set.
 
     Raises:
-      InputError: when one is empty, or they, or those of the index, were described in other ways.
+      InputError: when a set is empty, or one of them and the index were described differently.
     """
     searched = descriptors.read(settings.index_descriptors)
     queries = searched
@@ -235,7 +239,7 @@ def _say(fitted: dict) -> None:
         *(100 * x for x in (fitted["recall"], *fitted["recall_interval"])),
     )
     log.info(
-        "on %d pairs of the same place and %d others, one in %.0f; where it is one in %.0f, the "
+        "measured on %d pairs of the same place and %d others, one in %.0f; at one in %.0f the "
         "precision is %.2f %%",
         same,
         different,
@@ -248,11 +252,11 @@ def _say(fitted: dict) -> None:
 def calibrate(settings: CalibrateConfig) -> dict:
     """Fits a threshold: labelled pairs and their descriptors in, calibration.json out.
 
-    With --index, the threshold is stored there too, and its queries are answered with "match" or
-    "no match". For an approximate index it is fitted on the scores that such an index gives.
+    With --index, the threshold is stored there too, and queries to it are answered with "match" or
+    "no match". For an approximate index the threshold is fitted on the scores of that index.
 
     Returns:
-      What it wrote, see `fit`.
+      The contents of calibration.json, see `fit`.
 
     Raises:
       InputError: when no threshold reaches the precision (nothing is written then), a photo has no

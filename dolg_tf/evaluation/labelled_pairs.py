@@ -1,8 +1,9 @@
-"""Pairs of photos that do, or do not, show the same place: from a CSV or a ground truth."""
+"""Pairs of photos labelled as the same place or not: from a CSV or a ground truth."""
 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,15 @@ log = logging.getLogger(__name__)
 _QUERIES, _ROWS = 256, 16384  # of the matrix of all pairs at a time
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Pairs: their queries' numbers int64 (P,), scores float32 (P,), same place or not bool (P,)."""
+
+class Block(NamedTuple):
+    """Some pairs of a query and an index photo."""
+
+    queries: np.ndarray  # int64 (P,), numbers of the queries
+    scores: np.ndarray  # float32 (P,), inner products
+    same: np.ndarray  # bool (P,), whether both show the same place
+
+
 Pairs = Callable[[], Iterable[Block]]
 """Gives the same blocks of pairs at each call."""
 
@@ -32,7 +40,7 @@ def _ids(found: DescriptorSet) -> tuple[str, ...]:
 
 
 def _places(ids, among) -> np.ndarray:
-    """Returns where each id stands among others, -1 where it does not."""
+    """Returns the place of each id among others, -1 for one that is not there."""
     place = {id_: row for row, id_ in enumerate(among)}
     return np.array([place.get(id_, -1) for id_ in ids], np.int64)
 
@@ -42,9 +50,9 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
 
     Raises:
       InputError: when a photo has no descriptor or is paired with itself, a pair is listed twice,
-        or `same` is something else.
+        or `same` is neither 1 nor 0.
     """
-    # One name may stand for two photos in two folders, but not in one.
+    # In two folders one name may stand for two photos, but not in one folder.
     one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
     a, b, truth, seen = [], [], [], set()
     for where, (id_a, id_b, same) in read_table(path, ["id_a"], ["id_b"], ["same"]):
@@ -67,8 +75,8 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
         missing = np.flatnonzero(rows[-1] < 0)
         if missing.size:
             raise InputError(
-                f"{path}: {missing.size} of {len(ids)} pairs have a photo that {found.source} has "
-                f"not, such as {ids[missing[0]]!r}"
+                f"{path}: {missing.size} of {len(ids)} pairs have a photo that is not in "
+                f"{found.source}, such as {ids[missing[0]]!r}"
             )
     return functools.partial(_list_blocks, queries, index, *rows, np.array(truth, bool))
 
@@ -77,7 +85,7 @@ def _list_blocks(queries, index, a, b, truth) -> Iterator[Block]:
     for start in range(0, len(a), _ROWS):
         part = slice(start, start + _ROWS)
         some, others = queries.descriptors[a[part]], index.descriptors[b[part]]
-        yield a[part], search.inner_products(some, others), truth[part]
+        yield Block(a[part], search.inner_products(some, others), truth[part])
 
 
 def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -> Iterator[Block]:
@@ -85,21 +93,22 @@ def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -
 
     Args:
       queries, index: (Q, D) and (N, D), `Rows` or arrays.
-      kind: int8 (q, n) of a block of them: 1 the same place, 0 another, -1 no pair.
+      kind: gives int8 (q, n) for a block: 1 for the same place, 0 for another, -1 for no pair.
     """
     for first, some in blocks(queries, _QUERIES):
         for start, others in blocks(index, _ROWS):
             kinds = kind(slice(first, first + len(some)), slice(start, start + len(others)))
             query, column = np.divmod(np.flatnonzero(kinds >= 0), len(others))
-            yield first + query, (some @ others.T)[query, column], kinds[query, column] == 1
+            scores = (some @ others.T)[query, column]
+            yield Block(first + query, scores, kinds[query, column] == 1)
 
 
 def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
-    """Returns all pairs of photos whose landmarks a CSV says.
+    """Returns all pairs of photos whose landmarks are listed in a CSV.
 
-    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Where both are one set, each pair
-    comes once; no photo is paired with itself. Photos without label, and labels of photos
-    without descriptor, are left out, and counted in the log.
+    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. When both sets are the same one,
+    each pair comes once; no photo is paired with itself. Photos without a label, and labels of
+    photos without a descriptor, are left out and counted in the log.
 
     Raises:
       InputError: when a photo has two landmarks, or no photo has one.
@@ -115,7 +124,7 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
     labels = []
-    # Rows of an approximate index are others than those of the set, its ids are the same object.
+    # An approximate index has other rows than its set, but the ids are the same object.
     one_set = queries.ids is index.ids
     for found in (index,) if one_set else (queries, index):
         ids = _ids(found)
@@ -123,8 +132,8 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
         lacking = np.count_nonzero(labels[-1] < 0)
         if lacking == len(ids):
             raise InputError(
-                f"{path} has no photo of {found.source}, whose first is {ids[0]!r}; its paths must "
-                "be relative to the image root"
+                f"{path} lists no photo of {found.source}, whose first is {ids[0]!r}; its paths "
+                "must be relative to the image root"
             )
         if lacking:
             log.info("%s: %d of %d photos have no label", found.source, lacking, len(ids))
@@ -146,13 +155,13 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
 
 
 def task_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
-    """Returns the pairs of a ground truth: easy and hard are the same place, junk is left out.
+    """Returns the pairs of a ground truth: easy and hard show the same place, junk is left out.
 
     Raises:
       InputError: when the ground truth is damaged or a photo has no descriptor.
     """
     if queries is index:
-        _ids(index)  # rows of an .npy are either those of the queries or those of the index
+        _ids(index)  # the rows of an .npy belong either to the queries or to the index
     task = load_ground_truth(path)
     own = _places(task.query_ids, task.index_ids)
 

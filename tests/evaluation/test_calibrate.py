@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dolg_tf.evaluation import calibrate
 from dolg_tf.evaluation.calibrate import CalibrateConfig
+from dolg_tf.evaluation.labelled_pairs import Block
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import stages
@@ -34,7 +35,7 @@ def _blocks(listed, size=4):
 
     def pairs():
         for start in range(0, len(listed), size):
-            yield tuple(array[start : start + size] for array in arrays)
+            yield Block(*(array[start : start + size] for array in arrays))
 
     return pairs
 
@@ -62,12 +63,12 @@ def test_counts_equal_looking_at_every_pair(listed, size):
         return
     found = calibrate.count(_blocks(listed, size))
     scores = sorted({score for _, score, same in listed if same})
-    assert found["thresholds"].tolist() == pytest.approx(scores, abs=1e-5)
-    expected = [_let_in(listed, threshold) for threshold in found["thresholds"]]
-    assert list(zip(found["same"], found["different"], strict=True)) == expected
+    assert found.thresholds.tolist() == pytest.approx(scores, abs=1e-5)
+    expected = [_let_in(listed, threshold) for threshold in found.thresholds]
+    assert list(zip(found.same, found.different, strict=True)) == expected
     # Each lets in the pair that it is for.
-    assert all(found["thresholds"] < scores)
-    assert (found["all_same"], found["all_different"]) == (same, different)
+    assert all(found.thresholds < scores)
+    assert (found.all_same, found.all_different) == (same, different)
 
 
 @few
@@ -395,5 +396,5 @@ def test_command_line(files):
     assert wrong.returncode == 1 and "error:" in wrong.stderr and "no index" in wrong.stderr
     assert not (files / "calibration.json").exists()
     done = run("--precision=0.9")
-    assert done.returncode == 0 and "where it is one in" in done.stderr
+    assert done.returncode == 0 and "; at one in " in done.stderr
     assert json.loads((files / "calibration.json").read_text())["precision"] >= 0.9

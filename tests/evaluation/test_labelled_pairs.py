@@ -73,8 +73,8 @@ def test_listed_pairs(tmp_path):
     [
         ("1,2,yes", "line 2: same is 'yes'; it must be 1 or 0"),
         ("1,2,", "line 2: same is ''"),
-        ("1,2,1\n9,2,1\n1,8,1", r"1 of 3 pairs have a photo that set has not, such as '9'"),
-        ("1,2,1\n1,9,1", "1 of 2 pairs have a photo that set has not, such as '9'"),
+        ("1,2,1\n9,2,1\n1,8,1", r"1 of 3 pairs have a photo that is not in set, such as '9'"),
+        ("1,2,1\n1,9,1", "1 of 2 pairs have a photo that is not in set, such as '9'"),
         ("1,2,1\n3,3.jpg,1", "line 3: '3' is paired with itself"),
         ("1,2,1\n1,3,0\n1,2,0", "line 4: the pair '1', '2' is listed twice"),
         ("1,2,1\n2,1,1", "line 3: the pair '2', '1' is listed twice"),

@@ -5,6 +5,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.stage import files
@@ -17,16 +18,24 @@ log = logging.getLogger(__name__)
 COLUMNS = {"retrieval": "images", "recognition": "landmarks"}
 _USAGES = ("Public", "Private", "Ignored")
 
-# What is predicted for a query: index photos, best first; or (landmark, score).
-Prediction = tuple
+
+class Recognised(NamedTuple):
+    """The landmark predicted for a query."""
+
+    landmark: str
+    score: float
+
+
+Prediction = tuple[str, ...] | Recognised
+"""What is predicted for a query: index photos, best first; or its landmark."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """What is right for each query.
+    """The right answers.
 
     Attributes:
-      public: {query: its index photos, or its landmarks; none for a photo without landmark}.
+      public: {query: its index photos, or its landmarks; () for a photo without a landmark}.
       private: the same for the other part of the queries.
       ignored: queries that are not scored.
     """
@@ -37,17 +46,17 @@ class Solution:
 
     @property
     def both(self) -> dict[str, tuple[str, ...]]:
-        """The queries of both parts that are scored."""
+        """The scored queries of both parts."""
         return {**self.public, **self.private}
 
 
 def landmark_name(text: str) -> str:
-    """Returns a landmark as it is compared: numbers without leading zeros, names as they are."""
+    """Returns a landmark for comparison: numbers without leading zeros, names as they are."""
     return (text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else text
 
 
 def _rows(path: files.Path, task: str, *more: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields where, and the values of id, of the task's column and of more columns.
+    """Yields the place, and the values of the id, of the task's column and of more columns.
 
     Raises:
       InputError: when a column is missing, or an id is empty or repeated.
@@ -68,8 +77,8 @@ def read_solution(path: files.Path, task: str) -> Solution:
     """Reads an official solution: id,images,Usage or id,landmarks,Usage.
 
     Raises:
-      InputError: when it is of the other task, an id is repeated, a Usage is unknown, or no
-        query is scored.
+      InputError: when it belongs to the other task, an id is repeated, a Usage is unknown, or
+        no query is scored.
     """
     parts, ignored = {"Public": {}, "Private": {}}, set()
     for where, (id_, truth, usage) in _rows(path, task, "Usage"):
@@ -81,19 +90,19 @@ def read_solution(path: files.Path, task: str) -> Solution:
             names = truth.split()
             parts[usage][id_] = tuple(map(landmark_name, names) if task == "recognition" else names)
     if not any(parts.values()):
-        raise InputError(f"{path}: not one query is Public or Private; is it the whole file?")
+        raise InputError(f"{path}: no query is Public or Private; is it the whole file?")
     return Solution(parts["Public"], parts["Private"], frozenset(ignored))
 
 
-def _landmark_and_score(text: str, where: str) -> tuple[str, float]:
+def _recognised(text: str, where: str) -> Recognised:
     try:
         name, score = text.split()
         score = float(score)
         if not math.isfinite(score):
             raise ValueError
     except ValueError as error:
-        raise InputError(f"{where}: {text!r:.60} is not one landmark and its score") from error
-    return landmark_name(name), score
+        raise InputError(f"{where}: {text!r:.60} is not a landmark and its score") from error
+    return Recognised(landmark_name(name), score)
 
 
 def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[str, Prediction]:
@@ -102,14 +111,15 @@ def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[st
     Args:
       path: the CSV.
       task: retrieval or recognition.
-      solution: tells which queries there are; ignored ones are passed over.
+      solution: of the same task; its ignored queries are passed over.
 
     Returns:
-      {query: index photos, best first} or {query: (landmark, score)}, of those with a prediction.
+      {query: index photos, best first} or {query: landmark and score}, for each query that has a
+      prediction.
 
     Raises:
-      InputError: when it is of the other task, an id is repeated or not in the solution, or a
-        prediction is malformed.
+      InputError: when it belongs to the other task, an id is repeated or not in the solution, or
+        a prediction is malformed.
     """
     scored, found, listed = solution.both, {}, set()
     for where, (id_, text) in _rows(path, task):
@@ -119,34 +129,37 @@ def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[st
             raise InputError(f"{where}: the query {id_!r} is not in the solution; is it its CSV?")
         listed.add(id_)
         if text.strip():
-            found[id_] = (
-                tuple(text.split()) if task == "retrieval" else _landmark_and_score(text, where)
-            )
+            found[id_] = tuple(text.split()) if task == "retrieval" else _recognised(text, where)
     _warn_of_faults(path, list(scored.keys() - listed), len(scored), found, task)
     return found
 
 
 def _warn_of_faults(path, missing: list[str], scored: int, found: dict, task: str) -> None:
-    """Says what a submission has or lacks that does not keep it from being scored."""
+    """Warns of faults that do not keep a submission from being scored."""
     with pathlib.Path(path).open("rb") as file:
         file.seek(-1, 2)
         if file.read() != b"\n":
-            log.warning("%s: its last line has no end; is it the whole file?", path)
+            log.warning("%s: its last line is cut off; is it the whole file?", path)
     if missing:
         log.warning(
-            "%s has no row for %d of %d queries, the first is %r: nothing is found for them",
+            "%s has no row for %d of %d queries, the first is %r: they count as found nothing",
             *(path, len(missing), scored, min(missing)),
         )
     long = sum(len(images) > GLDV2_DEPTH for images in found.values()) if task == "retrieval" else 0
     if long:
-        log.warning("%s: of %d queries only the first %d photos count", path, long, GLDV2_DEPTH)
+        log.warning(
+            "%s: only the first %d photos of a query count; %d queries have more",
+            path,
+            GLDV2_DEPTH,
+            long,
+        )
 
 
 def read_sample(path: files.Path, task: str) -> list[str]:
     """Returns the ids of a sample submission, in its order.
 
     Raises:
-      InputError: when it is of the other task, has no row, or an id is repeated.
+      InputError: when it belongs to the other task, has no row, or an id is repeated.
     """
     ids = [id_ for _, (id_, _) in _rows(path, task)]
     if not ids:
@@ -162,8 +175,8 @@ def write_predictions(
     Args:
       path: of the CSV.
       task: retrieval or recognition.
-      predictions: (query, index photos best first), or (query, (landmark, score)); None or () for
-        an empty prediction. Scores are written so that they are read back bit for bit.
+      predictions: pairs of a query and its prediction; None or () for an empty one. Scores are
+        written so that they are read back bit for bit.
     """
     rows = ((id_, " ".join(map(str, prediction or ()))) for id_, prediction in predictions)
     write_table(path, ("id", COLUMNS[task]), rows)

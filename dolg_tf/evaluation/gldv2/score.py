@@ -52,8 +52,8 @@ class Gldv2Config(PredictionsConfig):
         options = (self.train_csv, self.train_clean_csv, self.labels_csv, self.non_landmarks)
         if self.predictions and any(options):
             raise InputError(
-                "--predictions takes no labels or --non_landmarks: they make predictions of "
-                "descriptors"
+                "--predictions takes no labels and no --non_landmarks, which turn descriptors into "
+                "predictions"
             )
 
 
@@ -67,7 +67,7 @@ def score_retrieval(
 
     Args:
       truth: {query: the index photos that should be found}.
-      predicted: {query: index photos, best first}; a query that is missing found nothing.
+      predicted: {query: index photos, best first}; a query that is missing has found nothing.
     """
     ap, positions = [], []
     precisions = {k: [] for k in CUTOFFS}
@@ -96,15 +96,15 @@ def score_recognition(
     """Returns the scores of recognised landmarks, as fractions.
 
     Args:
-      truth: {query: its landmarks, any of which is right; none for a photo without landmark}.
-      predicted: {query: (landmark, score)}; a query that is missing has no prediction.
+      truth: {query: its landmarks, any of which is right; () for a photo without a landmark}.
+      predicted: {query: its `Recognised`}; a query that is missing has no prediction.
     """
     answered = [query for query in truth if predicted.get(query)]
-    scores = np.array([predicted[query][1] for query in answered], np.float64)
+    scores = np.array([predicted[query].score for query in answered], np.float64)
     order = metrics.confidence_order(answered, scores)
     answered = [answered[i] for i in order]
     silent = [query for query in truth if not predicted.get(query)]
-    names = [kaggle_csv.landmark_name(predicted[query][0]) for query in answered]
+    names = [kaggle_csv.landmark_name(predicted[query].landmark) for query in answered]
     correct = np.array(
         [name in truth[query] for name, query in zip(names, answered, strict=True)], bool
     )
@@ -130,7 +130,7 @@ SCORERS = {"retrieval": score_retrieval, "recognition": score_recognition}
 
 
 def score(solution: kaggle_csv.Solution, task: str, predicted: Mapping[str, Prediction]) -> dict:
-    """Returns {"public"|"private"|"both": scores, "ignored": queries that are left out}."""
+    """Returns {"public"|"private"|"both": scores, "ignored": number of queries left out}."""
     parts = {part: SCORERS[task](getattr(solution, part), predicted) for part in PARTS}
     return {**parts, "ignored": len(solution.ignored)}
 
@@ -139,7 +139,7 @@ def score(solution: kaggle_csv.Solution, task: str, predicted: Mapping[str, Pred
 
 
 def table(report: Mapping) -> str:
-    """Returns the scores as a small text table: percent, positions as they are."""
+    """Returns the scores as a small text table: in percent, positions as they are."""
     names = [name for name in report["both"] if not name.endswith("_interval") and name != "AP"]
     lines = [f"{'':<24}" + "".join(f"{part:>22}" for part in PARTS)]
     for name in names:
@@ -177,16 +177,16 @@ def _protocol(settings: Gldv2Config) -> dict:
 
 
 def evaluate(settings: Gldv2Config) -> dict:
-    """Scores predictions of a GLDv2 task: a submission, or made here of descriptors.
+    """Scores predictions of a GLDv2 task: those of a submission, or made here from descriptors.
 
-    The Public and the Private part of the solution are scored each and both together; ignored
-    queries are left out, and not searched.
+    The Public and the Private part of the solution are scored alone and together; ignored queries
+    are left out and not searched.
 
     Returns:
-      What it wrote: `score` and "protocol".
+      The contents of report.json: those of `score`, and "protocol".
 
     Raises:
-      InputError: when a file is damaged or of the other task, or files do not go together.
+      InputError: when a file is damaged or belongs to the other task, or files do not fit together.
     """
     files.check_output(settings.output, overwrite=True)
     solution = kaggle_csv.read_solution(settings.solution, settings.task)

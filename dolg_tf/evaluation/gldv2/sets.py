@@ -1,7 +1,8 @@
-"""Descriptor sets of GLDv2's photos: that they go together, Kaggle's ids, the landmarks."""
+"""Descriptor sets of GLDv2's photos: whether they fit together, Kaggle's ids, the landmarks."""
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,30 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 
+class Sets(NamedTuple):
+    """Descriptor sets that were described in the same way."""
+
+    queries: DescriptorSet
+    index: DescriptorSet
+    non_landmarks: DescriptorSet | None = None
+
+
+class QueryRows(NamedTuple):
+    """Queries to predict for."""
+
+    ids: list[str]  # Kaggle's
+    rows: np.ndarray  # int64 (Q,), in the set; -1: unreadable when it was extracted
+
+
+class Landmarks(NamedTuple):
+    """The landmarks of training photos."""
+
+    labels: np.ndarray  # int32 (N,), one per photo
+    names: list[str]  # the landmark of each label, ascending
+
+
 def _kaggle_id(id_: str) -> str:
-    """Returns the id that Kaggle knows a photo by: the last part of `a/b/c/ID`."""
+    """Returns Kaggle's id of one photo."""
     return id_.rpartition("/")[2]
 
 
@@ -23,13 +46,15 @@ def kaggle_ids(photos: DescriptorSet) -> list[str]:
     """Returns Kaggle's id of each photo: the last part of `a/b/c/ID`.
 
     Raises:
-      InputError: when two photos have one id, or an id has blanks.
+      InputError: when two photos share an id, or an id contains blanks.
     """
     found = {}
     for id_ in photos.ids:
         name = _kaggle_id(id_)
         if name.split() != [name]:
-            raise InputError(f"{photos.source}: {id_!r} has blanks, which separate ids in the CSV")
+            raise InputError(
+                f"{photos.source}: {id_!r} contains blanks, which separate ids in the CSV"
+            )
         other = found.setdefault(name, id_)
         if other is not id_:
             raise InputError(
@@ -39,12 +64,12 @@ def kaggle_ids(photos: DescriptorSet) -> list[str]:
     return list(found)
 
 
-def read_sets(queries: str, index: str, non_landmarks: str = "") -> list[DescriptorSet]:
-    """Reads queries, index and, when there is a path, non-landmarks.
+def read_sets(queries: str, index: str, non_landmarks: str = "") -> Sets:
+    """Reads queries, index and, where a path is given, non-landmarks.
 
     Raises:
-      InputError: when one is empty, has no ids, or is of another network or scales: descriptors of
-        two networks live in two spaces, their products mean nothing; or when a non-landmark is in
+      InputError: when a set is empty, has no ids, or comes from another network or other scales
+        (products of descriptors of two networks mean nothing); or when a non-landmark is in
         another set too, where it would be most similar to itself.
     """
     sets = [descriptors.read(path) for path in (queries, index, non_landmarks) if path]
@@ -55,28 +80,25 @@ def read_sets(queries: str, index: str, non_landmarks: str = "") -> list[Descrip
             raise InputError(f"{found.source} has no descriptors; extract it again")
     directory.check_same_space(map(directory.how_made, sets))
     if non_landmarks:
-        names = {_kaggle_id(id_) for id_ in sets[2].ids}
-        for found in sets[:2]:
+        *others, last = sets
+        names = {_kaggle_id(id_) for id_ in last.ids}
+        for found in others:
             both = [id_ for id_ in found.ids if _kaggle_id(id_) in names]
             if both:
                 raise InputError(
-                    f"{len(both)} photos of {found.source} are in --non_landmarks={non_landmarks} "
-                    f"too, the first is {both[0]!r}; take other non-landmarks"
+                    f"{len(both)} photos of {found.source} are also in "
+                    f"--non_landmarks={non_landmarks}, the first is {both[0]!r}; take other "
+                    "non-landmarks"
                 )
-    return sets
+    return Sets(*sets)
 
 
-def find_queries(
-    queries: DescriptorSet, wanted: Sequence[str] | None
-) -> tuple[list[str], np.ndarray]:
-    """Returns Kaggle's ids of the queries to predict for, and the row of each.
+def find_queries(queries: DescriptorSet, wanted: Sequence[str] | None) -> QueryRows:
+    """Finds the rows of the queries to predict for.
 
     Args:
       queries: the set.
-      wanted: the ids; None: all of the set, and behind them those of its bad photos.
-
-    Returns:
-      (ids, rows): int64 (Q,); row -1 is a photo that could not be read when it was extracted.
+      wanted: Kaggle's ids; None: all of the set, followed by those of its bad photos.
 
     Raises:
       InputError: when a wanted query is neither in the set nor among its bad photos.
@@ -89,8 +111,8 @@ def find_queries(
     missing = [name for name in wanted if name not in row_of and name not in bad]
     if missing:
         raise InputError(
-            f"{queries.source} lacks {len(missing)} of the {len(wanted)} queries that are asked "
-            f"for, the first is {missing[0]!r}; extract all of them"
+            f"{queries.source} lacks {len(missing)} of the {len(wanted)} wanted queries, the first "
+            f"is {missing[0]!r}; extract all of them"
         )
     rows = np.array([row_of.get(name, -1) for name in wanted], np.int64)
     unreadable = np.flatnonzero(rows < 0)
@@ -101,22 +123,19 @@ def find_queries(
         )
     others = len(names) - (len(rows) - unreadable.size)
     if others:
-        log.info("%d photos of %s are not asked for", others, queries.source)
-    return list(wanted), rows
+        log.info("%d photos of %s are not wanted", others, queries.source)
+    return QueryRows(list(wanted), rows)
 
 
-def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> tuple[np.ndarray, list[str]]:
-    """Returns the landmarks of training photos.
+def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> Landmarks:
+    """Reads the landmarks of training photos.
 
     Args:
-      lists: GLDv2's, which list ids; or a person's own, which lists paths.
+      lists: GLDv2's lists of ids, or the user's own list of paths.
       index: the set of training photos.
 
-    Returns:
-      (labels, landmarks): int32 (N,), of each photo; and the landmark of each label, ascending.
-
     Raises:
-      InputError: when a photo is not in the list, or a landmark has blanks.
+      InputError: when a photo is not in the list, or a landmark contains blanks.
     """
     listed, landmarks = read_photos(lists)
     source = lists.labels_csv or lists.train_clean_csv or lists.train_csv
@@ -124,8 +143,8 @@ def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> tuple[np.ndarray
     for landmark in landmarks:
         if landmark.split() != [landmark]:
             raise InputError(
-                f"{source}: the landmark {landmark!r} has blanks, which the CSV of predictions "
-                "cannot hold; write it without"
+                f"{source}: the landmark {landmark!r} contains blanks, which the CSV of "
+                "predictions cannot hold; write it without them"
             )
     names = index.ids if lists.labels_csv else map(_kaggle_id, index.ids)
     names = np.array([name.encode() for name in names])
@@ -136,7 +155,7 @@ def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> tuple[np.ndarray
     if missing.size:
         raise InputError(
             f"{missing.size} of {len(index)} photos of {index.source} have no landmark in "
-            f"{source}, the first is {index.ids[missing[0]]!r}; give the list that they were "
+            f"{source}, the first is {index.ids[missing[0]]!r}; give the list they were "
             "extracted from"
         )
-    return listed.labels[rows], landmarks
+    return Landmarks(listed.labels[rows], landmarks)

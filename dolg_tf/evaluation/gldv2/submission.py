@@ -1,4 +1,4 @@
-"""Descriptor sets become a submission to Kaggle's landmark challenges.
+"""Descriptor sets -> a submission to Kaggle's landmark challenges.
 
     dolg submit --task=recognition --query_descriptors=test \\
         --index_descriptors=train --train_csv=train.csv --sample_submission=sample_submission.csv \\
@@ -21,8 +21,8 @@ class SubmissionConfig(PredictionsConfig):
     """What is predicted, and where the submission goes."""
 
     sample_submission: str = option(
-        "Kaggle's sample_submission.csv: the ids of the submission and their order; empty: all "
-        "queries, in their order, then those that could not be read",
+        "Kaggle's sample_submission.csv: the ids of the submission, in its order; empty: all "
+        "queries in their order, then those that could not be read",
         "",
     )
     output: str = option("submission.csv to write")
@@ -36,14 +36,14 @@ class SubmissionConfig(PredictionsConfig):
 def write_submission(settings: SubmissionConfig) -> pathlib.Path:
     """Writes a Kaggle submission: the 100 nearest index photos of each query, or its landmark.
 
-    Run again after an interruption, the same command goes on where it was. The landmark is that of
-    the training photos next to the query, by the sum of their similarities; of equal sums the lower
-    landmark. Photos go by the last part of their ids. A query whose photo could not be read has an
+    After an interruption, the same command continues where it stopped. The landmark is the one with
+    the highest sum of similarities among the nearest training photos; of a tie the lower one.
+    Photos are named by the last part of their ids. A query whose photo could not be read gets an
     empty row.
 
     Raises:
-      InputError: when the sets do not go together, a photo of the sample submission has no
-        descriptor, two photos have one id, or a training photo has no label.
+      InputError: when the sets do not fit together, a photo of the sample submission has no
+        descriptor, two photos share an id, or a training photo has no label.
     """
     wanted = None
     if settings.sample_submission:

@@ -82,8 +82,8 @@ def test_landmarks_are_numbers_where_they_can_be(tmp_path):
         ("id,images,Usage\na,b,Publ\n", "line 2: Usage is 'Publ'"),
         ("id,images,Usage\na,b,Public\na,c,Ignored\n", "line 3: the id 'a' is repeated"),
         ("id,images,Usage\n,b,Public\n", "the id '' is empty"),
-        ("id,images,Usage\na,None,Ignored\n", "not one query"),
-        ("id,images,Usage\n", "not one query"),
+        ("id,images,Usage\na,None,Ignored\n", "no query is Public or Private"),
+        ("id,images,Usage\n", "no query is Public or Private"),
     ],
 )
 def test_wrong_solutions(tmp_path, text, message):
@@ -98,11 +98,11 @@ def test_wrong_solutions(tmp_path, text, message):
         ("id,images\na,b\n", "--task=recognition reads id,landmarks"),
         ("id,landmarks\nz,1 0.5\n", "'z' is not in the solution"),
         ("id,landmarks\na,1 0.5\na,\n", "line 3: the id 'a' is repeated"),
-        ("id,landmarks\na,1\n", "line 2: '1' is not one landmark"),
-        ("id,landmarks\na,1 0.5 2 0.3\n", "not one landmark"),
-        ("id,landmarks\na,1 x\n", "not one landmark"),
-        ("id,landmarks\na,1 nan\n", "not one landmark"),
-        ("id,landmarks\na,1 inf\n", "not one landmark"),
+        ("id,landmarks\na,1\n", "line 2: '1' is not a landmark and its score"),
+        ("id,landmarks\na,1 0.5 2 0.3\n", "is not a landmark and its score"),
+        ("id,landmarks\na,1 x\n", "is not a landmark and its score"),
+        ("id,landmarks\na,1 nan\n", "is not a landmark and its score"),
+        ("id,landmarks\na,1 inf\n", "is not a landmark and its score"),
     ],
 )
 def test_wrong_predictions(tmp_path, text, message):
@@ -119,11 +119,11 @@ def test_says_what_may_be_cut_off(tmp_path, caplog):
     assert not caplog.messages
     path = _file(tmp_path, "id,landmarks\na,1 0.5\nb,1 0.")
     assert set(kaggle_csv.read_predictions(path, "recognition", solution)) == {"a", "b"}
-    assert "last line has no end" in caplog.messages[0]
+    assert "last line is cut off" in caplog.messages[0]
     assert "no row for 1 of 3 queries, the first is 'c'" in caplog.messages[1]
     path = _file(tmp_path, "id,images\na," + "x " * 101 + "\nb," + "x " * 100 + "\nc,\n")
     kaggle_csv.read_predictions(path, "retrieval", solution)
-    assert "of 1 queries only the first 100 photos count" in caplog.messages[2]
+    assert "only the first 100 photos of a query count; 1 queries have more" in caplog.messages[2]
 
 
 def test_sample(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dolg_tf.evaluation.gldv2 import score
-from dolg_tf.evaluation.gldv2.kaggle_csv import Solution
+from dolg_tf.evaluation.gldv2.kaggle_csv import Recognised, Solution
 from dolg_tf.evaluation.gldv2.score import Gldv2Config
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -21,9 +21,9 @@ RECOGNITION = {
     "0523456789abcdef": (),
 }
 RECOGNISED = {
-    "0223456789abcdef": ("0", 0.01),
-    "0323456789abcdef": ("1", 10.0),
-    "0423456789abcdef": ("150", 15.0),
+    "0223456789abcdef": Recognised("0", 0.01),
+    "0323456789abcdef": Recognised("1", 10.0),
+    "0423456789abcdef": Recognised("150", 15.0),
 }
 RETRIEVAL = {
     "0123456789abcdef": ("fedcba9876543210", "fedcba9876543220"),
@@ -94,7 +94,9 @@ def test_nothing_to_score():
     assert empty["public"]["mAP@100"] is None and empty["public"]["median_position"] is None
     assert empty["private"]["mAP@100"] == 0 and empty["private"]["mean_position"] == 101
     assert score.score_retrieval({"a": ()}, {"a": ("x",)})["without_positives"] == 1
-    none = score.score(Solution({"a": ()}, {}, frozenset()), "recognition", {"a": ("1", 2.0)})
+    none = score.score(
+        Solution({"a": ()}, {}, frozenset()), "recognition", {"a": Recognised("1", 2.0)}
+    )
     assert none["both"]["GAP"] is None and none["both"]["GAP_interval"] is None
     assert none["both"]["top1"] is None and none["private"]["queries"] == 0
     assert "-" in score.table(none) and "-" in score.table(empty)
@@ -102,14 +104,16 @@ def test_nothing_to_score():
 
 def test_ties_are_ranked_by_query():
     truth = {"a": ("1",), "b": ("1",), "c": ("1",)}
-    predicted = {"c": ("1", 0.5), "b": ("2", 0.5), "a": ("1", 0.5)}
+    predicted = {
+        query: Recognised(name, 0.5) for query, name in [("c", "1"), ("b", "2"), ("a", "1")]
+    }
     assert score.score_recognition(truth, predicted)["GAP"] == pytest.approx((1 + 2 / 3) / 3)
 
 
 def test_a_landmark_of_an_own_list_is_compared_as_a_number():
     """A solution's 007 is read as "7", and an own list's names stay as they are."""
     found = score.score_recognition(
-        {"a": ("7",), "b": ("tower",)}, {"a": ("007", 2), "b": ("t", 1)}
+        {"a": ("7",), "b": ("tower",)}, {"a": Recognised("007", 2), "b": Recognised("t", 1)}
     )
     assert (found["GAP"], found["top1"]) == (0.5, 0.5)
 

@@ -27,7 +27,7 @@ def test_kaggle_ids():
     assert sets.kaggle_ids(_set(["a/b/c/abc1", "abd2", "x/abe3"])) == ["abc1", "abd2", "abe3"]
     with pytest.raises(InputError, match=r"'x/1' and 'y/1' are both '1'"):
         sets.kaggle_ids(_set(["x/1", "y/1"]))
-    with pytest.raises(InputError, match="'x/a b' has blanks"):
+    with pytest.raises(InputError, match="'x/a b' contains blanks"):
         sets.kaggle_ids(_set(["x/a b"]))
 
 
@@ -41,16 +41,17 @@ def test_find_queries(caplog):
     names, rows = sets.find_queries(queries, ["3", "4", "1"])
     assert names == ["3", "4", "1"] and rows.tolist() == [2, -1, 0]
     assert "1 queries could not be read, the first is '4'" in caplog.messages[0]
-    assert "1 photos of the set are not asked for" in caplog.messages[1]
-    with pytest.raises(InputError, match=r"lacks 2 of the 3 queries .* the first is '5'"):
+    assert "1 photos of the set are not wanted" in caplog.messages[1]
+    with pytest.raises(InputError, match=r"lacks 2 of the 3 wanted queries, the first is '5'"):
         sets.find_queries(queries, ["5", "1", "6"])
 
 
 def test_sets_go_together(tmp_path):
     queries, index = (_written(tmp_path / name, [f"{name}/1"]) for name in "qi")
-    assert [found.ids for found in sets.read_sets(queries, index)] == [("q/1",), ("i/1",)]
+    assert [found.ids for found in sets.read_sets(queries, index)[:2]] == [("q/1",), ("i/1",)]
     others = _written(tmp_path / "n", ["n/2"])
-    assert len(sets.read_sets(queries, index, others)) == 3
+    assert sets.read_sets(queries, index).non_landmarks is None
+    assert sets.read_sets(queries, index, others).non_landmarks.source == others
     cases = {
         "model_hash 'other', .* None": _written(tmp_path / "m", ["1"], model_hash="other"),
         r"scales \[2.0\], .* None": _written(tmp_path / "s2", ["1"], scales=[2.0]),
@@ -67,9 +68,9 @@ def test_sets_go_together(tmp_path):
         sets.read_sets(str(tmp_path / "bare.npy"), index)
     # In another folder, but the same photo.
     same = _written(tmp_path / "s", ["x/1"])
-    with pytest.raises(InputError, match=r"1 photos of .*/q are in --non_landmarks"):
+    with pytest.raises(InputError, match=r"1 photos of .*/q are also in --non_landmarks"):
         sets.read_sets(queries, others, same)
-    with pytest.raises(InputError, match=r"1 photos of .*/i are in --non_landmarks"):
+    with pytest.raises(InputError, match=r"1 photos of .*/i are also in --non_landmarks"):
         sets.read_sets(others, index, same)
 
 
@@ -100,5 +101,5 @@ def test_landmarks_of_an_own_list(tmp_path):
     with pytest.raises(InputError, match="'arch/2'"):
         sets.read_landmarks(lists, _set(["arch/2"]))
     path.write_text("path,landmark\n1.jpg,my tower\n")
-    with pytest.raises(InputError, match="'my tower' has blanks"):
+    with pytest.raises(InputError, match="'my tower' contains blanks"):
         sets.read_landmarks(lists, _set(["1"]))

@@ -77,7 +77,11 @@ def test_the_wrong_files(files):
     sample = "sample_recognition.csv"
     refused("--task=retrieval reads id,images", "retrieval", sample_submission=sample)
     (files / sample).write_text("id,landmarks\n012a,\n012x,\n")
-    refused("lacks 1 of the 2 queries .*'012x'", "recognition", sample_submission=sample)
+    refused(
+        "lacks 1 of the 2 wanted queries, the first is '012x'",
+        "recognition",
+        sample_submission=sample,
+    )
     (files / "train.csv").write_text("id,url,landmark_id\nabc1,,3\n")
     refused("3 of 4 photos .* no landmark", "recognition")
     (files / "train.csv").write_text("id,url,landmark_id\nabc1,,3\nabc2,,")
