@@ -24,7 +24,7 @@ GLDV2_DEPTH = 100  # photos of a GLDv2 ranking that count
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Returns the mean of the values that are there, None when none is."""
+    """Returns the mean of the values that are not None; None when there are none."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
@@ -35,7 +35,7 @@ def bootstrap_interval(
     """Returns the [low, high] percentile bootstrap interval of the mean over queries.
 
     Args:
-      values: one a query, fractions; None for a query that is left out of the mean.
+      values: one fraction per query; None for a query that is left out of the mean.
       seed: of the resampling.
       resamples: how often the queries are drawn anew, with replacement.
       level: share of the resampled means inside the interval.
@@ -47,7 +47,7 @@ def bootstrap_interval(
     if not there.size:
         return None
     rng = np.random.default_rng(seed)
-    block = max(1, 2**22 // there.size)  # resamples that are in memory at once
+    block = max(1, 2**22 // there.size)  # resamples in memory at once
     means = np.empty(resamples)
     for start in range(0, resamples, block):
         part = means[start : start + block]
@@ -60,7 +60,7 @@ def bootstrap_interval(
 
 
 def remove_junk(positive_ranks: np.ndarray, junk_ranks: np.ndarray) -> np.ndarray:
-    """Returns the ranks that the positives have once junk photos are taken out of the ranking.
+    """Returns the ranks of the positives once junk photos are taken out of the ranking.
 
     Args:
       positive_ranks: int (P,), ascending.
@@ -104,10 +104,10 @@ def revisited_precision_at(ranks: np.ndarray, k: int) -> float:
 def find_hits(
     predicted: Sequence[str], relevant: Collection[str], depth: int = GLDV2_DEPTH
 ) -> np.ndarray:
-    """Returns bool (min(len(predicted), depth),): which places hold a relevant photo.
+    """Returns bool (min(len(predicted), depth),): whether each place holds a relevant photo.
 
     Args:
-      predicted: index photos, best first; of a photo listed again only its first place counts.
+      predicted: index photos, best first; only the first place of a repeated photo counts.
       relevant: the photos that should be found.
       depth: places that count.
     """
@@ -124,7 +124,7 @@ def gldv2_average_precision(hits: np.ndarray, relevant: int, depth: int = GLDV2_
 
     Args:
       hits: bool (P,), see `find_hits`.
-      relevant: how many photos should be found; 0 gives 0.
+      relevant: how many photos should be found; with 0 the result is 0.
       depth: places that count.
     """
     places = np.flatnonzero(hits[:depth]) + 1
@@ -132,7 +132,7 @@ def gldv2_average_precision(hits: np.ndarray, relevant: int, depth: int = GLDV2_
 
 
 def gldv2_precision_at(hits: np.ndarray, k: int) -> float:
-    """Returns the hits among the first k places over k, however few were predicted."""
+    """Returns the hits among the first k places over k, even when fewer were predicted."""
     return float(np.count_nonzero(hits[:k]) / k)
 
 
@@ -146,7 +146,7 @@ def first_position(hits: np.ndarray, depth: int = GLDV2_DEPTH) -> int:
 
 
 def confidence_order(ids: Sequence[str], scores: np.ndarray) -> np.ndarray:
-    """Returns the order of predictions by score, highest first, then by query id.
+    """Returns the order of predictions: by score, highest first, then by query id.
 
     Args:
       ids: of the queries, each once.
@@ -159,9 +159,9 @@ def global_average_precision(correct: np.ndarray, positives: int) -> float | Non
     """Returns GAP: the sum of the precisions at the correct predictions over `positives`.
 
     Args:
-      correct: bool (P,), the predictions of all queries in `confidence_order`, one a query at
-        most.
-      positives: how many queries show a landmark; with none there is no GAP.
+      correct: bool (P,), the predictions of all queries in `confidence_order`, at most one per
+        query.
+      positives: how many queries show a landmark; with 0 the result is None.
     """
     if not positives:
         return None
@@ -179,13 +179,13 @@ def gap_interval(
 ) -> list[float] | None:
     """Returns the [low, high] percentile bootstrap interval of GAP, the queries drawn anew.
 
-    GAP is no mean over queries: each resample is ranked as a whole, a query drawn several times
-    stands there several times. A resample without any landmark is left out; None when all are.
+    GAP is not a mean over queries: each resample is ranked as a whole, and a query drawn several
+    times takes several places. A resample without any landmark is left out; None when all are.
 
     Args:
-      correct: bool (Q,), all queries: first those with a prediction in `confidence_order`, then
+      correct: bool (Q,), all queries: first those with a prediction, in `confidence_order`, then
         the others (not correct).
-      positive: bool (Q,), which of them show a landmark.
+      positive: bool (Q,), whether each shows a landmark.
       predicted: how many have a prediction.
       seed: of the resampling.
       resamples: how often the queries are drawn.

@@ -1,4 +1,4 @@
-"""Listed photos out of the `.tar.gz` archives and folders of others, which are not trusted."""
+"""Takes listed photos out of `.tar.gz` archives and folders, none of which is trusted."""
 
 import gzip
 import logging
@@ -14,14 +14,14 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-# No photo of the benchmarks comes near it, while a few bytes can unpack to any number of zeros.
+# Far above any photo of the benchmarks; a few bytes can unpack to any number of zeros.
 _MOST_BYTES = 64 * 2**20
 _CHUNK = 1 << 20
 _MEND = "download it again"
 
 
 def listed_name(path: str, wanted: Collection[str]) -> str | None:
-    """Returns which listed photo a packed file is: its path, less as many folders as need be.
+    """Returns the listed photo that a packed file is: its path without leading folders; else None.
 
     Args:
       path: of the file inside its archive or folder.
@@ -40,7 +40,7 @@ def unpack(
 ) -> Iterator[tuple[str, pathlib.Path]]:
     """Unpacks the listed photos of a `.tar.gz`; the list says where they go, not the archive.
 
-    The checksum of the archive comes last: no photo is to be used before the iterator ends.
+    The checksum of the archive comes last: use no photo before the iterator ends.
 
     Args:
       archive: the file.
@@ -48,22 +48,22 @@ def unpack(
       folder: where photos are put, under numbers.
 
     Yields:
-      (name, the file that it was put in).
+      (name, its file).
 
     Raises:
-      InputError: when the archive is damaged or cut short, or holds a photo twice or a file too
-        large for a photo.
+      InputError: when the archive is damaged or cut short, holds a photo twice, or holds a file
+        too large for a photo.
     """
     seen = set()
     try:
-        # As a stream, which is never wound back.
+        # As a stream, which is never rewound.
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 name = listed_name(member.name, wanted)
                 if name is None:
                     continue
                 if not member.isfile():
-                    log.warning("%s: %s is no file but a link: left out", archive, member.name)
+                    log.warning("%s: %s is not a regular file: left out", archive, member.name)
                     continue
                 if name in seen:
                     raise InputError(f"{archive}: {name} is in it twice; {_MEND}")
@@ -74,8 +74,8 @@ def unpack(
                 with path.open("wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file, _CHUNK)
                 yield name, path
-            # tarfile stops at the end of the tar, or at a header that it does not understand: the
-            # checksum, which tells the two apart, follows.
+            # tarfile stops at the end of the tar, or at a header that it does not understand. The
+            # checksum behind it tells the two apart.
             while stream.read(_CHUNK):
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
@@ -98,7 +98,7 @@ def find_loose(
       {name: file}.
 
     Raises:
-      InputError: when two files have one name.
+      InputError: when two files have the same name.
     """
     found = {}
     for parent, folders, names in os.walk(folder):
@@ -113,7 +113,7 @@ def find_loose(
                 continue
             path = pathlib.Path(parent, entry)
             if not path.is_file() or not path.stat().st_size:
-                log.warning("%s is empty, or no file: left out", path)
+                log.warning("%s is empty or not a regular file: left out", path)
                 continue
             if name in found:
                 raise InputError(f"{path} and {found[name]} are both {name}; keep one of them")
@@ -122,7 +122,7 @@ def find_loose(
 
 
 def place(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts a file that stays where it is at `target` too, as a hard link where that goes."""
+    """Puts a file at `target`, too: as a hard link where possible, else as a copy."""
     with files.atomic_path(target) as temporary:
         try:
             temporary.hardlink_to(source.resolve())

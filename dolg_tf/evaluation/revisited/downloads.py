@@ -1,4 +1,4 @@
-"""What belongs to Revisited Oxford/Paris and to R1M: which files, where they are had, which photos.
+"""The downloads of Revisited Oxford/Paris and R1M: their files, addresses and photos.
 
 The addresses are those of https://github.com/filipradenovic/revisitop, python/download.py.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Collection
+from typing import NamedTuple
 
 from dolg_tf.evaluation.revisited import archives as photo_archives
 from dolg_tf.retrieval.ground_truth import load_ground_truth
@@ -17,15 +18,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What belongs to a data set, and where it can be had.
+    """The files of a data set, and where to get them.
 
     Attributes:
-      archives: their names; of Oxford and Paris the original photos', beside which there are those
-        with blurred faces, whose names end in -v1.
+      archives: their names; for Oxford and Paris those of the original photos. Archives with
+        blurred faces exist beside them, with names that end in -v1.
       archives_at, lists_at: the addresses of their folders.
-      lists: names of the ground truth's forms, or of the list of photos; one is needed.
+      lists: names of the forms of the ground truth, or of the list of photos; one is needed.
       photos: how many there are.
-      has_blurred: whether there are two variants.
+      has_blurred: whether both variants exist.
     """
 
     archives: tuple[str, ...]
@@ -69,8 +70,15 @@ DATASETS = {
 }
 
 
+class Downloads(NamedTuple):
+    """The downloaded files of a data set, each by its name."""
+
+    archives: dict[str, pathlib.Path]
+    lists: dict[str, pathlib.Path]
+
+
 def read_lists(about: Dataset, lists: dict[str, pathlib.Path]) -> list[str]:
-    """Returns the photos' paths in the order of their list: index photos, then queries."""
+    """Returns the paths of the photos in the order of their list: index photos, then queries."""
     wanted = None
     for path in lists.values():
         if path.suffix == ".txt":
@@ -84,7 +92,7 @@ def read_lists(about: Dataset, lists: dict[str, pathlib.Path]) -> list[str]:
             names = [f"{id_}.jpg" for id_ in (*truth.index_ids, *truth.query_ids)]
         if len(names) != about.photos or len(set(names)) != about.photos:
             raise InputError(
-                f"{path} names {len(set(names))} photos, there are {about.photos}; download it "
+                f"{path} names {len(set(names))} photos instead of {about.photos}; download it "
                 "again"
             )
         if wanted not in (None, names):
@@ -94,23 +102,30 @@ def read_lists(about: Dataset, lists: dict[str, pathlib.Path]) -> list[str]:
 
 
 def say_absent(about: Dataset, there: Collection[str]) -> int:
-    """Logs where the archives that are not there can be had; returns how many these are.
+    """Logs where to get the missing archives; returns how many are missing.
 
     Args:
       about: the data set.
-      there: names of the archives that are.
+      there: names of the archives that are there.
     """
     absent = [name for name in about.archives if not set(there) & set(about.forms(name))]
     for name in absent:
-        log.warning("not there: %s, from %s/%s", name, about.archives_at, about.forms(name)[-1])
+        log.warning(
+            "missing: %s, get it from %s/%s", name, about.archives_at, about.forms(name)[-1]
+        )
     return len(absent)
 
 
-def find(about: Dataset, downloads: pathlib.Path, folder: pathlib.Path) -> tuple[dict, dict]:
-    """Returns the archives and the lists that are there, each {name: file}.
+def find(about: Dataset, downloads: pathlib.Path, folder: pathlib.Path) -> Downloads:
+    """Finds the archives and the lists that are there.
+
+    Args:
+      about: the data set.
+      downloads: folder to look in.
+      folder: of the data set, where lists may be from an earlier run.
 
     Raises:
-      InputError: when there is no list, or an archive in both variants.
+      InputError: when there is no list, or both variants of an archive.
     """
     forms = {form for archive in about.archives for form in about.forms(archive)}
     names = forms | set(about.lists)
@@ -118,7 +133,7 @@ def find(about: Dataset, downloads: pathlib.Path, folder: pathlib.Path) -> tuple
     for archive in about.archives:
         both = [str(found[form]) for form in about.forms(archive) if form in found]
         if len(both) > 1:
-            raise InputError(f"{both[0]} and {both[1]} are both there; keep one")
+            raise InputError(f"{both[0]} and {both[1]} are two variants of one archive; keep one")
     archives = {
         name: found[name]
         for archive in about.archives
@@ -133,7 +148,7 @@ def find(about: Dataset, downloads: pathlib.Path, folder: pathlib.Path) -> tuple
     if not lists:
         say_absent(about, archives)
         raise InputError(
-            f"--downloads={downloads}: no {' or '.join(about.lists)} there; get it from "
+            f"--downloads={downloads} holds no {' or '.join(about.lists)}; get it from "
             f"{about.lists_at}/{about.lists[0]}"
         )
-    return archives, lists
+    return Downloads(archives, lists)

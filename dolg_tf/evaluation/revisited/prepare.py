@@ -1,18 +1,18 @@
-"""Downloads of Revisited Oxford/Paris and of R1M -> the folders that extraction and scoring read.
+"""Downloads of Revisited Oxford/Paris and R1M -> the folders that extraction and scoring read.
 
     dolg prepare-revisited --dataset=roxford5k --downloads=downloads \\
         --output=datasets
 
-`--downloads` holds the archives as their authors give them away, or unpacked photos, and the ground
-truth. Nothing is downloaded: where a missing file can be had is printed. The layout is that of the
+`--downloads` holds the archives as their authors publish them, or unpacked photos, and the ground
+truth. Nothing is downloaded; the address of each missing file is printed. The layout is that of the
 benchmark's own code:
 
     datasets/roxford5k/gnd_roxford5k.pkl      (and .mat)
     datasets/roxford5k/jpg/all_souls_000013.jpg ...
-    datasets/revisitop1m/revisitop1m.txt      (and .csv, which extraction takes)
+    datasets/revisitop1m/revisitop1m.txt      (and .csv, which extraction reads)
     datasets/revisitop1m/jpg/...
 
-and beside it `prepared.json`, and `missing.txt` when photos are missing.
+and `prepared.json` beside it, with `missing.txt` when photos are missing.
 
 Reference: https://github.com/filipradenovic/revisitop, python/download.py.
 """
@@ -45,21 +45,21 @@ _NOT_IN_ARCHIVES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Which data set is laid out, from what, and where."""
+    """Which data set is laid out, from which downloads, and where."""
 
-    dataset: str = option("which one", choices=tuple(DATASETS))
-    downloads: str = option("folder with its archives or unpacked photos, and its ground truth")
-    output: str = option("folder in which a folder named like the data set is written")
+    dataset: str = option("the data set", choices=tuple(DATASETS))
+    downloads: str = option("folder of its archives or unpacked photos, and of its ground truth")
+    output: str = option("folder to write; the data set becomes a folder of its name in it")
     variant: str = option(
-        "of the photos of Oxford and Paris, whose faces are blurred in the archives named -v1; "
-        "auto: as the archives' names tell, unknown of unpacked photos",
+        "variant of the photos of Oxford and Paris: archives named -v1 hold blurred faces; auto: "
+        "by the names of the archives, unknown for unpacked photos",
         "auto",
         choices=("auto", "original", "blurred"),
     )
 
     def __post_init__(self):
         if self.variant != "auto" and not DATASETS[self.dataset].has_blurred:
-            raise InputError(f"--variant={self.variant}: {self.dataset} has one variant only")
+            raise InputError(f"--variant={self.variant}: {self.dataset} has only one variant")
 
 
 # --- putting it in place -------------------------------------------------------------
@@ -99,10 +99,10 @@ class _Target:
         return [name for name in self.wanted if name not in there]
 
     def is_done(self, source: str, stamp: list[int]) -> bool:
-        """Tells whether all of an archive is in place.
+        """Tells whether all photos of an archive are in place.
 
         Raises:
-          InputError: when photos of its other variant are.
+          InputError: when photos of its other variant are in place.
         """
         for other in self._sources:
             if other != source and any(
@@ -110,18 +110,18 @@ class _Target:
                 for archive in self._about.archives
             ):
                 raise InputError(
-                    f"{self.folder} has photos of {other}, not {source}; delete it, or choose "
+                    f"{self.folder} holds photos of {other}, not {source}; delete it, or choose "
                     "another --output"
                 )
         return self._sources.get(source, {}).get("stamp") == stamp
 
     def note(self, source: str, stamp: list[int] | None = None) -> None:
-        """Records that photos of a source are in place, all of them where there is a stamp."""
+        """Records that photos of a source are in place; with a stamp, that all of them are."""
         self._sources[source] = {"variant": self._variant_of(source), "stamp": stamp}
         self.summarise()
 
     def summarise(self) -> dict:
-        """Writes prepared.json, and missing.txt when there are any; returns the former."""
+        """Writes prepared.json, and missing.txt when photos are missing; returns the former."""
         missing = self.missing()
         variants = {about["variant"] for about in self._sources.values()}
         if len(variants) > 1:
@@ -144,7 +144,7 @@ class _Target:
 
 
 def _unpack(target: _Target, archives: dict, building: pathlib.Path) -> Iterator[str]:
-    """Unpacks archives that are not in place yet; yields the name of each photo."""
+    """Unpacks the archives that are not in place yet; yields the name of each photo."""
     wanted = set(target.wanted)
     for name, path in archives.items():
         about = path.stat()
@@ -166,7 +166,7 @@ def _unpack(target: _Target, archives: dict, building: pathlib.Path) -> Iterator
 
 
 def _place_loose(target: _Target, downloads: pathlib.Path) -> Iterator[str]:
-    """Puts unpacked photos where archives left gaps; yields the name of each."""
+    """Puts unpacked photos where archives left gaps; yields the name of each photo."""
     missing = set(target.missing())
     if not missing:
         return
@@ -179,7 +179,7 @@ def _place_loose(target: _Target, downloads: pathlib.Path) -> Iterator[str]:
 
 
 def _write_lists(target: _Target, lists: dict[str, pathlib.Path]) -> None:
-    """Puts the lists beside the photos; R1M's also as a CSV, which extraction takes."""
+    """Puts the lists beside the photos; R1M's also as a CSV, which extraction reads."""
     for name, path in lists.items():
         if path != target.folder / name:
             with files.atomic_path(target.folder / name) as temporary:
@@ -192,10 +192,10 @@ def _write_lists(target: _Target, lists: dict[str, pathlib.Path]) -> None:
 def prepare(settings: PrepareConfig) -> dict:
     """Lays out a revisited data set from its downloaded archives or unpacked photos.
 
-    The names are checked against the ground truth. Photos that are missing are listed in
-    missing.txt, prepared.json tells whether the faces are blurred, and where the missing files can
-    be had is printed. Run again, when more archives are there or after an interruption, the same
-    command goes on with the next archive; archives that are done need not be kept.
+    The names are checked against the ground truth. Missing photos are listed in missing.txt,
+    prepared.json tells whether faces are blurred, and the addresses of missing files are printed.
+    When more archives are there, or after an interruption, the same command continues with the next
+    archive; archives that are done need not be kept.
 
     Returns:
       The contents of prepared.json.
@@ -231,7 +231,7 @@ def prepare(settings: PrepareConfig) -> dict:
 
 
 def _report(settings: PrepareConfig, summary: dict, archives: dict) -> None:
-    """Says what came out; raises when photos are missing."""
+    """Logs the outcome; raises when photos are missing."""
     about, folder = DATASETS[settings.dataset], pathlib.Path(settings.output) / settings.dataset
     variant = f", {summary['variant']}" if about.has_blurred else ""
     log.info("%s: %d of %d photos%s", folder, summary["photos"], about.photos, variant)

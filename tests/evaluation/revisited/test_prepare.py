@@ -175,7 +175,7 @@ def test_missing_photo_and_its_archive(downloads, caplog):
     with pytest.raises(InputError, match=r"2 of 4 .*first is paris_eiffel_000001.jpg.*1 archives"):
         prepare(config(downloads, "rparis6k"))
     assert (
-        "not there: paris_2.tgz, from https://www.robots.ox.ac.uk/~vgg/data/parisbuildings/"
+        "missing: paris_2.tgz, get it from https://www.robots.ox.ac.uk/~vgg/data/parisbuildings/"
         "paris_2-v1.tgz"
     ) in caplog.text and "paris_1" not in caplog.text
     folder = downloads.parent / "datasets/rparis6k"
@@ -203,7 +203,7 @@ def test_nothing_there(downloads, tmp_path, caplog):
         prepare(config(downloads.parent / "none"))
     (tmp_path / "empty").mkdir()
     at = "http://cmp.felk.cvut.cz/revisitop/data/datasets/roxford5k/gnd_roxford5k.pkl"
-    with pytest.raises(InputError, match=f"no gnd_roxford5k.pkl or .*; get it from {at}"):
+    with pytest.raises(InputError, match=f"holds no gnd_roxford5k.pkl or .*; get it from {at}"):
         prepare(config(tmp_path / "empty"))
     assert "oxbuildings/oxbuild_images-v1.tgz" in caplog.text
     assert not (tmp_path / "datasets").exists()
@@ -272,7 +272,7 @@ def test_members_that_lead_elsewhere(downloads, caplog):
     write_tar(downloads / "oxbuild_images.tgz", members)
     with pytest.raises(InputError, match="2 of 4 photos are missing"):
         prepare(config(downloads))
-    assert caplog.text.count("is no file but a link: left out") == 2
+    assert caplog.text.count("is not a regular file: left out") == 2
     found = contents(downloads.parent / "datasets/roxford5k/jpg")
     assert found == {f"{name}.jpg": photo(name) for name in OXFORD[:2]}
     new = set(contents(downloads.parent)) - before
@@ -312,7 +312,7 @@ def test_unpacked_links_and_doubles(downloads, caplog):
     (downloads / "loop").symlink_to(downloads)
     with pytest.raises(InputError, match="1 of 4 photos are missing"):
         prepare(config(downloads))
-    assert f"{OXFORD[0]}.jpg is empty, or no file: left out" in caplog.text
+    assert f"{OXFORD[0]}.jpg is empty or not a regular file: left out" in caplog.text
     assert "loop is a link to a folder: not entered" in caplog.text
     target = downloads.parent / "datasets/roxford5k/jpg" / f"{OXFORD[1]}.jpg"
     assert not target.is_symlink() and target.read_bytes() == photo(OXFORD[1])
@@ -330,16 +330,16 @@ def test_unpacked_links_and_doubles(downloads, caplog):
 def test_lists_that_are_wrong(downloads):
     path = downloads / "gnd_roxford5k.pkl"
     write_truth(path, OXFORD[:3])
-    with pytest.raises(InputError, match="names 3 photos, there are 4; download it again"):
+    with pytest.raises(InputError, match="names 3 photos instead of 4; download it again"):
         prepare(config(downloads))
     write_truth(path, [*OXFORD[:3], OXFORD[0]])
-    with pytest.raises(InputError, match="names 3 photos, there are 4"):
+    with pytest.raises(InputError, match="names 3 photos instead of 4"):
         prepare(config(downloads))
     write_truth(path, OXFORD, {"gnd": [os.system]})
     with pytest.raises(InputError, match=r"refused, .*posix.system"):
         prepare(config(downloads))
     (downloads / "revisitop1m.txt").write_text("\n".join(DISTRACTORS)[:-14])  # cut short
-    with pytest.raises(InputError, match="names 5 photos, there are 6"):
+    with pytest.raises(InputError, match="names 5 photos instead of 6"):
         prepare(config(downloads, "revisitop1m"))
 
 
@@ -360,7 +360,7 @@ def test_both_forms_of_a_ground_truth(downloads):
 
 
 def test_variants(downloads):
-    with pytest.raises(InputError, match="revisitop1m has one variant only"):
+    with pytest.raises(InputError, match="revisitop1m has only one variant"):
         config(downloads, "revisitop1m", variant="blurred")
     with pytest.raises(InputError, match=r"--variant=original contradicts .*paris_1-v1.tgz"):
         prepare(config(downloads, "rparis6k", variant="original"))
@@ -368,10 +368,12 @@ def test_variants(downloads):
     assert prepare(config(downloads))["variant"] == "blurred"
     path = downloads / "oxbuild_images.tgz"
     (downloads / "oxbuild_images-v1.tgz").write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=r"images.tgz and .*-v1.tgz are both there; keep one"):
+    with pytest.raises(
+        InputError, match=r"images.tgz and .*-v1.tgz are two variants of one archive; keep one"
+    ):
         prepare(config(downloads))
     path.unlink()
-    with pytest.raises(InputError, match=r"has photos of oxbuild_images.tgz, not .*-v1.tgz"):
+    with pytest.raises(InputError, match=r"holds photos of oxbuild_images.tgz, not .*-v1.tgz"):
         prepare(config(downloads))
 
 
@@ -414,7 +416,7 @@ def test_two_at_once(downloads):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", prepare_revisited.__name__, "--dataset=roxford5k"]
+    command = [sys.executable, "-m", "dolg_tf", "prepare-revisited", "--dataset=roxford5k"]
     done = subprocess.run(
         [*command, f"--downloads={tmp_path}", f"--output={tmp_path / 'out'}"],
         capture_output=True,
@@ -422,7 +424,7 @@ def test_command_line(tmp_path):
         check=False,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "not there: oxbuild_images.tgz, from https://" in done.stderr
+    assert "missing: oxbuild_images.tgz, get it from https://" in done.stderr
     assert "no gnd_roxford5k.pkl" in done.stderr.splitlines()[-1]
 
 
@@ -432,7 +434,7 @@ def test_a_real_signal(ground_truths, tmp_path):
     members = {f"{id_}.jpg": os.urandom(20000) for id_ in (*names.index_ids, *names.query_ids)}
     write_tar(tmp_path / "oxbuild_images-v1.tgz", members)
     (tmp_path / "gnd_roxford5k.pkl").symlink_to(ground_truths / "gnd_roxford5k.pkl")
-    command = [sys.executable, "-m", prepare_revisited.__name__, "--dataset=roxford5k"]
+    command = [sys.executable, "-m", "dolg_tf", "prepare-revisited", "--dataset=roxford5k"]
     command += [f"--downloads={tmp_path}", f"--output={tmp_path / 'out'}"]
     # A test run in the background of a script has Ctrl-C switched off, which children inherit.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
