@@ -1,10 +1,10 @@
-"""What makes each thing that the stages leave on disk sound, one checker per kind.
+"""Checkers of what the stages leave on disk, one per kind.
 
-A checker takes a path, raises InputError at the first damage, and returns what it found in short
-phrases. It imports TensorFlow only where its kind needs it.
+A checker takes a path, raises InputError at the first damage and returns what it found, in short
+phrases. It imports TensorFlow only if its kind needs it.
 
-What has no checksum cannot show every flipped bit: in the rows of a descriptor set, and in the
-weights of a network or an export, a number that is still plausible goes unnoticed.
+Without a checksum not every flipped bit shows: in the rows of a descriptor set and in the weights
+of a network or an export, a number that is still plausible goes unnoticed.
 """
 
 import json

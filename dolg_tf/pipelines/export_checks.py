@@ -1,4 +1,4 @@
-"""What makes an export sound: it says where it comes from, and answers to one photo."""
+"""Checkers of exports: an export must say where it comes from and answer to one photo."""
 
 import contextlib
 import importlib.util
@@ -140,7 +140,7 @@ def check_onnx(path: pathlib.Path) -> list[str]:
 
 
 def check_litert(path: pathlib.Path) -> list[str]:
-    """Checks a LiteRT file: the zip with its `dolg.json` at the end, and its answer."""
+    """Checks a LiteRT file: the `dolg.json` in the zip at its end, and its answer."""
     _need_package("ai_edge_litert", "litert")
     from ai_edge_litert.interpreter import Interpreter
 

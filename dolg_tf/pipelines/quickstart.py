@@ -1,7 +1,7 @@
-"""The whole way, as the README tells it: photos, records, training, export, search, scores.
+"""The whole chain, as in the README: photos, records, training, export, search, scores.
 
-Every stage leaves its files under the output folder and keeps what is there already, so an
-interrupted quickstart goes on where it stopped.
+Every stage leaves its files in the output folder and keeps those already there, so an interrupted
+quickstart continues where it stopped.
 """
 
 import dataclasses
@@ -25,16 +25,18 @@ SHARDS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """What the quickstart runs on."""
+    """Settings of the quickstart."""
 
-    output: str = option("folder of everything that it writes", "runs/quickstart")
+    output: str = option("folder of all that it writes", "runs/quickstart")
     photos: str = option(
         "folder of your own photos with a labels.csv (path,landmark,split; split is train, index "
         "or query); empty: procedural landmarks",
         "",
     )
     train_flagfile: str = option("recipe of the training: a name, or a flagfile", "quickstart")
-    landmarks: int = option("procedural landmarks that are trained; half of them are searched", 60)
+    landmarks: int = option(
+        "procedural landmarks to train on; half of them, and half as many others, are searched", 60
+    )
     photos_per_landmark: int = option("training photos of a procedural landmark", 30)
     batch_size: int = option("photos in a training step; 0: as in the recipe", 0, unit="photos")
     max_steps: int = option("stop training early; 0: after the last epoch", 0, unit="steps")
@@ -42,7 +44,7 @@ class QuickstartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Photos:
-    """What the first stage leaves: a photo folder and a ground truth for each split."""
+    """What the first stage leaves: a photo folder and a ground truth per split."""
 
     root: pathlib.Path
     ground_truths: dict[str, pathlib.Path]
@@ -54,7 +56,7 @@ def _announce(stage: str) -> None:
 
 
 def _show(command: str, **flags) -> None:
-    """Logs the command that does alone what is done next."""
+    """Logs the command that does the next step alone."""
     log.info("$ dolg %s", shlex.join([*command.split(), *_words(flags)]))
 
 
@@ -142,7 +144,7 @@ def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayou
 
 
 def _untrained(layout: QuickstartLayout) -> None:
-    """Writes the trained network as it was before its first step."""
+    """Writes the network as it was before its first training step."""
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import read_config, save_dolg
     from dolg_tf.weights.imagenet import load_backbone
@@ -182,7 +184,7 @@ def _describe(
     _announce(f"descriptors: {variant}")
     sets, weights = {}, ""
     if model is not None:
-        # A network that was trained again describes anew; what another one saw stays as it is.
+        # A network that was trained further describes anew; the sets of others stay.
         about = files.read_json(model / "assets.extra" / "dolg.json")
         weights = about["weights_sha256"]
     folder = layout.descriptors(variant, weights)

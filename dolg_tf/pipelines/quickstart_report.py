@@ -16,7 +16,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping]]) -> list[str]:
-    """Returns the lines of a Markdown table of mAP, in percent, a dash where nothing counts.
+    """Returns the lines of a Markdown table of mAP in percent, with a dash where nothing counts.
 
     Args:
       scores: {variant: {split: scores of an evaluation}}; variants and splits may be missing.
@@ -51,7 +51,7 @@ def _protocol_sentence(protocol: Mapping) -> str:
 
 
 def _protocols(scores: Mapping) -> list[str]:
-    """Returns a line a split: how many photos, and the protocol of the best-placed variant."""
+    """Returns a line per split: how many photos, and the protocol of the first variant there."""
     lines = []
     for split in SPLITS:
         for variant in VARIANTS:
@@ -71,7 +71,7 @@ def _page(scores: Mapping, facts: Mapping[str, object], pictures: Sequence[Pictu
         "Photos were written to TFRecords, a small DOLG was trained on them, "
         "exported as a SavedModel, and asked to find photos of the same landmark. Mean average "
         "precision (mAP) is 100 when every photo of the query's landmark comes before every "
-        "other one; in brackets the 95 % bootstrap interval over queries.",
+        "other one; brackets hold the 95 % bootstrap interval over queries.",
         "",
         "## Scores",
         "",
@@ -102,12 +102,12 @@ def write_quickstart_report(
     """Writes report.json, report.md and the pictures of a quickstart run.
 
     Args:
-      output_dir: made when it is not there.
+      output_dir: made when it does not exist.
       scores: {"trained"|"untrained"|"colour_histogram": {"seen"|"unseen": what
         `dolg_tf.evaluation.revisited.score.evaluate` returned}}; splits and variants may be
-        missing, and report.json is exactly this.
-      facts: what a reader may want to know, such as photos, steps and times.
-      pictures: go under the scores.
+        missing; report.json is exactly this.
+      facts: shown under "The run", such as photos, steps and times.
+      pictures: shown under the scores.
 
     Returns:
       The path of report.md.

@@ -1,4 +1,4 @@
-"""Retrieval validation: while it is trained, the network searches a set with a ground truth."""
+"""Retrieval validation: during training, the network searches a set with a ground truth."""
 
 import pathlib
 
@@ -21,11 +21,11 @@ BATCH = 16  # photos of equal size that go through the network together
 class RetrievalValidation:
     """Function of a network to its scores on a retrieval set, for `training.loop.train`.
 
-    What export, extraction at scale 1 and evaluation give, without their files: queries are cut to
-    their boxes, photos shrunk to `retrieval_image_size`, descriptors searched exactly. It runs on
-    one device; of several workers, each does all of it.
+    The scores are those of export, extraction at scale 1 and evaluation, without their files:
+    queries are cut to their boxes, photos shrunk to `retrieval_image_size`, descriptors searched
+    exactly. It runs on one device; with several workers, each does all of it.
 
-    Construction reads the ground truth and looks for the photos, without TensorFlow.
+    Construction reads the ground truth and checks that the photos are there, without TensorFlow.
 
     Args:
       training: `retrieval_ground_truth`, `retrieval_image_root`, `retrieval_image_size`.
@@ -59,7 +59,7 @@ class RetrievalValidation:
           `mAP` and `mP@1` of the level medium; `mAP_hard` where a query has hard positives.
 
         Raises:
-          InputError: naming the photo that cannot be decoded, or whose box holds no pixel.
+          InputError: naming the photo that cannot be decoded, or whose box contains no pixel.
         """
         if network is not self._network:  # traced once, for all validations of a run
             self._network, self._describe = network, _describer(network)
@@ -79,14 +79,14 @@ class RetrievalValidation:
 
 
 def _photos(path: pathlib.Path, root: pathlib.Path, subset: str) -> tuple[Photo, ...]:
-    """Lists the queries (with their boxes) or the index of a ground truth; all must be there."""
+    """Lists the queries (with their boxes) or the index of a ground truth; none may be missing."""
     settings = PhotosConfig(images=str(path), image_root=str(root), subset=subset, output="")
     photos = list_photos(settings).photos
     missing = [photo.path for photo in photos if not photo.path.is_file()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(photos)} {subset} photos of {path} are not there, the first "
-            f"is {missing[0]}; check --retrieval_image_root"
+            f"{len(missing)} of {len(photos)} {subset} photos of {path} are missing, the first is "
+            f"{missing[0]}; check --retrieval_image_root"
         )
     return photos
 
@@ -94,12 +94,12 @@ def _photos(path: pathlib.Path, root: pathlib.Path, subset: str) -> tuple[Photo,
 def _readable(images):
     for row, image in enumerate(images):
         if isinstance(image, str):
-            raise InputError(f"unreadable photo {image}; mend it, or leave it out of the set")
+            raise InputError(f"unreadable photo {image}; repair it, or leave it out of the set")
         yield row, image
 
 
 def _describer(network: keras.Model):
-    """Returns what maps uint8 RGB (B, H, W, 3) of any size to float32 (B, D), unit L2 norm."""
+    """Returns a function of uint8 RGB (B, H, W, 3), any size, to float32 (B, D), unit L2 norm."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def describe(photos):

@@ -1,4 +1,4 @@
-"""Is it whole? Anything that the stages leave on disk, told by its files and checked."""
+"""Checks whether things that the stages left on disk are sound; their files tell their kind."""
 
 import dataclasses
 import glob
@@ -62,7 +62,7 @@ class Kind:
     """A kind of thing on disk.
 
     Attributes:
-      is_one: tells whether an existing path looks like one, also when part of it is missing.
+      is_one: tells whether an existing path looks like one, even if parts of it are missing.
       check: raises InputError at the first damage; returns what it found, in short phrases.
     """
 
@@ -71,7 +71,7 @@ class Kind:
 
 
 def _holds(*patterns: str) -> Callable[[pathlib.Path], bool]:
-    """Returns a function that tells whether a folder holds something by one of the patterns."""
+    """Returns a function that tells whether a folder holds a match of one of the patterns."""
     return lambda path: path.is_dir() and any(any(path.glob(pattern)) for pattern in patterns)
 
 
@@ -100,7 +100,7 @@ KINDS = {
 
 
 def _records_pattern(path: pathlib.Path) -> str:
-    """Returns the glob of the TFRecords that a path names; "": it names none."""
+    """Returns the glob of the TFRecords that a path names; "" if it names none."""
     if not path.exists():
         return str(path) if glob.has_magic(str(path)) else ""
     if path.is_file():
@@ -109,10 +109,10 @@ def _records_pattern(path: pathlib.Path) -> str:
 
 
 def kind_of(path: files.Path) -> str:
-    """Returns which of `KINDS` a path is, by its name and the names of its files.
+    """Returns the one of `KINDS` that a path is, by its name and the names of its files.
 
     Raises:
-      InputError: when there is nothing, or it is of no kind that is known.
+      InputError: when there is nothing there, or nothing of a known kind.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -121,7 +121,7 @@ def kind_of(path: files.Path) -> str:
         if kind.is_one(path):
             return name
     raise InputError(
-        f"--path={path} is of no kind that is known: records, {', '.join(KINDS)}; for TFRecords of "
+        f"--path={path} is of no known kind: records, {', '.join(KINDS)}; for TFRecords with "
         "other names give --file_pattern"
     )
 
@@ -129,8 +129,8 @@ def kind_of(path: files.Path) -> str:
 def verify(settings: VerifyConfig) -> Sound:
     """Verifies anything of ours: records, descriptor sets, indexes, networks, runs and exports.
 
-    The exit code is 0 when it is sound, else 1, with the first damage as the error. Of TFRecords
-    all faults are listed. A bare .npy counts as a descriptor set.
+    The exit code is 0 if it is sound, else 1 with the first damage as the error; for TFRecords all
+    faults are listed. A bare .npy counts as a descriptor set.
 
     Raises:
       InputError: naming the first damage, or when the path is of no known kind.

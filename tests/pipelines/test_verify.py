@@ -303,7 +303,7 @@ def test_what_is_not_known(tmp_path):
         _verify(tmp_path / "x-*")
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match="of no kind that is known: records, SavedModel, in"):
+        with pytest.raises(InputError, match="is of no known kind: records, SavedModel, in"):
             _verify(path)
 
 

@@ -1,4 +1,4 @@
-"""What a score on Revisited Oxford/Paris is made from, and the protocol that goes with it."""
+"""The inputs of a score on Revisited Oxford/Paris, and the protocol that goes with it."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ _PREPARED_VERSION = 1
 NOT_CUT = "queries NOT cut to their boxes"
 
 Descriptors = files.Path | DescriptorSet | Rows | np.ndarray
-"""A descriptor set or an `.npy` (the path, or what was read of it), or rows in a known order."""
+"""A descriptor set or an `.npy` (its path, or as it was read), or rows in a known order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Inputs:
     Attributes:
       queries: float32 (Q, D), rows as `qimlist`.
       index: (N, D), rows as `imlist`.
-      distractors: (M, D), photos that match no query; M may be 0.
-      protocol: under what conditions the scores are taken; None where an `.npy` does not say.
+      distractors: (M, D), of photos that match no query; M may be 0.
+      protocol: the conditions of the scores; None for what an `.npy` does not say.
     """
 
     queries: np.ndarray
@@ -41,11 +41,11 @@ class Inputs:
 
 
 def _read(found: Descriptors, name: str) -> DescriptorSet:
-    """Returns the set, its rows as `Rows`.
+    """Returns the set, with its rows as `Rows`.
 
     Args:
       found: the set, its path, or its rows.
-      name: of an array, for errors.
+      name: what errors call rows that came without a path.
     """
     if isinstance(found, np.ndarray):
         descriptors.check_rows(found, name)
@@ -67,12 +67,12 @@ def read_inputs(
 
     Args:
       task: the ground truth.
-      ground_truth: where it was read; prepared.json may lie beside it. None: from no file.
+      ground_truth: its file, beside which prepared.json may lie; None: it came from no file.
       queries, index, distractors: see `score.evaluate_revisited`.
 
     Raises:
-      InputError: when a photo has no descriptor, the sets are of different models, or distractors
-        are photos of the index.
+      InputError: when a photo has no descriptor, the sets come from different models, or
+        distractors are photos of the index.
     """
     sets = {"query": _read(queries, "the queries"), "index": _read(index, "the index")}
     if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
@@ -96,7 +96,7 @@ def read_inputs(
         sets["distractor"] = _read(distractors, "the distractors")
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
-    # Scales may differ on purpose: the protocol has them, and a remark.
+    # Scales may differ on purpose: the protocol states them, with a remark.
     made = map(directory.how_made, sets.values())
     directory.check_same_space(
         made, ("model_hash", "whitening", "width"), "extract all with one model"
@@ -116,7 +116,7 @@ def read_inputs(
 
 
 def _behind(rows: Rows, count: int) -> list[np.ndarray]:
-    """Returns what stands behind the first `count` rows: parts of the arrays, not read here."""
+    """Returns the rows after the first `count`, as views of the arrays: nothing is read."""
     parts = []
     for array in rows.arrays:
         parts.append(array[count:])
@@ -125,7 +125,7 @@ def _behind(rows: Rows, count: int) -> list[np.ndarray]:
 
 
 def _check_not_in_index(distractors: DescriptorSet, index: DescriptorSet, task) -> None:
-    """Two photos may have one name in different folders, but not in one."""
+    """Refuses shared names, which in one folder mean the same photo, unlike in two."""
     shared = set(distractors.ids or ()).intersection(task.index_ids)
     if shared and distractors.meta.get("image_root") == index.meta.get("image_root"):
         raise InputError(
@@ -147,7 +147,7 @@ def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
 
 
 def _image_variant(ground_truth: files.Path | None) -> str:
-    """Returns "original", "blurred" or "mixed" as prepared.json says, else "unknown"."""
+    """Returns "original", "blurred" or "mixed", as prepared.json says, else "unknown"."""
     prepared = None if ground_truth is None else pathlib.Path(ground_truth).parent / _PREPARED
     if prepared is None or not prepared.exists():
         return "unknown"
@@ -155,14 +155,16 @@ def _image_variant(ground_truth: files.Path | None) -> str:
 
 
 def _remarks(protocol: dict) -> list[str]:
-    """Returns what a reader must know before the scores are compared with others."""
+    """Returns what a reader must know before comparing the scores with others."""
     remarks = []
     if protocol["query_crop"] == "none":
-        remarks.append(f"{NOT_CUT}: not the benchmark's protocol, compare with such scores only")
+        remarks.append(
+            f"{NOT_CUT}: not the benchmark's protocol; compare only with scores of that kind"
+        )
     elif protocol["query_crop"] is None:
-        remarks.append("whether queries were cut to their boxes is not known: an .npy has no notes")
+        remarks.append("whether queries were cut to their boxes is not known: an .npy does not say")
     if protocol["image_variant"] in ("blurred", "mixed"):
-        remarks.append("faces are blurred in the photos, published scores are of the originals")
+        remarks.append("faces are blurred in these photos; published scores are of the originals")
     for key in ("scales", "max_side"):
         for name, several in (("query", "queries"), ("distractor", "distractors")):
             found, own = protocol.get(f"{name}_{key}"), protocol[f"index_{key}"]

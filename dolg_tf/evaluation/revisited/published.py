@@ -1,8 +1,8 @@
-"""Published scores on Revisited Oxford and Paris, to stand beside one's own.
+"""Published scores on Revisited Oxford and Paris, printed beside one's own.
 
-They are copied from their sources and were not measured here. Whether queries were cut to their
-boxes, as the benchmark asks, goes with each: the first DOLG figures are of whole queries, which
-show more of the landmark and score higher with distractors.
+They are copied from their sources, not measured here. Each says whether queries were cut to their
+boxes, as the benchmark requires: the first DOLG figures are of whole queries, which show more of
+the landmark and score higher with distractors.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import hashlib
 from dolg_tf.retrieval.ground_truth import GroundTruth
 
 DISTRACTORS = 1_001_001  # photos of R1M
-# SHA-256 of the names of queries and index, in order: a file's own name may be any.
+# SHA-256 of the names of queries and index, in order: the file itself may have any name.
 _NAMES = {
     "6f73ea0951a4319990d55280f62c81002ab829e24511f9ff4508e2d4f49c6011": "roxford5k",
     "7e73ea76330f2f8afd53717fa40f0846473c16e12d713575eac1b38da7d51dc9": "rparis6k",
@@ -23,7 +23,7 @@ class Published:
     """One row of a published table.
 
     Attributes:
-      method: as the table calls it.
+      method: its name in the table.
       source: where it was published.
       cropped: whether queries were cut to their boxes.
       percent: mAP in percent, {(dataset, distractors): (medium, hard)}.
@@ -36,7 +36,7 @@ class Published:
 
 
 def _row(method: str, source: str, cropped: bool, *percent: float) -> Published:
-    """Takes the scores in the order of the papers: ROxf-M, +1M, RPar-M, +1M, then the same of H."""
+    """Takes scores in the order of the papers: ROxf-M, +1M, RPar-M, +1M, then the same for H."""
     tasks = [(name, count) for name in ("roxford5k", "rparis6k") for count in (0, DISTRACTORS)]
     pairs = zip(percent[:4], percent[4:], strict=True)
     return Published(method, source, cropped, dict(zip(tasks, pairs, strict=True)))
@@ -77,7 +77,7 @@ ROWS = (
 
 
 def dataset_of(task: GroundTruth) -> str | None:
-    """Returns "roxford5k" or "rparis6k" when the lists of photos are theirs, else None."""
+    """Returns "roxford5k" or "rparis6k" if the lists of photos are theirs, else None."""
     names = "\n".join((*task.query_ids, *task.index_ids))
     return _NAMES.get(hashlib.sha256(names.encode()).hexdigest())
 
@@ -90,7 +90,7 @@ def percent(value: float | None) -> str:
 def beside(
     own: tuple[float | None, float | None], query_crop: str | None, dataset: str, distractors: int
 ) -> list[str]:
-    """Returns lines of text: the published rows of one task, and one's own scores below them.
+    """Returns the published rows of one task as lines of text, with one's own scores below.
 
     Args:
       own: mAP of medium and hard, as fractions.

@@ -1,4 +1,4 @@
-"""Scores of the Revisited Oxford/Paris protocol: easy, medium and hard.
+"""Scores by the Revisited Oxford/Paris protocol: easy, medium and hard.
 
 Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
 """
@@ -21,7 +21,7 @@ from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
-# level: (labels that count as positives, labels taken out of the ranking)
+# level: (labels that count as positives, labels that are taken out of the ranking)
 LEVELS = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -37,18 +37,20 @@ _CROPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RevisitedConfig(methods.RerankConfig):
-    """Which descriptors are scored against which ground truth."""
+    """The descriptors that are scored, and the ground truth."""
 
-    ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and what matches")
-    query_descriptors: str = option("descriptor set or .npy (rows as in qimlist) of the queries")
+    ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and matches")
+    query_descriptors: str = option(
+        "descriptor set of the queries, or .npy with rows as in qimlist"
+    )
     index_descriptors: str = option(
-        "descriptor set or .npy (rows as in imlist, then distractors) of the index"
+        "descriptor set of the index, or .npy with rows as in imlist, then distractors"
     )
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: none", ""
     )
     memory_gb: float = option(
-        "memory that scoring may take, beside the descriptors mapped from disk", 4.0, unit="GB"
+        "memory that scoring may take, besides the descriptors mapped from disk", 4.0, unit="GB"
     )
     output: str = option("report.json to write")
 
@@ -85,12 +87,11 @@ class LevelScores:
 
 @dataclasses.dataclass(frozen=True)
 class RevisitedScores:
-    """The scores of one evaluation; `scores["medium"]` is `scores.medium`, `print` gives a table.
+    """The scores of one evaluation. `scores["medium"]` is `scores.medium`; `print` shows a table.
 
     Attributes:
       easy, medium, hard: the scores of each level.
-      protocol: the conditions under which they were taken, see `evaluate_revisited`; empty when
-        only rankings were scored.
+      protocol: the conditions, see `evaluate_revisited`; empty when only rankings were scored.
       without_distractors: the scores of the same search without distractors; None: there are none.
     """
 
@@ -121,16 +122,16 @@ def score_places(places: list[dict[str, np.ndarray]]) -> RevisitedScores:
     """Returns the scores of rankings from the places of the photos that count.
 
     Args:
-      places: for each query {"easy", "hard", "junk": int (n,), places from 0 in its ranking}.
+      places: per query {"easy", "hard", "junk": int (n,), places in its ranking, from 0}.
     """
     return RevisitedScores(**{level: _score_level(places, level) for level in LEVELS})
 
 
 def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
-    """Returns int64 (P,), ascending: where a query's positives stand once junk is taken out.
+    """Returns int64 (P,), ascending: the ranks of a query's positives once junk is taken out.
 
     Args:
-      places: of one query, see `score_places`.
+      places: those of one query, see `score_places`.
       level: easy, medium or hard.
     """
     positive, junk = LEVELS[level]
@@ -158,15 +159,15 @@ def label_places(
     settings: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns where the photos that count stand in the rankings, for `score_places`.
+    """Returns the places of the photos that count, for `score_places`.
 
-    Exact search by inner product, without sorting.
+    The search is exact, by inner product, and sorts nothing.
 
     Args:
       ground_truth: the task.
       queries: float32 (Q, D), rows as `ground_truth.query_ids`.
       index: (N, D), rows as `ground_truth.index_ids`, then distractors.
-      settings: of the re-ranking; None: none.
+      settings: re-ranking; None: none.
       memory_gb: see `places.count_places`.
     """
     found = methods.apply(settings or methods.RerankConfig(), queries, index)
@@ -192,7 +193,7 @@ def score_descriptors(
     settings: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
 ) -> RevisitedScores:
-    """Returns the scores, see `score_places`, of what `label_places` takes."""
+    """Returns the scores of a search; the arguments are those of `label_places`."""
     return score_places(label_places(ground_truth, queries, index, settings, memory_gb))
 
 
@@ -207,26 +208,28 @@ def evaluate_revisited(
 ) -> RevisitedScores:
     """Searches exactly by inner product and scores by the Revisited Oxford/Paris protocol.
 
-    Descriptors should have unit L2 norm; re-ranking insists on it. Sets on disk stay there: a
-    million distractors need no memory beyond `memory_gb`.
+    Descriptors should have unit L2 norm; re-ranking requires it. Sets stay on disk: a million
+    distractors need no memory beyond `memory_gb`.
 
     Args:
-      ground_truth: path of a gnd_*.pkl or gnd_*.mat, or one that `load_ground_truth` read.
-      query_descriptors: of the queries: a descriptor set (its path, or one that was read), joined
-        by id; or rows in the order of `qimlist`, the path of an `.npy` or a float array (Q, D).
-      index_descriptors: of the index, in the same forms. Rows of an array or `.npy` are in the
-        order of `imlist`; those behind the last are distractors.
-      distractor_descriptors: of photos that match no query, in the same forms; None: no more.
+      ground_truth: path of a gnd_*.pkl or gnd_*.mat, or a ground truth from `load_ground_truth`.
+      query_descriptors: a descriptor set (its path, or one that was read), joined by id; or rows in
+        the order of `qimlist` (the path of an `.npy`, or a float array (Q, D)).
+      index_descriptors: the same for the index. Rows are in the order of `imlist`; those after its
+        last photo are distractors.
+      distractor_descriptors: the same for more photos that match no query; None: none.
       rerank: the re-ranking method and its numbers; None: none.
-      memory_gb: GB that scoring may take, beside the descriptors mapped from disk.
+      memory_gb: GB that scoring may take, besides the descriptors mapped from disk.
 
     Returns:
-      The scores of the whole index, with `without_distractors` where there are any. `protocol` says
-      what was searched and how it was described; None in it stands for what an array cannot tell.
+      The scores over the whole index; with distractors also those `without_distractors`. The
+      `protocol` says what was searched and how it was described, with None for what an array does
+      not tell.
 
     Raises:
       InputError: when a file is missing or damaged, a photo has no descriptor, a row is not
-        finite, the sets are of different models or widths, or distractors are photos of the index.
+        finite, the sets come from different models or have different widths, or distractors are
+        photos of the index.
 
     Example:
       scores = evaluate_revisited("gnd_roxford5k.pkl", "queries", "index")
@@ -260,7 +263,7 @@ def evaluate(settings: RevisitedConfig) -> dict:
     """Searches and scores: descriptors in, report.json out.
 
     Returns:
-      What it wrote: `RevisitedScores.report` of `evaluate_revisited`.
+      The contents of report.json: `RevisitedScores.report` of `evaluate_revisited`.
 
     Raises:
       InputError: see `evaluate_revisited`.
@@ -283,13 +286,13 @@ def evaluate(settings: RevisitedConfig) -> dict:
 
 
 def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distractors: int) -> str:
-    """Returns what is printed of one evaluation: conditions, scores, and published ones.
+    """Returns what one evaluation prints: its conditions, its scores and published ones.
 
     Args:
       task: the ground truth.
       scores: its scores.
       protocol: of the report.
-      distractors: photos that were searched beside those of the ground truth.
+      distractors: how many photos were searched besides those of the ground truth.
     """
     title = f"{task.name}: {len(task.query_ids):,} queries, {len(task.index_ids):,} photos"
     if distractors:
@@ -309,7 +312,7 @@ def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distract
 
 
 def table(scores: RevisitedScores) -> str:
-    """Returns the scores as a small text table, in percent; a dash where nothing was scored."""
+    """Returns the scores as a small text table, in percent, with a dash where there are none."""
     names = ("mAP", *(f"mP@{k}" for k in CUTOFFS))
     lines = [" " * 8 + "".join(f"{name:>7}" for name in names) + "   95 % of mAP"]
     for level in LEVELS:

@@ -16,7 +16,6 @@ import time
 import pytest
 
 from dolg_tf.evaluation.revisited import archives as photo_archives
-from dolg_tf.evaluation.revisited import prepare as prepare_revisited
 from dolg_tf.evaluation.revisited.downloads import DATASETS
 from dolg_tf.evaluation.revisited.prepare import PrepareConfig, prepare
 from dolg_tf.retrieval.ground_truth import load_ground_truth
