@@ -13,8 +13,8 @@ import pathlib
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.index import directory
-from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -89,10 +89,10 @@ def check_index(path: pathlib.Path) -> list[str]:
 
 def check_model(path: pathlib.Path) -> list[str]:
     """Checks a model directory: its configuration, and that finite weights fit it."""
-    from dolg_tf.modeling.model_dir import load_dolg, weights_hash
+    from dolg_tf.modeling.model_dir import load_network, weights_hash
 
     read_all(path)
-    network, config, provenance = load_dolg(path)
+    network, config, provenance = load_network(path)
     source = provenance.get("source", "unknown")
     return [
         f"{config.backbone}, {network.count_params():,} parameters",
@@ -103,7 +103,7 @@ def check_model(path: pathlib.Path) -> list[str]:
 
 def check_run(path: pathlib.Path) -> list[str]:
     """Checks a run directory: configuration, metrics, and every number of every checkpoint."""
-    from dolg_tf.modeling.model_dir import load_dolg, read_config
+    from dolg_tf.modeling.model_dir import load_network, read_config
 
     read_all(path)
     read_config(path)
@@ -113,7 +113,7 @@ def check_run(path: pathlib.Path) -> list[str]:
     counts = {folder: _check_checkpoints(path / folder) for folder in ("checkpoints", "best")}
     steps = {}
     for checkpoint in ("latest", "best") if counts["best"] else ("latest",):
-        _, config, provenance = load_dolg(path, checkpoint)
+        _, config, provenance = load_network(path, checkpoint)
         steps[checkpoint] = provenance["step"]
     return [
         config.backbone,

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from dolg_tf.retrieval.rows import Rows
 from hypothesis import given, settings, strategies
 from naive_scores import naive_scores
 
@@ -15,7 +14,7 @@ from dolg_tf.evaluation.revisited import inputs as revisited_inputs
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query
 from dolg_tf.retrieval.rerank import methods
