@@ -3,20 +3,17 @@
 import base64
 import dataclasses
 import hashlib
-import html
 import io
-import logging
+import itertools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from dolg_tf.apps.report.page_style import STYLE
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
-log = logging.getLogger(__name__)
-
 PAGE = "report.html"
+_HERE = pathlib.Path(__file__).parent
 _JPEG_QUALITY = 88
 _BROAD = 1.9  # times as wide as high: on a phone it is scrolled further
 
@@ -35,6 +32,7 @@ class Picture:
       photographs: whether it is made of photos: then the page holds a JPEG of it, which is smaller.
     """
 
+    kind = "picture"
     name: str
     figure: object
     alt: str
@@ -47,6 +45,7 @@ class Picture:
 class Table:
     """Rows of text under a header; numbers are aligned right, but for the first column."""
 
+    kind = "table"
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
@@ -57,6 +56,7 @@ class Table:
 class Heading:
     """A heading inside a section."""
 
+    kind = "heading"
     text: str
 
 
@@ -64,7 +64,13 @@ class Heading:
 class Note:
     """Why something is not shown, and what would show it."""
 
+    kind = "note"
     text: str
+
+    @property
+    def parts(self) -> list[str]:
+        """Text and flags in turn: a flag is not broken at its dashes."""
+        return re.split(r"(?<!\S)(--\w+)", self.text)
 
 
 Block = str | Picture | Table | Heading | Note
@@ -144,13 +150,13 @@ def write_page(
                 raise ValueError(f"two pictures are named {picture.name!r}")
             picture.figure.savefig(path)
             images[picture.name] = _image(path, picture)
-        (temporary / PAGE).write_text(page(title, sections, images, lead), encoding="utf-8")
+        (temporary / PAGE).write_text(_html(title, sections, images, lead), encoding="utf-8")
         check_folder(output)  # it may have been filled meanwhile
     return output / PAGE
 
 
-def _image(path: pathlib.Path, picture: Picture) -> str:
-    """Returns the `<img>` of a picture, with everything in it."""
+def _image(path: pathlib.Path, picture: Picture) -> dict:
+    """Returns what an `<img>` takes; the file itself is in its `source`."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -161,61 +167,47 @@ def _image(path: pathlib.Path, picture: Picture) -> str:
             image.convert("RGB").save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
             kind, data = "jpeg", jpeg.getvalue()
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    kind = ' class="broad"' if width > _BROAD * height else ""
-    alt = _escape(picture.alt)
-    return f'<img{kind} src="{source}" alt="{alt}" width="{width}" height="{height}">'
+    return {"source": source, "width": width, "height": height, "broad": width > _BROAD * height}
 
 
 # --- the page ------------------------------------------------------------------------
 
 
-def _escape(text: str) -> str:
-    return html.escape(str(text), quote=True)
+def template():
+    """Returns the template of the page.
 
-
-def page(title: str, sections: Sequence[Section], images: dict[str, str], lead: str = "") -> str:
-    """Returns the HTML of a page.
-
-    Args:
-      title, sections, lead: see `write_page`.
-      images: the `<img>` of each picture, by its name.
+    Raises:
+      InputError: when Jinja2 is not installed.
     """
-    style_hash = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    # Nothing is fetched, run or sent, whatever a file of the run holds.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; base-uri 'none'; "
-        "form-action 'none'"
+    try:
+        import jinja2
+    except ImportError as error:
+        raise InputError("the page needs Jinja2: pip install 'dolg_tf[report]'") from error
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html.j2")
+
+
+def _html(title: str, sections: Sequence[Section], images: dict[str, dict], lead: str) -> str:
+    """Returns the HTML of a page; small blocks that follow one another stand side by side."""
+    anchor = _Anchors().new
+    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    return template().render(
+        title=title,
+        lead=lead,
+        contents=[
+            (section, anchor(section.title), itertools.groupby(section.blocks, _is_small))
+            for section in sections
+        ],
+        images=images,
+        anchor=anchor,
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
-    anchors = _Anchors()
-    contents, parts = [], []
-    for section in sections:
-        anchor = anchors.new(section.title)
-        contents.append(f'<li><a href="#{anchor}">{_escape(section.title)}</a></li>')
-        body = "\n".join(_blocks(section.blocks, images, anchors))
-        heading = _heading(2, section.title, anchor)
-        parts.append(f'<section aria-labelledby="{anchor}">\n{heading}\n{body}\n</section>')
-    lead = f'<p class="lead">{_escape(lead)}</p>' if lead else ""
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{_escape(title)}</title>",
-        f"<style>{STYLE}</style>",
-        "</head>",
-        "<body>",
-        f"<header><h1>{_escape(title)}</h1>{lead}</header>",
-        f'<nav aria-label="Contents"><ul>{"".join(contents)}</ul></nav>',
-        "<main>",
-        *parts,
-        "</main>",
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 class _Anchors:
@@ -230,62 +222,8 @@ class _Anchors:
         return name if count == 1 else f"{name}--{count}"
 
 
-def _heading(level: int, text: str, anchor: str) -> str:
-    text = _escape(text)
-    return f'<h{level} id="{anchor}"><a href="#{anchor}">{text}</a></h{level}>'
-
-
-def _blocks(blocks: Sequence[Block], images: dict[str, str], anchors: _Anchors) -> Iterator[str]:
-    """Yields the HTML of blocks; small ones that follow one another stand side by side."""
-    row = []
-    for block in [*blocks, None]:
-        if _is_small(block):
-            row.append(_table(block) if isinstance(block, Table) else _picture(block, images))
-            continue
-        if row:
-            yield f'<div class="row">{"".join(row)}</div>'
-            row = []
-        if isinstance(block, Picture):
-            yield _picture(block, images)
-        elif isinstance(block, Table):
-            yield _table(block)
-        elif isinstance(block, Heading):
-            yield _heading(3, block.text, anchors.new(block.text))
-        elif isinstance(block, Note):
-            # A flag is not broken at its dashes.
-            text = re.sub(r"(?<!\S)(--\w+)", r"<code>\1</code>", _escape(block.text))
-            yield f'<p class="note"><strong>Not shown:</strong> {text}</p>'
-        elif block is not None:
-            yield f"<p>{_escape(block)}</p>"
-
-
-def _is_small(block: Block | None) -> bool:
+def _is_small(block: Block) -> bool:
     """Returns whether it may stand beside another."""
     return (isinstance(block, Picture) and not block.wide) or (
         isinstance(block, Table) and not block.numbers
     )
-
-
-def _scroller(inside: str, label: str) -> str:
-    """Returns what is scrolled sideways where it is too wide, by keys too."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{inside}</div>'
-
-
-def _picture(picture: Picture, images: dict[str, str]) -> str:
-    image = images[picture.name]
-    caption = f"<figcaption>{_escape(picture.caption)}</figcaption>" if picture.caption else ""
-    if not picture.wide:
-        return f"<figure>{image}{caption}</figure>"
-    return f'<figure class="wide">{_scroller(image, "picture, wide")}{caption}</figure>'
-
-
-def _table(table: Table) -> str:
-    header = "".join(f'<th scope="col">{_escape(cell)}</th>' for cell in table.header)
-    rows = []
-    for first, *rest in table.rows:
-        cells = "".join(f"<td>{_escape(cell)}</td>" for cell in rest)
-        rows.append(f'<tr><th scope="row">{_escape(first)}</th>{cells}</tr>')
-    caption = f"<caption>{_escape(table.caption)}</caption>" if table.caption else ""
-    kind = ' class="numbers"' if table.numbers else ""
-    inside = f"<thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return _scroller(f"<table{kind}>{caption}{inside}</table>", "table")

@@ -66,7 +66,8 @@ def write_report(settings: ReportConfig) -> pathlib.Path:
         output holds something else.
     """
     page.check_folder(settings.output)
-    new_figure(1, 1)  # matplotlib is there, or nothing is read
+    new_figure(1, 1)  # matplotlib and Jinja2 are there, or nothing is read
+    page.template()
     run = find_files(settings)
     evaluations = [read_evaluation(run, task) for task in run.tasks]
     makers = _section_makers(run, evaluations)

@@ -1,5 +1,6 @@
 import base64
 import io
+import sys
 
 import pytest
 from PIL import Image
@@ -106,3 +107,9 @@ def test_a_report_that_someone_put_a_file_into_stays(tmp_path):
     with pytest.raises(InputError, match=r"holds notes\.txt, it is no report"):
         report_page.write_page(tmp_path / "out", "t", [])
     assert (path.parent / "notes.txt").read_text() == "mine"
+
+
+def test_without_jinja(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match=r"the page needs Jinja2: pip install 'dolg_tf\[report\]'"):
+        report_page.template()
