@@ -112,7 +112,7 @@ class Page:
                 except (InputError, OSError) as error:
                     wrong.append(f"{path.name}: {_words(error)}")
             if number < len(paths):
-                yield gradio.skip(), html.working(f"{number} of {len(paths)} files ...")
+                yield gradio.skip(), html.lines(f"{number} of {len(paths)} files ...")
         notes = [f"Left out: {text}" for text in wrong[:3]]
         notes += [f"{len(wrong) - 3} more files are left out."] if len(wrong) > 3 else []
         notes += [f"{twice} of them were added before."] if twice else []

@@ -19,14 +19,9 @@ from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.scales import SCALE_SETS
 
 RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
-# Besides those of the index; the authors' five, and the three that DELG describes an index with.
-SCALES = {
-    "one": (1.0,),
-    "three": (0.7071, 1.0, 1.4142),
-    "five": (0.3535, 0.5, 0.7071, 1.0, 1.4142),
-}
 OWN_SCALES = "index"
 KEPT_SIDE = 2048  # longest side of a visitor's photo that is kept, in pixels
 THUMBNAIL_SIDE = 320  # pixels
@@ -207,7 +202,7 @@ class Engine:
         Args:
           query: the photo.
           box: what of it is searched for, see `cut`.
-          scales: a key of SCALES; OWN_SCALES: those of the index.
+          scales: a key of SCALE_SETS; OWN_SCALES: those of the index.
           reranking: one of `rerankings`, with its default numbers.
           k: how many photos.
           added: photos that are searched besides those of the index.
@@ -216,11 +211,11 @@ class Engine:
           InputError: when the box holds no pixel, or something else is none of its choices.
         """
         start = time.perf_counter()
-        if scales != OWN_SCALES and scales not in SCALES:
+        if scales != OWN_SCALES and scales not in SCALE_SETS:
             raise InputError(f"The scales {scales!r:.40} are none of the choices.")
         if reranking not in self.rerankings:
             raise InputError(f"The re-ranking {reranking!r:.40} is none of the choices.")
-        row = self._describe(self.cut(query, box), SCALES.get(scales, self.scales))
+        row = self._describe(self.cut(query, box), SCALE_SETS.get(scales, self.scales))
         scores, ranks = self._rank(row, reranking, max(1, k), added)
         found = [self._photo(rank, score, added) for score, rank in zip(scores, ranks, strict=True)]
         searched = len(self.index) + (0 if added is None else len(added.rows))
