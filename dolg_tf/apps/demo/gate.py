@@ -7,7 +7,11 @@ listed is refused, before Gradio sees it, and the browser is told to ask no othe
 
 import json
 import pathlib
-from collections.abc import Awaitable, Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HOSTS = ("127.0.0.1", "localhost")
 _PATHS = (
@@ -37,9 +41,6 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
-_Receive = Callable[[], Awaitable[dict]]
-_Send = Callable[[dict], Awaitable[None]]
-
 
 class Gate:
     """ASGI middleware.
@@ -50,28 +51,31 @@ class Gate:
       max_upload: largest upload, of one or several files, in bytes.
     """
 
-    def __init__(self, app, uploads: pathlib.Path, max_upload: int):
+    def __init__(self, app: ASGIApp, uploads: pathlib.Path, max_upload: int):
         self._app, self._max_upload = app, max_upload
         self._uploads = uploads.resolve()
 
-    async def __call__(self, scope: dict, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
             return  # no web socket is asked for; unanswered, it is closed
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is None and scope["method"] == "POST" and scope["path"] != _UPLOAD:
-            body = await _read(receive)
+        app, request = self._app, Request(scope, receive)
+        refusal = self._refusal(scope, request.headers)
+        if refusal is None and request.method == "POST" and scope["path"] != _UPLOAD:
+            try:
+                body = await _read(request)
+            except ClientDisconnect:
+                return
             refusal = self._refusal_of(body)
             receive = _again(body, receive)
         if refusal is not None:
-            await _refuse(send, *refusal)
-            return
-        await self._app(scope, receive, _with_headers(send))
+            status, reason = refusal
+            app = PlainTextResponse(reason, status)
+        await app(scope, receive, _with_headers(send))
 
-    def _refusal(self, scope: dict, headers: dict) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Returns the status and the reason with which a request is refused, by its head."""
         path, host = scope["path"], headers.get("host", "")
         # Else a web site whose name leads to this machine could read the photos.
@@ -118,44 +122,33 @@ def _paths(value) -> list:
     return []
 
 
-async def _read(receive: _Receive) -> bytes | None:
+async def _read(request: Request) -> bytes | None:
     """Returns the body of a request; None when it is too large."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > _MAX_JSON:
             return None
     return body
 
 
-def _again(body: bytes | None, receive: _Receive) -> _Receive:
+def _again(body: bytes | None, receive: Receive) -> Receive:
     """Returns a `receive` that gives a body that was read already, and then what follows."""
-    given = False
+    first = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-    async def again():
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def again() -> Message:
+        return next(first, None) or await receive()
 
     return again
 
 
-def _with_headers(send: _Send) -> _Send:
-    async def send_more(message):
+def _with_headers(send: Send) -> Send:
+    async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":
-            more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-            message = message | {"headers": [*message.get("headers", ()), *more]}
+            message.setdefault("headers", [])
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.append(name, value)
         await send(message)
 
     return send_more
-
-
-async def _refuse(send: _Send, status: int, reason: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    start = {"type": "http.response.start", "status": status, "headers": headers}
-    await _with_headers(send)(start)
-    await send({"type": "http.response.body", "body": reason.encode()})

@@ -82,7 +82,6 @@ def serving(settings: DemoConfig) -> Iterator[str]:
     Raises:
       InputError: when the index is of another model, the port is taken, or Gradio is missing.
     """
-    from dolg_tf.apps.demo import gate as demo_gate
     from dolg_tf.apps.demo import page as demo_page
     from dolg_tf.apps.demo.search import Engine
 
@@ -93,6 +92,8 @@ def serving(settings: DemoConfig) -> Iterator[str]:
         _check_port(settings.port)
         _import_gradio(uploads)
         from starlette.middleware import Middleware
+
+        from dolg_tf.apps.demo.gate import Gate
 
         if not engine.has_photos(engine.index.ids[:_LOOKED_FOR]):
             log.warning(
@@ -105,7 +106,7 @@ def serving(settings: DemoConfig) -> Iterator[str]:
         limits = settings.max_bytes, settings.max_pixels, settings.max_added
         page = demo_page.Page(engine, *limits)
         gate = Middleware(
-            demo_gate.Gate,
+            Gate,
             uploads=pathlib.Path(uploads),
             max_upload=_FILES * settings.max_bytes,
         )

@@ -164,3 +164,18 @@ def test_a_web_socket_is_closed(tmp_path):
         raise AssertionError
 
     asyncio.run(Gate(never, tmp_path, 1)({"type": "websocket"}, never, never))
+
+
+def test_a_request_that_breaks_off_goes_no_further(tmp_path):
+    messages = [{"type": "http.request", "body": b"{}", "more_body": True}]
+    messages.append({"type": "http.disconnect"})
+
+    async def receive():
+        return messages.pop(0)
+
+    async def never(*_):
+        raise AssertionError
+
+    head = {"type": "http", "method": "POST", "path": JOIN, "headers": [(b"host", b"localhost")]}
+    asyncio.run(Gate(never, tmp_path, 1)(head, receive, never))
+    assert messages == []
