@@ -201,6 +201,22 @@ class Evaluation:
         """The scores of the descriptors."""
         return self.scores.get(self.files.own)
 
+    def lacking(self, run: RunFiles, takes: str) -> str:
+        """Returns which file is not there and what flag names one; "": none.
+
+        Args:
+          run: that the evaluation is of.
+          takes: "scores", "descriptors", "photos" (and descriptors) or "model" (and photos).
+        """
+        if takes == "scores":
+            return "" if self.own_scores else run.lacking(scores="")
+        reason = run.lacking(**{name: getattr(self.files, name) for name in DESCRIPTORS})
+        if takes in ("photos", "model"):
+            reason = reason or run.lacking(image_root=self.image_root)
+        if takes == "model":
+            reason = reason or run.lacking(saved_model=run.saved_model)
+        return reason
+
 
 def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
     """Reads an evaluation, and scores what was not scored.

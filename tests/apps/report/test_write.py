@@ -11,10 +11,10 @@ import pytest
 import stand_in_saved_model as stand_in
 from PIL import Image
 
-from dolg_tf.apps.report import photo_sections, run_files
-from dolg_tf.apps.report import sections as report_sections
+from dolg_tf.apps.report import run_files
 from dolg_tf.apps.report.page import Heading, Note, Picture
 from dolg_tf.apps.report.run_files import ReportConfig
+from dolg_tf.apps.report.sections import REPORT_SECTIONS, make_section
 from dolg_tf.apps.report.write import write_report
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval import descriptors
@@ -27,6 +27,7 @@ from dolg_tf.stage.config import InputError
 
 EVIL = '<script src="http://x.example/a.js">alert(1)</script>" onload="x'
 HASH = "0123456789abcdef" * 4
+SAW, MATCHES = "What a descriptor saw", "Why do these match?"
 QUERIES, INDEX = [f"test/q{i}" for i in range(4)], [f"index/p{i}" for i in range(16)]
 
 
@@ -110,6 +111,8 @@ def test_a_quickstart_is_shown_whole(whole, check_self_contained):
     page = check_self_contained(whole.read_text())
     text = _text(page)
     assert EVIL in text and text.count("Not shown") == 1
+    titles = [part for part in page.text if part in REPORT_SECTIONS]
+    assert titles == [*REPORT_SECTIONS] * 2 and len(page.all("section")) == len(REPORT_SECTIONS)
     assert "Not shown: a mistaken pair: each query of unseen landmarks finds" in text
     names = {path.stem for path in whole.parent.glob("*.png")}
     tasks = ("seen_landmarks", "unseen_landmarks")
@@ -205,9 +208,7 @@ def test_pairs_are_the_first_of_the_best_and_of_the_worst_query(quickstart):
     protocol = seen.inputs.protocol | {"query_max_side": 12, "index_max_side": 20}
     inputs = dataclasses.replace(seen.inputs, protocol=protocol)
     model = load_model(run.saved_model)
-    section = photo_sections.match_section(
-        run, [dataclasses.replace(seen, inputs=inputs)], lambda: model
-    )
+    section = make_section(MATCHES, run, [dataclasses.replace(seen, inputs=inputs)], lambda: model)
     words, *pictures = section.blocks
     assert words.startswith("Bright are places") and len(pictures) == 2
     for picture, query, positive in zip(pictures, (best, worst), (True, False), strict=True):
@@ -231,7 +232,7 @@ def test_a_query_that_finds_nothing_has_no_right_pair(quickstart):
     scores = seen.plain_scores | {"medium": {"AP": [0.01, None, None]}}
     one = dataclasses.replace(seen, truth=truth, plain_scores=scores)
     model = load_model(run.saved_model)
-    _, note, picture = photo_sections.match_section(run, [one], lambda: model).blocks
+    _, note, picture = make_section(MATCHES, run, [one], lambda: model).blocks
     words = "a right pair: the best query, q0, AP 1.0 %, finds none of its landmark."
     assert note.text == words and picture.name == "match_mistaken_seen_landmarks"
 
@@ -242,15 +243,15 @@ def test_a_query_without_mistake_has_no_mistaken_pair(quickstart):
     none = seen.plain_scores | {"medium": {"AP": [None] * 3}}
     model = load_model(run.saved_model)
 
-    def blocks(scores, make):
+    def blocks(scores, title):
         one = dataclasses.replace(seen, plain_scores=scores)
-        return make(run, [one], lambda: model).blocks
+        return make_section(title, run, [one], lambda: model).blocks
 
-    _, picture, note = blocks(perfect, photo_sections.match_section)
+    _, picture, note = blocks(perfect, MATCHES)
     assert picture.name == "match_right_seen_landmarks"
     assert note.text == "a mistaken pair: each query of seen landmarks finds its own photos first."
-    for make in (photo_sections.match_section, photo_sections.saw_section):
-        (note,) = blocks(none, make)
+    for title in (MATCHES, SAW):
+        (note,) = blocks(none, title)
         assert note.text == "no query of seen landmarks has a positive photo at level medium"
 
 
@@ -266,8 +267,8 @@ def test_a_model_without_local_features_is_told_of_once(quickstart, tmp_path, lo
     run, evaluations = _read(quickstart, saved_model=str(tmp_path / "model"))
     same = [_of_model(one, "abc") for one in evaluations]
     sections = [
-        make(run, same, lambda: load_model(run.saved_model))
-        for make in (photo_sections.saw_section, photo_sections.match_section)
+        make_section(title, run, same, lambda: load_model(run.saved_model))
+        for title in (SAW, MATCHES)
     ]
     assert [type(block) for block in sections[1].blocks] == [Heading, Note]
     assert words in sections[1].notes[0] and sections[1].is_empty
@@ -282,11 +283,11 @@ def _of_model(one, model_hash):
 def test_maps_of_another_model_are_not_shown(quickstart):
     run, (seen, _) = _read(quickstart)
     model = load_model(run.saved_model)
-    for make in (photo_sections.saw_section, photo_sections.match_section):
-        (note,) = make(run, [_of_model(seen, "another")], lambda: model).blocks
+    for title in (SAW, MATCHES):
+        (note,) = make_section(title, run, [_of_model(seen, "another")], lambda: model).blocks
         assert note.text.endswith("saved_model/trained is of another model than the descriptors")
         # Of an .npy it is not known whose they are.
-        blocks = make(run, [_of_model(seen, None)], lambda: model).blocks
+        blocks = make_section(title, run, [_of_model(seen, None)], lambda: model).blocks
         assert any(isinstance(block, Picture) for block in blocks)
     (caption,) = {block.caption for block in blocks[:2] if isinstance(block, Picture)}
     assert caption.startswith("Right pair of seen landmarks: query q")
@@ -296,7 +297,7 @@ def test_maps_are_of_the_best_a_middle_and_the_worst_query(quickstart):
     run, (seen, _) = _read(quickstart)
     model = load_model(run.saved_model)
     ap = seen.plain_scores["medium"]["AP"]
-    _, *pictures = photo_sections.saw_section(run, [seen], lambda: model).blocks
+    _, *pictures = make_section(SAW, run, [seen], lambda: model).blocks
     order = sorted(range(3), key=lambda query: -ap[query])
     for picture, query in zip(pictures, order, strict=True):
         words = f"Query q{query}, AP {100 * ap[query]:.1f} %"
@@ -348,13 +349,6 @@ def test_the_sets_of_the_network_are_found(quickstart, tmp_path):
         other.rmdir()
     assert {task.name for task in run.tasks} == {"seen landmarks", "unseen landmarks"}
     assert all(HASH[:12] in task.query_descriptors for task in run.tasks)
-
-
-def test_best_and_worst_share_no_query():
-    ap = [0.5, None, 0.9, 0.1, 0.7]
-    assert report_sections.best_and_worst(ap, 4) == ([2, 4], [3, 0])
-    assert report_sections.best_and_worst(ap, 1) == ([2], [3])
-    assert report_sections.best_and_worst([0.5], 4) == ([0], [])
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,35 @@
 """What more and more photos that match no query do to the scores."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from dolg_tf.apps.report.figures.style import LEVEL_STYLE, new_plot, percent
+from dolg_tf.apps.report.figures.style import LEVEL_STYLE, new_plot, percent, slug
+from dolg_tf.apps.report.page import Block, Note, Picture
+from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.evaluation.revisited.score import LEVELS, score_descriptors
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.stage import progress
 
 _SMALLEST = 1000  # the first part is one in so many
+
+
+def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
+    """Shows the scores among more and more distractors."""
+    if not len(one.inputs.distractors):
+        reason = "no distractors, so there is no curve over their number"
+        yield Note(f"{reason}; give --distractor_descriptors.")
+        return
+    found = scores_by_distractors(
+        one.truth, one.inputs.queries, one.inputs.index, one.inputs.distractors
+    )
+    caption = (
+        f"mAP of {one.name} among growing parts of the distractors, drawn at random, each part "
+        "within the next; without re-ranking."
+    )
+    figure, alt = distractor_curve(found), describe_distractors(found)
+    yield Picture(f"distractors_{slug(one.name)}", figure, alt, caption)
 
 
 class _Chosen:

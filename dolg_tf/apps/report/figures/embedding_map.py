@@ -2,10 +2,13 @@
 
 import dataclasses
 import posixpath
+from collections.abc import Iterator
 
 import numpy as np
 
-from dolg_tf.apps.report.figures.style import COLOURS, new_plot
+from dolg_tf.apps.report.figures.style import COLOURS, new_plot, slug
+from dolg_tf.apps.report.page import Block, Picture
+from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.stage.config import InputError
@@ -16,6 +19,18 @@ _LEAST = 10  # photos
 _MARKS = "os^DvP*X"
 _LEGEND = 12  # landmarks that a legend has room for
 _GREY = "#bdbdbd"
+
+
+def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
+    """Shows photos on a map of their descriptors."""
+    found = map_photos(one.truth, one.inputs.queries, one.inputs.index)
+    caption = (
+        f"Photos of {one.name}: PCA, then t-SNE. Each landmark has a colour and a mark; "
+        "queries are larger, with a black rim; grey points show no query's landmark. Only "
+        "what lies near what means something."
+    )
+    figure, alt = embedding_map(found), describe_map(found)
+    yield Picture(f"map_{slug(one.name)}", figure, alt, caption)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,36 @@
 """How similar photos of the same place are, and of others: exact counts, and their diagram."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
-from dolg_tf.apps.report.figures.style import COLOURS, new_plot, percent
-from dolg_tf.evaluation.labelled_pairs import Pairs
+from dolg_tf.apps.report.figures.style import COLOURS, new_plot, percent, slug
+from dolg_tf.apps.report.page import Block, Note, Picture
+from dolg_tf.apps.report.run_files import Evaluation, RunFiles, read_threshold
+from dolg_tf.evaluation.labelled_pairs import Pairs, task_pairs
+from dolg_tf.retrieval import descriptors
 from dolg_tf.stage.config import InputError
 
 _BINS = 80
+
+
+def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
+    """Shows the similarities of pairs, and the calibrated threshold among them."""
+    sets = map(descriptors.read, (one.files.query_descriptors, one.files.index_descriptors))
+    pairs = task_pairs(one.files.ground_truth, *sets)
+    found = count_similarities(pairs, read_threshold(run, one))
+    figure = similarity_histogram(found)
+    alt = describe_similarities(found)
+    caption = (
+        f"All pairs of a query and an index photo of {one.name}, each kind as shares of its "
+        "own; photos that do not count are left out."
+    )
+    if found.reached:
+        caption += f" {alt.split('; ')[1].capitalize()}"
+    yield Picture(f"similarities_{slug(one.name)}", figure, alt, caption)
+    if not run.index:
+        yield Note("the calibrated threshold: no index; give --index.")
 
 
 @dataclasses.dataclass(frozen=True)

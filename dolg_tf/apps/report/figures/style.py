@@ -1,6 +1,10 @@
-"""How the report's diagrams look: colours that the colour-blind tell apart, quiet axes."""
+"""What the figures share: colours that the colour-blind tell apart, quiet axes, words."""
+
+import re
 
 from dolg_tf.apps.pictures.ranked_list import new_figure
+
+LEVEL = "medium"  # of what is shown at one level
 
 # Okabe and Ito's palette without its yellow, which is lost on white. Lines also differ in dashes
 # and marks, so that nothing hangs on colour alone.
@@ -43,3 +47,8 @@ def new_plot(xlabel: str, ylabel: str, title: str = "", height: float = _HEIGHT)
 def percent(value: float | None, digits: int = 1) -> str:
     """Returns a fraction as "12.3 %", a dash for None."""
     return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def slug(text: str) -> str:
+    """Returns text for the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "task"

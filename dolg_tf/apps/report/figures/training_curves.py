@@ -2,11 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from dolg_tf.apps.report.figures.style import COLOURS, DASHES, new_plot
+from dolg_tf.apps.report.figures.style import COLOURS, DASHES, new_plot, slug
+from dolg_tf.apps.report.page import Block, Note, Picture, Table
+from dolg_tf.apps.report.run_files import RunFiles
+from dolg_tf.apps.report.tables import recipe
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -32,6 +35,22 @@ _STYLES = {
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps int64 (n,), ascending, and values float64 (n,)."""
+
+
+def show(run: RunFiles) -> Iterator[Block]:
+    """Shows how the training went."""
+    if not run.metrics:
+        where = f"{run.run} has no train/metrics.jsonl or metrics.jsonl" if run.run else "no run"
+        yield Note(f"{where}; give the run directory of a training: --run.")
+        return
+    metrics = read_metrics(run.metrics)
+    for name, splits in metrics.items():
+        figure, alt = training_curve(name, splits), describe_curve(name, splits)
+        yield Picture(f"training_{slug(name)}", figure, alt)
+    if not metrics:
+        yield Note(f"{run.metrics} holds no metric yet.")
+    if run.config:
+        yield Table(("option", "value"), recipe(run.config), "The recipe", numbers=False)
 
 
 def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:

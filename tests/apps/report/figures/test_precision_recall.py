@@ -44,25 +44,3 @@ def test_the_curves_drawn_are_those_given():
     assert labels == ["easy, mAP 25.0 %", "hard, mAP 25.0 %"]
     assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
     assert "hard 45.0 % at 10 % recall, 25.0 % at 50 %" in pr.describe_precision_recall(curves)
-
-
-def test_ap_bars_are_sorted():
-    ap = [0.05, None, 1.0, 0.5]
-    (axes,) = pr.ap_bars(ap).axes
-    assert [bar.get_height() for bar in axes.patches] == [100, 50, 5]
-    assert axes.texts[0].get_text() == "mean 51.7 %"
-    text = pr.describe_ap(ap)
-    assert "3 queries" in text and "best 100.0 %, median 50.0 %, worst 5.0 %" in text
-    assert "1 reach 90 %, 1 are below 10 %" in text
-
-
-def test_score_intervals():
-    some = {"mAP": 0.5, "mAP_interval": [0.4, 0.7]}
-    scores = {"a": dict.fromkeys(("easy", "medium", "hard"), some)}
-    scores["b"] = {**scores["a"], "hard": {"mAP": None, "mAP_interval": None}}
-    (axes,) = pr.score_intervals(scores).axes
-    means = [container.lines[0].get_xdata().tolist() for container in axes.containers]
-    assert means == [[50, 50], [50, 50], [50]]
-    (bar,) = axes.containers[0].lines[2]
-    np.testing.assert_allclose([line[:, 0] for line in bar.get_segments()], [[40, 70]] * 2)
-    assert "b: easy 50.0 %, medium 50.0 %, hard \N{EN DASH}" in pr.describe_scores(scores)
