@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dolg_tf.apps.report import tsne
 from dolg_tf.apps.report.figures.style import COLOURS, new_plot, slug
 from dolg_tf.apps.report.page import Block, Picture
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
@@ -75,37 +76,22 @@ def landmarks_of(task: GroundTruth) -> tuple[np.ndarray, np.ndarray, tuple[str, 
     return of_query, of_index, tuple(task.query_ids[first] for first in firsts)
 
 
-def embed(rows: np.ndarray, seed: int = 0) -> np.ndarray:
+def embed(rows: np.ndarray) -> np.ndarray:
     """Returns places of descriptors on a plane: PCA to 50 components, then t-SNE.
 
     Args:
       rows: float32 (N, D), N at least 10.
-      seed: of t-SNE.
 
     Returns:
       float32 (N, 2), the same at each run on one machine.
 
     Raises:
-      InputError: when scikit-learn is not installed, or there are fewer descriptors.
-
-    Reference: van der Maaten and Hinton, "Visualizing Data using t-SNE", 2008.
+      InputError: when there are fewer descriptors.
     """
     if len(rows) < _LEAST:
         raise InputError(f"{len(rows)} photos are too few for a map, it takes {_LEAST}")
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise InputError("the map needs scikit-learn: pip install 'dolg_tf[report]'") from error
-    components = min(_COMPONENTS, *rows.shape)
-    perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
-    # t-SNE's threads wait for one another at each of its many short steps: on a busy machine,
-    # several take five times as long as one.
-    with threadpool_limits(1):
-        reduced = PCA(components, svd_solver="full").fit_transform(np.asarray(rows, np.float64))
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-        return tsne.fit_transform(reduced)
+    reduced = tsne.principal_components(np.asarray(rows, np.float64), _COMPONENTS)
+    return tsne.place(reduced, min(_PERPLEXITY, (len(rows) - 1) / 3))
 
 
 def map_photos(
@@ -123,7 +109,7 @@ def map_photos(
       index: (N, D), rows as `task.index_ids`.
       most: photos on the map; when there are more, queries come first, then photos of their
         landmarks, then others, drawn at random.
-      seed: of the draw and of t-SNE.
+      seed: of the draw.
 
     Raises:
       InputError: see `embed`.
@@ -136,7 +122,7 @@ def map_photos(
     rows = np.sort(order[: most - len(some)])
     both = np.concatenate([queries[some], np.asarray(index[rows], np.float32)])
     return EmbeddingMap(
-        embed(both, seed),
+        embed(both),
         np.concatenate([of_query[some], of_index[rows]]),
         np.arange(len(both)) < len(some),
         names,
