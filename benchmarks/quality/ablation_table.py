@@ -1,6 +1,7 @@
 """Results of `ablations.py` as a table beside the paper's, as JSON, and as a plot."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,8 +54,8 @@ def statistics(state: dict, full: str) -> list[dict]:
       full: the variant that the others are compared with.
 
     Returns:
-      Rows {"variant", "group", "seeds", "mAP", "error" (standard error over seeds), "R@1",
-      "difference" (of mAP, less that of the full model), "interval" (95 %, see `bootstrap`)}.
+      Rows {"variant", "group", "mAP" (of each seed), "R@1", "difference" (of mAP, less that of the
+      full model), "interval" (95 %, see `bootstrap`)}.
     """
     found = {"untrained GeM": {"": groups(state["untrained"])}}
     for variant, seeds in state["runs"].items():
@@ -65,10 +66,8 @@ def statistics(state: dict, full: str) -> list[dict]:
             there = [seed for seed in seeds if group in seeds[seed]]
             if not there:
                 continue
-            maps = [100 * seeds[seed][group]["AP"].mean() for seed in there]
-            error = np.std(maps, ddof=1) / len(maps) ** 0.5 if len(maps) > 1 else None
-            row = {"variant": variant, "group": group, "seeds": len(there), "mAP": np.mean(maps)}
-            row |= {"error": error, "difference": None, "interval": None}
+            row = {"variant": variant, "group": group, "difference": None, "interval": None}
+            row["mAP"] = [100 * seeds[seed][group]["AP"].mean() for seed in there]
             row["R@1"] = 100 * np.mean([seeds[seed][group]["hit"].mean() for seed in there])
             both = [seed for seed in there if group in found[full].get(seed, {})]
             if variant != full and both:
@@ -107,6 +106,21 @@ def verdict(row: dict) -> str:
     return "worse" if high < 0 else "BETTER" if low > 0 else "within noise"
 
 
+def mean_cell(scores: Sequence[float]) -> str:
+    """Returns the mean, with its standard error where there are several scores."""
+    error = f" ± {np.std(scores, ddof=1) / len(scores) ** 0.5:.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{error}"
+
+
+def difference_cell(difference: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def paper_cell(variant: str) -> str:
+    return " / ".join(f"{score:.2f}" for score in PAPER.get(variant, ()))
+
+
 def markdown(rows: list[dict]) -> str:
     lines = [
         "| variant | landmarks | mAP | R@1 | less the full model's mAP (95 %) | | "
@@ -114,15 +128,9 @@ def markdown(rows: list[dict]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        error = "" if row["error"] is None else f" ± {row['error']:.1f}"
-        difference = ""
-        if row["interval"]:
-            low, high = row["interval"]
-            difference = f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-        paper = PAPER.get(row["variant"])
-        paper = f"{paper[0]:.2f} / {paper[1]:.2f}" if paper else ""
-        cells = (row["variant"], row["group"], f"{row['mAP']:.1f}{error}", f"{row['R@1']:.1f}")
-        cells += (difference, verdict(row), paper, str(row["seeds"]))
+        difference = difference_cell(row["difference"], row["interval"]) if row["interval"] else ""
+        cells = (row["variant"], row["group"], mean_cell(row["mAP"]), f"{row['R@1']:.1f}")
+        cells += (difference, verdict(row), paper_cell(row["variant"]), str(len(row["mAP"])))
         lines.append(f"| {' | '.join(cells)} |")
     compared = sum(row["interval"] is not None for row in rows)
     lines += ["", f"{compared} comparisons: of so many, {compared / 20:.1f} are expected to leave"]

@@ -27,15 +27,15 @@ import numpy as np
 import tensorflow as tf
 from ablation_photos import Maps, Splits, landmark_names
 from ablation_table import SPLITS
-from photo_scores import mean_scores
+from photo_scores import percent_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage import files, progress
+from dolg_tf.stage.scales import SCALE_SETS
 from dolg_tf.stage.tables import write_table
 
-SCALES = (0.7071, 1.0, 1.4142)
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "finetune_small.flags"
 
 
@@ -73,7 +73,7 @@ def describe(network: keras.Model, paths: list[pathlib.Path], what: str) -> list
     rows = []
     for path in progress.track(paths, len(paths), what):
         photo = images.decode(tf.io.read_file(str(path)))
-        sides = [images.scaled_size(*photo.shape[:2], scale) for scale in SCALES]
+        sides = [images.scaled_size(*photo.shape[:2], scale) for scale in SCALE_SETS["three"]]
         scales = [call(images.resize_levels(photo, *side)[None]) for side in sides]
         rows.append([sum(map(_unit, found)) for found in zip(*scales, strict=True)])
     return [_unit(np.concatenate(found)) for found in zip(*rows, strict=True)]
@@ -81,13 +81,6 @@ def describe(network: keras.Model, paths: list[pathlib.Path], what: str) -> list
 
 def _unit(rows) -> np.ndarray:
     return np.asarray(rows) / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def score(queries, index, query_landmarks, index_landmarks) -> tuple[float, float]:
-    """Returns mAP and recall at 1, in percent."""
-    same = index_landmarks == query_landmarks[:, None]
-    precision, hit = mean_scores(queries @ index.T, same)
-    return 100 * precision, 100 * hit
 
 
 def main() -> None:
@@ -128,9 +121,8 @@ def _split(photos, rows, folder, paths, numbers, left_out) -> dict:
     asked = left_out[numbers["query"]] | ~left_out.any()
     queries = [path for path, wanted in zip(paths["query"], asked, strict=True) if wanted]
     found = [describe(network, queries, "queries"), describe(network, paths["index"], "index")]
-    scores = [
-        score(*rows, numbers["query"][asked], numbers["index"]) for rows in zip(*found, strict=True)
-    ]
+    landmarks = numbers["query"][asked], numbers["index"]
+    scores = [percent_scores(*rows, *landmarks) for rows in zip(*found, strict=True)]
     return {"scores": np.ravel(scores).tolist(), "seconds": seconds}
 
 

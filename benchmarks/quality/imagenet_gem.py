@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from photo_scores import mean_scores
+from photo_scores import percent_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
@@ -58,18 +58,6 @@ def describe(model: keras.Model, paths: list[pathlib.Path]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 
-def score(queries, index, query_labels, index_labels) -> tuple[float, float]:
-    """Returns mAP and recall at 1, in percent.
-
-    Args:
-      queries, index: unit descriptors (Q, C) and (N, C).
-      query_labels, index_labels: landmark of each.
-    """
-    same = np.asarray(index_labels) == np.asarray(query_labels)[:, None]
-    precision, hit = mean_scores(queries @ index.T, same)
-    return 100 * precision, 100 * hit
-
-
 def measure(folder: pathlib.Path, name: str, weights: str) -> dict[str, tuple[float, float]]:
     """Returns {map: (mAP, recall at 1)} of a backbone on the photos of a folder."""
     labels = read_labels(folder / "labels.csv")
@@ -80,7 +68,7 @@ def measure(folder: pathlib.Path, name: str, weights: str) -> dict[str, tuple[fl
     }
     landmarks = [[landmark for _, landmark in labels[split]] for split in ("query", "index")]
     return {
-        which: score(queries, index, *landmarks)
+        which: percent_scores(queries, index, *landmarks)
         for which, queries, index in zip(MAPS, found["query"], found["index"], strict=True)
     }
 

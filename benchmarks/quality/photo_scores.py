@@ -24,3 +24,15 @@ def mean_scores(similarities: np.ndarray, same: np.ndarray) -> tuple[float, floa
     """Returns mAP and recall at 1, as fractions; the arguments are those of `score_queries`."""
     found = score_queries(similarities, same)
     return float(np.mean(found["AP"])), float(np.mean(found["hit"]))
+
+
+def percent_scores(queries, index, query_landmarks, index_landmarks) -> tuple[float, float]:
+    """Returns mAP and recall at 1, in percent.
+
+    Args:
+      queries, index: unit descriptors (Q, C) and (N, C).
+      query_landmarks, index_landmarks: landmark of each.
+    """
+    same = np.asarray(index_landmarks) == np.asarray(query_landmarks)[:, None]
+    precision, hit = mean_scores(queries @ index.T, same)
+    return 100 * precision, 100 * hit

@@ -17,12 +17,12 @@ import pathlib
 import queue
 
 import numpy as np
-from ablation_table import FULL, PAPER, VARIANTS, bootstrap
-from commands import run_python
+from ablation_table import FULL, VARIANTS, bootstrap, difference_cell, mean_cell, paper_cell
+from commands import run_dolg
 
-from dolg_tf.pipelines.quickstart import SCALES, SHARDS
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files, progress
+from dolg_tf.stage.scales import SCALE_SETS
 
 SPLITS = ("seen", "unseen")
 
@@ -30,33 +30,33 @@ SPLITS = ("seen", "unseen")
 def prepare(folder: pathlib.Path) -> None:
     """Draws the photos and makes records of them; keeps what is there."""
     photos = folder / "photos"
-    run_python("-m", "dolg_tf", "draw", f"--output={photos}")
-    run_python(
-        *("-m", "dolg_tf", "records", f"--output_dir={folder / 'records'}"),
+    run_dolg("draw", f"--output={photos}")
+    run_dolg(
+        *("records", f"--output_dir={folder / 'records'}", "--num_shards=8"),
         *(f"--images_dir={photos / 'train'}", f"--train_csv={photos / 'train.csv'}"),
         *(f"--train_clean_csv={photos / 'train_clean.csv'}", "--validation_fraction=0"),
-        f"--num_shards={SHARDS}",
     )
 
 
 def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathlib.Path) -> dict:
     """Trains and exports a network; returns {"seen"|"unseen": its medium scores}."""
     flags = [f"--{name}={value}" for name, value in VARIANTS[variant].items()]
-    run_python(
-        *("train.py", "--flagfile=configs/quickstart.flags", f"--logdir={run}", f"--seed={seed}"),
+    run_dolg(
+        *("train", "--recipe=quickstart", f"--logdir={run}", f"--seed={seed}"),
         *(f"--train_file_pattern={folder / 'records' / 'train-*'}", "--validation_file_pattern="),
         *(f"--epochs={epochs}", *flags),
     )
     model, found = run / "saved_model", {}
-    run_python(
-        *("export/export_saved_model.py", f"--model_dir={run}", f"--output={model}"),
-        *(f"--scales={','.join(map(str, SCALES))}", "--overwrite"),
+    scales = ",".join(map(str, SCALE_SETS["three"]))
+    run_dolg(
+        *("export", f"--model_dir={run}", f"--output={model}", "--overwrite"),
+        f"--scales={scales}",
     )
     photos = folder / "photos"
 
     def describe(subset: str, split: str) -> pathlib.Path:
-        run_python(
-            *("-m", "dolg_tf", "extract", f"--images={photos / f'gnd_{split}.pkl'}"),
+        run_dolg(
+            *("extract", f"--images={photos / f'gnd_{split}.pkl'}"),
             *(f"--subset={subset}", f"--image_root={photos}", f"--saved_model={model}"),
             f"--output={run / f'{split}_{subset}'}",
         )
@@ -65,10 +65,10 @@ def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathl
     index = describe("index", SPLITS[0])  # the same one for both
     for split in SPLITS:
         report = run / f"{split}.json"
-        run_python(
-            *("-m", "dolg_tf", "evaluate", "revisited"),
+        run_dolg(
+            *("evaluate", "revisited", f"--output={report}"),
             *(f"--ground_truth={photos / f'gnd_{split}.pkl'}", f"--index_descriptors={index}"),
-            *(f"--query_descriptors={describe('query', split)}", f"--output={report}"),
+            f"--query_descriptors={describe('query', split)}",
         )
         found[split] = files.read_json(report)["medium"]
     return found
@@ -94,21 +94,15 @@ def table(found: dict, landmarks: dict[str, np.ndarray]) -> list[str]:
         cells = [variant]
         for split in SPLITS:
             rows = [scores[split] for scores in seeds.values()]
-            maps = 100 * np.array([row["mAP"] for row in rows])
-            error = f" ± {np.std(maps, ddof=1) / len(maps) ** 0.5:.1f}" if len(maps) > 1 else ""
-            cells += [
-                f"{maps.mean():.1f}{error}",
-                f"{100 * np.mean([x['mP@1'] for x in rows]):.1f}",
-            ]
+            cells.append(mean_cell([100 * row["mAP"] for row in rows]))
+            cells.append(f"{100 * np.mean([row['mP@1'] for row in rows]):.1f}")
             if variant == FULL:
                 cells.append("")
                 continue
             pairs = [(seeds[seed][split]["AP"], found[FULL][seed][split]["AP"]) for seed in seeds]
             differences = 100 * np.array([np.subtract(*pair) for pair in pairs])
-            mean, (low, high) = bootstrap(differences, landmarks[split])
-            cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
-        paper = PAPER.get(variant)
-        cells.append(f"{paper[0]:.2f} / {paper[1]:.2f}" if paper else "")
+            cells.append(difference_cell(*bootstrap(differences, landmarks[split])))
+        cells.append(paper_cell(variant))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

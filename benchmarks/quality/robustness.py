@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from photo_scores import mean_scores
 
-from dolg_tf.apps.pictures.ranked_list import new_figure
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.retrieval.extract.decoding import decode_ahead, describe_batches
 from dolg_tf.retrieval.extract.model import Describe, LoadedModel, load_model, open_describer
@@ -32,16 +32,12 @@ from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import command, files, progress
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.scales import SCALE_SETS
 
 Change = Callable[[np.ndarray], np.ndarray]  # of uint8 RGB (H, W, 3)
 
 SIDES = (160, 224, 288, 320, 448)  # pixels
-SCALES = (
-    (1.0,),
-    (1.0, 1.4142),
-    (0.7071, 1.0, 1.4142),
-    (0.3535, 0.5, 0.7071, 1.0, 1.4142),  # the paper's
-)
+SCALES = (SCALE_SETS["one"], (1.0, 1.4142), SCALE_SETS["three"], SCALE_SETS["five"])
 SAMPLE = 100  # queries that are changed, at most
 TIMED = 32  # photos whose description is timed, at most
 BATCH = 8
@@ -276,8 +272,7 @@ def markdown(found: dict) -> str:
 
 def plot(found: dict, path: pathlib.Path) -> None:
     """Draws mAP and cost against photo side and against number of scales."""
-    figure = new_figure(9, 3.8)
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=(9, 3.8), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     most = max(row["cpu_ms"] for key in ("sides", "scales") for row in found[key].values())
     for axes, key, label in zip(
@@ -335,7 +330,6 @@ def measure_setting(
 def measure(settings: RobustnessConfig) -> None:
     """Measures how far changed photos move, and what photo side and scales buy at which cost."""
     output = pathlib.Path(settings.output)
-    new_figure(1, 1)  # matplotlib is there, or nothing is measured
     describer = open_describer(settings.saved_model, (1.0,))
     queries, index = read_splits(pathlib.Path(settings.photos))
     same = queries.landmarks[:, None] == index.landmarks

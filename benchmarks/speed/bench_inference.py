@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from timing import Timer, best_rates, peak_memory, peaks
+from timing import Timer, best_rates, has_bfloat16, peak_memory, peaks
 
 from dolg_tf.data import images
 from dolg_tf.modeling.config import DolgConfig
@@ -96,12 +96,6 @@ CANDIDATES = {
     "ONNX": onnx,
 }
 FILES = {"Keras call": "model", "bfloat16": "bfloat16", "ONNX": "model.onnx"}
-
-
-def has_bfloat16() -> bool:
-    cpu = pathlib.Path("/proc/cpuinfo")
-    native = cpu.is_file() and "bf16" in cpu.read_text(encoding="utf-8")
-    return native or bool(tf.config.list_physical_devices("GPU"))
 
 
 def write(backbone: str, folder: pathlib.Path) -> list[str]:

@@ -54,7 +54,7 @@ def link_photos(folder: pathlib.Path, count: int) -> None:
 def prepare_records(folder: pathlib.Path, count: int) -> Callable:
     from records import write_list
 
-    from dolg_tf.data.records import build as gldv2
+    from dolg_tf.data.records.build import RecordsConfig, build_records
 
     link_photos(folder / "photos", count)
     write_list(folder / "train.csv", count)
@@ -62,7 +62,7 @@ def prepare_records(folder: pathlib.Path, count: int) -> Callable:
 
     def build(number):
         output = str(folder / f"records{number}")
-        gldv2.build_records(gldv2.RecordsConfig(**options, output_dir=output, processes=1))
+        build_records(RecordsConfig(**options, output_dir=output, processes=1))
 
     return build
 
@@ -95,23 +95,21 @@ def prepare_extraction(folder: pathlib.Path, count: int) -> Callable:
 def prepare_index(folder: pathlib.Path, count: int) -> Callable:
     import search
 
-    from dolg_tf.retrieval.index import stages
+    from dolg_tf.retrieval.index.stages import BuildConfig, build
 
     search.write_set(folder / "set", count, WIDTH, 1)
     options = {"descriptors": str(folder / "set")}
-    return lambda number: stages.build(
-        stages.BuildConfig(**options, output=str(folder / f"index{number}"))
-    )
+    return lambda number: build(BuildConfig(**options, output=str(folder / f"index{number}")))
 
 
 def prepare_search(folder: pathlib.Path, count: int) -> Callable:
     import search
 
-    from dolg_tf.retrieval.index import stages
+    from dolg_tf.retrieval.index.stages import BuildConfig, build
 
     queries = search.write_set(folder / "set", count, WIDTH, QUERIES)
     options = {"descriptors": str(folder / "set"), "output": str(folder / "index")}
-    built = stages.build(stages.BuildConfig(**options))
+    built = build(BuildConfig(**options))
     return lambda number: built.search(queries, 100)
 
 
@@ -190,18 +188,18 @@ def table(found: dict[str, dict[int, dict]]) -> list[str]:
 
 def write_plot(path: pathlib.Path, found: dict[str, dict[int, dict]]) -> None:
     """Writes time and peak memory over the number of photos, both axes logarithmic."""
-    from dolg_tf.apps.pictures.ranked_list import new_figure
-    from dolg_tf.apps.report.figures.style import COLOURS
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
-    figure = new_figure(9, 3.6)
-    figure.set_layout_engine("constrained")
-    panels = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    with style.context("tableau-colorblind10"):
+        panels = figure.subplots(1, 2)
     for axes, (key, factor, label) in zip(
         panels, [("seconds", 1, "time, s"), ("peak", 1e-6, "memory at the peak, MB")], strict=True
     ):
-        for colour, mark, (stage, sizes) in zip(COLOURS, "os^Dv", found.items(), strict=False):
+        for mark, (stage, sizes) in zip("os^Dv", found.items(), strict=False):
             values = [factor * of[key] for of in sizes.values()]
-            axes.loglog([*sizes], values, color=colour, marker=mark, label=stage)
+            axes.loglog([*sizes], values, marker=mark, label=stage)
         axes.set_xlabel("photos")
         axes.set_ylabel(label)
         axes.grid(color="#d9d9d9", linewidth=0.6)
@@ -237,7 +235,10 @@ def main() -> None:
             work = STAGES[stage](pathlib.Path(folder), int(count))
             print(json.dumps(measure(work)))
         return
-    read_block(arguments.readme, "growth")  # fails before the work, not after it
+    try:
+        read_block(arguments.readme, "growth")  # fails before the work, not after it
+    except ValueError as error:
+        parser.error(str(error))
     found = {}
     for stage in arguments.stages:
         for count in sorted(arguments.sizes):

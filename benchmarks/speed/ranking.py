@@ -41,7 +41,7 @@ def write_rows(path: pathlib.Path, rows: int, width: int) -> Rows:
 def made_up_task(queries: int, rows: int, asked: int) -> GroundTruth:
     """Returns a ground truth of random photos that count, of each query so many."""
     rng = np.random.default_rng(1)
-    own, split = min(rows, 6322), [asked // 3, 2 * asked // 3]  # photos of Revisited Paris
+    own, split = min(rows, OWN), [asked // 3, 2 * asked // 3]
 
     def query():
         chosen = rng.choice(own, min(asked, own), replace=False)

@@ -11,6 +11,7 @@ resident without what is mapped from the file, which the system takes back when 
 """
 
 import argparse
+import json
 import pathlib
 import tempfile
 import time
@@ -63,7 +64,8 @@ def write_set(folder: pathlib.Path, rows: int, width: int, queries: int) -> np.n
     (folder / "ids.txt").write_text("".join(f"{row:08d}\n" for row in range(rows)))
     meta = dict.fromkeys(("image_root", "crop", "whitening")) | {"dtype": "float32"}
     meta |= {"format_version": descriptors.FORMAT_VERSION, "model_hash": "made up", "bad": []}
-    descriptors.files.write_json(folder / "meta.json", meta | {"scales": [1.0], "max_side": 0})
+    meta |= {"scales": [1.0], "max_side": 0}
+    (folder / "meta.json").write_text(json.dumps(meta))
     return block
 
 

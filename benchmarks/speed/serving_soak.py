@@ -12,7 +12,6 @@ import dataclasses
 import io
 import logging
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import timing
 from PIL import Image
 
 from dolg_tf.stage import command
@@ -60,12 +60,6 @@ def photos(max_side: int) -> list[bytes]:
     return encoded
 
 
-def resident() -> int:
-    """Returns the process' resident memory in bytes."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def ask(session, encoded, first, end: float, seed: int) -> tuple[int, float]:
     """Asks until the time is over; returns the count of photos and the largest difference."""
     rng, count, worst = np.random.default_rng(seed), 0, 0.0
@@ -94,7 +88,7 @@ def soak(config: SoakConfig) -> None:
 
         def sample():
             while not over.wait(config.seconds / SAMPLES):
-                memory.append(resident())
+                memory.append(timing.status("VmRSS"))
 
         sampler = threading.Thread(target=sample)
         sampler.start()

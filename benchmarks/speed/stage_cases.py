@@ -13,10 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import timing
-from commands import list_commands, run_python
+from commands import list_commands, run_dolg, run_python
+
+from dolg_tf.stage.scales import SCALE_SETS
 
 WIDTH = 512  # of a descriptor
-SCALES = (0.7071, 1.0, 1.4142)
+SCALES = SCALE_SETS["three"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def arithmetic(multiply_adds: float) -> list[tuple[Callable, float]]:
 def prepare_records(folder: pathlib.Path, quick: bool) -> Case:
     import records
 
-    from dolg_tf.data.records import build as gldv2
+    from dolg_tf.data.records.build import RecordsConfig, build_records
 
     count = 20 if quick else 400
     photos = records.write_photos(folder / "photos", count, 2 if quick else 10)
@@ -71,14 +73,14 @@ def prepare_records(folder: pathlib.Path, quick: bool) -> Case:
 
     def build():
         shutil.rmtree(folder / "out", ignore_errors=True)
-        settings = gldv2.RecordsConfig(
+        settings = RecordsConfig(
             train_csv=str(folder / "train.csv"),
             images_dir=str(folder / "photos"),
             output_dir=str(folder / "out"),
             num_shards=4,
             processes=1,
         )
-        gldv2.build_records(settings)
+        build_records(settings)
 
     def floor():
         for part in parts.values():
@@ -242,12 +244,12 @@ def prepare_index(folder: pathlib.Path, quick: bool) -> Case:
 
     import search
 
-    from dolg_tf.retrieval.index import stages as index
+    from dolg_tf.retrieval.index.stages import BuildConfig, build
 
     rows = 1_000 if quick else 200_000
     search.write_set(folder / "set", rows, WIDTH, 1)
     options = {"descriptors": str(folder / "set"), "output": str(folder / "index")}
-    settings = index.BuildConfig(**options, overwrite=True)
+    settings = BuildConfig(**options, overwrite=True)
 
     def floor():
         digest = hashlib.sha256()
@@ -257,18 +259,18 @@ def prepare_index(folder: pathlib.Path, quick: bool) -> Case:
                 copy.write(block)
                 digest.update(block)
 
-    return Case(f"exact, {rows:,} x {WIDTH}", {"": lambda: index.build(settings)}, [(floor, 1)])
+    return Case(f"exact, {rows:,} x {WIDTH}", {"": lambda: build(settings)}, [(floor, 1)])
 
 
 def prepare_search(folder: pathlib.Path, quick: bool) -> Case:
     import search
 
-    from dolg_tf.retrieval.index import stages as index
+    from dolg_tf.retrieval.index.stages import BuildConfig, build
 
     rows, queries = (1_000, 10) if quick else (200_000, 1_000)
     asked = search.write_set(folder / "set", rows, WIDTH, queries)
     options = {"descriptors": str(folder / "set"), "output": str(folder / "index")}
-    built = index.build(index.BuildConfig(**options))
+    built = build(BuildConfig(**options))
     return Case(
         f"exact, top 100 of {queries:,} queries in {rows:,} x {WIDTH}",
         {"": lambda: built.search(asked, 100)},
@@ -322,11 +324,7 @@ def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
     described = macs[160] / 160**2 * pixels * sum(scale**2 for scale in SCALES)
     return Case(
         f"{landmarks} landmarks, {steps} steps",
-        {
-            "": lambda: run_python(
-                "-m", "dolg_tf", "quickstart", f"--output={folder / 'run'}", *words
-            )
-        },
+        {"": lambda: run_dolg("quickstart", f"--output={folder / 'run'}", *words)},
         arithmetic(training + 2 * described),
         rounds=1,
     )

@@ -100,12 +100,12 @@ def read_block(path: pathlib.Path, block: str) -> list[str]:
     """Returns the lines between the two comments of a block.
 
     Raises:
-      ValueError: when they are not there, once each and in order.
+      ValueError: when they are not there, once each and in order, or the file is not.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     begin, end = marks(block)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ValueError(f"{path} must have the lines {begin!r} and {end!r} once, in this order")
+        raise ValueError(f"{path} must be a file with the lines {begin!r} and {end!r}, each once")
     return text.split(begin)[1].split(end)[0].strip().splitlines()
 
 
@@ -195,9 +195,12 @@ def main() -> None:
             f"--only={arguments.only}: {sorted(unknown)[0]!r} is none of {','.join(STAGES)}"
         )
     (processor, rate), failed = measure_processor(), []
-    before = read_block(arguments.output, "stages")
-    if arguments.only:
-        check_processor(before, processor)
+    try:
+        before = read_block(arguments.output, "stages")
+        if arguments.only:
+            check_processor(before, processor)
+    except ValueError as error:
+        parser.error(str(error))
     rows = kept_rows(before) if arguments.only else {}
     for number, name in enumerate(names, 1):
         start = time.monotonic()

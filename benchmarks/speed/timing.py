@@ -62,6 +62,15 @@ def best_rates(timer: Timer, peaks: dict) -> np.ndarray:
     return np.max([macs / timer.least(name) for name, (_, macs) in peaks.items()], axis=0)
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 itself, or there is a GPU."""
+    import tensorflow as tf
+
+    cpu = pathlib.Path("/proc/cpuinfo")
+    native = cpu.is_file() and "bf16" in cpu.read_text(encoding="utf-8")
+    return native or bool(tf.config.list_physical_devices("GPU"))
+
+
 def print_columns(corner: str, columns: dict[str, dict[str, str]]) -> None:
     """Prints a markdown table of {column: {row: cell}}, the same rows in each."""
     print(f"| {corner} | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")

@@ -24,8 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from bench_inference import has_bfloat16
-from timing import Timer, best_rates, peaks, print_columns
+from timing import Timer, best_rates, has_bfloat16, peaks, print_columns
 
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.summary import count_multiply_adds

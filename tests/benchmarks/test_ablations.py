@@ -6,7 +6,7 @@ import ablations
 import numpy as np
 import pytest
 from ablation_photos import Maps
-from ablation_table import FULL, SPLITS
+from ablation_table import FULL, SPLITS, markdown, statistics
 from ablations import RATES, VARIANTS, _jobs, _note, base_config
 
 from dolg_tf.modeling.config import DolgConfig
@@ -93,3 +93,17 @@ def test_of_photos_the_backbone_learns_too_but_not_its_batch_norms(monkeypatch):
     # Adam's steps are as long as the rate at first: a tenth of 0.01, and then half of that.
     assert 5e-4 < max(moved[path] for path in kernels) < 2e-3
     assert not any(moved[path] for path in moved.keys() - set(kernels))
+
+
+def test_the_table_compares_seeds_and_queries_in_pairs():
+    def run(lost):
+        return {"seen": {"AP": [0.8 - lost, 0.6 - lost], "hit": [1.0, 0.0]}}
+
+    runs = {FULL: {"0": run(0), "1": run(0.1)}, "Hadamard": {"0": run(0.2), "1": run(0.3)}}
+    state = {"runs": runs, "untrained": run(0.5), "landmarks": {"seen": [0, 1]}}
+    *_, untrained, full, other = markdown(statistics(state, FULL)).splitlines()[:5]
+    assert untrained == "| untrained GeM | seen | 20.0 | 50.0 |  |  |  | 1 |"
+    assert full == "| full model | seen | 65.0 ± 5.0 | 50.0 |  |  | 80.50 / 89.81 | 2 |"
+    # Every query of both seeds loses 20, so no resample loses anything else.
+    less = "-20.0 (-20.0 to -20.0) | worse"
+    assert other == f"| Hadamard | seen | 45.0 ± 5.0 | 50.0 | {less} | 79.20 / 89.91 | 2 |"

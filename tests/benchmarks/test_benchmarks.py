@@ -101,9 +101,19 @@ def test_rows_that_are_not_run_again_are_kept_in_the_order_of_stages(tmp_path):
 @pytest.mark.parametrize("text", ["none", "<!-- stages: end -->\n<!-- stages: begin -->"])
 def test_a_page_without_the_block_is_refused(tmp_path, text):
     (tmp_path / "page.md").write_text(text)
-    with pytest.raises(ValueError, match="must have the lines '<!-- stages: begin -->'"):
+    with pytest.raises(ValueError, match="must be a file with the lines '<!-- stages: begin"):
         stages.write_block(tmp_path / "page.md", "stages", [])
     assert (tmp_path / "page.md").read_text() == text
+
+
+@pytest.mark.parametrize("script", [stages, growth])
+def test_a_missing_page_is_an_error_in_one_line(script, tmp_path, monkeypatch, capsys):
+    flag = "--output" if script is stages else "--readme"
+    monkeypatch.setattr(stages, "measure_processor", lambda: ("2 cores", 100.0))
+    monkeypatch.setattr(sys, "argv", [script.__file__, f"{flag}={tmp_path / 'missing.md'}"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "missing.md must be a file with the lines" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_rows_of_another_processor_are_not_kept():
