@@ -1,4 +1,4 @@
-"""Photos of `ablations.py`, the maps that a backbone gives of them, and who is left out of what."""
+"""The photos of `ablations.py`, their backbone maps, and the landmarks that a split leaves out."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.stage import files, progress
 from dolg_tf.weights import imagenet
 
-SIDE = 288  # pixels, photos stretched to a square
+SIDE = 288  # pixels; photos are stretched to a square
 FOLDS = 3
 
 
@@ -23,11 +23,11 @@ FOLDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Maps of photos, or photos, and which landmark each shows.
+    """Maps of photos, or the photos themselves, and the landmark that each shows.
 
     Attributes:
-      arrays: {"p3"|"p4"|"p5": float16 (N, M, h, w, C)} or {"photo": uint8 (N, M, h, w, 3)}, M 2
-        where each photo is mirrored too.
+      arrays: {"p3"|"p4"|"p5": float16 (N, M, h, w, C)} or {"photo": uint8 (N, M, h, w, 3)}; M is 2
+        with mirror images, else 1.
       landmarks: int (N,).
     """
 
@@ -35,7 +35,7 @@ class Maps:
     landmarks: np.ndarray
 
     def batch(self, rows, mirrored=None) -> list[np.ndarray]:
-        """Returns float32 arrays of those photos; photos themselves in [0, 1]."""
+        """Returns float32 arrays of these rows; photos are scaled to [0, 1]."""
         mirrored = np.zeros(len(rows), np.int64) if mirrored is None else mirrored
         found = {name: array[rows, mirrored] for name, array in self.arrays.items()}
         return [
@@ -52,7 +52,7 @@ class Maps:
 def compute_maps(
     folder: pathlib.Path, cache: pathlib.Path, config: DolgConfig | None
 ) -> dict[str, Maps]:
-    """Returns each split's maps, or without config photos, made unless they lie in the cache."""
+    """Returns the maps of each split, cached; without a config, the photos themselves."""
     labels = read_labels(folder / "labels.csv")
     names = landmark_names(labels)
     mark = files.sha256(folder / "labels.csv")[:8]
@@ -72,13 +72,13 @@ def compute_maps(
                     np.save(temporary / f"{level}.npy", array)
         arrays = {level: np.load(place / f"{level}.npy", mmap_mode="r") for level in levels}
         if len(arrays[levels[0]]) != len(landmarks):
-            raise SystemExit(f"{place} is of other photos; delete it")
+            raise SystemExit(f"{place} belongs to other photos; delete it")
         found[split] = Maps(arrays, landmarks)
     return found
 
 
 def landmark_names(labels: dict[str, list[tuple[str, str]]]) -> list[str]:
-    """Returns the landmarks of `read_labels` in the order of their numbers."""
+    """Returns the landmarks of `read_labels`; a landmark's number is its position."""
     return sorted({landmark for rows in labels.values() for _, landmark in rows})
 
 
@@ -116,10 +116,10 @@ def _describe(model, paths: list[pathlib.Path], split: str) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Which landmarks are left out of what.
+    """The landmarks that each split leaves out of training.
 
     Attributes:
-      maps: of the splits train, index and query of labels.csv.
+      maps: by the splits of labels.csv: train, index and query.
       together: numbers of landmarks that show one another.
     """
 
@@ -128,7 +128,7 @@ class Splits:
 
     @functools.cached_property
     def folds(self) -> np.ndarray:
-        """The fold in which each landmark is left out, int (landmarks,)."""
+        """The fold that leaves out each landmark, int (landmarks,)."""
         count = 1 + max(int(maps.landmarks.max()) for maps in self.maps.values())
         folds, sizes = np.zeros(count, np.int64), [len(self.together), *[0] * (FOLDS - 1)]
         for landmark in sorted(set(range(count)) - set(self.together)):
@@ -137,12 +137,12 @@ class Splits:
         return folds
 
     def queries(self, split: str) -> Maps:
-        """Returns the queries that a split is scored by."""
+        """Returns the queries that score a split."""
         maps = self.maps["query"]
         return maps if split == "seen" else maps.only(self._left_out(split)[maps.landmarks])
 
     def outer(self, split: str) -> tuple[Maps, Maps]:
-        """Returns the photos that a split trains on, and the queries it is scored by."""
+        """Returns the training photos of a split and the queries that score it."""
         maps = self.maps["train"]
         if split != "seen":
             maps = maps.only(~self._left_out(split)[maps.landmarks])
@@ -154,8 +154,8 @@ class Splits:
     def inner(self, split: str) -> tuple[Maps, Maps, Maps]:
         """Returns training photos, queries and index for choosing a learning rate.
 
-        A third of the split's training landmarks is left out of the training; every fifth of their
-        photos is a query, the others are the index.
+        A third of the split's training landmarks is held out. Every fifth of their photos is a
+        query; the others form the index.
         """
         maps, _ = self.outer(split)
         names = [x for x in np.unique(maps.landmarks) if x not in self.together]

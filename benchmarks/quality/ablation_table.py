@@ -1,4 +1,4 @@
-"""Results of `ablations.py` as a table beside the paper's, as JSON, and as a plot."""
+"""Results of `ablations.py`: a table beside the paper's figures, JSON and a plot."""
 
 import pathlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ VARIANTS = {
     "average for GeM": {"global_pooling": "average"},
 }
 # Medium mAP of DOLG-R50 on Revisited Oxford and Paris (Yang et al., ICCV 2021, its ablations;
-# queries were not cut to their boxes). What the paper has no figures for is left out.
+# queries were not cropped to their boxes). Variants without figures in the paper are left out.
 PAPER = {
     "full model": (80.50, 89.81),
     "no local branch": (78.21, 89.00),
@@ -31,12 +31,12 @@ PAPER = {
 }
 RESAMPLES = 10_000
 SPLITS = ("seen", "fold0", "fold1", "fold2")
-# What is averaged over: all queries; and those of all folds, each when it was left out.
+# Splits averaged together: all queries; the queries of all folds, each while it was left out.
 GROUPS = {"seen": SPLITS[:1], "left out": SPLITS[1:]}
 
 
 def groups(splits: dict[str, dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Returns {"seen"|"left out": {"AP"|"hit": one a query}} of a seed, of what is finished."""
+    """Returns {"seen"|"left out": {"AP"|"hit": one per query}} of a seed, for finished groups."""
     done = {split for split, found in splits.items() if "AP" in found}
     return {
         group: {key: np.concatenate([splits[name][key] for name in names]) for key in ("AP", "hit")}
@@ -46,16 +46,16 @@ def groups(splits: dict[str, dict]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def statistics(state: dict, full: str) -> list[dict]:
-    """Returns of each variant and group the scores, in percent.
+    """Returns the scores of each variant and group, in percent.
 
     Args:
-      state: "runs", {variant: {seed: {split: {"AP": [one a query], "hit": [...]}}}};
-        "untrained", {split: the same}; "landmarks", {split: [one a query]}.
+      state: "runs", {variant: {seed: {split: {"AP": [one per query], "hit": [...]}}}};
+        "untrained", {split: the same}; "landmarks", {split: [one per query]}.
       full: the variant that the others are compared with.
 
     Returns:
-      Rows {"variant", "group", "mAP" (of each seed), "R@1", "difference" (of mAP, less that of the
-      full model), "interval" (95 %, see `bootstrap`)}.
+      Rows {"variant", "group", "mAP" (one per seed), "R@1", "difference" (from the full model's
+      mAP), "interval" (95 %, see `bootstrap`)}.
     """
     found = {"untrained GeM": {"": groups(state["untrained"])}}
     for variant, seeds in state["runs"].items():
@@ -79,19 +79,21 @@ def statistics(state: dict, full: str) -> list[dict]:
 
 
 def bootstrap(differences: np.ndarray, landmarks: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Returns the mean of differences and its 95 % interval.
+    """Returns the mean of the differences and its 95 % interval.
 
-    Landmarks are drawn anew with all their queries, which are alike, and so are seeds.
+    Landmarks are resampled with all their queries, since these are alike. Seeds are resampled too.
 
     Args:
-      differences: (seeds, queries), paired by both.
-      landmarks: (queries,), of each query.
+      differences: (seeds, queries), of the same seed and query.
+      landmarks: (queries,), the landmark of each query.
     """
     rng = np.random.default_rng(0)
     _, place, counts = np.unique(landmarks, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(place, weights=row) for row in differences])  # (S, L)
     seeds, number = sums.shape
-    drawn = rng.multinomial(number, [1 / number] * number, RESAMPLES)  # times a landmark is drawn
+    drawn = rng.multinomial(
+        number, [1 / number] * number, RESAMPLES
+    )  # how often each landmark is drawn
     drawn_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES)
     means = np.einsum("rs,sl,rl->r", drawn_seeds, sums, drawn) / seeds / (drawn @ counts)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -99,7 +101,7 @@ def bootstrap(differences: np.ndarray, landmarks: np.ndarray) -> tuple[float, tu
 
 
 def verdict(row: dict) -> str:
-    """Says whether a variant is worse than the full model, as the paper claims."""
+    """Returns in words whether a variant is worse than the full model, as the paper claims."""
     if row["interval"] is None:
         return ""
     low, high = row["interval"]
@@ -123,7 +125,7 @@ def paper_cell(variant: str) -> str:
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "| variant | landmarks | mAP | R@1 | less the full model's mAP (95 %) | | "
+        "| variant | landmarks | mAP | R@1 | mAP minus the full model's (95 %) | verdict | "
         "paper, ROxf / RPar medium | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -133,13 +135,13 @@ def markdown(rows: list[dict]) -> str:
         cells += (difference, verdict(row), paper_cell(row["variant"]), str(len(row["mAP"])))
         lines.append(f"| {' | '.join(cells)} |")
     compared = sum(row["interval"] is not None for row in rows)
-    lines += ["", f"{compared} comparisons: of so many, {compared / 20:.1f} are expected to leave"]
-    lines += ["their 95 % interval by chance alone."]
+    lines += ["", f"Of {compared} comparisons, {compared / 20:.1f} are expected to leave their"]
+    lines += ["95 % interval by chance alone."]
     return "\n".join(lines)
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Draws the differences to the full model with their intervals."""
+    """Plots the differences from the full model with their intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -154,7 +156,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
             axis.plot([low, high], [y, y], color="tab:blue")
             axis.plot(row["difference"], y, "o", color="tab:blue")
         axis.set_title(f"landmarks {group}" if group != "seen" else "landmarks seen in training")
-        axis.set_xlabel("mAP less the full model's, points")
+        axis.set_xlabel("mAP minus the full model's, points")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=120)
@@ -164,7 +166,7 @@ def write(folder: pathlib.Path, state: dict, full: str) -> None:
     """Writes ablations.json, ablations.md and ablations.png, and prints the table."""
     runs = state["runs"]
     if not any(groups(splits) for splits in runs.get(full, {}).values()):
-        raise SystemExit("not one run is finished")
+        raise SystemExit("no run of the full model is finished; run the same command again")
     scores = {
         variant: {
             seed: {

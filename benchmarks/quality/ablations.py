@@ -1,20 +1,20 @@
-"""The paper's ablations, small: does each part of DOLG earn its place on real photos?
+"""The paper's ablations at a small scale: does each part of DOLG earn its place on real photos?
 
     python benchmarks/quality/ablations.py --photos=$DOLG_REAL_PHOTOS --output=runs/ablations
 
 The folder holds photos and a labels.csv with the columns path, landmark and split. The backbone is
-an EfficientNet-Lite with real ImageNet weights, cut at its top convolution, whose maps are
-non-negative as a ResNet's are. Its maps are computed once, each photo also mirrored, and everything
-above them is trained on them with ArcFace, for each variant with the same photos, steps, seeds and
+an EfficientNet-Lite with real ImageNet weights. It is cut at its top convolution, whose maps are
+non-negative like a ResNet's. Its maps are computed once, of each photo and of its mirror image. The
+layers above are trained on them with ArcFace. All variants share photos, steps, seeds and the
 learning rates to choose from. Dilations are the paper's in proportion to the smaller map.
 
-Scores are mAP and recall at 1 of the queries in the whole index: of all landmarks after training on
-all of them ("seen"), and of the third of the landmarks that was left out of training ("fold0" to
-"fold2"). The learning rate of a variant and split is chosen on landmarks of the split's training
-part that are left out of that alone; what is left out of the split is scored once, at the end.
-Landmarks that show one another stay in one fold: `--together`. Each finished run is kept in OUTPUT,
-so that the same command goes on after an interruption; `--full` adds variants, rates and seeds.
-With `--backbone_lr` the backbone is trained too, on photos instead of maps, its batch norms apart:
+Scores are mAP and recall at 1 over the whole index. After training on all landmarks, the queries of
+all landmarks count ("seen"). After training without a third of the landmarks, the queries of that
+third count ("fold0" to "fold2"). The learning rate of a variant and split is chosen on landmarks of
+the training part, held out for this alone; the left-out third is scored once, at the end. Landmarks
+that show one another must stay in one fold: `--together`. Finished runs are kept in OUTPUT, so the
+same command continues after an interruption. `--full` adds variants, rates and seeds. With
+`--backbone_lr` the backbone is trained too, on photos instead of maps, except for its batch norms;
 a run then takes fifteen times as long.
 """
 
@@ -52,10 +52,10 @@ from dolg_tf.weights import imagenet
 BATCH = 32
 RATES, MORE_RATES = (3e-4, 1e-3), (1e-4, 3e-4, 1e-3, 3e-3)
 SCALE, MARGIN = 30.0, 0.15  # of ArcFace, as in the paper
-DILATIONS = (3, 7, 10)  # of 18 x 18 cells, as 6, 12, 18 of 32 x 32
+DILATIONS = (3, 7, 10)  # for 18 x 18 cells, like 6, 12, 18 for 32 x 32
 VARIANTS = dict(ablation_table.VARIANTS)
 VARIANTS["local features of f4"] = {**VARIANTS["local features of f4"], "dilations": (2, 3, 5)}
-# Exponents that are trained would need a learning rate of their own: 200 steps do not move them.
+# Trained exponents would need a learning rate of their own: 200 steps do not move them.
 MORE = {
     "local features of f3 and f4": {"local_source": "p4+p5"},
     "local features of stride 8": {"local_source": "p3", "dilations": (6, 14, 20)},
@@ -67,7 +67,7 @@ MORE = {
 
 
 def base_config(backbone: str, width: int) -> DolgConfig:
-    """Returns the full model; `width` is of the local and the global feature."""
+    """Returns the full model, whose local and global features have `width` channels."""
     config = DolgConfig(
         backbone=backbone, stride32="top_conv", local_channels=width, dilations=DILATIONS
     )
@@ -78,19 +78,19 @@ def base_config(backbone: str, width: int) -> DolgConfig:
 
 
 def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, list[str]]:
-    """Returns what is above the backbone's maps, or of photos the network, and what it takes.
+    """Returns the layers above the backbone, or the whole network for photos; and its input names.
 
-    The global feature starts thirty times as long as the pooled local part. What the last layer
-    takes is therefore multiplied by constants that make each of its halves 1 long, on the average
-    of a first batch: the same network, since its last layer could hold them, but one in which both
-    halves count and learn from the first step on.
+    The global feature starts thirty times as long as the pooled local part. The input of the last
+    layer is therefore multiplied by constants that give each of its halves length 1 on average over
+    a first batch. The network stays the same, since its last layer could hold the constants, but
+    both halves count and learn from the first step on.
     """
     network = dolg.build_dolg(config, seed=seed)
     layers = {layer.name: layer for layer in network.layers}
     if "photo" in maps.arrays:
         imagenet.load_backbone(network, config.backbone)
         for layer in layers["backbone"]._flatten_layers(include_self=False, recursive=True):
-            # Photos of 33 landmarks say less of the statistics than ImageNet does.
+            # Photos of 33 landmarks say less about the statistics than ImageNet does.
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
         names, inputs = ["photo"], [network.input]
     else:
@@ -109,9 +109,9 @@ def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, l
 
 
 def train(config: DolgConfig, maps: Maps, rate: float, backbone_lr: float, steps: int, seed: int):
-    """Trains what is above the maps; returns a function of maps (N photos) to unit descriptors.
+    """Trains the layers above the maps; returns a function from maps to unit descriptors.
 
-    Of photos the backbone is trained too, at `backbone_lr` of the rate.
+    On photos, the backbone is trained too, at `backbone_lr` times the rate.
     """
     top, names = build_top(config, maps, seed)
     classes, labels = np.unique(maps.landmarks, return_inverse=True)
@@ -170,23 +170,23 @@ def _optimizer(variables: list, rate: float, steps: int) -> keras.optimizers.Opt
 
 
 def score(queries, index, query_landmarks, index_landmarks) -> dict[str, list[float]]:
-    """Returns average precision and hit at 1 of each query in the whole index, as fractions."""
+    """Returns average precision and hit at 1 per query over the whole index, as fractions."""
     return score_queries(queries @ index.T, index_landmarks == query_landmarks[:, None])
 
 
 def untrained(maps: Maps) -> np.ndarray:
-    """Returns unit descriptors (N, C) without any training: GeM (p 3) of the stride-32 map."""
+    """Returns untrained unit descriptors (N, C): GeM (p = 3) of the stride-32 map."""
     rows = np.arange(len(maps.landmarks))
     level = maps.arrays["p5"][rows, 0].astype(np.float32)
     return np.asarray(l2_normalize(GeM(3.0)(level)))
 
 
-# --- one run, in a process of its own ---------------------------------------------------------
+# --- one run, in its own process --------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A variant trained at a rate; with `choose` scored on the inner landmarks."""
+    """A variant to train at one learning rate; `choose` scores it on the inner landmarks."""
 
     variant: str
     config: DolgConfig
@@ -198,7 +198,7 @@ class Job:
     choose: bool
 
 
-_splits: Splits | None = None  # of the process
+_splits: Splits | None = None  # of this process
 
 
 def _start(folder: str, cache: str, config: DolgConfig | None, together: tuple[int, ...]) -> None:
@@ -224,7 +224,7 @@ def _do(job: Job) -> tuple[Job, dict]:
     return job, score(describe(queries), describe(index), queries.landmarks, index.landmarks)
 
 
-# --- all of it --------------------------------------------------------------------------------
+# --- the whole measurement ---------------------------------------------------------------------
 
 
 def _read_state(path: pathlib.Path, budget: dict) -> dict:
@@ -232,21 +232,21 @@ def _read_state(path: pathlib.Path, budget: dict) -> dict:
         return {"budget": budget, "chosen": {}, "runs": {}}
     state = files.read_json(path)
     if state["budget"] != budget:
-        raise SystemExit(f"{path} is of other photos or settings; choose another --output")
+        raise SystemExit(f"{path} belongs to other photos or settings; choose another --output")
     return state
 
 
 def _variants(arguments) -> list[str]:
-    """Returns the names of what is trained; the others are held against the first."""
+    """Returns the variants to train; the first is the baseline of the others."""
     wanted = arguments.variants or (VARIANTS | MORE if arguments.full else VARIANTS)
     return list(dict.fromkeys([ablation_table.FULL, *wanted]))
 
 
 def _jobs(state: dict, arguments, config: DolgConfig) -> tuple[str, list[Job]]:
-    """Returns what is done next, in words, and its jobs; nothing when all is done.
+    """Returns the next piece of work, in words, and its jobs; no jobs when all is done.
 
-    A variant's rates are chosen before its first seed, and a seed is done before the next one, so
-    that what is there after an interruption can be read.
+    A variant's rates are chosen before its first seed. All variants finish a seed before the next
+    one starts, so that results can be compared after an interruption.
     """
     rates = arguments.rates or (MORE_RATES if arguments.full else RATES)
     fixed = arguments.backbone_lr, arguments.steps
@@ -287,7 +287,7 @@ def _note(state: dict, job: Job, found: dict) -> None:
 
 
 def run(arguments) -> dict:
-    """Computes what is not there yet and returns all results, by variant, seed and split."""
+    """Computes the missing results and returns all of them, by variant, seed and split."""
     output, photos = pathlib.Path(arguments.output), pathlib.Path(arguments.photos)
     config = base_config(arguments.backbone, arguments.width)
     names = landmark_names(read_labels(photos / "labels.csv"))
@@ -300,7 +300,7 @@ def run(arguments) -> dict:
     budget |= {"backbone_lr": arguments.backbone_lr, "rates": arguments.rates}
     budget |= {"labels_sha256": files.sha256(photos / "labels.csv")}
     budget["variants"] = hashlib.sha256(repr({**VARIANTS, **MORE}).encode()).hexdigest()
-    state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples are lists
+    state = _read_state(output / "runs.json", json.loads(json.dumps(budget)))  # tuples become lists
     index, state["untrained"], state["landmarks"] = splits.maps["index"], {}, {}
     for split in SPLITS:
         queries = splits.queries(split)
@@ -327,7 +327,7 @@ def run(arguments) -> dict:
                     next(work, None)
                 files.write_json(output / "runs.json", state)
                 if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
-                    print("the time is over; the same command goes on", flush=True)
+                    print("the time is up; run the same command again to continue", flush=True)
                     return state
     return state
 
@@ -339,11 +339,15 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="folder of photos with a labels.csv")
     parser.add_argument("--output", required=True, help="folder of results")
     parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--width", type=int, default=128, help="of local and global feature")
-    parser.add_argument("--steps", type=int, default=100, help="of training, 32 photos each")
-    parser.add_argument("--seeds", type=int, default=0, help="0: 3, with --full 5")
     parser.add_argument(
-        "--together", default="", help="landmarks that show one another, with commas between them"
+        "--width", type=int, default=128, help="channels of the local and the global feature"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="training steps, of 32 photos each")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="seeds per variant; 0: 3, or 5 with --full"
+    )
+    parser.add_argument(
+        "--together", default="", help="landmarks that show one another, separated by commas"
     )
     parser.add_argument("--full", action="store_true", help="more variants, rates and seeds")
     parser.add_argument(
@@ -352,24 +356,26 @@ def main() -> None:
         default=[],
         choices=[*VARIANTS, *MORE],
         metavar="NAME",
-        help=f"only these, beside the full model, of {', '.join([*VARIANTS, *MORE])}",
+        help=f"train only the full model and these, of {', '.join([*VARIANTS, *MORE])}",
     )
     parser.add_argument(
         "--rates",
         type=float,
         nargs="+",
         default=[],
-        help=f"to choose from, or one for all; none given: {RATES}, with --full {MORE_RATES}",
+        help=f"learning rates to choose from; default {RATES}, with --full {MORE_RATES}",
     )
     parser.add_argument(
         "--backbone_lr",
         type=float,
         default=0.0,
-        help="of the backbone over the others'; 0: it stays, and its maps are computed once",
+        help="learning rate of the backbone, relative to the other layers'; 0: frozen",
     )
-    parser.add_argument("--minutes", type=float, default=0, help="stop after; 0: when done")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop after so many minutes; 0: run to the end"
+    )
     arguments = parser.parse_args()
-    taken = f"another process writes {arguments.output}; wait for it, or choose another --output"
+    taken = f"another process writes to {arguments.output}; wait for it, or choose another --output"
     with files.lock(pathlib.Path(arguments.output) / "lock", taken):
         state = run(arguments)
     ablation_table.write(pathlib.Path(arguments.output), state, ablation_table.FULL)

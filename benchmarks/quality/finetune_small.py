@@ -1,14 +1,14 @@
-"""What `configs/finetune_small.flags` is worth: photos of landmarks trained on, and of others.
+"""The gain from `configs/finetune_small.flags`, on trained landmarks and on left-out ones.
 
     python benchmarks/quality/finetune_small.py --photos=$DOLG_REAL_PHOTOS --output=runs/finetuned
 
 The folder holds photos and a labels.csv with the columns path, landmark and split. The recipe is
-run four times, as a user would: on the training photos of all landmarks ("seen"), and on those of
-two thirds of them, scored by the queries of the third that was left out ("fold0" to "fold2").
-Scores are mAP and recall at 1 of the queries in the whole index, one descriptor a photo, three
-scales, no re-ranking; beside them those of the backbone's pooled map without any training. What is
-finished is kept in OUTPUT, so that the same command goes on. Landmarks that show one another stay
-in one fold: `--together`.
+run four times, as a user would: on the training photos of all landmarks ("seen"), and three times
+without a third of the landmarks, whose queries then give the scores ("fold0" to "fold2"). Scores
+are mAP and recall at 1 over the whole index, with one descriptor per photo, three scales and no
+re-ranking. Beside them stand the scores of the backbone's pooled map without any training. Finished
+splits are kept in OUTPUT, so the same command continues after an interruption. Landmarks that show
+one another must stay in one fold: `--together`.
 """
 
 import argparse
@@ -40,12 +40,12 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "finetune_small.flags"
 
 
 def train(photos: pathlib.Path, rows: list[tuple[str, str]], folder: pathlib.Path) -> float:
-    """Makes records of photos and trains by the recipe; returns the seconds that training took.
+    """Builds records of photos and trains with the recipe; returns the seconds of training.
 
     Args:
-      photos: folder that the paths are in.
+      photos: folder of the paths.
       rows: (path, landmark) of the training photos.
-      folder: gets the photos with a labels.csv, records and the run.
+      folder: for copies of the photos, a labels.csv, the records and the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path, _ in rows:
@@ -66,8 +66,8 @@ def train(photos: pathlib.Path, rows: list[tuple[str, str]], folder: pathlib.Pat
 
 
 def describe(network: keras.Model, paths: list[pathlib.Path], what: str) -> list[np.ndarray]:
-    """Returns unit sums of three scales' unit rows, (N, D): pooled maps, and descriptors."""
-    # The backbone keeps its weights, so what is pooled is what it was before the training.
+    """Returns pooled maps and descriptors, (N, D) each: unit sums over three scales."""
+    # The backbone keeps its weights, so its pooled map is the same as before training.
     both = keras.Model(network.input, [network.get_layer("global").output, network.output])
     call = tf.function(lambda photo: both(photo, training=False), reduce_retracing=True)
     rows = []
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="folder of photos with a labels.csv")
     parser.add_argument("--output", required=True, help="folder of records, runs and results")
     parser.add_argument(
-        "--together", default="", help="landmarks that show one another, with commas between them"
+        "--together", default="", help="landmarks that show one another, separated by commas"
     )
     arguments = parser.parse_args()
     photos, output = pathlib.Path(arguments.photos), pathlib.Path(arguments.output).resolve()
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _split(photos, rows, folder, paths, numbers, left_out) -> dict:
-    """Returns the scores of a split: untrained mAP, R@1, fine-tuned mAP, R@1."""
+    """Returns the scores of a split (untrained mAP, R@1, fine-tuned mAP, R@1) and its seconds."""
     seconds = train(photos, rows, folder)
     network = load_network(folder / "run", weights="ema").network
     asked = left_out[numbers["query"]] | ~left_out.any()

@@ -1,10 +1,10 @@
-"""What ImageNet weights alone are worth: plain GeM on the stride-32 maps of EfficientNet-Lite.
+"""Retrieval with ImageNet weights alone: plain GeM on the stride-32 maps of EfficientNet-Lite.
 
     DOLG_REAL_PHOTOS=folder python benchmarks/quality/imagenet_gem.py
 
-The folder holds photos and a labels.csv with the columns path, landmark and split; its queries are
-searched in its index. Nothing is trained: GeM with p = 3 of one map, photos stretched to a square.
-Prints one table: mAP over the whole ranking and recall at 1, both in percent.
+The folder holds photos and a labels.csv with the columns path, landmark and split. Queries are
+searched in the index. Nothing is trained: a descriptor is GeM (p = 3) of one map of a photo, which
+is stretched to a square. Prints one table: mAP over the whole ranking and recall at 1, in percent.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ MAPS = ("last_block", "top_conv")
 
 
 def build_gem(name: str, weights: str) -> keras.Model:
-    """Returns a model of photos (B, H, W, 3) to one unit descriptor (B, C) for each of `MAPS`."""
+    """Returns a model from photos (B, H, W, 3) to unit descriptors (B, C) for each of `MAPS`."""
     config = DolgConfig(backbone=name, stride32="top_conv", fusion="global_only")
     config = dataclasses.replace(config, preprocessing=imagenet.preprocessing(weights, config))
     network = build_dolg(config, seed=0)

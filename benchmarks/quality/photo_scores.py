@@ -1,4 +1,4 @@
-"""Average precision and recall at 1 of rankings of labelled photos, for the other benchmarks."""
+"""Average precision and recall at 1 of labelled photos, for the other benchmarks."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from dolg_tf.evaluation.metrics import revisited_average_precision
 
 
 def score_queries(similarities: np.ndarray, same: np.ndarray) -> dict[str, list[float]]:
-    """Returns average precision and hit at 1 of each query in the whole index, as fractions.
+    """Returns average precision and hit at 1 per query over the whole index, as fractions.
 
     Args:
-      similarities: (Q, N), of queries and index.
-      same: bool (Q, N), which show the same landmark; at least one a query.
+      similarities: (Q, N), between queries and index.
+      same: bool (Q, N), true where both show the same landmark; at least once per query.
     """
     order = np.argsort(-similarities, axis=1, kind="stable")
     hits = np.take_along_axis(same, order, 1)
@@ -21,7 +21,7 @@ def score_queries(similarities: np.ndarray, same: np.ndarray) -> dict[str, list[
 
 
 def mean_scores(similarities: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """Returns mAP and recall at 1, as fractions; the arguments are those of `score_queries`."""
+    """Returns mAP and recall at 1, as fractions; takes the arguments of `score_queries`."""
     found = score_queries(similarities, same)
     return float(np.mean(found["AP"])), float(np.mean(found["hit"]))
 
@@ -31,7 +31,7 @@ def percent_scores(queries, index, query_landmarks, index_landmarks) -> tuple[fl
 
     Args:
       queries, index: unit descriptors (Q, C) and (N, C).
-      query_landmarks, index_landmarks: landmark of each.
+      query_landmarks, index_landmarks: (Q,) and (N,).
     """
     same = np.asarray(index_landmarks) == np.asarray(query_landmarks)[:, None]
     precision, hit = mean_scores(queries @ index.T, same)

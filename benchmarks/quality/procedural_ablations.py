@@ -2,12 +2,12 @@
 
     python benchmarks/quality/procedural_ablations.py --output=runs/procedural_ablations
 
-What `ablations.py` cannot tell, since its backbone stays as ImageNet made it: here every layer is
-trained, by the quickstart's recipe, for fewer epochs. Photos, steps and seeds are the same for all
-variants. Scores are mAP (medium) and precision at 1 of queries of landmarks that were trained on,
-and of landmarks that were not, in an index of both, at three scales; less those of the full model,
-with a 95 % interval over landmarks and seeds. Each core trains one network at a time; each finished
-run is kept in OUTPUT, so that the same command goes on after an interruption.
+`ablations.py` keeps the backbone's ImageNet weights. Here every layer is trained, with the
+quickstart's recipe but for fewer epochs. All variants share photos, steps and seeds. Scores are mAP
+(medium) and precision at 1 of queries of trained and of untrained landmarks, in one index of both,
+at three scales. Differences from the full model have a 95 % interval over landmarks and seeds. Each
+core trains one network at a time. Finished runs are kept in OUTPUT, so the same command continues
+after an interruption.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SPLITS = ("seen", "unseen")
 
 
 def prepare(folder: pathlib.Path) -> None:
-    """Draws the photos and makes records of them; keeps what is there."""
+    """Draws the photos and builds their records; keeps those that exist."""
     photos = folder / "photos"
     run_dolg("draw", f"--output={photos}")
     run_dolg(
@@ -75,7 +75,7 @@ def score(folder: pathlib.Path, variant: str, seed: int, epochs: int, run: pathl
 
 
 def landmarks_of(truth: pathlib.Path) -> np.ndarray:
-    """Returns a number for the landmark of each query: queries of one share what they look for."""
+    """Returns a landmark number per query: queries of one landmark share their positives."""
     wanted = [query.easy.tobytes() for query in load_ground_truth(truth).queries]
     return np.unique(wanted, return_inverse=True)[1]
 
@@ -84,10 +84,10 @@ def table(found: dict, landmarks: dict[str, np.ndarray]) -> list[str]:
     """Returns the lines of a markdown table.
 
     Args:
-      found: {variant: {seed: {split: medium scores}}}, all of the same seeds.
-      landmarks: {split: (queries,)}.
+      found: {variant: {seed: {split: medium scores}}}, with the same seeds for all variants.
+      landmarks: {split: (queries,)}, the landmark of each query.
     """
-    titles = [f"{split} mAP | P@1 | less the full model" for split in SPLITS]
+    titles = [f"{split} mAP | P@1 | minus the full model" for split in SPLITS]
     lines = [f"| variant | {' | '.join(titles)} | paper, ROxf / RPar medium |"]
     lines.append(f"|{' --- |' * (2 + 3 * len(SPLITS))}")
     for variant, seeds in found.items():
@@ -112,8 +112,8 @@ def main() -> None:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder of photos, runs and scores")
-    parser.add_argument("--epochs", type=int, default=8, help="of each run")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each variant")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs per run")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per variant")
     arguments = parser.parse_args()
     folder = pathlib.Path(arguments.output).resolve()
     prepare(folder)
@@ -121,7 +121,7 @@ def main() -> None:
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
-    def pin():  # a thread, and what it starts
+    def pin():  # this thread and the processes that it starts
         os.sched_setaffinity(0, {cores.get()})
 
     def finish(variant: str, seed: int) -> dict:
@@ -141,7 +141,7 @@ def main() -> None:
             for (variant, seed), scores in progress.track(finished, len(jobs), "training", "runs"):
                 found[variant][seed] = scores
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that have not begun
+            pool.shutdown(cancel_futures=True)  # jobs that have not started
             raise
     landmarks = {split: landmarks_of(folder / "photos" / f"gnd_{split}.pkl") for split in SPLITS}
     print("\n".join(table(found, landmarks)))

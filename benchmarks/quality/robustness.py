@@ -1,14 +1,14 @@
-"""How far changed photos move their descriptors, and what photo side and scales buy at which cost.
+"""Drift of descriptors when photos are changed; gain and cost of photo size and scales.
 
     python benchmarks/quality/robustness.py --saved_model=DIR --photos=$DOLG_REAL_PHOTOS --output=D
 
-The folder holds photos and a labels.csv with the columns path, landmark and split; its queries are
-searched in its index. Drift is the cosine between the descriptors of a query and of the same photo
-mirrored, compressed, resized or cropped, all at one scale; beside it stand the cosines of different
-photos, and R@1, how often the first photo found shows the landmark. Then mAP over the whole ranking
-at each side and number of scales, which queries and index share. Cost is the CPU time of all
-threads, one photo after the other, without decoding and resizing; each was described once before,
-so the time that a new size takes at first is left out.
+The folder holds photos and a labels.csv with the columns path, landmark and split. Queries are
+searched in the index. Drift is the cosine between the descriptors of a query and of the same photo
+mirrored, compressed, resized or cropped, all at one scale. Cosines between different photos serve
+as yardsticks. R@1 is the share of queries whose first result shows the landmark. The second table
+has mAP over the whole ranking for each photo size and number of scales, which queries and index
+share. Cost is the CPU time of all threads, one photo at a time, without decoding and resizing. Each
+photo is described once before, so that the first call at a new size does not count.
 
 Prints two tables and writes robustness.md, robustness.json (fractions) and robustness.png.
 """
@@ -38,14 +38,14 @@ Change = Callable[[np.ndarray], np.ndarray]  # of uint8 RGB (H, W, 3)
 
 SIDES = (160, 224, 288, 320, 448)  # pixels
 SCALES = (SCALE_SETS["one"], (1.0, 1.4142), SCALE_SETS["three"], SCALE_SETS["five"])
-SAMPLE = 100  # queries that are changed, at most
-TIMED = 32  # photos whose description is timed, at most
+SAMPLE = 100  # changed queries, at most
+TIMED = 32  # timed photos, at most
 BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RobustnessConfig:
-    """Which network, on which photos."""
+    """The network and the photos."""
 
     saved_model: str = configs.option("SavedModel of mode serving")
     photos: str = configs.option("folder of photos with a labels.csv: path,landmark,split")
@@ -56,7 +56,7 @@ class RobustnessConfig:
 
 
 def resize_by(image: np.ndarray, factor: float) -> np.ndarray:
-    """Returns the image with both sides times `factor`, rounded; antialiased when it shrinks."""
+    """Returns the image with sides times `factor`, rounded; antialiased if it shrinks."""
     from PIL import Image
 
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
@@ -64,19 +64,19 @@ def resize_by(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def resize_to(image: np.ndarray, side: int) -> np.ndarray:
-    """Returns the image with a longest side of `side` pixels, enlarged where it is smaller."""
+    """Returns the image with a longest side of `side` pixels, enlarged if it is smaller."""
     return resize_by(image, side / max(image.shape[:2]))
 
 
 def central_crop(image: np.ndarray, area: float) -> np.ndarray:
-    """Returns the middle of the image, of its aspect and the given share of its area."""
+    """Returns the middle of the image, with its aspect ratio and a share `area` of its area."""
     height, width = (max(1, round(side * area**0.5)) for side in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Returns the image as a JPEG of that quality (1 to 95) shows it."""
+    """Returns the image after JPEG compression at a quality of 1 to 95."""
     import tensorflow as tf
     from PIL import Image
 
@@ -120,8 +120,7 @@ def read_splits(folder: pathlib.Path) -> tuple[Split, Split]:
     """Returns queries and index of a folder's labels.csv.
 
     Raises:
-      InputError: when a query's landmark has no photo in the index, so that nothing can be found,
-        or there is no other landmark.
+      InputError: when the index lacks the landmark of a query, or has only one landmark.
     """
     labels = read_labels(folder / "labels.csv")
     queries, index = (
@@ -134,20 +133,20 @@ def read_splits(folder: pathlib.Path) -> tuple[Split, Split]:
     alone = np.setdiff1d(queries.landmarks, index.landmarks)
     if alone.size:
         raise InputError(
-            f"{folder / 'labels.csv'}: {str(alone[0])!r} has queries and no photo of split index; "
-            "give it some, or leave its queries out"
+            f"{folder / 'labels.csv'}: {str(alone[0])!r} has queries but no photo of split index; "
+            "add some, or remove its queries"
         )
     if len(np.unique(index.landmarks)) < 2:
-        raise InputError(f"{folder / 'labels.csv'}: the index has one landmark; give it others")
+        raise InputError(f"{folder / 'labels.csv'}: the index has only one landmark; add others")
     return queries, index
 
 
 def spread(landmarks: np.ndarray, count: int) -> list[int]:
-    """Returns rows of at most `count` photos, as many of each landmark as can be.
+    """Returns at most `count` rows, spread evenly over the landmarks.
 
     Args:
-      landmarks: (N,), of each photo.
-      count: rows that are wanted; those of a landmark are drawn at random, the same every time.
+      landmarks: (N,), the landmark of each photo.
+      count: number of rows; those of a landmark are drawn at random, with a fixed seed.
     """
     seen, drawn = collections.Counter(), []
     for row in np.random.default_rng(0).permutation(len(landmarks)):
@@ -166,13 +165,13 @@ def longest_side(photo: Photo) -> int:
 def describe_changed(
     describe: Describe, photos: list[Photo], changes: Sequence[Change], what: str
 ) -> np.ndarray:
-    """Returns descriptors, float32 (changes, photos, D), of the photos under each change."""
+    """Returns descriptors, float32 (changes, photos, D), of each photo under each change."""
 
     def changed():
         decoded = progress.track(decode_ahead(photos, 0), len(photos), what)
         for row, image in enumerate(decoded):
             if isinstance(image, str):
-                raise InputError(f"{image}; mend the file, or take it out of labels.csv")
+                raise InputError(f"{image}; repair the file, or remove it from labels.csv")
             for number, change in enumerate(changes):
                 yield number * len(photos) + row, change(image)
 
@@ -181,11 +180,11 @@ def describe_changed(
 
 
 def cost(describe: Describe, photos: list[Photo], change: Change) -> float:
-    """Returns milliseconds of CPU that the description of one photo takes."""
+    """Returns the CPU milliseconds per described photo."""
     spent = 0.0
     for image in decode_ahead(photos, 0):
         batch = change(image)[None]
-        describe(batch)  # traces the graph, and makes the kernels of this size
+        describe(batch)  # traces the graph and prepares the kernels for this size
         start = time.process_time()
         describe(batch)
         spent += time.process_time() - start
@@ -199,8 +198,8 @@ def score(cosines: np.ndarray, same: np.ndarray) -> dict[str, float]:
     """Returns mAP over the whole ranking and R@1, fractions.
 
     Args:
-      cosines: (Q, N), of queries and index.
-      same: bool (Q, N), which show the same landmark; at least one a query.
+      cosines: (Q, N), between queries and index.
+      same: bool (Q, N), true where both show the same landmark; at least once per query.
     """
     return dict(zip(("mAP", "R@1"), mean_scores(cosines, same), strict=True))
 
@@ -212,12 +211,12 @@ def summary(cosines: np.ndarray) -> dict[str, float]:
 def drift(
     changed: np.ndarray, index: np.ndarray, same: np.ndarray
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Returns of each change the cosine to the photo as it was, and R@1; and the yardsticks.
+    """Returns the cosine to the unchanged photo and R@1 of each change, and the yardsticks.
 
     Args:
       changed: (changes, Q, D), in the order of `CHANGES`, unchanged first; unit L2 norm.
       index: (N, D), unit L2 norm.
-      same: bool (Q, N), which show the same landmark.
+      same: bool (Q, N), true where both show the same landmark.
     """
     moved = {
         name: summary(np.sum(rows * changed[0], axis=1))
@@ -265,13 +264,13 @@ def markdown(found: dict) -> str:
             f"{photos['query']} queries, {photos['index']} index photos, longest side {low} to "
             f"{high} pixels (median {middle}); {photos['changed']} queries were changed.",
             table(("photo", "mean cosine", "5th percentile", "R@1"), drifts),
-            table(("longest side", "scales", "mAP", "R@1", "ms of CPU a photo"), costs),
+            table(("longest side", "scales", "mAP", "R@1", "CPU ms per photo"), costs),
         )
     )
 
 
 def plot(found: dict, path: pathlib.Path) -> None:
-    """Draws mAP and cost against photo side and against number of scales."""
+    """Plots mAP and cost against photo size and against the number of scales."""
     figure = Figure(figsize=(9, 3.8), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     most = max(row["cpu_ms"] for key in ("sides", "scales") for row in found[key].values())
@@ -292,12 +291,12 @@ def plot(found: dict, path: pathlib.Path) -> None:
         last = axes is panels[-1]
         costs.tick_params(right=last, labelright=last, labelcolor="tab:orange")
     panels[0].set_ylabel("mAP, percent", color="tab:blue")
-    costs.set_ylabel("CPU a photo, milliseconds", color="tab:orange")
+    costs.set_ylabel("CPU per photo, milliseconds", color="tab:orange")
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary)
 
 
-# --- all of it --------------------------------------------------------------------------------
+# --- the whole measurement ---------------------------------------------------------------------
 
 
 def measure_setting(
@@ -308,15 +307,15 @@ def measure_setting(
     change: Change,
     what: str,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Returns scores and cost of queries and index under one setting, and the index's descriptors.
+    """Returns scores and cost under one setting, and the descriptors of the index.
 
     Args:
       model: the network.
       photos: queries and index.
-      same: bool (queries, index), which show the same landmark.
-      scales: of the photos.
-      change: that brings a photo to its size.
-      what: the setting, for the progress.
+      same: bool (queries, index), true where both show the same landmark.
+      scales: factors of a photo's sides.
+      change: brings a photo to its size.
+      what: the setting, as the progress names it.
     """
     both = [*photos[0], *photos[1]]
     describe = functools.partial(model.describe, scales=scales)
@@ -328,7 +327,7 @@ def measure_setting(
 
 
 def measure(settings: RobustnessConfig) -> None:
-    """Measures how far changed photos move, and what photo side and scales buy at which cost."""
+    """Measures drift when photos are changed, and gain and cost of photo size and scales."""
     output = pathlib.Path(settings.output)
     describer = open_describer(settings.saved_model, (1.0,))
     queries, index = read_splits(pathlib.Path(settings.photos))

@@ -1,4 +1,4 @@
-"""The order of the runs of `benchmarks/quality/ablations.py`, and what each of them trains."""
+"""The order of the runs of `benchmarks/quality/ablations.py`, what each trains, and the table."""
 
 import argparse
 
@@ -90,7 +90,7 @@ def test_of_photos_the_backbone_learns_too_but_not_its_batch_norms(monkeypatch):
         for variable, old in zip(top.get_layer("backbone").variables, before, strict=True)
     }
     kernels = [path for path in moved if path.endswith("/kernel")]
-    # Adam's steps are as long as the rate at first: a tenth of 0.01, and then half of that.
+    # Adam's first step is as long as the rate, a tenth of 0.01; the second is half of that.
     assert 5e-4 < max(moved[path] for path in kernels) < 2e-3
     assert not any(moved[path] for path in moved.keys() - set(kernels))
 

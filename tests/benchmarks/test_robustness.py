@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/quality/robustness.py, on what is small enough to count by hand."""
+"""The numbers of `benchmarks/quality/robustness.py`, on inputs small enough to count by hand."""
 
 import numpy as np
 import pytest
@@ -119,15 +119,15 @@ def test_a_photo_that_cannot_be_read_is_named(tmp_path):
     unchanged = robustness.CHANGES["unchanged"]
     for name in ("a.jpg", "missing.jpg"):
         photos = [Photo(name, tmp_path / name)]
-        with pytest.raises(InputError, match=rf"{name}: .*; mend the file"):
+        with pytest.raises(InputError, match=rf"{name}: .*; repair the file"):
             robustness.describe_changed(_mean_colour, photos, [unchanged], "test")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a,A,train", "b,A,index", "c,B,index", "d,C,query"], "'C' has queries and no photo"),
-        (["a,A,train", "b,A,index", "d,A,query"], "the index has one landmark"),
+        (["a,A,train", "b,A,index", "c,B,index", "d,C,query"], "'C' has queries but no photo"),
+        (["a,A,train", "b,A,index", "d,A,query"], "the index has only one landmark"),
     ],
 )
 def test_queries_that_can_find_nothing_are_refused(tmp_path, rows, message):
