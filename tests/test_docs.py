@@ -18,18 +18,22 @@ from dolg_tf.stage import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LINKED = (*PAGES, ROOT / "WORKSPACE_NOTES.md", *sorted((ROOT / "benchmarks").rglob("*.md")))
 MODULES = (
     ROOT / "train.py",
     *sorted((ROOT / "export").glob("*.py")),
     *sorted((ROOT / "dolg_tf").rglob("*.py")),
 )
-# Flags of other people's programs: TensorFlow Serving, DELF, Beam's worker pool.
+# Flags of other people's programs (TensorFlow Serving, DELF, Beam's worker pool) and of scripts in
+# benchmarks/ and tests/.
 FOREIGN = {
     "enable_batching",
     "enable_per_model_batching_parameters",
     "query_features_dir",
     "index_features_dir",
     "service_port",
+    "slow",
+    "together",
 }
 SCRIPTS = {
     "train.py": "train",
@@ -144,19 +148,28 @@ def test_the_extras_that_are_named_are_there():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     text = "\n".join(path.read_text() for path in (*PAGES, *MODULES, ROOT / "pyproject.toml"))
-    named = ",".join(re.findall(r"dolg_tf\[([\w,-]+)\]", text)).split(",")
+    named = ",".join(re.findall(r"(?:dolg_tf|'\.)\[([\w,-]+)\]", text)).split(",")
     assert set(named) <= set(extras) and {"beam", "search", "tfds"} <= set(named)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_and_imports_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)\)", _FENCE.sub("", page.read_text())):
-        assert "://" in link or (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)]+)\)", _FENCE.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert "://" in link or target.exists(), link
+        assert not anchor or "://" in link or anchor in _anchors(target), link
     for code in _blocks(page, "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("dolg_tf"):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+def _anchors(page: pathlib.Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_no_message_names_a_file_that_an_installed_package_lacks():

@@ -25,7 +25,7 @@ from timing import Timer, peak_memory, peak_memory_of_children, restart_peak_mem
 from dolg_tf.stage import files
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
-HEADER = "| stage | work | s: best, median | floor, s | ratio | peak GB | command |"
+HEADER = "| stage | work | best, s | median, s | floor, s | ratio | peak GB | command |"
 _FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
 
 
@@ -126,11 +126,12 @@ def table_row(name: str, found: dict | None) -> str:
     """Returns a row of the table; what was found is None when the stage failed."""
     title = STAGES[name].title
     if found is None:
-        return f"| {title} | **failed** | | | | | {command_of(name)} |"
+        return f"| {title} | **failed** | | | | | | {command_of(name)} |"
     cells = [
         title,
         found["work"],
-        f"{found['best']:.3g}, {found['median']:.3g}",
+        f"{found['best']:.3g}",
+        f"{found['median']:.3g}",
         f"{found['floor']:.3g}",
         f"{found['best'] / found['floor']:.2f}",
         f"{found['memory'] / 1e9:.2f}",
@@ -153,7 +154,7 @@ def table(processor: str, rate: float, rows: dict[str, str]) -> list[str]:
         f"{processor}; {rate:.0f} GFLOP/s in a float32 matrix product.",
         "",
         HEADER,
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"{'| --- ' * 8}|",
         *(rows[name] for name in names),
         "",
         "Floors:",

@@ -189,11 +189,12 @@ def measure(model, training, classes: int, side: int, repeats: int) -> dict[str,
     floor = products / rates
     whole = timer.least("whole step")
     cells = {
-        "floor, ms": f"{1e3 * floor[0]:.0f} ({2e-9 * rates[0]:.0f} GFLOP/s)",
-        "whole step, ms: best, median": (
-            f"{1e3 * whole[0]:.0f}, {1e3 * timer.median('whole step'):.0f}"
-        ),
-        "over the floor; of CPU time": f"{whole[0] / floor[0]:.2f}; {whole[1] / floor[1]:.2f}",
+        "rate of the floor, GFLOP/s": f"{2e-9 * rates[0]:.0f}",
+        "floor, ms": f"{1e3 * floor[0]:.0f}",
+        "whole step, best, ms": f"{1e3 * whole[0]:.0f}",
+        "whole step, median, ms": f"{1e3 * timer.median('whole step'):.0f}",
+        "over the floor": f"{whole[0] / floor[0]:.2f}",
+        "over the floor, CPU time": f"{whole[1] / floor[1]:.2f}",
     }
     cpu = {name: timer.least(name)[1] for name in parts if name != "whole step"}
     cpu["report, of one step"] /= LOG_EVERY
