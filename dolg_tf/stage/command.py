@@ -54,6 +54,9 @@ def run(
         if rest:
             raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
         stage(*(from_flags(cls) for cls in classes))
+    except BrokenPipeError:  # whoever read the output has gone: `dolg ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except (flags.Error, InputError, FloatingPointError, OSError) as error:
         message = " ".join(str(error).split())
         sys.exit(f"{program}: error: {message}")

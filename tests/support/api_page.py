@@ -6,6 +6,9 @@ python tests/support/api_page.py
 import dataclasses
 import inspect
 import pathlib
+import re
+import typing
+from collections.abc import Iterator
 
 import dolg_tf
 
@@ -15,8 +18,8 @@ _OPENING = """# Python API
 Made from the code by `python tests/support/api_page.py`; a test holds it to the docstrings.
 `import dolg_tf` takes no time: each name is imported from its module when it is used.
 
-Every stage is a function too: `dolg COMMAND` calls one that takes a frozen dataclass, whose
-fields are the flags.
+Every stage is a function too: each command of `dolg` calls one, which takes a frozen dataclass.
+Its fields are the flags.
 """
 
 
@@ -28,36 +31,46 @@ def make_page() -> str:
 
 def _entry(name: str, value) -> str:
     parts = [f"## `dolg_tf.{name}`\n", f"From `{value.__module__}`.\n"]
-    if dataclasses.is_dataclass(value):
-        parts += [_docstring(value), _options(value)]
-    elif inspect.isclass(value):
-        parts.append(_docstring(value))
-        for key, member in vars(value).items():
-            if not key.startswith("_") and (inspect.getdoc(member) or "").strip():
-                parts += [f"### `{_signature(key, member)}`\n", _docstring(member)]
+    if inspect.isclass(value):
+        parts += [_docstring(value), _options(value), *_methods(value)]
     else:
         parts += [f"```\n{_signature(name, value)}\n```\n", _docstring(value)]
+        returned = typing.get_type_hints(value)["return"]
+        if returned.__module__.startswith("dolg_tf"):
+            parts += [f"### `{returned.__name__}`\n", _docstring(returned), *_methods(returned)]
     return "\n".join(parts)
+
+
+def _methods(cls: type) -> Iterator[str]:
+    for name, member in vars(cls).items():
+        if inspect.isfunction(getattr(member, "__func__", member)) and not name.startswith("_"):
+            yield f"### `{cls.__name__}.{_signature(name, member)}`\n"
+            yield _docstring(member)
 
 
 def _signature(name: str, member) -> str:
     member = getattr(member, "__func__", member)
-    return f"{name}{inspect.signature(member)}" if callable(member) else name
+    # Classes by their names, without the modules they stand in.
+    return name + re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", str(inspect.signature(member)))
 
 
 def _docstring(value) -> str:
     """Returns a docstring; its sections keep their indentation as a block of text."""
     first, _, rest = inspect.getdoc(value).partition("\n\n")
-    return f"{first}\n" + (f"\n```text\n{rest}\n```\n" if rest else "")
+    return f"{first}\n" + (f"\n~~~text\n{rest}\n~~~\n" if rest else "")
 
 
 def _options(config: type) -> str:
-    """Returns the fields of a configuration as a table."""
-    rows = ["| field | default | what it is |", "| --- | --- | --- |"]
+    """Returns the options of a configuration as a table; of another class "" """
+    if not dataclasses.is_dataclass(config):
+        return ""
+    rows = []
     for field in dataclasses.fields(config):
-        words = field.metadata.get("help", "see the docstring of its class").replace("|", "\\|")
-        rows.append(f"| `{field.name}` | `{field.default}` | {words} |")
-    return "\n".join(rows) + "\n"
+        if "help" in field.metadata:
+            words = field.metadata["help"].replace("|", "\\|")
+            rows.append(f"| `{field.name}` | `{field.default}` | {words} |")
+    head = ["| option | default | what it is |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, ""]) if rows else ""
 
 
 if __name__ == "__main__":
