@@ -149,7 +149,7 @@ def test_the_extras_that_are_named_are_there():
     extras = project["optional-dependencies"]
     text = "\n".join(path.read_text() for path in (*PAGES, *MODULES, ROOT / "pyproject.toml"))
     named = ",".join(re.findall(r"(?:dolg_tf|'\.)\[([\w,-]+)\]", text)).split(",")
-    assert set(named) <= set(extras) and {"beam", "search", "tfds"} <= set(named)
+    assert set(named) <= set(extras) and {"beam", "faiss", "tfds"} <= set(named)
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)

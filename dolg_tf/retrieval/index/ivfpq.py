@@ -35,7 +35,7 @@ def import_faiss():
         import faiss
     except ImportError as error:
         raise InputError(
-            "an ivfpq index needs faiss: pip install 'dolg_tf[search]', or build --kind=flat"
+            "an ivfpq index needs faiss: pip install 'dolg_tf[faiss]', or build --kind=flat"
         ) from error
     return faiss
 
