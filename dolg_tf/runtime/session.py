@@ -75,7 +75,7 @@ _PROTOTYPES = {  # name: (result, arguments)
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Returns the C library, the very one that Python's TensorFlow runs on."""
+    """Returns the C library that Python's TensorFlow runs on."""
     library = ctypes.CDLL(str(pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"))
     for name, (result, arguments) in _PROTOTYPES.items():
         function = getattr(library, name)
@@ -147,7 +147,7 @@ class CppSession:
             raise RuntimeError("the session is closed; open the SavedModel again")
         definition = self.signatures[signature]
         for name in inputs:
-            if name not in definition.inputs:  # looking it up would make one
+            if name not in definition.inputs:  # looking it up would add it
                 raise KeyError(f"{name}: {signature} takes {sorted(definition.inputs)}")
         tensors, results = [], (ctypes.c_void_p * len(definition.outputs))()
         alive = []  # the bytes that string tensors point to
@@ -197,13 +197,13 @@ class CppSession:
             self._c.TF_DeleteStatus(status)
 
     def _endpoints(self, infos: Iterable[meta_graph_pb2.TensorInfo]) -> ctypes.Array:
-        """Returns the C array of the tensors that a signature names, "operation:index"."""
+        """Returns the tensors that a signature names, "operation:index", as a C array."""
         outputs = []
         for info in infos:
             name, _, index = info.name.rpartition(":")
             operation = self._c.TF_GraphOperationByName(self._graph, name.encode())
             if not operation:
-                raise RuntimeError(f"the signature names {name!r}, which the graph does not have")
+                raise RuntimeError(f"the signature names {name!r}, which is not in the graph")
             outputs.append(_Output(operation, int(index)))
         return (_Output * len(outputs))(*outputs)
 
@@ -213,7 +213,7 @@ class CppSession:
         expected = np.dtype(object if strings else tf.as_dtype(dtype).as_numpy_dtype)
         array = np.asarray(array, object if strings else None)
         if array.dtype != expected:
-            raise TypeError(f"{name} is {array.dtype}, the signature takes {expected}")
+            raise TypeError(f"{name} is {array.dtype}, but the signature takes {expected}")
         size = array.size * _STRING_SIZE if strings else array.nbytes
         shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         tensor = self._c.TF_AllocateTensor(dtype, shape, array.ndim, size)

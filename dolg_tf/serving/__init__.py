@@ -1,1 +1,1 @@
-"""Weights become SavedModels."""
+"""Weights -> SavedModels, ONNX and LiteRT files."""

@@ -22,8 +22,8 @@ class Mode:
     Args:
       words: what the mode is for, as `--help` prints it.
       takes: the options of `ExportConfig` that it takes and some other mode does not.
-      remedies: for an option that it does not take, why not and what to do instead; the others
-        get the general remedy.
+      remedies: by option, why the mode does not take it and what to do instead, where the
+        general remedy does not do.
       suffix: of the file that it writes; empty: it writes the directory of a SavedModel.
       packages: import names of the packages in the extra of the mode's name.
     """
@@ -55,7 +55,7 @@ MODES: dict[str, Mode] = {
         takes=("scales", "precision", "whitening", "zip"),
     ),
     "tf1": Mode(
-        words="delg's, as named tensors of a TF1-style SavedModel, for .prune",
+        words="delg's signature as named tensors of a TF1-style SavedModel, for .prune",
         takes=("scales", "precision"),
         remedies=_ROW_PER_SCALE,
     ),

@@ -1,10 +1,10 @@
 """The network for inference alone: fewer products, fewer passes, weights as constants.
 
-An exported model does without what training needs: batch norms apart from their convolutions,
-products with the zero padding of dilated convolutions, a map of local features of which only the
-mean is wanted. Weights are combined in float64, so that descriptors differ by float32 rounding
-alone. They become constants: TensorFlow rearranges constant weights for the processor once, but
-those of variables at every run.
+An exported model drops what only training needs: separate batch norms, products with the zero
+padding of dilated convolutions, and a map of local features where only its mean is used. Weights
+are combined in float64, so that descriptors differ by float32 rounding alone. They become
+constants: TensorFlow rearranges constant weights for the processor once, but variables at every
+run.
 """
 
 import keras
@@ -19,13 +19,13 @@ class FoldedNetwork:
     """A folded network of `build_dolg`.
 
     Its weights are in one graph function, which all graphs that call it share: a SavedModel of
-    several signatures holds them once.
+    several signatures stores them once.
 
     Args:
-      network: of `build_dolg`, in any precision; it stays as it is, and later changes to it are
-        not seen.
+      network: of `build_dolg`, in any precision. It is not changed, and later changes to it have
+        no effect.
 
-    Shapes: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, descriptor_size), as the network.
+    Shapes: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, descriptor_size), like the network.
     """
 
     def __init__(self, network: keras.Model):
@@ -35,7 +35,7 @@ class FoldedNetwork:
             input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
             autograph=False,
         )
-        self._outputs.get_concrete_function()  # now, not after the network was changed
+        self._outputs.get_concrete_function()  # now, before the network can change
 
     def __call__(self, images, training=False):
         return self._outputs(images)["descriptor"]
@@ -43,7 +43,7 @@ class FoldedNetwork:
     def intermediates(self, images) -> dict[str, tf.Tensor]:
         """Returns `global`, `local`, `attention` and `descriptor`, see `dolg.intermediates`."""
         outputs = dict(self._outputs(images))
-        # Here, not in the graph of the descriptor, which does without it.
+        # Here and not in the descriptor's graph, which does not need it.
         outputs["local"] = outputs.pop("weight") * outputs.pop("features")
         return outputs
 
@@ -60,7 +60,7 @@ def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
         branches.append(_local_branch(network.get_layer(f"local{suffix}"), x))
         parts.append(_part(network.get_layer(f"fusion{suffix}"), branches[-1], f_global))
     descriptor = _neck(network, tf.concat(parts, -1))
-    # Of two local branches the finer one's, as `dolg.intermediates` has it.
+    # With two local branches, those of the finer one, like `dolg.intermediates`.
     return {"descriptor": descriptor, "global": f_global, **(branches[0] if branches else {})}
 
 
@@ -72,7 +72,7 @@ def _has(network: keras.Model, name: str) -> bool:
 
 
 def _array(variable) -> np.ndarray:
-    with tf.init_scope():  # values, though a graph is being traced
+    with tf.init_scope():  # values, even while a graph is traced
         return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
 
@@ -83,7 +83,7 @@ def _scale_and_shift(norm) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _weights(layer, norm=None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel and bias of a layer with the batch norm behind it."""
+    """Returns kernel and bias of a layer and the batch norm that follows it, combined."""
     kernel = _array(layer.kernel)
     depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)  # kernel (h, w, C, 1)
     bias = _array(layer.bias) if layer.use_bias else np.zeros(kernel.shape[2 if depthwise else -1])
@@ -94,7 +94,7 @@ def _weights(layer, norm=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _convolve(x, kernel, bias, stride=1, padding="VALID", dtype="float32"):
-    """Convolution and bias, next to each other as TensorFlow's optimiser looks for them."""
+    """Convolution and bias, adjacent, as TensorFlow's optimiser expects them."""
     x = tf.nn.conv2d(tf.cast(x, dtype), tf.constant(kernel, dtype), stride, padding)
     return tf.nn.bias_add(x, tf.constant(bias, dtype))
 
@@ -134,11 +134,11 @@ def _backbone(backbone: keras.Model, images) -> list[tf.Tensor]:
         ):
             outputs, pads[id(layer.output)] = inputs, layer.padding
         elif isinstance(layer, keras.layers.Add):
-            # Which knows that its inputs are of one shape, so that TensorFlow's optimiser lets the
-            # convolution before it do the addition.
+            # `add_n` requires inputs of one shape, so TensorFlow's optimiser lets the preceding
+            # convolution do the addition.
             outputs = tf.add_n(inputs)
         elif layer.weights:
-            raise NotImplementedError(f"{layer.name}: no way to fold a {type(layer).__name__}")
+            raise NotImplementedError(f"{layer.name}: cannot fold a {type(layer).__name__}")
         else:
             outputs = layer(inputs)
         values[id(layer.output)] = outputs
@@ -168,7 +168,7 @@ def _batch_norm(layer, x):
 
 
 def _pool(layer, x):
-    """`layers.pooling`; the cube, which is by far the commonest power, by multiplication."""
+    """`layers.pooling`; the cube, by far the commonest power, by multiplication."""
     if isinstance(layer, keras.layers.GlobalAveragePooling2D):
         return tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
     p = _array(layer.p)[0]
@@ -193,8 +193,8 @@ def _multi_atrous(block, x):
 
     There is no nonlinearity between the branches and the convolution that reduces them. So the 1x1
     branch and the middle taps of the dilated ones become one 1x1 convolution, and the pooled branch
-    a vector a photo. The other taps are a matrix product each, over the cells that they reach:
-    of a map of 32 x 32 cells a corner tap of dilation 18 reaches a fifth.
+    one vector per photo. Each other tap is a matrix product over the cells that it reaches: a
+    corner tap of dilation 18 reaches a fifth of a map of 32 x 32 cells.
     """
     dtype = block.compute_dtype
     x = tf.cast(x, dtype)
@@ -228,7 +228,7 @@ def _outer_taps(x, kernel: np.ndarray, dilation: int):
     height, width = shape[1], shape[2]
 
     def reach(side, shift: int):
-        """Cells that a tap sees, and zeros before and behind where it writes."""
+        """Cells that a tap sees, and the zeros before and after the cells that it writes."""
         out = tf.minimum(abs(shift), side)
         return (slice(out, side), [0, out]) if shift > 0 else (slice(0, side - out), [out, 0])
 
@@ -240,7 +240,7 @@ def _outer_taps(x, kernel: np.ndarray, dilation: int):
             if (i, j) == (1, 1):
                 continue
             columns, margins = reach(width, (j - 1) * dilation)
-            # Not a 1x1 convolution: oneDNN's gives a wrong shape for a tap that reaches no cell.
+            # Not a 1x1 convolution: oneDNN's has a wrong shape for a tap that reaches no cell.
             product = tf.tensordot(row[:, :, columns], tf.constant(kernel[i, j], x.dtype), 1)
             sums.append(tf.pad(product, [[0, 0], [0, 0], margins, [0, 0]]))
         rows.append(tf.pad(tf.add_n(sums), [[0, 0], zeros, [0, 0], [0, 0]]))
@@ -248,11 +248,11 @@ def _outer_taps(x, kernel: np.ndarray, dilation: int):
 
 
 def _local_branch(layer, x) -> dict[str, tf.Tensor]:
-    """`layers.SpatialAttention`, its local features in two factors.
+    """`layers.SpatialAttention`, with its local features as two factors.
 
     Returns:
-      float32 `features` (B, H, W, C), `weight` and `attention` (B, H, W, 1): the local feature is
-      weight x features, and the weight is the attention over the norm of the features.
+      float32 `features` (B, H, W, C), `weight` and `attention` (B, H, W, 1). The local feature is
+      weight x features, where the weight is the attention over the norm of the features.
     """
     dtype = layer.compute_dtype
     y = _convolve(x, *_weights(layer.conv, layer.norm), dtype=dtype)

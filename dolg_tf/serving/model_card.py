@@ -1,7 +1,7 @@
-"""The model card: what a model is, what it was made of, how good it is, how it is used.
+"""The model card: the network, its training data, its scores, and how to use it.
 
-Markdown with the metadata block of the Hugging Face Hub; nothing is sent anywhere. What is not
-known is said to be unknown, and scores stand in it only when a report of them is given.
+Markdown with the metadata block of the Hugging Face Hub; nothing is sent anywhere. The card says
+what is not known, and holds scores only from a report of them.
 
 Reference: Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
 """
@@ -10,43 +10,47 @@ import dataclasses
 import json
 import logging
 import pathlib
+import typing
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
+if typing.TYPE_CHECKING:  # it imports TensorFlow
+    import keras
+
 log = logging.getLogger(__name__)
 
 NAME = "README.md"
-_IMAGE_SIZE = 512  # of the photo whose arithmetic is counted, in pixels
+_IMAGE_SIZE = 512  # of the photo for which arithmetic is counted, in pixels
 _LEVELS = ("easy", "medium", "hard")
 _SCORES = ("mAP", "mP@1", "mP@5", "mP@10")
 
 _LIMITS = """
-- It tells landmarks apart: buildings, monuments, scenery. Of other things, and of people, its
-  descriptors say nothing that was tested.
+- It tells landmarks apart: buildings, monuments, scenery. It was not tested on other objects or
+  on people.
 - EXIF rotation is not applied: a photo that is stored on its side is described on its side.
-- Descriptors of two models, or of two exports with another whitening, cannot be compared.
-- Photos of places that the training photos do not cover are described less well, and which
-  places those photos cover is not even over the world.
+- Descriptors of two models, or of two exports that differ in whitening, cannot be compared.
+- Places that the training photos do not cover are described less well, and training photos cover
+  the world unevenly.
 """
 _LICENCE = """
-The software that made this model is under Apache-2.0. No licence of the weights is recorded: it is
-for whoever publishes them to state, with a view to the photos and to the weights that training
-started from (each photo of Google Landmarks v2 has its own licence, its labels are under CC BY 4.0;
-the authors' code of DOLG is under MIT).
+The software that made this model is under Apache-2.0. No licence of the weights is recorded:
+whoever publishes them must state it, considering the photos and the weights that training started
+from (each photo of Google Landmarks v2 has its own licence, its labels are under CC BY 4.0; the
+code of DOLG's authors is under MIT).
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-    """What a card says that depends on the kind of output alone.
+    """The parts of a card that depend on the kind of output alone.
 
     Args:
       use: Python code that describes photo.jpg; NAME stands for the file or directory, SCALES
         for its default scales.
-      after_use: a paragraph behind the code.
+      after_use: a paragraph after the code.
       after_scores: a sentence below the scores.
       library: what runs the model, in the Hub's words.
       takes: the photos that go in.
@@ -88,7 +92,7 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
       The file.
 
     Raises:
-      InputError: when the output exists, or model or report cannot be read or do not fit.
+      InputError: when the output exists, model or report cannot be read, or they do not match.
     """
     output = pathlib.Path(config.output or pathlib.Path(config.model_dir) / NAME)
     files.check_output(output, config.overwrite)
@@ -112,10 +116,10 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
 
 
 def read_report(path: files.Path) -> dict | None:
-    """Reads the report.json of an evaluation; None for no path.
+    """Reads the report.json of an evaluation; None for an empty path.
 
     Raises:
-      InputError: when there is none, or it is something else.
+      InputError: when the file does not exist or is not such a report.
     """
     if not path:
         return None
@@ -129,8 +133,8 @@ def read_report(path: files.Path) -> dict | None:
         dict(report["protocol"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"--report={path}: no report.json of `dolg evaluate revisited`; give the "
-            "one that it wrote"
+            f"--report={path} is not a report.json of `dolg evaluate revisited`; give the file "
+            "that it wrote"
         ) from error
     return report
 
@@ -139,16 +143,16 @@ def card_of(
     name: str,
     about: dict,
     words: Words,
-    network,
+    network: "keras.Model",
     dolg_config: DolgConfig,
     model_dir: files.Path,
     report: dict | None,
 ) -> str:
-    """Returns the card of a network, see `model_card`, with the recipe when it is a run's.
+    """Returns the card of a network, see `model_card`, with the recipe if a run trained it.
 
     Args:
       name: of the exported file or directory.
-      about: what the export says of itself: `weights_sha256`, `preprocessing`, `provenance`,
+      about: what the export says about itself: `weights_sha256`, `preprocessing`, `provenance`,
         and where they apply `scales`, `precision`, `quantize`, `whitening`.
       words: of the kind of output.
       network: the Keras network in float32.
@@ -184,15 +188,15 @@ def model_card(
       report: of `read_report`; None: the scores are not measured.
 
     Raises:
-      InputError: when the report is of other weights.
+      InputError: when the report is about other weights.
     """
     from huggingface_hub import ModelCard
 
     measured = None if report is None else report["protocol"].get("model_hash")
     if measured not in (None, about["weights_sha256"]):
         raise InputError(
-            f"--report is of the model {measured}, this one is {about['weights_sha256']}; give "
-            "the report of this one"
+            f"--report is about model {measured}, but this model is {about['weights_sha256']}; "
+            "give its own report"
         )
     sections = {
         "Network": _network(summary),
@@ -205,8 +209,8 @@ def model_card(
         "Origin": _origin(about),
     }
     title = f"# {name}\n\nA photo of a landmark in, one descriptor of {summary['descriptor_size']} "
-    title += "numbers out: photos of one place have a large inner product. DOLG, after Yang et "
-    title += "al., ICCV 2021, https://arxiv.org/abs/2108.02927, in TensorFlow (dolg_tf).\n"
+    title += "numbers out. Descriptors of the same place have a large inner product. DOLG, after "
+    title += "Yang et al., ICCV 2021, https://arxiv.org/abs/2108.02927, in TensorFlow (dolg_tf).\n"
     text = "\n".join(f"## {head}\n\n{body.strip()}\n" for head, body in sections.items())
     metadata = _metadata(name, words, report).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{title}\n{text}"))
@@ -255,11 +259,11 @@ def _data(about: dict, run: dict | None) -> str:
     if run is None:
         source = about["provenance"].get("source", "not recorded")
         return (
-            f"Not trained by dolg_tf; the weights come from: {source}. Of the photos nothing "
-            "else is recorded."
+            f"Not trained by dolg_tf; the weights come from: {source}. Nothing else is recorded "
+            "about the photos."
         )
     data, training = run["data"], run["training"]
-    landmarks = f"{data['num_classes']:,}" if data["num_classes"] else "all of its relabeling.csv"
+    landmarks = f"{data['num_classes']:,}" if data["num_classes"] else "all in its relabeling.csv"
     start = training["init_from"] or training["backbone_weights"]
     steps = about["provenance"].get("step")
     return "\n".join(
@@ -275,15 +279,13 @@ def _data(about: dict, run: dict | None) -> str:
 
 
 def _last_parts(path: str) -> str:
-    """Returns folder and name: where else a file lies on the trainer's machine tells nobody."""
+    """Returns folder and name; the rest of a path means nothing on another machine."""
     return "/".join(pathlib.PurePath(path).parts[-2:]).lstrip("/")
 
 
 def _scores(words: Words, report: dict | None) -> str:
     if report is None:
-        return (
-            "Not measured. (`dolg evaluate revisited` measures; `--report` puts its scores here.)"
-        )
+        return "Not measured. `dolg evaluate revisited` measures; `--report` puts its scores here."
     lines = [
         f"| percent | {' | '.join(_SCORES)} | 95 % of mAP |",
         f"| --- |{' ---: |' * len(_SCORES)} --- |",

@@ -1,14 +1,14 @@
 """Exports that are one file, ONNX and LiteRT: their contract, and how a file is checked.
 
-Both hold one function: `image`, float32 RGB in [0, 1], (B, H, W, 3), of any size, all photos of a
-batch of one size -> `descriptor`, float32 (B, D), of unit L2 norm. Channel order, normalisation
-and the descriptor's norm are inside. Its width and nothing else differs between networks.
+Both hold one function: `image`, float32 RGB in [0, 1], (B, H, W, 3), of any size, the same for all
+photos of a batch -> `descriptor`, float32 (B, D), of unit L2 norm. Channel order, normalisation
+and the descriptor's norm are inside. Only D differs between networks.
 
-- One scale: how many there are is each app's choice between time and accuracy, and a loop with a
-  resize inside is what mobile delegates do not run and runtimes do each in their own way. Several
-  scales are the mean of the descriptors of the resized photo, with unit norm again.
-- Floats, not levels: the photo at another scale is made of resized floats, as the authors do it;
-  rounding them to uint8 would move the descriptor. A photo as it is needs one division by 255.
+- One scale: the number of scales is each app's choice between time and accuracy, and mobile
+  delegates do not run a loop with a resize in it, which each runtime does in its own way. The
+  descriptor at several scales is the mean of those of the resized photo, with unit norm again.
+- Floats, not uint8: the authors resize floats for other scales, and rounding them to uint8 would
+  move the descriptor. A photo at its own size needs one division by 255.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ from PIL import Image
 photo = np.asarray(Image.open("photo.jpg").convert("RGB"), np.float32)[None] / 255
 """
 _SEVERAL = """
-Photos of a batch have one size. At several scales: resize the floats (bilinear, no antialias, to
-round(side x scale)), take the mean of the descriptors, and give it unit norm again.
+All photos of a batch have the same size. For several scales, resize the floats (bilinear, no
+antialias, to round(side x scale)), average the descriptors, and normalise the mean again.
 """
 
 
@@ -58,7 +58,7 @@ def card_words(runtime: str, use: str, library: str) -> model_card.Words:
         after_use=_SEVERAL,
         library=library,
         takes="float32 RGB in [0, 1]",
-        after_scores="Measured with the SavedModel of these weights in float32, not this file.",
+        after_scores="Measured with these weights as a float32 SavedModel, not with this file.",
     )
 
 
@@ -66,8 +66,8 @@ def card_words(runtime: str, use: str, library: str) -> model_card.Words:
 class Exported:
     """A network that is being exported.
 
-    `describe` is the contract as a `tf.function`; `variables` are what it reads; `about` says
-    where it comes from, as plain JSON values.
+    `describe` is the contract as a `tf.function`; `variables` are those that it reads; `about`
+    says where it comes from, as plain JSON values.
     """
 
     describe: tf.types.experimental.PolymorphicFunction
@@ -77,7 +77,7 @@ class Exported:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far a written file is from the network, at most, over all photos of the check."""
+    """The largest distance of a written file from the network over the photos of the check."""
 
     difference: float
     cosine: float
@@ -91,7 +91,7 @@ class FileMode:
     """An export mode whose output is one file.
 
     Args:
-      form: config -> what `about` says of the file's form, such as its `mode`.
+      form: config -> the entries of `about` on the form of the file, such as its `mode`.
       write: writes the file.
       check: runs the written file; raises RuntimeError when it is too far from the network.
       words: of the model card.

@@ -1,10 +1,9 @@
 """Descriptors of uint8 photos at several scales, as graph functions.
 
-The order of work is the authors': resize the [0, 1] floats with bilinear
-interpolation and no antialias to round(side x scale), then the network, which normalises
-its input itself; unit norm at each scale, mean over scales, unit norm. DELG normalises first and
-resizes then: the weights of the interpolation sum to one and normalisation is affine in each
-channel, so that both orders give the same up to rounding.
+The order of work is the authors': resize the [0, 1] floats to round(side x scale), bilinear without
+antialias; run the network, which normalises its input itself; unit norm at each scale, mean over
+scales, unit norm. DELG normalises before it resizes: interpolation weights sum to one and
+normalisation is affine in each channel, so both orders agree up to rounding.
 """
 
 import keras
@@ -15,7 +14,7 @@ from dolg_tf.stage.whitening import Whitening
 
 
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
-    """Returns one unit descriptor a scale and photo.
+    """Returns one unit descriptor per scale and photo.
 
     Args:
       network: float32 RGB in [0, 1], (B, H, W, 3) -> (B, D).
@@ -28,7 +27,7 @@ def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.
     Raises:
       tf.errors.InvalidArgumentError: on other scales.
     """
-    # As data, not only beside it: a TF1 graph runs nothing but what its output depends on.
+    # The scales must depend on the checks: a TF1 graph runs only what its output depends on.
     checks = [
         tf.debugging.assert_positive(tf.size(scales), "scales is empty; give at least one scale"),
         tf.debugging.assert_positive(scales, "each of scales must be above 0"),
@@ -46,12 +45,13 @@ def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.
         return tf.math.l2_normalize(descriptors, axis=-1)
 
     rows = tf.TensorSpec([None, network.output_shape[-1]], tf.float32)
-    # One after the other, else the scales hold their maps in memory together, and are no faster.
+    # One after the other: in parallel, the maps of all scales are in memory at once, and it is no
+    # faster.
     return tf.map_fn(at_scale, scales, fn_output_signature=rows, parallel_iterations=1)
 
 
 def multi_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
-    """Returns one unit descriptor a photo: the arguments of `per_scale` -> float32 (B, D)."""
+    """Returns one unit descriptor per photo, float32 (B, D); arguments of `per_scale`."""
     return tf.math.l2_normalize(tf.reduce_sum(per_scale(network, photos, scales), 0), axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""Encoded photos of strangers in one batch: what is wrong with one stays on its own row.
+"""Encoded photos of strangers in one batch: a fault in one affects its own row alone.
 
-A graph has no "try", and an op that fails aborts the whole batch. A data set may ignore the errors
-of its elements, so each photo is decoded in a data set of one element inside the graph, with a
-second element behind it that stands in where the first one is gone.
+A graph has no "try", and an op that fails aborts the whole batch. A dataset can ignore the errors
+of its elements, so each photo is decoded in a dataset of one element inside the graph, followed by
+a second element that replaces the first if it is lost.
 """
 
 from collections.abc import Callable
@@ -13,27 +13,27 @@ from dolg_tf.data import headers, images
 
 OK, UNDECODABLE, TOO_LARGE = 0, 1, 2
 
-# The network's coarsest map has a cell for each 32 pixels, and one at least: a photo of one row
-# takes it as much memory as one of 32.
+# The network's coarsest map has one cell per 32 pixels, and at least one: a photo of one row takes
+# as much memory as one of 32.
 _LEAST_SIDE = 32
 
 
 def load(data: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes a photo that may be damaged, or larger than memory, without ever failing.
+    """Decodes a photo that may be damaged, or larger than memory, and never fails.
 
     Args:
       data: scalar string, an encoded photo or anything else.
-      max_pixels: most pixels, by the header, of a photo that is decoded; a side below 32 counts
-        as 32.
+      max_pixels: the most pixels, by its header, that a photo may have to be decoded; a side
+        below 32 counts as 32.
 
     Returns:
-      (image, status): uint8 RGB (H, W, 3), as `images.decode` gives it; int32 scalar, OK or
-      UNDECODABLE or TOO_LARGE, and (0, 0, 3) then.
+      (image, status): uint8 RGB (H, W, 3), as `images.decode` gives it, and int32 scalar OK; or
+      (0, 0, 3) and UNDECODABLE or TOO_LARGE.
     """
 
     def decode(data):
         sides = tf.maximum(headers.photo_size(data), _LEAST_SIDE)
-        pixels = tf.reduce_prod(tf.cast(sides, tf.float64))  # two integers may overflow
+        pixels = tf.reduce_prod(tf.cast(sides, tf.float64))  # as integers it may overflow
         return tf.cond(
             pixels > max_pixels,
             lambda: _no_photo(TOO_LARGE),
@@ -53,7 +53,7 @@ def describe_encoded(
 ) -> dict[str, tf.Tensor]:
     """Describes encoded photos of any sizes, one after the other.
 
-    Memory is that of the largest photo, whatever the batch; a row does not depend on the others.
+    Memory is that of the largest photo, whatever the batch. A row does not depend on the others.
 
     Args:
       describe: uint8 RGB (1, H, W, 3) -> float32 (1, D).
@@ -62,8 +62,8 @@ def describe_encoded(
       descriptor_size: D.
 
     Returns:
-      `descriptors`, float32 (B, D), zeros where there is none; `status`, int32 (B,): 0 described,
-      1 undecodable, 2 larger than `max_pixels`.
+      `descriptors`, float32 (B, D), zeros where the status is not 0; `status`, int32 (B,):
+      0 described, 1 undecodable, 2 larger than `max_pixels`.
     """
 
     def row(data):

@@ -76,8 +76,7 @@ class SavedModelMode:
             exported = _in_precision(network, dolg_config, config.precision)
             self.write(self.functions(exported, config, whitening), temporary)
             files.write_json(temporary / "assets.extra" / "dolg.json", about)
-            checks = self.checks(network, config, whitening)
-            verify(temporary, network, checks, config.precision, self.runner)
+            self.verify(temporary, network, config, whitening)
             self.add_files(temporary, config)
             card = model_card.card_of(
                 output.name, about, self.words, network, dolg_config, config.model_dir, report
@@ -86,13 +85,24 @@ class SavedModelMode:
         log.info("exported %s to %s", config.model_dir, output)
         return output
 
+    def verify(
+        self,
+        path: pathlib.Path,
+        network: keras.Model,
+        config: ExportConfig,
+        whitening: Whitening | None,
+    ) -> None:
+        """Makes sure that a written model answers its checks as the Keras network does."""
+        checks = self.checks(network, config, whitening)
+        verify(path, network, checks, config.precision, self.runner)
+
 
 def export_hash(weights: str, precision: str, whitening: Whitening | None) -> str:
     """Returns the SHA-256 that tells descriptors of an export from those of any other.
 
     Args:
       weights: `model_dir.weights_hash` of the network; it is the result where precision and
-        whitening leave the descriptors as they are.
+        whitening do not change the descriptors.
       precision: of the convolutions.
       whitening: inside the export.
     """

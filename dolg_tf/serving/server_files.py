@@ -1,4 +1,4 @@
-"""What TF Serving reads beside the graph: requests to warm up with, and how to queue requests.
+"""Files that TF Serving reads beside the graph: warm-up requests and batching parameters.
 
 Reference: https://www.tensorflow.org/tfx/serving/saved_model_warmup,
 https://github.com/tensorflow/serving/tree/master/tensorflow_serving/batching.
@@ -12,11 +12,11 @@ import tensorflow as tf
 WARMUP = pathlib.Path("assets.extra") / "tf_serving_warmup_requests"
 BATCHING = "batching_params.pbtxt"
 
-# Height and width in pixels of the photos to warm up with.
+# Height and width in pixels of the warm-up photos.
 _SIZES = ((480, 640), (1024, 768))
 
-# The network takes one photo at a time, so strangers' photos in one batch would only wait for each
-# other: requests are split into single photos, which the threads take in turn.
+# The network takes one photo at a time, so photos in one batch would only wait for each other.
+# Requests are split into single photos, which the threads take in turn.
 _BATCHING_PARAMS = """\
 # Read with --enable_batching --enable_per_model_batching_parameters, or given to
 # --batching_parameters_file. Only for servers of `serving_default`: see docs/serving.md.
@@ -44,14 +44,14 @@ def write_server_files(path: pathlib.Path) -> None:
         for photo in photos:
             encoded = tf.io.encode_jpeg(photo).numpy()
             writer.write(_prediction_log("serving_default", image_bytes=[encoded]))
-        # As many scales as photos: a server that batches takes no other request, and one that
-        # fails while warming up keeps the model from being served.
+        # As many scales as photos: a server that batches accepts no other request, and a model
+        # whose warm-up fails is not served.
         scales = np.ones([1], np.float32)
         writer.write(_prediction_log("images", images=photos[0][None], scales=scales))
 
 
 def _photo(height: int, width: int) -> np.ndarray:
-    """Returns uint8 RGB (height, width, 3) of coloured clouds, the same each time."""
+    """Returns a photo of coloured clouds, uint8 RGB (height, width, 3), the same each time."""
     coarse = np.random.default_rng(0).random((height // 32, width // 32, 3), np.float32)
     return tf.cast(tf.image.resize(255 * coarse, [height, width]), tf.uint8).numpy()
 
@@ -59,8 +59,8 @@ def _photo(height: int, width: int) -> np.ndarray:
 def _prediction_log(signature: str, **inputs) -> bytes:
     """Returns a `tensorflow.serving.PredictionLog` of one request, serialised.
 
-    Written by hand, as the classes are in a package that nothing else here needs; the fields'
-    numbers are those of prediction_log.proto, predict.proto and model.proto.
+    Written by hand, since the classes are in a package that nothing else here needs. Field numbers
+    are those of prediction_log.proto, predict.proto and model.proto.
     """
     request = _field(1, _field(3, signature.encode()))  # model_spec { signature_name }
     for name, value in inputs.items():
@@ -70,7 +70,7 @@ def _prediction_log(signature: str, **inputs) -> bytes:
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    """Returns a length-delimited field of a protocol buffer: key, length, payload."""
+    """Returns a length-delimited field of a protocol buffer: key, length and payload."""
     encoded, length = bytearray([number << 3 | 2]), len(payload)
     while length > 127:
         encoded.append(length & 127 | 128)

@@ -1,7 +1,7 @@
-"""Checks a written SavedModel before it is put in place.
+"""Checks of a written SavedModel, before it is put in place.
 
-It is run through the C++ loader, which TF Serving uses, and through Python's, on photos of odd
-sizes, and must answer as the Keras network does.
+It runs on photos of odd sizes in the C++ loader, which TF Serving uses, and in Python's, and must
+answer as the Keras network does.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.stage.whitening import Whitening
 
-# Height and width in pixels; the last ones shrink to 3 x 3 at scale 0.25.
+# Height and width in pixels; the last size shrinks to 3 x 3 at scale 0.25.
 _SIZES = ((97, 130), (32, 45), (10, 10))
 _TOLERANCE = 1e-4
 _DESCRIPTOR_COSINE, _MAP_COSINE = 0.999, 0.99  # of bfloat16 to float32
-_GRAPH_BYTES = 16 << 20  # at most, of a model without its weights
+_GRAPH_BYTES = 16 << 20  # the most that a model without its weights may have
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A signature, its inputs, and what the Keras network makes of them."""
+    """A signature, its inputs, and the outputs of the Keras network for them."""
 
     signature: str
     inputs: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
 
 
-# Runs a check, and returns the outputs by name.
+# Runs a check and returns the outputs by name.
 Run = Callable[[Check], dict[str, np.ndarray]]
 
 
@@ -65,7 +65,7 @@ def verify(
       runner: directory -> function that runs a check as users of Python do.
 
     Raises:
-      RuntimeError: when it does not load, answers otherwise than the network, or holds the
+      RuntimeError: when it does not load, does not answer as the network does, or stores the
         weights twice.
     """
     _check_size(path, network)
@@ -127,7 +127,7 @@ def random_photos(*batch: int) -> list[np.ndarray]:
 
 
 class Reference:
-    """What the Keras network says, one scale at a time, without any of the exported graph."""
+    """The Keras network at one scale at a time, without any of the exported graph."""
 
     def __init__(self, network: keras.Model, whitening: Whitening | None):
         photos = tf.TensorSpec([None, None, None, 3], tf.float32)
@@ -151,5 +151,5 @@ class Reference:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Returns rows of unit L2 norm; a row of zeros stays one."""
+    """Returns rows of unit L2 norm; a row of zeros stays zero."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)

@@ -1,4 +1,4 @@
-"""The C++ loader: what it returns, what it refuses, and what Python's loader lets pass."""
+"""The C++ loader: arrays in and out, refusals, and models that only Python's loader accepts."""
 
 import concurrent.futures
 
@@ -36,7 +36,7 @@ def test_arrays_and_strings_go_in_and_come_out(toy):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     with CppSession(toy) as session:
         assert list(session.signatures) == ["toy"]
-        # Short strings lie inside TensorFlow's string, long ones outside; zeros do not end them.
+        # TensorFlow's string holds short ones inside, long ones outside; zeros do not end them.
         for text in ([b"a\0b\0", b"x" * 1000], [], np.array([b"ab"], object)):
             found = session.run("toy", {"text": text, "x": x.T})
             np.testing.assert_array_equal(found["y"], 2 * x.T)
@@ -51,7 +51,7 @@ def test_wrong_inputs_are_refused(toy):
     with CppSession(toy) as session:
         with pytest.raises(RuntimeError, match="must feed a value"):
             session.run("toy", {"x": x})
-        with pytest.raises(TypeError, match="x is float64, the signature takes float32"):
+        with pytest.raises(TypeError, match="x is float64, but the signature takes float32"):
             session.run("toy", {"text": [b""], "x": np.ones((1, 1))})
         with pytest.raises(KeyError, match=r"z: toy takes \['text', 'x'\]"):
             session.run("toy", {"text": [b""], "z": x})
@@ -77,7 +77,7 @@ def test_several_threads_may_run_it(toy):
 def test_a_closed_session_refuses_to_run(toy):
     with CppSession(toy) as session:
         pass
-    session.close()  # again, which does nothing
+    session.close()  # closing again does nothing
     with pytest.raises(RuntimeError, match="the session is closed"):
         session.run("toy", {"text": [], "x": np.zeros((0, 3), np.float32)})
 

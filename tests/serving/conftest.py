@@ -1,4 +1,4 @@
-"""A small network and its exports, made once a test run."""
+"""A small network and its exports, made once per test run."""
 
 import functools
 

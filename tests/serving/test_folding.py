@@ -1,4 +1,4 @@
-"""The folded network answers as the network that it was made of."""
+"""The folded network answers as the network that it was made from."""
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ SIZES = ((2, 97, 130), (1, 10, 10), (1, 33, 200))
 
 
 def build(dtype=None, **options) -> keras.Model:
-    """Returns a network whose batch norms, biases and GeM are far from how they begin."""
+    """Returns a network whose batch norms and biases are far from their initial values."""
     network = build_dolg(DolgConfig(**options), dtype, seed=1)
     rng = np.random.default_rng(1)
     for variable in network.variables:

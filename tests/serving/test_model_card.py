@@ -1,4 +1,4 @@
-"""The model card: what it says, and that it says nothing that is not known."""
+"""The model card: its contents, and nothing in it that is not known."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ RUN = {
     },
 }
 
-WORDS = Words(use="", after_scores="Measured with the SavedModel, not this file.")
+WORDS = Words(use="", after_scores="Measured with the SavedModel, not with this file.")
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +84,18 @@ def test_scores_stand_in_it_with_their_protocol(about, summary, report):
     assert "| easy | 50.00 | 25.00 | 100.00 | 12.50 | 43.21-60.00 |" in card.text
     assert "| medium | 37.50 | 25.00 | 100.00 | 12.50 | - |" in card.text
     assert "| hard | - | - | - | - | - |" in card.text
-    assert '- ground_truth: "roxford5k"' in card.text and "not this file" in card.text
+    assert '- ground_truth: "roxford5k"' in card.text and "not with this file" in card.text
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found["easy", "mAP"] == 0.5 and found["medium", "mAP"] == 0.375
     assert not [level for level, _ in found if level == "hard"]
-    assert "not this file" not in model_card("m", about, Words(use=""), summary, None, report)
+    assert "not with this file" not in model_card("m", about, Words(use=""), summary, None, report)
 
 
 def test_scores_of_other_weights_are_refused(about, summary, report):
     report["protocol"]["model_hash"] = "f" * 64
-    with pytest.raises(InputError, match="--report is of the model ffff"):
+    with pytest.raises(InputError, match="--report is about model ffff"):
         model_card("m.onnx", about, WORDS, summary, None, report)
-    report["protocol"]["model_hash"] = None  # descriptors of an .npy say of no model
+    report["protocol"]["model_hash"] = None  # descriptors of an .npy name no model
     model_card("m.onnx", about, WORDS, summary, None, report)
 
 
@@ -133,7 +133,7 @@ def test_every_kind_of_export_has_code_that_compiles(about, summary, mode):
 def test_another_file_is_no_report(tmp_path, text):
     path = tmp_path / "report.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"no report\.json of dolg_tf\.evaluation\.revisited"):
+    with pytest.raises(InputError, match=r"is not a report\.json of `dolg evaluate revisited`"):
         read_report(path)
 
 
@@ -143,14 +143,14 @@ def test_a_report_holds_fractions(tmp_path, report):
     assert read_report(path) == report and read_report("") is None
     report["easy"]["mAP"] = 50.0
     path.write_text(json.dumps(report))
-    with pytest.raises(InputError, match=r"no report\.json"):
+    with pytest.raises(InputError, match=r"is not a report\.json"):
         read_report(path)
     with pytest.raises(InputError, match="no such file"):
         read_report(tmp_path / "none.json")
 
 
 def test_a_model_directory_gets_its_card(model_dir, network, dolg_config, tmp_path, monkeypatch):
-    loaded = (network, dolg_config, {"source": "test"})  # to build it again takes seconds
+    loaded = (network, dolg_config, {"source": "test"})  # building it again takes seconds
     monkeypatch.setattr(model_dir_module, "load_network", lambda *_: loaded)
     copy = shutil.copytree(model_dir, tmp_path / "mine")
     card = write_model_card(ModelCardConfig(model_dir=str(copy)))

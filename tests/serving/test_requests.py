@@ -1,6 +1,6 @@
-"""Encoded photos of strangers in one batch, through the C++ loader: each row as if it were alone.
+"""Encoded photos of strangers in one batch, through the C++ loader: each row as if alone.
 
-In place of the network stands a function that tells any two photos apart.
+A function that tells any two photos apart replaces the network.
 """
 
 import io
@@ -20,7 +20,7 @@ KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 
 def describe(photos):
-    """(1, H, W, 3) -> (1, 4): exact in float32, different when one pixel of a photo is."""
+    """(1, H, W, 3) -> (1, 4): exact in float32, and different for any change of a pixel."""
     levels = tf.cast(tf.reshape(photos, [-1]), tf.int32)
     weights = 1 + tf.range(tf.size(levels)) % 97
     sums = [tf.reduce_sum(levels * weights) % 65_521, tf.reduce_sum(levels) % 65_521]
@@ -72,7 +72,7 @@ def encode(kind, height=40, width=52, channels=3, **options):
 
 
 def check(server, expected, batch):
-    """Returns the status of each row, after comparing everything."""
+    """Compares everything and returns the status of each row."""
     descriptors, status = server(batch)
     assert descriptors.dtype == np.float32 and status.dtype == np.int32
     for data, row, code in zip(batch, descriptors, status, strict=True):

@@ -18,6 +18,7 @@ from dolg_tf.serving import verify as verification
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import kaggle, serving
 from dolg_tf.serving.pyramid import per_scale
+from dolg_tf.serving.saved_model import SavedModelMode
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.scales import SCALE_SETS
 from dolg_tf.stage.whitening import Whitening
@@ -43,7 +44,7 @@ def test_five_scale_descriptors_equal_the_authors(official_r50, standin):
     photo = tf.constant(standin.image(224, 288)[None])
     rows = per_scale(network, photo, tf.constant(SCALES))[:, 0]
     np.testing.assert_allclose(rows, golden["224x288/per_scale"], atol=1e-5)
-    # What `multi_scale` makes of the rows: test_kaggle_mode.py.
+    # `multi_scale` itself: modes/test_kaggle.py.
     pooled = tf.math.l2_normalize(tf.reduce_mean(rows, 0))
     np.testing.assert_allclose(pooled, golden["224x288/descriptor"], atol=1e-5)
 
@@ -52,7 +53,7 @@ def test_five_scale_descriptors_equal_the_authors(official_r50, standin):
 def test_five_scale_descriptors_of_the_exports_equal_the_authors(
     official_r50, standin, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(saved_model, "verify", lambda *_: None)  # it is what follows here
+    monkeypatch.setattr(SavedModelMode, "verify", lambda *_: None)  # the test checks more
     network, config = official_r50(True)
     golden = np.load(GOLDEN / "r50_multi_scale.npz")
     save_dolg(network, config, tmp_path / "model", {})
@@ -101,9 +102,11 @@ def test_weights_are_stored_once(exported, network):
 
 @pytest.fixture
 def write_as(monkeypatch):
-    """Function that makes mode `kaggle` write its SavedModels in another way."""
+    """Function that replaces how mode `kaggle` writes a SavedModel."""
     return lambda write: monkeypatch.setattr(
-        kaggle, "MODE", dataclasses.replace(kaggle.MODE, write=write)
+        kaggle,
+        "MODE",
+        dataclasses.replace(kaggle.MODE, functions=lambda *_: {}, write=write),
     )
 
 
@@ -119,7 +122,7 @@ def write_toy(functions, path):
 
 def test_an_existing_output_is_kept_unless_told(model_dir, tmp_path, write_as, monkeypatch):
     write_as(write_toy)
-    monkeypatch.setattr(saved_model, "verify", lambda *_: None)
+    monkeypatch.setattr(SavedModelMode, "verify", lambda *_: None)
     output = tmp_path / "saved_model"
     arguments = {"model_dir": str(model_dir), "output": str(output), "mode": "kaggle"}
     stage.export(ExportConfig(**arguments))
@@ -197,7 +200,7 @@ def test_bfloat16_describes_nearly_the_same(export, photos, many_scales):
     with CppSession(export(mode="kaggle", precision="bfloat16")) as session:
         found = session.run("serving_default", {"input_image": photo})["global_descriptor"]
     cosine = found @ many_scales(photo, SCALES)
-    assert 0.999 < cosine < 1 - 1e-6  # below 1, or it did not compute in bfloat16
+    assert 0.999 < cosine < 1 - 1e-6  # exactly 1 would mean float32
 
 
 def test_the_hash_tells_exports_apart_that_describe_otherwise():
@@ -208,7 +211,7 @@ def test_the_hash_tells_exports_apart_that_describe_otherwise():
         for inside in (None, whitening)
     ]
     assert len(set(hashes)) == 4
-    assert hashes[0] == "weights"  # as it is the network is the export
+    assert hashes[0] == "weights"  # nothing in the export changes them
 
 
 def test_float32_is_verified_by_distance_and_bfloat16_by_cosine():
@@ -239,11 +242,10 @@ def test_the_moving_average_of_a_run_is_exported_when_asked(dolg_config, tmp_pat
     keep = dataclasses.replace(
         serving.MODE,
         functions=lambda network, *_: written.append(network),
-        checks=lambda *_: [],
         write=lambda *_: None,
     )
     monkeypatch.setattr(serving, "MODE", keep)
-    monkeypatch.setattr(saved_model, "verify", lambda *_: None)
+    monkeypatch.setattr(SavedModelMode, "verify", lambda *_: None)
     hashes = set()
     for kind in ("raw", "ema"):
         output = tmp_path / kind

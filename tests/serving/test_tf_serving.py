@@ -1,4 +1,4 @@
-"""What TF Serving does with an export: the calls of docs/serving.md, and the warm-up requests.
+"""An export as TF Serving uses it: the calls of docs/serving.md, and the warm-up requests.
 
 There is no server binary to install: its protos are the real ones, and its session is the C++
 loader's.
@@ -32,7 +32,7 @@ SCALES = (0.7071, 1.0)
 
 @pytest.fixture(scope="module")
 def exported(network, tmp_path_factory):
-    """An export without its check, which is most of an export's time."""
+    """An export without its checks, which take most of its time."""
     path = tmp_path_factory.mktemp("dolg") / "1"
     config = ExportConfig(model_dir="", output=str(path), scales=SCALES)
     serving.MODE.write(serving.functions(network, config, None), path)
@@ -48,7 +48,7 @@ def session(exported):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, photos):
-    """The photos that the document speaks of, in the working directory."""
+    """A working directory with the photos that the document names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first.jpg").write_bytes(tf.io.encode_jpeg(photos(61, 83, 3)).numpy())
     (tmp_path / "second.png").write_bytes(tf.io.encode_png(photos(40, 36, 3)).numpy())
@@ -62,7 +62,7 @@ def blocks(language):
 
 
 def predict(session, request):
-    """Does what the server does with a PredictRequest."""
+    """Answers a PredictRequest as the server does."""
     request = predict_pb2.PredictRequest.FromString(request.SerializeToString())
     signature = request.model_spec.signature_name or "serving_default"
     inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
@@ -89,7 +89,7 @@ def from_rest(session, body):
 
 
 def bodies(folder):
-    """Runs the document's curl calls with a curl that keeps what it would send."""
+    """Runs the document's curl calls with a curl that prints the body instead of sending it."""
     fake = folder / "bin" / "curl"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\nfor last; do :; done\n[ "$last" = @- ] && cat || echo "$last"\n')

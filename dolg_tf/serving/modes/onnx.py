@@ -16,7 +16,7 @@ import tf2onnx
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileMode
 
-# Read by onnxruntime since 1.10, of 2021.
+# Supported by onnxruntime since 1.10, from 2021.
 _OPSET = 15
 _TOLERANCE = 1e-5
 _USE = """session = onnxruntime.InferenceSession("NAME")
@@ -25,9 +25,9 @@ descriptor = session.run(["descriptor"], {"image": photo})[0][0]  # (D,)
 
 
 def _write(exported: Exported, path: pathlib.Path) -> None:
-    # Else it copies the whole graph, weights and all, before each of some forty passes.
+    # Otherwise it copies the whole graph, with the weights, before each of some forty passes.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells each of its passes
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it logs each of its passes
     signature = exported.describe.input_signature
     model, _ = tf2onnx.convert.from_function(exported.describe, signature, opset=_OPSET)
     for node in model.graph.node:
@@ -52,10 +52,10 @@ def _write(exported: Exported, path: pathlib.Path) -> None:
 
 
 def _set_padding(node) -> None:
-    """Says the padding of a convolution of stride 1 in numbers.
+    """Writes the padding of a convolution of stride 1 as numbers.
 
-    tf2onnx leaves "same" to the runtime where the photo's size is unknown, and onnxruntime has
-    none for dilated kernels. With stride 1 it depends on the kernel alone.
+    tf2onnx leaves "same" to the runtime where the photo's size is unknown, and onnxruntime lacks it
+    for dilated kernels. With stride 1 it depends on the kernel alone.
     """
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if attributes.get("auto_pad") is None or list(attributes["strides"].ints) != [1, 1]:
@@ -72,7 +72,7 @@ def _check(exported: Exported, path: pathlib.Path) -> Distance:
         exported, lambda photos: session.run(["descriptor"], {"image": photos})[0]
     )
     if not found.difference <= _TOLERANCE:
-        raise RuntimeError(f"onnxruntime's descriptors are off: {found}")
+        raise RuntimeError(f"onnxruntime's descriptors are too far from the network's: {found}")
     return found
 
 

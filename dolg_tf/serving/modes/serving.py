@@ -30,7 +30,7 @@ descriptor = found["descriptors"][0]  # (D,)
 
 
 def functions(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> Functions:
-    """Encoded photos, pixels, and of networks with a local branch the maps of one photo."""
+    """Encoded photos and pixels; with a local branch, also maps and features of one photo."""
     folded = FoldedNetwork(network)
     width = network.output_shape[-1] if whitening is None else whitening.projection.shape[1]
 
@@ -69,7 +69,7 @@ def _of_local_branch(intermediates: Callable[[tf.Tensor], dict]) -> Functions:
 
 
 def _maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
-    """Returns a function from one photo to what the local branch of a network saw in it.
+    """Returns a function from one photo to the maps of the local branch of a network.
 
     Args:
       intermediates: `dolg.intermediates` of the network, or its folded form's.

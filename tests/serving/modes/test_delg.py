@@ -30,11 +30,11 @@ def rows(network):
     return call
 
 
-def test_a_unit_row_a_scale_by_ascending_index(rows, photos, one_scale):
+def test_a_unit_row_per_scale_by_ascending_index(rows, photos, one_scale):
     photo = photos(61, 83, 3)
     expected = np.stack([one_scale(photo, scale) for scale in SCALES])
     np.testing.assert_allclose(rows(photo, SCALES, range(3)), expected, atol=1e-5)
-    # Neither the order of the indices counts nor how often one stands there.
+    # Neither the order nor the number of occurrences of an index matters.
     np.testing.assert_allclose(rows(photo, SCALES, (2, 0, 2)), expected[[0, 2]], atol=1e-5)
     np.testing.assert_allclose(rows(photo, SCALES, [1]), expected[[1]], atol=1e-5)
 
@@ -65,7 +65,7 @@ def test_any_photo_gives_finite_rows(rows, photos):
 
 
 def test_delgs_order_of_work_gives_the_same(network, photos):
-    """DELG normalises and resizes then, DOLG resizes and normalises then."""
+    """DELG normalises, then resizes; DOLG resizes, then normalises."""
     normalize, photo = network.get_layer("normalization"), photos(61, 83, 3)[None] / np.float32(255)
     for size in ((43, 59), (86, 117)):
         np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def loaded(export):
 
 
 def _delf_extractor(path, image_scales, image_scales_ind=()):
-    """What tensorflow/models' delf/python/examples/extractor.py does with such a model.
+    """Calls a model as tensorflow/models' delf/python/examples/extractor.py does.
 
     With `is_tf2_exported`, `use_global_features`, and neither local features nor PCA.
     """

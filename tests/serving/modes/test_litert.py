@@ -1,4 +1,4 @@
-"""The LiteRT file: the network's descriptors in each precision, where it comes from."""
+"""Mode `litert`: the network's descriptors in each precision, and where the file comes from."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # the converter takes 20 s
 
 @pytest.fixture(scope="module")
 def loaded(network, dolg_config):
-    """Makes exports take `network` itself: to build it again takes seconds."""
+    """Makes exports take `network` itself: building it again takes seconds."""
     found = (network, dolg_config, {"source": "test"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one_file, "load_network", lambda *_: found)
@@ -93,7 +93,7 @@ def test_a_file_that_is_too_far_off_is_refused(exported, network, quantize, monk
         if far == right:
             assert litert._check(source, exported) == found
         else:
-            with pytest.raises(RuntimeError, match=f"--quantize={quantize}, are off"):
+            with pytest.raises(RuntimeError, match=f"--quantize={quantize} are too far"):
                 litert._check(source, exported)
 
 
@@ -121,7 +121,7 @@ def test_quantised_files_are_smaller_and_near(
     assert output.stat().st_size < share * exported.stat().st_size
     floats = np.random.default_rng(1).random((1, 80, 60, 3), np.float32)
     expected, found = (_describe(p)(image=floats)["descriptor"][0] for p in (exported, output))
-    # Near, and not the same: it did compute with less.
+    # Near but not equal: it did compute in lower precision.
     assert litert._COSINE[quantize] < found @ expected
     assert np.abs(found - expected).max() > 1e-5
 

@@ -1,4 +1,4 @@
-"""The ONNX file: the network's descriptors, where it comes from, what is refused."""
+"""Mode `onnx`: the network's descriptors, where the file comes from, and refusals."""
 
 import dataclasses
 import importlib.util
@@ -35,13 +35,13 @@ def session(exported):
 
 @pytest.fixture(scope="module")
 def source(network):
-    """What the file is compared with."""
+    """The network that the file is compared with."""
     return one_file.Exported(one_file._describe(network), [], {})
 
 
 @pytest.fixture
 def loaded(network, dolg_config, monkeypatch):
-    """Makes exports take `network` itself: to build it again takes seconds."""
+    """Makes exports take `network` itself: building it again takes seconds."""
     monkeypatch.setattr(one_file, "load_network", lambda *_: (network, dolg_config, {}))
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_file_is_not_put_in_place(model_dir, loaded, exported, tmp_path,
         onnx.save(model, path)
 
     monkeypatch.setattr(mode, "MODE", dataclasses.replace(mode.MODE, write=write))
-    with pytest.raises(RuntimeError, match="onnxruntime's descriptors are off: largest difference"):
+    with pytest.raises(RuntimeError, match="too far from the network's: largest difference"):
         stage.export(
             ExportConfig(mode="onnx", model_dir=str(model_dir), output=str(tmp_path / "m.onnx"))
         )
@@ -168,7 +168,7 @@ def test_a_nan_is_far_from_the_network(source):
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "efficientnet_lite0"])
 def test_the_papers_and_mobile_networks_are_exported(backbone, tmp_path):
-    config = DolgConfig(backbone=backbone, local_channels=64)  # tf2onnx takes memory
+    config = DolgConfig(backbone=backbone, local_channels=64)  # tf2onnx needs much memory
     save_dolg(build_dolg(config, seed=1), config, tmp_path / "model", {})
     output = tmp_path / "model.onnx"
     stage.export(ExportConfig(mode="onnx", model_dir=str(tmp_path / "model"), output=str(output)))

@@ -1,4 +1,4 @@
-"""Mode `serving`: pixels, maps and local features. Encoded photos: test_requests.py."""
+"""Mode `serving`: pixels, maps and local features. Encoded photos: ../test_requests.py."""
 
 import dataclasses
 

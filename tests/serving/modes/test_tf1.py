@@ -26,7 +26,7 @@ def expected(photos, one_scale):
 def test_pruned_with_two_and_with_three_feeds(exported, photos, expected):
     model = tf.saved_model.load(str(exported))
     photo, scales = tf.convert_to_tensor(photos(61, 83, 3)), tf.constant(SCALES)
-    # Without indices: all scales, however many there are.
+    # Without indices: all scales.
     every = model.prune(FEEDS[:2], FETCHES)
     np.testing.assert_allclose(every(photo, scales)[0], expected, atol=1e-5)
     np.testing.assert_allclose(every(photo, scales[1:])[0], expected[1:], atol=1e-5)
