@@ -25,7 +25,7 @@ def real_photos() -> pathlib.Path:
 
 @pytest.fixture
 def ground_truths() -> pathlib.Path:
-    """Folder of the revisited ground truths and the scores made from them."""
+    """Folder of the revisited ground truths and of scores computed from them."""
     return _folder("DOLG_GROUND_TRUTHS")
 
 
@@ -43,7 +43,7 @@ def standin():
 
 @pytest.fixture(scope="session")
 def official_r50(standin):
-    """Function of multi_atrous to (network, config) with the stand-in official weights."""
+    """Function from multi_atrous to (network, config) with the stand-in official weights."""
     import functools
 
     from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig

@@ -91,9 +91,7 @@ def bootstrap(differences: np.ndarray, landmarks: np.ndarray) -> tuple[float, tu
     _, place, counts = np.unique(landmarks, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(place, weights=row) for row in differences])  # (S, L)
     seeds, number = sums.shape
-    drawn = rng.multinomial(
-        number, [1 / number] * number, RESAMPLES
-    )  # how often each landmark is drawn
+    drawn = rng.multinomial(number, [1 / number] * number, RESAMPLES)  # draws per landmark
     drawn_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES)
     means = np.einsum("rs,sl,rl->r", drawn_seeds, sums, drawn) / seeds / (drawn @ counts)
     low, high = np.quantile(means, [0.025, 0.975])

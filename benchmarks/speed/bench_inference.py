@@ -1,12 +1,12 @@
-"""What a photo costs: the Keras network, its exports, and the floor that the processor sets.
+"""Cost per photo of the Keras network and its exports, beside the floor that the processor sets.
 
     python benchmarks/speed/bench_inference.py [--backbones resnet50 resnet101]
 
-The floor is the network's multiply-adds, those with the zeros of padding counted, at the rate of
-the faster of a 4096-cubed matrix product and a 3x3 convolution, best of five. Everything is timed
-in turn in one process, so that a busy machine is busy for all of it; the ratios are of the least
-times, once of the clock and once of the CPU time of all threads. Memory and load time are those of
-a process that does nothing else.
+The floor is the network's multiply-adds, including those with the zeros of padding, at the rate of
+the faster of a 4096-cubed matrix product and a 3x3 convolution, best of five. One process times
+everything in turn, so that a busy machine slows all of it. Ratios are of the least times, once of
+the clock and once of the CPU time of all threads. Memory and load time are those of a process that
+does nothing else.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def saved_model(folder: pathlib.Path, name: str = "saved_model"):
     loaded = tf.saved_model.load(str(folder / name))
     images_signature = loaded.signatures["images"]
 
-    def call(photos, scales, _alive=loaded):  # without the model its variables are gone
+    def call(photos, scales, _alive=loaded):  # the variables live as long as the model
         return images_signature(images=tf.constant(photos), scales=tf.constant(scales))
 
     return call
@@ -99,7 +99,7 @@ FILES = {"Keras call": "model", "bfloat16": "bfloat16", "ONNX": "model.onnx"}
 
 
 def write(backbone: str, folder: pathlib.Path) -> list[str]:
-    """Writes what is compared; returns the names of the candidates that can run here."""
+    """Writes the candidates; returns the names of those that can run here."""
     names = ["Keras call", "SavedModel, Python", "SavedModel, C++ loader"]
     config = DolgConfig(backbone=backbone)
     network = build_dolg(config, seed=0)
@@ -150,7 +150,9 @@ def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) ->
         f"{2e-9 * work[len(SCALES)]:.1f} at {len(SCALES)}; peak {2e-9 * rates[0]:.0f} GFLOP/s of "
         f"the clock, {2e-9 * rates[1]:.0f} of CPU time"
     )
-    print("\n| a photo | batch | scales | median ms | least ms | floor ms | ratio | of CPU time |")
+    print(
+        "\n| per photo | batch | scales | median ms | least ms | floor ms | ratio | of CPU time |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, batch, count in [key for key in timer.calls if isinstance(key, tuple)]:
         least, floor = timer.least((name, batch, count)) / batch, work[count] / rates
@@ -171,7 +173,7 @@ def megabytes() -> int:
 
 
 def alone(name: str, folder: pathlib.Path, size: int, count: int) -> dict:
-    """Loads and runs one candidate; what `in_process` asks for."""
+    """Loads and runs one candidate, in the process that `in_process` starts."""
     before, start = megabytes(), time.perf_counter()
     call = CANDIDATES[name](folder)
     load, start = time.perf_counter() - start, time.perf_counter()
@@ -216,7 +218,7 @@ def main() -> None:
     )
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "resnet101"])
     parser.add_argument("--size", type=int, default=512, help="side of the photos, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="photos in a call")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="photos per call")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, at least 5")
     parser.add_argument("--no_footprints", action="store_true", help="time only")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)

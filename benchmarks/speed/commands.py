@@ -1,4 +1,4 @@
-"""The commands of the project, and Python to run them."""
+"""The commands of the project, and how to run them."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def list_commands() -> list[list[str]]:
-    """Returns the words behind `python` of every command of the project, without flags."""
+    """Returns every command of the project, as the words after `python`, without flags."""
     doors = [
         "train.py",
         *(f"export/{path.name}" for path in sorted((ROOT / "export").glob("*.py"))),
@@ -27,7 +27,7 @@ def run_python(*words: str) -> None:
     """Runs Python in the repository's root.
 
     Raises:
-      RuntimeError: when it fails, with its last line.
+      RuntimeError: when it fails, with the last line of its log.
     """
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/dilated_conv.py
 
-Prints one table: best and median of seven, milliseconds, both in one process.
+Prints one table: best and median milliseconds of seven rounds, both layers in one process.
 """
 
 import os
@@ -21,7 +21,7 @@ REPEATS = 7
 
 
 def functions(layer, x):
-    """Returns compiled forward, and forward with backward."""
+    """Returns the compiled forward pass, and forward with backward."""
 
     @tf.function
     def forward():
@@ -38,7 +38,7 @@ def functions(layer, x):
 
 
 def milliseconds(calls) -> list[np.ndarray]:
-    """Times the calls in turn, so that a busy machine is busy for all of them."""
+    """Times the calls in turn, so that a busy machine slows all of them."""
     for call in calls:
         call()
     times = np.zeros((len(calls), REPEATS))

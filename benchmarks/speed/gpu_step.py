@@ -1,15 +1,15 @@
-"""A training step and inference of DOLG-R50 on one GPU, beside the rate that the GPU reaches.
+"""Training and inference of DOLG-R50 on one GPU, beside the GPU's peak rate.
 
     python benchmarks/speed/gpu_step.py [--batch 32 64]
     python benchmarks/speed/gpu_step.py --cpu --backend=jax --size=64 --batch=2
 
-The step is the whole one: forward, ArcFace over 81,313 classes, backward, momentum and weight
-decay; photos lie on the device already. On TensorFlow, where it sees a GPU, it is the trainer's
-own; else on JAX, the same computation by `stateless_call`, as one compiled function. Multiply-adds
-are those of the network and the head, those with the zeros of padding counted, and three times as
-many in training. The peak is the faster of a matrix product and a 3x3 convolution in the same
-precision and process. All are timed in turn after a warm-up, and the device is waited for before
-each look at the clock.
+The training step is complete: forward, ArcFace over 81,313 classes, backward, momentum and weight
+decay. The photos are already on the device. If TensorFlow sees a GPU, the step is the trainer's
+own. Otherwise JAX runs the same computation by `stateless_call`, as one compiled function.
+Multiply-adds are those of the network and the head, including those with the zeros of padding, and
+three times as many in training. The peak is the faster of a matrix product and a 3x3 convolution in
+the same precision and process. All are timed in turn after a warm-up, and the device is
+synchronised before each look at the clock.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import numpy as np
 from timing import Timer
 
 ROUNDS = 5
-# Print the GPU's name, or nothing. In a process of its own, since the backend must be known before
-# Keras is imported, and what a driver says is not yet what a library can use.
+# Programs that print the GPU's name, or nothing. They run in their own process: the backend must be
+# known before Keras is imported, and the driver may list a GPU that the library cannot use.
 _SEES_GPU = {
     "tensorflow": """
 import tensorflow as tf
@@ -39,7 +39,7 @@ if importlib.util.find_spec("jax"):
         print(jax.devices()[0].device_kind)
 """,
 }
-# On TensorFlow whatever the backend is: its graphs are what the summary counts.
+# Always on TensorFlow, since the summary counts its graphs.
 _COUNT = """
 import sys
 from dolg_tf.modeling.dolg import build_dolg
@@ -52,7 +52,7 @@ print(sum(counted.values()))
 
 
 def _last_line(code: str, *arguments, **environment) -> str:
-    """Returns what a Python process prints last; nothing where it fails, which it tells itself."""
+    """Returns the last line that a Python process prints; "" if it fails and shows its error."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, **environment}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -61,7 +61,7 @@ def _last_line(code: str, *arguments, **environment) -> str:
 
 
 def choose(asked: str, cpu: bool) -> tuple[str, str, str]:
-    """Returns backend, device name and why; no backend where there is no GPU for it."""
+    """Returns backend, device name and the reason; empty strings without a GPU."""
     if cpu:
         return asked or "tensorflow", "CPU", "--cpu"
     for backend in [asked] if asked else _SEES_GPU:
@@ -71,7 +71,7 @@ def choose(asked: str, cpu: bool) -> tuple[str, str, str]:
     return "", "", ""
 
 
-# --- the backends: functions of no argument that return when the device has done `steps` -------
+# --- the backends: functions that return when the device has done `steps` -----------------------
 
 
 def _photos(batch: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def tensorflow_peaks(precision: str, side: int, steps: int) -> dict:
 
 
 def on_jax(precision: str, batch: int, arguments) -> dict:
-    """Returns "training step" and "inference"; the formulas are those of the trainer."""
+    """Returns "training step" and "inference"; the formulas are the trainer's."""
     import jax
     from keras import ops
 
@@ -170,7 +170,7 @@ def on_jax(precision: str, batch: int, arguments) -> dict:
     def infer(values, others, photos):
         return network.stateless_call(values, others, photos, training=False)[0]
 
-    # Copies, since a step takes the memory of what it is given.
+    # Copies, since a step reuses the memory of its arguments.
     values = [v.value.copy() for v in [*trained, *head.trainable_variables]]
     others = [v.value.copy() for v in network.non_trainable_variables]
     state = [values, [v * 0 for v in values], others]
@@ -215,7 +215,7 @@ def jax_peaks(precision: str, side: int, steps: int) -> dict:
 
 
 def _peaks(product, convolution, maps, side: int, waits, steps: int) -> dict:
-    """Returns name: (function, multiply-adds of one step)."""
+    """Returns {name: (function, multiply-adds per step)}."""
     return {
         f"matrix product, {side} cubed": (lambda: waits(product, steps), side**3),
         f"3x3 convolution, {' x '.join(map(str, maps))}": (
@@ -232,7 +232,7 @@ BACKENDS = {"tensorflow": (on_tensorflow, tensorflow_peaks), "jax": (on_jax, jax
 
 
 def measure(backend: str, precision: str, batch: int, macs: int, arguments) -> list[list[str]]:
-    """Returns the cells of each row but the backend's."""
+    """Returns the cells of each row, without the backend."""
     calls, peaks = BACKENDS[backend]
     side = 1024 if arguments.cpu else 8192
     head = arguments.classes * 512
@@ -270,12 +270,12 @@ def main() -> None:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--size", type=int, default=512, help="side of the photos, pixels")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="photos in a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="photos per step")
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--classes", type=int, default=81313, help="landmarks")
-    parser.add_argument("--steps", type=int, default=0, help="timed at once; 0: 10, on a CPU 1")
+    parser.add_argument("--steps", type=int, default=0, help="timed at once; 0: 10, or 1 on a CPU")
     parser.add_argument("--backend", choices=BACKENDS, help="default: the first that sees a GPU")
-    parser.add_argument("--cpu", action="store_true", help="try the code where there is no GPU")
+    parser.add_argument("--cpu", action="store_true", help="try the code without a GPU")
     arguments = parser.parse_args()
     arguments.steps = arguments.steps or (1 if arguments.cpu else 10)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -286,7 +286,7 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     backend, device, why = choose(arguments.backend, arguments.cpu)
     if not backend:
-        print("no GPU: not measured")
+        print("no GPU found, so nothing was measured")
         return
     os.environ["KERAS_BACKEND"] = backend
     hidden = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -296,11 +296,11 @@ def main() -> None:
     label = f"{backend} {importlib.metadata.version(backend)}, {device}"
     print(
         f"{label} ({why}), Keras {keras.__version__}. DOLG-R50, "
-        f"{arguments.size} px: {macs / 1e9:.2f} GMAC a photo. {ROUNDS} rounds of {arguments.steps} "
-        "steps; rates are of the best. Products of float32 are what the "
-        "backend makes of them by itself: on recent GPUs, TF32.\n"
+        f"{arguments.size} px: {macs / 1e9:.2f} GMAC per photo. {ROUNDS} rounds of "
+        f"{arguments.steps} steps; rates are of the best. The backend chooses how it computes "
+        "float32 products: on recent GPUs, as TF32.\n"
     )
-    print("| on | what | precision | photos | best ms | median ms | photos/s | TFLOP/s | of peak |")
+    print("| on | work | precision | photos | best ms | median ms | photos/s | TFLOP/s | of peak |")
     print("| --- " * 9 + "|")
     for precision in arguments.precision:
         for batch in arguments.batch:

@@ -1,15 +1,14 @@
-"""How time and memory grow with the number of photos: records, extraction, index, search, scores.
+"""Time and memory against the number of photos: records, extraction, index, search, scores.
 
     python benchmarks/speed/growth.py
 
-Descriptors are made up. Photos are a few procedural ones of 48 pixels, which stand under as many
-names (hard links) as are asked for. Extraction takes a stand-in SavedModel that averages colours,
-because a network would be all that is seen: the rest of the stage is what grows here. Each stage
-and size runs in a process of its own: the best of three rounds, or as many as fit ten seconds.
-Memory is the peak of the first round, beside what the process held before it. Slopes are of the
-logarithms, by least squares over the sizes: 1 means ten times as much for ten times the photos;
-those of the last step show what a fixed start-up hides. Writes the table into README.md here, and
-a plot.
+Descriptors are made up. Photos are a few procedural ones of 48 pixels, hard-linked under as many
+names as needed. Extraction takes a stand-in SavedModel that averages colours, since a network would
+hide the rest of the stage, whose growth is measured here. Each stage and size runs in its own
+process: the best of three rounds, or of as many as fit into ten seconds. Memory is the peak of the
+first round, beside what the process held before it. Slopes are least-squares fits of the logarithms
+over the sizes: 1 means ten times as much for ten times the photos. The slope of the last step shows
+what a fixed start-up hides. Writes the table into benchmarks/README.md, and a plot.
 """
 
 import argparse
@@ -36,11 +35,11 @@ QUERIES = 70
 ROUNDS, ENOUGH = 3, 10.0  # seconds
 
 
-# --- a stage and size, in a process of its own ------------------------------------------------
+# --- a stage and size, in its own process -----------------------------------------------------
 
 
 def link_photos(folder: pathlib.Path, count: int) -> None:
-    """Puts a few procedural photos under many names, in the layout of GLDv2."""
+    """Links a few procedural photos under many names, in the layout of GLDv2."""
     from records import photo_id
 
     photos = sorted(draw_photos(folder.with_name("toy"), 40, 48).rglob("*.jpg"))
@@ -80,7 +79,7 @@ def prepare_extraction(folder: pathlib.Path, count: int) -> Callable:
     )
     def images(images, scales):
         colours = tf.reduce_mean(tf.cast(images, tf.float32), (1, 2))
-        # Used, or it would be no input of the graph.
+        # The scales must be used, or they would not be an input of the graph.
         rows = tf.tile(colours, [1, WIDTH // 3]) * tf.reduce_sum(scales)
         return {"descriptors": tf.math.l2_normalize(rows, axis=-1)}
 
@@ -157,10 +156,10 @@ def slope(counts, values) -> float:
 
 
 def table(found: dict[str, dict[int, dict]]) -> list[str]:
-    """Returns the lines of two tables: what was measured, and how it grows.
+    """Returns the lines of two tables: measurements and slopes.
 
     Args:
-      found: {stage: {photos: of `measure`}}, two sizes or more, ascending.
+      found: {stage: {photos: result of `measure`}}, at least two sizes, ascending.
     """
     lines = ["| stage | photos | s | MB before | MB at the peak |", "| --- " * 5 + "|"]
     for stage, sizes in found.items():
@@ -173,7 +172,7 @@ def table(found: dict[str, dict[int, dict]]) -> list[str]:
         counts = [*sizes]
         seconds = [of["seconds"] for of in sizes.values()]
         peak = [of["peak"] for of in sizes.values()]
-        # A page at least: small work may fit what the process has.
+        # At least a page: small work may fit into memory that the process already has.
         above = [max(of["peak"] - of["before"], 4096) for of in sizes.values()]
         slopes = [
             slope(counts, seconds),
@@ -187,7 +186,7 @@ def table(found: dict[str, dict[int, dict]]) -> list[str]:
 
 
 def write_plot(path: pathlib.Path, found: dict[str, dict[int, dict]]) -> None:
-    """Writes time and peak memory over the number of photos, both axes logarithmic."""
+    """Plots time and peak memory against the number of photos, on logarithmic axes."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -195,7 +194,7 @@ def write_plot(path: pathlib.Path, found: dict[str, dict[int, dict]]) -> None:
     with style.context("tableau-colorblind10"):
         panels = figure.subplots(1, 2)
     for axes, (key, factor, label) in zip(
-        panels, [("seconds", 1, "time, s"), ("peak", 1e-6, "memory at the peak, MB")], strict=True
+        panels, [("seconds", 1, "time, s"), ("peak", 1e-6, "peak memory, MB")], strict=True
     ):
         for mark, (stage, sizes) in zip("os^Dv", found.items(), strict=False):
             values = [factor * of[key] for of in sizes.values()]
@@ -224,7 +223,7 @@ def main() -> None:
         "--output",
         type=pathlib.Path,
         default=pathlib.Path(__file__).with_name("growth.png"),
-        help="the plot",
+        help="file of the plot",
     )
     parser.add_argument("--readme", type=pathlib.Path, default=README, help="file with the table")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # stage, photos

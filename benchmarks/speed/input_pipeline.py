@@ -1,10 +1,10 @@
-"""The training input beside its floor: decoding the same windows of the same JPEGs, alone.
+"""The training input beside its floor, the bare decoding of the same windows of the same JPEGs.
 
     python benchmarks/speed/input_pipeline.py [--memory]
 
-Photos of 800x600 pixels, some 140 KB each, become augmented crops. Prints one table: CPU time a
-photo (of the process, all threads), best of three, the candidates in turn. With --memory instead:
-the memory of the process while 100,000 small photos go through.
+Photos of 800x600 pixels, about 140 KB each, become augmented crops. Prints one table: CPU time per
+photo (all threads of the process), the best of three rounds that time the candidates in turn. With
+--memory instead: the memory of the process while 100,000 small photos pass through.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import resource
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Else each batch is fresh memory, and the kernel spends 2 ms a photo on clearing its pages.
+# Otherwise each batch is fresh memory, whose pages the kernel clears at 2 ms per photo.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
 import numpy as np
@@ -36,7 +36,7 @@ PHOTOS, EPOCHS, BATCH, REPEATS = 256, 5, 32, 3
 
 
 def photo(seed: int, height: int, width: int) -> bytes:
-    """Returns a JPEG whose spectrum falls off as that of photos does."""
+    """Returns a JPEG whose spectrum falls off like that of real photos."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     amplitude = np.maximum(frequency, 1 / max(height, width)) ** -1.38
@@ -79,7 +79,7 @@ def cpu_seconds() -> float:
 
 
 def consume(dataset: tf.data.Dataset) -> None:
-    """Makes all elements without handing them to Python, which would cost something for each."""
+    """Produces all elements without passing them to Python, which would cost time for each."""
     for _ in dataset.skip(1 << 40):
         pass
 
@@ -97,7 +97,7 @@ def windows_of(photos: pipeline.TrainingInput) -> tuple[np.ndarray, np.ndarray]:
 
 
 def candidates(photos: pipeline.TrainingInput, jpegs: list[bytes], size: int) -> dict:
-    """Returns datasets of some epochs by name."""
+    """Returns datasets of `EPOCHS` epochs, by name."""
     numbers, windows = windows_of(photos)
     encoded = tf.data.Dataset.from_tensor_slices(([jpegs[i] for i in numbers], windows))
     encoded = encoded.repeat(EPOCHS)
@@ -121,8 +121,8 @@ def candidates(photos: pipeline.TrainingInput, jpegs: list[bytes], size: int) ->
 
 def measure_speed(folder: pathlib.Path) -> None:
     jpegs = write_records(folder, PHOTOS, HEIGHT, WIDTH)
-    print(f"{HEIGHT}x{WIDTH}, {np.mean([len(jpeg) for jpeg in jpegs]) / 1e3:.0f} KB a JPEG\n")
-    print("| crop | what | CPU ms a photo | photos/s a core | share of the floor's speed |")
+    print(f"{HEIGHT}x{WIDTH}, {np.mean([len(jpeg) for jpeg in jpegs]) / 1e3:.0f} KB per JPEG\n")
+    print("| crop | work | CPU ms per photo | photos/s per core | share of the floor's speed |")
     print("| --- | --- | --- | --- | --- |")
     for size in (512, 224):
         datasets = candidates(training_input(folder, size), jpegs, size)

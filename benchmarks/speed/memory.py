@@ -2,15 +2,15 @@
 
     python benchmarks/speed/memory.py [--precisions float32 bfloat16]
 
-DOLG-R50 as in configs/r50.flags, 81,313 classes, on the CPU. A process for each precision, with and
-without --recompute, traces one step for all shapes and takes it once for each cell, PHOTOSxSIDE.
-Large tensors come from the system and go back to it at once, by malloc's settings, so that the
-growth of the process from before a step to its peak (VmHWM, reset before) is what tensors took at
-the peak; variables and the optimizer's slots are added to it. A line, peak = fixed + bytes a pixel
-x pixels of the batch, is fitted to the cells, and tells of other sides. How far the cells are from
-it, and how far is a cell that it has not seen, is printed below the table. A small batch needs more
-than the line says: the update of the weights, after the maps are gone, has a peak of its own.
-bfloat16, which TensorFlow's own kernels emulate, takes three times as long as float32.
+DOLG-R50 as in configs/r50.flags, 81,313 classes, on the CPU. One process for each precision, with
+and without --recompute, traces a step for all shapes and runs it once per cell, PHOTOSxSIDE.
+Malloc's settings take large tensors from the system and give them back at once. The growth of the
+process from before a step to its peak (VmHWM, reset before) is therefore what tensors took at the
+peak; variables and the optimizer's slots are added to it. A line, peak = fixed + bytes per pixel x
+pixels of the batch, is fitted to the cells and predicts other sides. Its distance from the cells,
+and from a cell that was not fitted, is printed below the table. A small batch needs more than the
+line predicts: the update of the weights, after the maps are freed, has a peak of its own. bfloat16,
+which TensorFlow's own kernels emulate, takes three times as long as float32.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "0",
     "MALLOC_ARENA_MAX": "1",
-    "TF_ENABLE_ONEDNN_OPTS": "0",  # it does not give its memory back
+    "TF_ENABLE_ONEDNN_OPTS": "0",  # it does not give memory back
 }
 
 
@@ -36,11 +36,11 @@ def as_cell(text: str) -> tuple[int, int]:
     return photos, side
 
 
-# --- a process of its own -----------------------------------------------------------------
+# --- in its own process -------------------------------------------------------------------
 
 
 def measure(precision: str, recompute: bool, cells: list[tuple[int, int]]) -> list:
-    """Returns the peak of the bytes of tensors in a step and its CPU seconds, of each cell."""
+    """Returns peak bytes of tensors and CPU seconds of a step, for each cell."""
     import numpy as np
     import tensorflow as tf
 
@@ -79,7 +79,7 @@ def measure(precision: str, recompute: bool, cells: list[tuple[int, int]]) -> li
 
 
 def fit(cells: list[tuple[int, int]], peaks: list[int]) -> tuple[float, float]:
-    """Returns fixed bytes and bytes a pixel."""
+    """Returns fixed bytes and bytes per pixel."""
     import numpy as np
 
     pixels = [photos * side**2 for photos, side in cells]
@@ -114,7 +114,7 @@ def main() -> None:
             fixed, slope = fit(cells[:-1], peaks)
             told = [fixed + slope * photos * side**2 for photos, side in cells]
             deviations += [abs(x / y - 1) for x, y in zip(told, peaks, strict=False)]
-            checks.append(f"{checked / 1e9:.2f} GB for {told[-1] / 1e9:.2f}")
+            checks.append(f"{checked / 1e9:.2f} GB, predicted {told[-1] / 1e9:.2f}")
             for side in arguments.sides:
                 photo = slope * side**2
                 batch = int((GPU - fixed) / photo)
@@ -127,15 +127,17 @@ def main() -> None:
                 [round(peak / 1e9, 3) for peak in (*peaks, checked)],
                 file=sys.stderr,
             )
-    print("| side | precision | --recompute | fixed GB | GB a photo | photos in 16 GB, estimate |")
+    print(
+        "| side | precision | --recompute | fixed GB | GB per photo | photos in 16 GB, estimate |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for row in sorted(rows):
         print(f"| {' | '.join(map(str, row))} |")
     print(
         f"\nThe lines are within {max(deviations):.1%} of their cells, {' '.join(arguments.cells)};"
     )
-    print(f"{arguments.check}, which they have not seen: {', '.join(checks)}.")
-    print(f"CPU time of these steps, with --recompute or not: {', '.join(times)}.")
+    print(f"{arguments.check}, which was not fitted: {'; '.join(checks)}.")
+    print(f"CPU time of these steps (precision, --recompute): {', '.join(times)}.")
 
 
 if __name__ == "__main__":

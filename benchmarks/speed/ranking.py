@@ -2,11 +2,11 @@
 
     python benchmarks/speed/ranking.py --rows=1006322
 
-Descriptors are random, in a file that is memory-mapped. In the worst case the photos that count are
-random too, and their scores lie all over the others'; alike are the best of 6,322 photos, and most
-photos score below the lowest of them, so need not be looked at. All of a round is timed in turn, so
-that a busy machine is busy for all of it. The peak memory is that of the process after
-`count_places`; it includes the pages of the mapped file.
+Descriptors are random, in a memory-mapped file. In the worst case, the photos that count are random
+too, and their scores are spread over all others. In the case "alike" they are the best of 6,322
+photos; most other photos score below all of them and can be skipped. Each round times everything in
+turn, so that a busy machine slows all of it. The peak memory is that of the process after
+`count_places`, including the pages of the mapped file.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.retrieval.exact import places
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query
 
-OWN = 6322  # photos of Revisited Paris, among which are those that count
+OWN = 6322  # photos of Revisited Paris; those that count are among them
 
 
 def write_rows(path: pathlib.Path, rows: int, width: int) -> Rows:
     """Writes random unit rows block by block and returns them mapped."""
     rng = np.random.default_rng(0)
-    with path.open("wb") as file:  # a mapped file would count as memory
+    with path.open("wb") as file:  # writing to a mapped file would count as memory
         header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, rows, 65536):
@@ -39,7 +39,7 @@ def write_rows(path: pathlib.Path, rows: int, width: int) -> Rows:
 
 
 def made_up_task(queries: int, rows: int, asked: int) -> GroundTruth:
-    """Returns a ground truth of random photos that count, of each query so many."""
+    """Returns a ground truth in which `asked` random photos count for each query."""
     rng = np.random.default_rng(1)
     own, split = min(rows, OWN), [asked // 3, 2 * asked // 3]
 
@@ -79,10 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=200_000, help="photos that are searched")
+    parser.add_argument("--rows", type=int, default=200_000, help="photos to search")
     parser.add_argument("--queries", type=int, default=70)
     parser.add_argument("--width", type=int, default=512, help="length of a descriptor")
-    parser.add_argument("--asked", type=int, default=350, help="photos of a query that count")
+    parser.add_argument("--asked", type=int, default=350, help="photos that count for each query")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     given = parser.parse_args()
     rng = np.random.default_rng(1)
@@ -113,14 +113,14 @@ def main() -> None:
                 spent = time.perf_counter() - start[0], time.process_time() - start[1]
                 times.setdefault(name, []).append(spent)
     print(f"{given.queries} queries x {given.rows:,} x {given.width}, {given.asked} photos count\n")
-    print("| part | best s | median s | best s of CPU |\n| --- | ---: | ---: | ---: |")
+    print("| part | best s | median s | best CPU s |\n| --- | ---: | ---: | ---: |")
     for name, spent in times.items():
         wall, processor = zip(*spent, strict=True)
         cells = (min(wall), statistics.median(wall), min(processor))
         print(f"| {name} | " + " | ".join(f"{x:.2f}" for x in cells) + " |")
     pairs = [("argsort", "counting"), ("argsort", "counting, alike"), ("whole", "product")]
     for over, under in pairs:
-        for clock, what in enumerate(("s", "s of CPU")):
+        for clock, what in enumerate(("s", "CPU s")):
             ratios = sorted(
                 a[clock] / b[clock] for a, b in zip(times[over], times[under], strict=True)
             )

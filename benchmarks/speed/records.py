@@ -1,4 +1,4 @@
-"""The records builder: photos a second and core, beside the floor, and memory for long lists.
+"""The records builder: photos per second and core, beside the floor, and memory for long lists.
 
     python benchmarks/speed/records.py
 
@@ -8,8 +8,8 @@ reading the bytes, Pillow's decoding at an eighth of the size, the CRC-32C of th
 and writing the bytes to a file. All of a round is timed in turn, so that a busy machine is busy for
 all of it; a part's time is CPU time, the best round of several.
 
-Memory is that of the process that reads the lists and plans the record files, for lists of
-different lengths; its record files are not filled with photos.
+Memory is that of the process that reads the lists and plans the record files. It is measured for
+lists of different lengths, with empty record files.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from dolg_tf.stage import files
 
 
 def photo_like(rng: np.random.Generator, height: int, width: int) -> bytes:
-    """Returns a JPEG (quality 90) of random fields, the finer the fainter."""
+    """Returns a JPEG (quality 90) of random fields; finer ones are fainter."""
     image = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 9):
         coarse = rng.normal(size=(max(2, 3 * 2**octave // 4), 2**octave + 1, 3))
@@ -61,7 +61,7 @@ def photo_id(number: int) -> str:
 
 
 def write_photos(folder: pathlib.Path, photos: int, distinct: int) -> list[shards.Photo]:
-    """Writes photos of 800x600 in the layout of GLDv2, so many different ones among them."""
+    """Writes photos of 800x600 in the layout of GLDv2, `distinct` of them different."""
     rng, listed = np.random.default_rng(0), []
     data = [photo_like(rng, 600, 800) for _ in range(distinct)]
     for number in range(photos):
@@ -104,7 +104,7 @@ def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -
     rows = {**best, "EXIF, record, frame": whole - floor, "all": whole, "floor": floor}
     kilobytes = np.mean([pathlib.Path(photo.path).stat().st_size for photo in listed]) / 1000
     print(f"{photos} photos of 800x600, {kilobytes:.0f} kB on average\n")
-    print("| part | ms of CPU a photo | share | photos/s a core |")
+    print("| part | CPU ms per photo | share | photos/s per core |")
     print("| --- | --- | --- | --- |")
     for name, spent in rows.items():
         speed = f"{1e3 / spent:.0f}" if name in ("all", "floor") else ""
@@ -112,7 +112,7 @@ def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -
 
 
 def write_list(path: pathlib.Path, photos: int) -> None:
-    """Writes a train.csv of one landmark for every twenty photos."""
+    """Writes a train.csv with twenty photos per landmark."""
     with path.open("w") as file:
         file.write("id,url,landmark_id\n")
         for number in range(photos):
@@ -121,7 +121,7 @@ def write_list(path: pathlib.Path, photos: int) -> None:
 
 
 def measure(folder: pathlib.Path) -> None:
-    """Prints seconds and peak memory of a build that fills no record files, as JSON."""
+    """Prints seconds and peak memory of a build with empty record files, as JSON."""
 
     def write_nothing(shard: shards.Shard) -> dict:
         shard.path.write_bytes(b"")
@@ -142,7 +142,7 @@ def measure(folder: pathlib.Path) -> None:
 
 
 def measure_memory(lengths: list[int]) -> None:
-    print("\n| listed photos | s of CPU | MB before | MB at the peak | bytes a photo |")
+    print("\n| listed photos | CPU s | MB before | MB at the peak | bytes per photo |")
     print("| --- | --- | --- | --- | --- |")
     for photos in lengths:
         with tempfile.TemporaryDirectory() as name:
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--photos", type=int, default=200, help="photos of a round")
+    parser.add_argument("--photos", type=int, default=200, help="photos per round")
     parser.add_argument("--distinct", type=int, default=10, help="different ones among them")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument(

@@ -1,13 +1,13 @@
-"""Our exact search beside its floor, faiss' exact search and its approximate one.
+"""Exact search beside its floor, faiss' exact search and our approximate one.
 
     python benchmarks/speed/search.py
     python benchmarks/speed/search.py --rows=1000000 --queries=1000
 
-Prints one table. The floor is the bare matrix product of the same blocks, with nothing kept; all
-rows of a round are timed in turn, so that a busy machine is busy for all of them, and the best of
-the rounds counts. Descriptors are made up, written block by block and read memory-mapped: views of
-landmarks, 20 each, whose cosine with one another is 0.5 on average. Memory is the most that was
-resident without what is mapped from the file, which the system takes back when it needs it.
+Prints one table. The floor is the bare matrix product of the same blocks, with nothing kept. Each
+round times all rows in turn, so that a busy machine slows all of them; the best round counts.
+Descriptors are made up, written block by block and read memory-mapped: 20 views per landmark, whose
+cosine with one another is 0.5 on average. Memory is the peak of what was resident, without mapped
+files, whose pages the system takes back when it needs them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def made_up(rows: int, width: int, queries: int):
-    """Yields blocks of photos of one landmark after the other, then one block of queries."""
+    """Yields blocks of photos, landmark by landmark, then one block of queries."""
     per_block = BLOCK // VIEWS
     shown = np.random.default_rng(0).integers(-(-rows // (per_block * VIEWS)), size=queries)
     asked = []
@@ -118,8 +118,8 @@ def main() -> None:
                 best[name] = min(best[name], time.perf_counter() - start)
         print(f"{args.rows} x {args.width}, top {args.k} of {args.queries} queries")
         print(f"build {built[0]:.1f} s, IVF-PQ {built[1]:.1f} s; open {opened:.2f} s")
-        print(f"most anonymous memory {memory.most / 1e9:.2f} GB")
-        print("| search | seconds | over the floor | of the exact top found |")
+        print(f"peak anonymous memory {memory.most / 1e9:.2f} GB")
+        print("| search | seconds | over the floor | share of the exact top |")
         print("| --- | --- | --- | --- |")
         for name, seconds in best.items():
             over = seconds / best["matrix product (floor)"]

@@ -1,10 +1,10 @@
-"""Requests of several threads at once to an exported model, for minutes.
+"""Concurrent requests to an exported model, for minutes.
 
     python benchmarks/speed/serving_soak.py --saved_model=models/dolg/1
 
-Photos of many sizes and kinds, damaged ones among them, come in batches of one to three in random
-order. Fails unless every answer equals the first one for the same photo, and the memory grows by
-less than 1 % over the second half of the time.
+Photos of many sizes and formats, some of them damaged, come in batches of one to three in random
+order. Fails unless every answer equals the first one for the same photo, and memory grows by less
+than 1 % over the second half of the time.
 """
 
 import concurrent.futures
@@ -35,11 +35,11 @@ SAMPLES = 1000  # of the memory, over the whole time
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """How long and how hard."""
+    """Duration and load."""
 
     saved_model: str = configs.option("SavedModel of mode serving")
-    seconds: float = configs.option("how long", 600.0, unit="s")
-    threads: int = configs.option("requests at once", 4)
+    seconds: float = configs.option("duration", 600.0, unit="s")
+    threads: int = configs.option("concurrent requests", 4)
     max_side: int = configs.option("longest side of a photo", 512, unit="pixels")
 
     def __post_init__(self):
@@ -47,7 +47,7 @@ class SoakConfig:
 
 
 def photos(max_side: int) -> list[bytes]:
-    """Returns encoded photos of 20 sizes, every third of them cut."""
+    """Returns 20 encoded photos of different sizes; every third one is truncated."""
     rng, encoded = np.random.default_rng(0), []
     for i in range(20):
         height, width = (int(side) for side in rng.integers(16, max_side + 1, 2))
@@ -61,7 +61,7 @@ def photos(max_side: int) -> list[bytes]:
 
 
 def ask(session, encoded, first, end: float, seed: int) -> tuple[int, float]:
-    """Asks until the time is over; returns the count of photos and the largest difference."""
+    """Sends requests until the time is up; returns the photo count and the largest difference."""
     rng, count, worst = np.random.default_rng(seed), 0, 0.0
     while time.monotonic() < end:
         rows = rng.integers(0, len(encoded), rng.integers(1, 4))
@@ -69,14 +69,14 @@ def ask(session, encoded, first, end: float, seed: int) -> tuple[int, float]:
         for i, row, status in zip(rows, found["descriptors"], found["status"], strict=True):
             descriptor, expected = first[i]
             if status != expected:
-                raise RuntimeError(f"photo {i}: status {status}, {expected} the first time")
+                raise RuntimeError(f"photo {i}: status {status}, but {expected} the first time")
             worst = max(worst, float(np.abs(row - descriptor).max()))
         count += len(rows)
     return count, worst
 
 
 def soak(config: SoakConfig) -> None:
-    """Asks an exported model from several threads, and compares answers and memory."""
+    """Sends requests from several threads to an exported model; compares answers and memory."""
     from dolg_tf.runtime.session import CppSession
 
     encoded, memory, over = photos(config.max_side), [], threading.Event()

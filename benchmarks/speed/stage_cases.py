@@ -1,4 +1,4 @@
-"""What `stages.py` times: work of each stage of the project, beside a floor."""
+"""The work of each stage that `stages.py` times, and its floor."""
 
 import dataclasses
 import multiprocessing
@@ -17,19 +17,19 @@ from commands import list_commands, run_dolg, run_python
 
 from dolg_tf.stage.scales import SCALE_SETS
 
-WIDTH = 512  # of a descriptor
+WIDTH = 512  # numbers per descriptor
 SCALES = SCALE_SETS["three"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Work of a stage and its floor, ready to be timed.
+    """The work of a stage and its floor, ready to be timed.
 
     Attributes:
-      work: what is done, with its sizes.
-      calls: the functions that do it; of several the slowest counts, and is named.
-      floors: functions and what their time is multiplied by; of several the least counts.
-      rounds: how often all of them are timed; with one round none is called before to warm up.
+      work: in words, with its sizes.
+      calls: functions that do it, by name; the slowest counts, and is named.
+      floors: functions and the factors of their times; the least time counts.
+      rounds: of timing; a single round has no warm-up.
     """
 
     work: str
@@ -45,7 +45,7 @@ class Stage:
     Attributes:
       title: its name in the table.
       floor: what the floor is, in words.
-      prepare: (empty folder, whether sizes are the smallest) -> its case.
+      prepare: function of an empty folder, and whether sizes are the smallest, to its case.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Stage:
 
 
 def arithmetic(multiply_adds: float) -> list[tuple[Callable, float]]:
-    """Returns the floors of so many multiply-adds in float32: a matrix product, a convolution."""
+    """Returns floors of float32 multiply-adds, at the rates of a product and of a convolution."""
     return [(call, multiply_adds / macs) for call, macs in timing.peaks().values()]
 
 
@@ -108,7 +108,7 @@ def prepare_input(folder: pathlib.Path, quick: bool) -> Case:
 
 
 def _trainer(batch: int, side: int):
-    """Returns a trainer of DOLG-R50 with GLDv2's classes, a batch and its multiply-adds."""
+    """Returns a trainer for DOLG-R50 and GLDv2's classes, a batch and its multiply-adds."""
     from train_step import made_up_batch
 
     from dolg_tf.modeling.config import DolgConfig
@@ -124,7 +124,7 @@ def _trainer(batch: int, side: int):
 
 
 def _step_case(quick: bool, step: Callable, passes: int) -> Case:
-    """Returns the case of step(trainer, batch), whose floor is so many forward passes."""
+    """Returns the case of step(trainer, batch), with a floor of `passes` forward passes."""
     batch, side = (1, 64) if quick else (4, 256)
     trainer, piece, macs = _trainer(batch, side)
     return Case(
@@ -183,9 +183,9 @@ def prepare_export(folder: pathlib.Path, quick: bool) -> Case:
 
 
 def draw_photos(folder: pathlib.Path, count: int, side: int) -> pathlib.Path:
-    """Draws an even number of procedural photos of a longest side in pixels; returns their folder.
+    """Draws `count` procedural photos, an even number, of `side` pixels; returns their folder.
 
-    The set has some more, in other folders.
+    A few more photos go to other folders.
     """
     from dolg_tf.data.procedural.write import ToyConfig, write_toy
 
@@ -207,7 +207,7 @@ def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:
     from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
     from dolg_tf.retrieval.extract.stage import describe_photos
 
-    # Elsewhere, or what the export leaves in memory would count.
+    # In another process, or memory that the export leaves behind would count.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         path = pool.submit(export_small_model, folder).result()
     describe = load_model(path, SCALES).describe
@@ -283,7 +283,7 @@ def prepare_evaluation(folder: pathlib.Path, quick: bool) -> Case:
 
     from dolg_tf.evaluation.revisited.score import score_descriptors
 
-    # The whole index should stay in memory, or the disk is what is timed.
+    # The whole index must fit in memory, or the disk would be timed.
     text = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8")
     memory = int(text.split("MemAvailable:")[1].split()[0]) * 1024
     room = min(memory, shutil.disk_usage(folder).free) // 2

@@ -1,12 +1,12 @@
-"""Every stage of the project beside its floor: time, ratio, memory; a row each in README.md here.
+"""Every stage of the project beside its floor: a table in benchmarks/README.md.
 
     python benchmarks/speed/stages.py
     python benchmarks/speed/stages.py --only=records,search
 
-Each stage runs in a process of its own, where its work and its floor are timed in turn, so that a
-busy machine is busy for both: best and median of five rounds of the clock, after one to warm up.
-The ratio is of the best ones. Memory is the peak of that process, or of the largest that it
-started, while the work was done for the first time.
+Each stage runs in its own process, which times work and floor in turn, so that a busy machine slows
+both. Times are of the clock: best and median of five rounds, after one to warm up. The ratio is of
+the best times. Memory is the peak of that process, or of its largest child, while the work was done
+for the first time.
 """
 
 import argparse
@@ -29,16 +29,16 @@ HEADER = "| stage | work | best, s | median, s | floor, s | ratio | peak GB | co
 _FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
 
 
-# --- a stage, in a process of its own ---------------------------------------------------------
+# --- a stage, in its own process --------------------------------------------------------------
 
 
 def measure(case: Case) -> dict:
-    """Returns what the table says of a case: work, seconds, bytes."""
+    """Returns a case's entries of the table: work, seconds, bytes."""
     restart_peak_memory()
     memory, prepared = None, peak_memory_of_children()
 
     def peak() -> int:
-        # A child that was needed to prepare and is the largest one says nothing of the work.
+        # If the largest child belongs to the preparation, it says nothing about the work.
         children = peak_memory_of_children()
         return max(peak_memory(), children if children > prepared else 0)
 
@@ -66,7 +66,7 @@ def measure(case: Case) -> dict:
 
 
 def measure_processor() -> tuple[str, float]:
-    """Returns what rates depend on: cores and vector instructions; float32 GFLOP/s."""
+    """Returns cores and vector instructions, in words, and the float32 rate in GFLOP/s."""
     matrix = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
     timer = Timer()
     timer.add("product", lambda: matrix @ matrix)
@@ -80,7 +80,7 @@ def measure_processor() -> tuple[str, float]:
 
 
 def run_alone(name: str, quick: bool) -> dict | None:
-    """Returns what `--stage=name` prints; None when it fails, after its last words were shown."""
+    """Returns the result of `--stage=name`; None, and prints the end of its log, if it fails."""
     command = [sys.executable, __file__, f"--stage={name}", *(["--quick"] if quick else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -100,17 +100,17 @@ def read_block(path: pathlib.Path, block: str) -> list[str]:
     """Returns the lines between the two comments of a block.
 
     Raises:
-      ValueError: when they are not there, once each and in order, or the file is not.
+      ValueError: when the file does not have both, once each and in this order.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     begin, end = marks(block)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ValueError(f"{path} must be a file with the lines {begin!r} and {end!r}, each once")
+        raise ValueError(f"{path} must be a file with the lines {begin!r} and {end!r}, once each")
     return text.split(begin)[1].split(end)[0].strip().splitlines()
 
 
 def write_block(path: pathlib.Path, block: str, lines: list[str]) -> None:
-    """Puts lines between the two comments of a block; the rest of the file stays as it is."""
+    """Replaces the lines between the two comments of a block."""
     read_block(path, block)
     begin, end = marks(block)
     before, rest = path.read_text(encoding="utf-8").split(begin)
@@ -123,7 +123,7 @@ def command_of(name: str) -> str:
 
 
 def table_row(name: str, found: dict | None) -> str:
-    """Returns a row of the table; what was found is None when the stage failed."""
+    """Returns a row of the table; `found` is None when the stage failed."""
     title = STAGES[name].title
     if found is None:
         return f"| {title} | **failed** | | | | | | {command_of(name)} |"
@@ -141,7 +141,7 @@ def table_row(name: str, found: dict | None) -> str:
 
 
 def kept_rows(lines: list[str]) -> dict[str, str]:
-    """Returns name: row of the stages that a table has."""
+    """Returns {name: row} of the stages in a table."""
     return {
         name: line for name in STAGES for line in lines if line.endswith(f"| {command_of(name)} |")
     }
@@ -164,24 +164,26 @@ def table(processor: str, rate: float, rows: dict[str, str]) -> list[str]:
 
 
 def check_processor(lines: list[str], processor: str) -> None:
-    """Makes sure that rows which are kept are of this processor.
+    """Checks that the rows to keep were measured on this processor.
 
     Raises:
-      ValueError: when they are of another.
+      ValueError: when they were measured on another.
     """
     if lines and not lines[0].startswith(f"{processor}; "):
         raise ValueError(
-            f"the rows that --only would keep are of another processor ({lines[0]}), this one has "
-            f"{processor}; run all stages"
+            f"the rows that --only would keep were measured on another processor ({lines[0]}), "
+            f"this one has {processor}; run all stages"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; others are kept")
+    parser.add_argument("--only", default="", help=f"stages of {','.join(STAGES)}; keep other rows")
     parser.add_argument("--output", type=pathlib.Path, default=README, help="file with the table")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, one round: tries it")
-    parser.add_argument("--stage", default="", help="measure one in this process and print JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="smallest sizes and one round, as a trial"
+    )
+    parser.add_argument("--stage", default="", help="measure one in this process, as JSON")
     arguments = parser.parse_args()
     if arguments.stage:
         with tempfile.TemporaryDirectory() as folder:
@@ -192,9 +194,8 @@ def main() -> None:
         return
     names = arguments.only.split(",") if arguments.only else [*STAGES]
     if unknown := set(names) - set(STAGES):
-        parser.error(
-            f"--only={arguments.only}: {sorted(unknown)[0]!r} is none of {','.join(STAGES)}"
-        )
+        name = sorted(unknown)[0]
+        parser.error(f"--only: {name!r} is unknown; choose from {','.join(STAGES)}")
     (processor, rate), failed = measure_processor(), []
     try:
         before = read_block(arguments.output, "stages")

@@ -1,18 +1,16 @@
-"""Kaggle submissions: how time grows with queries times index photos, and the peak of memory.
+"""Kaggle submissions: time against queries times index photos, and peak memory.
 
     python benchmarks/speed/submission.py
 
-Random unit descriptors of 512 numbers are written to a temporary folder and turned into a CSV by
-`dolg submit`,
-for several sizes in turn. A pair is a query and an index photo. Its CPU
-time is set beside that of the bare matrix product of the same blocks, taken in the same process
-right before and after, so that a busy machine is busy for both. What a query costs whatever the
-index is shows in their ratio as a term in 1 / index photos: the line through the ratios of
-retrieval gives the ratio at GLDv2's full size, 117,577 queries by 761,757 index photos, and with
-the quickest product the CPU hours.
+`dolg submit` turns random unit descriptors of 512 numbers into a CSV, for several sizes in turn. A
+pair is a query and an index photo. The CPU time per pair is compared with that of the bare matrix
+product of the same blocks, in the same process right before and after, so that a busy machine slows
+both. The cost of a query that does not depend on the index shows in their ratio as a term in
+1 / index photos. The line through the ratios of retrieval gives the ratio at GLDv2's full size,
+117,577 queries by 761,757 index photos, and with the quickest product the CPU hours.
 
-Peak is of the process' own memory, above what it held before. Pages of the index on disk, which
-the system keeps as long as there is room and takes away when there is none, are not in it.
+Peak memory is the process' own, above what it held before. Pages of the index on disk do not count:
+the system keeps them while there is room and drops them when there is none.
 """
 
 import argparse
@@ -30,11 +28,11 @@ from dolg_tf.retrieval.exact.blocks import BLOCK
 
 FULL_QUERIES, FULL_INDEX = 117_577, 761_757
 WIDTH = 512
-_ROWS = 16384  # of the index, multiplied at once
+_ROWS = 16384  # index photos multiplied at once
 
 
 def make_set(path: pathlib.Path, prefix: str, count: int, seed: int) -> None:
-    """Writes a descriptor set with ids as GLDv2 has them."""
+    """Writes a descriptor set with ids like GLDv2's."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((count, WIDTH), np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -45,7 +43,7 @@ def make_set(path: pathlib.Path, prefix: str, count: int, seed: int) -> None:
 
 
 def time_product(queries: np.ndarray, index, most: int = 4) -> float:
-    """Returns the CPU seconds of the product of a few blocks of queries, scaled to all."""
+    """Returns the CPU seconds of the product, extrapolated from a few blocks of queries."""
     start, few = time.process_time(), queries[: most * BLOCK]
     for _, block in blocks(few, BLOCK):
         for _, rows in blocks(index, _ROWS):
@@ -59,7 +57,7 @@ def run(
     """Makes one submission and prints its line of the table.
 
     Returns:
-      (ratio, nanoseconds): CPU time over that of the product, and the product's for a pair.
+      (ratio, nanoseconds): CPU time over that of the product, and the product's per pair.
     """
     sets = {"query_descriptors": folder / f"q{queries}", "index_descriptors": folder / f"i{index}"}
     pairs = queries * index
@@ -109,7 +107,7 @@ def main() -> None:
         ids = descriptors.read(folder / f"i{i}").ids
         lines = (f"{id_[6:]},,{row % (1 + i // 20)}\n" for row, id_ in enumerate(ids))
         (folder / "train.csv").write_text("id,url,landmark_id\n" + "".join(lines))
-        print("| task | queries x index | s | CPU ns a pair | of the product | ratio | peak MB |")
+        print("| task | queries x index | s | CPU ns per pair | of the product | ratio | peak MB |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         found = [run(folder, *arguments) for arguments in runs]
     retrieval = [n for n, arguments in enumerate(runs) if arguments[0] == "retrieval"]
@@ -119,7 +117,7 @@ def main() -> None:
     hours = ratio * quickest * FULL_QUERIES * FULL_INDEX / 3.6e12
     print(
         f"\nratio = {limit:.2f} + {slope:,.0f} / index photos; {FULL_QUERIES:,} x {FULL_INDEX:,}: "
-        f"{ratio:.2f} times the product, at {quickest:.1f} ns a pair {hours:.2f} CPU hours"
+        f"{ratio:.2f} times the product, at {quickest:.1f} ns per pair {hours:.2f} CPU hours"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: functions timed in turn, the processor's rate, memory at its peak."""
+"""Shared by the benchmarks: functions timed in turn, the processor's rate, peak memory."""
 
 import pathlib
 import resource
@@ -34,9 +34,9 @@ class Timer:
 
 
 def peaks() -> dict:
-    """Returns name: (function, multiply-adds) of what measures the processor's rate.
+    """Returns {name: (function, multiply-adds)} that measure the processor's rate.
 
-    A function returns when the work is done.
+    The functions return when their work is done.
     """
     import tensorflow as tf
 
@@ -58,12 +58,12 @@ def peaks() -> dict:
 
 
 def best_rates(timer: Timer, peaks: dict) -> np.ndarray:
-    """Returns the multiply-adds a second of the faster peak, of the clock and of the CPU."""
+    """Returns the multiply-adds per second of the faster peak, by the clock and by CPU time."""
     return np.max([macs / timer.least(name) for name, (_, macs) in peaks.items()], axis=0)
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16 itself, or there is a GPU."""
+    """Returns whether the processor has bfloat16 instructions, or there is a GPU."""
     import tensorflow as tf
 
     cpu = pathlib.Path("/proc/cpuinfo")
@@ -72,7 +72,7 @@ def has_bfloat16() -> bool:
 
 
 def print_columns(corner: str, columns: dict[str, dict[str, str]]) -> None:
-    """Prints a markdown table of {column: {row: cell}}, the same rows in each."""
+    """Prints a markdown table of {column: {row: cell}}, with the same rows in each."""
     print(f"| {corner} | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for name in next(iter(columns.values())):
         print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
@@ -82,34 +82,34 @@ def print_columns(corner: str, columns: dict[str, dict[str, str]]) -> None:
 
 
 def status(key: str) -> int:
-    """Returns a line of this process' status that is in kB, such as VmRSS, in bytes."""
+    """Returns an entry of this process' status, such as VmRSS, in bytes."""
     text = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split(f"{key}:")[1].split()[0]) * 1024
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that were resident so far, those of mapped files too.
+    """Returns the peak of resident bytes so far, including those of mapped files.
 
-    `getrusage` would count what the process that started this one had.
+    `getrusage` would include what the parent held when it started this process.
     """
     return status("VmHWM")
 
 
 def peak_memory_of_children() -> int:
-    """Returns the peak of the largest process that this one has waited for, and theirs, in bytes.
+    """Returns the peak bytes of the largest finished child, or child of a child.
 
-    At least what this process had when it started that one.
+    It is at least what this process held when it started that child.
     """
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def restart_peak_memory() -> None:
-    """Lets `peak_memory` start anew from what is resident now."""
+    """Resets `peak_memory` to what is resident now."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 class OwnMemory(threading.Thread):
-    """Watches what this process holds that is in no file; `most` is its peak so far, in bytes.
+    """Watches the memory of this process that is in no file; `most` is its peak so far, in bytes.
 
     Pages of mapped files are left out: the system takes them back when it needs them.
     """

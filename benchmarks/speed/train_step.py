@@ -1,15 +1,14 @@
-"""A training step beside its convolutions and beside the floor that the processor sets.
+"""A training step beside its convolutions and the floor that the processor sets.
 
     python benchmarks/speed/train_step.py
 
 DOLG-R50 as in configs/r50.flags with 81,313 classes, and the small network of
-configs/quickstart.flags; with --ema also a moving average of the weights. Each part of the step is
-its own graph over tensors of the shapes that it meets in the step, and all are timed in turn, so
-that a busy machine is busy for all of them; shares are of CPU time, all threads, least of several.
-What the parts leave of the whole (activations, pooling, additions, fusion, attention) is the
-remainder.
-The floor is three times the multiply-adds of the forward pass, those with the zeros of padding
-counted, at the float32 rate of the faster of a matrix product and a 3x3 convolution.
+configs/quickstart.flags; --ema adds a moving average of the weights. Each part of the step is a
+graph of its own, over tensors of the shapes that it has in the step. All are timed in turn, so that
+a busy machine slows all of them. Shares are of CPU time, all threads, least of several rounds. The
+remainder is what the parts leave of the whole: activations, pooling, additions, fusion, attention.
+The floor is three times the multiply-adds of the forward pass, including those with the zeros of
+padding, at the float32 rate of the faster of a matrix product and a 3x3 convolution.
 """
 
 import argparse
@@ -34,12 +33,12 @@ from dolg_tf.training.optimizers import clip_and_decay
 from dolg_tf.training.run_log import RunLog
 from dolg_tf.training.trainer import Trainer
 
-LOG_EVERY = 50  # steps between two reports, as by default
+LOG_EVERY = 50  # steps between two reports, the default
 COMMON = {"logdir": "", "epochs": 100, "log_every": LOG_EVERY}
 
 
 def cases(names: list[str], ema: bool) -> dict[str, tuple]:
-    """Returns name: (model, training, classes, image side) of cases such as "4x256:float32"."""
+    """Returns {title: (model, training, classes, image side)} of cases such as "4x256:float32"."""
     found, common = {}, {**COMMON, "ema_decay": 0.999 * ema}
     for name in names:
         shape, precision = name.split(":")
@@ -64,7 +63,7 @@ def made_up_batch(trainer: Trainer, batch: int, size: int, seed: int = 0) -> tup
 
 
 def met_shapes(network: keras.Model, images) -> list[tuple]:
-    """Returns (layer, shape of its input) of every convolution and batch norm, in their order."""
+    """Returns (layer, shape of its input) of every convolution and batch norm, in call order."""
     met = []
 
     def call(layer, original, inputs, **kwargs):
@@ -83,7 +82,7 @@ def met_shapes(network: keras.Model, images) -> list[tuple]:
 
 
 def layers_alone(met: list[tuple], first):
-    """Returns a graph that takes each layer by itself, forward and backward.
+    """Returns a graph that runs each layer alone, forward and backward.
 
     Args:
       met: layers and the shapes of their inputs.
@@ -102,7 +101,7 @@ def layers_alone(met: list[tuple], first):
                 y = layer(x, **options)
             sources = weights if layer is first else [x, *weights]
             gradients = tape.gradient(y, sources, output_gradients=y)
-            # One number of each, or the graph would be pruned.
+            # One number of each gradient, or the graph would be pruned.
             numbers += [tf.reshape(gradient, [-1])[0] for gradient in gradients]
         return tf.add_n(numbers)
 
@@ -171,7 +170,7 @@ def parts_of(trainer: Trainer, size: int, run_log: RunLog) -> dict:
 
 
 def measure(model, training, classes: int, side: int, repeats: int) -> dict[str, str]:
-    """Returns what a case's cells say, by row."""
+    """Returns the cells of a case, by row."""
     trainer = Trainer(model, training, classes, 1000, make_strategy())
     products = 3 * training.batch_size * sum(count_multiply_adds(trainer.network, side)[0].values())
     timer = Timer()

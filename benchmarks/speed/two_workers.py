@@ -1,12 +1,12 @@
-"""What two workers on one machine cost: synchronisation, apart from the cores that they share.
+"""The cost of synchronising two workers on one machine, apart from that of sharing the machine.
 
     python benchmarks/speed/two_workers.py
 
-Four processes have a core each, and take turns, step by step: one alone, while the other core
-rests; two that know nothing of one another, which tells what sharing caches and memory costs; and
-two workers of MultiWorkerMirroredStrategy, whose step is longer than that by the synchronisation.
-Beside it stands the sum of the gradients by itself, without a step around it, and its floor: as
-many bytes through a socket of this machine, both ways at once.
+Four processes, each pinned to one of two cores, take turns, step by step. One runs alone while the
+other core rests. Two independent ones show what it costs to share caches and memory. Two workers of
+MultiWorkerMirroredStrategy take longer than these by the synchronisation. Beside them stands the
+sum of the gradients alone, without a step around it, and its floor: as many bytes through a socket
+of this machine, in both directions at once.
 """
 
 import argparse
@@ -26,16 +26,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from timing import print_columns
 
-# Title: place among the cases of `train_step.py`.
+# Title: position among the cases of `train_step.py`.
 CASES = {"R50, 81,313 classes, 4 x 256 px": 0, "quickstart, 16 x 96 px": 1}
 WORKERS = 2
 
 
-# --- a process of its own ---------------------------------------------------------------------
+# --- in its own process -----------------------------------------------------------------------
 
 
 def serve(core: int, case: int) -> None:
-    """Takes "step N" and "sum N" from standard input, and prints clock and CPU time of each."""
+    """Reads "step N" and "sum N" from standard input; prints clock and CPU time of each call."""
     os.sched_setaffinity(0, {core})
     import tensorflow as tf
     from train_step import cases, made_up_batch
@@ -55,7 +55,7 @@ def serve(core: int, case: int) -> None:
     def add():
         def replica():
             context = tf.distribute.get_replica_context()
-            # One number of each, or the graph would be pruned.
+            # One number of each gradient, or the graph would be pruned.
             sums = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             return tf.add_n([tf.reshape(gradient, [-1])[0] for gradient in sums])
 
@@ -74,7 +74,7 @@ def serve(core: int, case: int) -> None:
 
 
 class Process:
-    """One that says how many bytes its gradients have, and is told when to work."""
+    """A process on one core; it answers with the bytes of its gradients, then works when told."""
 
     def __init__(self, core: int, case: int, cluster: dict | None):
         environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
@@ -90,10 +90,10 @@ class Process:
         self._process.stdin.flush()
 
     def answer(self):
-        """Returns what it prints next; waits for it.
+        """Waits for the next line of output and returns its value.
 
         Raises:
-          RuntimeError: when it has ended instead.
+          RuntimeError: when the process has ended instead.
         """
         line = self._process.stdout.readline()
         if not line:
@@ -136,14 +136,14 @@ def exchange(size: int) -> float:
 
 
 def work(processes: list[Process], what: str, number: int) -> np.ndarray:
-    """Returns clock and CPU time of `number` calls of processes at once, (processes, number, 2)."""
+    """Returns clock and CPU time of `number` calls in parallel, (processes, number, 2)."""
     for process in processes:
         process.tell(what, number)
     return np.array([process.answer() for process in processes])
 
 
 def measure(case: int, rounds: int, steps: int) -> dict[str, str]:
-    """Returns what the case's cells say, by row."""
+    """Returns the cells of a case, by row."""
     workers = [f"localhost:{port}" for port in free_ports(WORKERS)]
     clusters = [
         {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
@@ -185,7 +185,7 @@ def measure(case: int, rounds: int, steps: int) -> dict[str, str]:
         "synchronisation, share of a step": f"{gained / clock['two, apart']:+.1%}",
         "bytes of gradients, MB": f"{size / 1e6:.1f}",
         "as many through a socket": f"{1e3 * np.median(wires):.0f}",
-        "photos a second, two workers over one alone": (
+        "photos per second, two workers over one alone": (
             f"{WORKERS * clock['one alone'] / clock['two workers']:.2f}"
         ),
     }
@@ -196,18 +196,18 @@ def main() -> None:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each, after one to warm up")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn")
     parser.add_argument("--serve", nargs=2, type=int, help=argparse.SUPPRESS)  # core, case
     arguments = parser.parse_args()
     if arguments.serve:
         serve(*arguments.serve)
         return
     if len(os.sched_getaffinity(0)) < WORKERS:
-        parser.error(f"each of {WORKERS} workers needs a core of its own; this process has one")
+        parser.error(f"each of {WORKERS} workers needs its own core; this process has only one")
     columns = {
         title: measure(case, arguments.rounds, arguments.steps) for title, case in CASES.items()
     }
-    print_columns("ms a step", columns)
+    print_columns("ms per step", columns)
 
 
 if __name__ == "__main__":

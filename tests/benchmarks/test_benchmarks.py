@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/: what is timed in turn, tables that keep other rows, slopes."""
+"""The pure parts of benchmarks/speed: timing in turn, tables that keep other rows, slopes."""
 
 import os
 import pathlib
@@ -121,7 +121,7 @@ def test_rows_of_another_processor_are_not_kept():
     stages.check_processor(lines, "2 cores, AVX2")
     stages.check_processor([], "2 cores, AVX2")
     with pytest.raises(
-        ValueError, match=r"of another processor .* has 2 cores, AVX2, AMX; run all"
+        ValueError, match=r"on another processor .* has 2 cores, AVX2, AMX; run all"
     ):
         stages.check_processor(lines, "2 cores, AVX2, AMX")
 
@@ -148,7 +148,7 @@ def test_an_unknown_stage_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["stages.py", "--only=records,nonsense"])
     with pytest.raises(SystemExit):
         stages.main()
-    assert "'nonsense' is none of records,input" in capsys.readouterr().err
+    assert "'nonsense' is unknown; choose from records,input" in capsys.readouterr().err
 
 
 def test_commands_are_found():
@@ -216,12 +216,12 @@ def test_the_plot_is_written(tmp_path):
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
 
-# --- the page -----------------------------------------------------------------------------------
+# --- README.md -----------------------------------------------------------------------------------
 
 
 def test_the_page_tells_of_every_script_and_has_both_tables():
     text = stages.README.read_text(encoding="utf-8")
-    scripts = {path.name for path in BENCHMARKS.glob("*.py")}
+    scripts = {path.name for path in BENCHMARKS.parent.glob("*/*.py")}
     assert {name for name in scripts if f"`{name}`" not in text} == set()
     for block in ("stages", "growth"):
         stages.read_block(stages.README, block)

@@ -1,4 +1,4 @@
-"""An index of scenes of one colour each, and photos to search for in it."""
+"""An index of scenes, each in one colour, and photos to search for in it."""
 
 import io
 import pathlib
@@ -35,13 +35,13 @@ def encoded(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
 
 
 def descriptor(image: np.ndarray) -> np.ndarray:
-    """What the stand-in model gives, for sides that are multiples of 16 pixels."""
+    """The stand-in model's descriptor, for sides that are multiples of 16 pixels."""
     row = image.astype(np.float64).mean((0, 1)) / 127.5 - 1
     return (row / np.linalg.norm(row)).astype(np.float32)
 
 
 def make(folder: pathlib.Path, **about) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the model and the index, whose photos lie in `folder`/photos; returns both."""
+    """Writes the model and the index, with photos in `folder`/photos; returns both paths."""
     rows = []
     for name in COLOURS:
         file = folder / "photos" / f"{name}.png"

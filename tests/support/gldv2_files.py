@@ -70,5 +70,5 @@ def files_of(folder):
     return {
         path.name: path.read_bytes()
         for path in pathlib.Path(folder).iterdir()
-        if path.name != "records.json"  # which names the folders it was built from
+        if path.name != "records.json"  # it names the source folders
     }

@@ -1,4 +1,4 @@
-"""The slow oracle of average precision."""
+"""A slow oracle for average precision."""
 
 
 def naive_scores(ranking, positives, junk, ks=(1, 5, 10)):

@@ -10,13 +10,13 @@ LOCAL = ("maps", "local_features")
 
 
 def _features(image):
-    """Mean colours, around grey, of cells of 16 x 16 pixels."""
+    """Mean colours of cells of 16 x 16 pixels; grey is 0."""
     cells = tf.nn.avg_pool2d(tf.cast(image, tf.float32)[None], 16, 16, "SAME")
     return cells[0] / 127.5 - 1.0
 
 
 def save(path: pathlib.Path, local: tuple[str, ...] = LOCAL) -> pathlib.Path:
-    """Writes it; `local` are the signatures of one photo that it has."""
+    """Writes it, with the signatures `local` for single photos."""
     photo = tf.TensorSpec([None, None, 3], tf.uint8, "image")
     photos = tf.TensorSpec([None, None, None, 3], tf.uint8, "images")
     scales = tf.TensorSpec([None], tf.float32, "scales")
