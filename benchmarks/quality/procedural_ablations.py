@@ -15,16 +15,29 @@ import concurrent.futures
 import os
 import pathlib
 import queue
+import subprocess
+import sys
 
 import numpy as np
 from ablation_table import FULL, VARIANTS, bootstrap, difference_cell, mean_cell, paper_cell
-from commands import run_dolg
 
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.scales import SCALE_SETS
 
 SPLITS = ("seen", "unseen")
+
+
+def run_dolg(*words: str) -> None:
+    """Runs a command of the project.
+
+    Raises:
+      RuntimeError: when it fails, with the last line of its log.
+    """
+    command = [sys.executable, "-m", "dolg_tf", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"dolg {words[0]}: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def prepare(folder: pathlib.Path) -> None:

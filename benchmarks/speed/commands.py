@@ -18,11 +18,6 @@ def list_commands() -> list[list[str]]:
     return [[door] for door in doors] + [["-m", "dolg_tf", *name.split()] for name in COMMANDS]
 
 
-def run_dolg(*words: str) -> None:
-    """Runs `dolg` with these words, as `run_python` does."""
-    run_python("-m", "dolg_tf", *words)
-
-
 def run_python(*words: str) -> None:
     """Runs Python in the repository's root.
 

@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import timing
-from commands import list_commands, run_dolg, run_python
+from commands import list_commands, run_python
 
 from dolg_tf.stage.scales import SCALE_SETS
 
@@ -311,7 +311,8 @@ def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
 
     landmarks, photos, steps = (4, 4, 2) if quick else (12, 20, 50)
     sizes = {"landmarks": landmarks, "photos_per_landmark": photos}
-    words = [f"--{name}={value}" for name, value in {**sizes, "max_steps": steps}.items()]
+    options = {**sizes, "max_steps": steps, "output": folder / "run"}
+    words = [f"--{name}={value}" for name, value in options.items()]
     toy = ToyConfig(output=str(folder / "toy"), unseen_landmarks=landmarks // 2, **sizes)
     write_toy(toy)
     pixels = 0
@@ -324,7 +325,7 @@ def prepare_quickstart(folder: pathlib.Path, quick: bool) -> Case:
     described = macs[160] / 160**2 * pixels * sum(scale**2 for scale in SCALES)
     return Case(
         f"{landmarks} landmarks, {steps} steps",
-        {"": lambda: run_dolg("quickstart", f"--output={folder / 'run'}", *words)},
+        {"": lambda: run_python("-m", "dolg_tf", "quickstart", *words)},
         arithmetic(training + 2 * described),
         rounds=1,
     )

@@ -1,5 +1,6 @@
 """The pure parts of benchmarks/speed: timing in turn, tables that keep other rows, slopes."""
 
+import ast
 import os
 import pathlib
 import subprocess
@@ -216,7 +217,23 @@ def test_the_plot_is_written(tmp_path):
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
 
-# --- README.md -----------------------------------------------------------------------------------
+# --- the scripts and README.md -----------------------------------------------------------------
+
+
+def test_scripts_import_only_neighbours_of_their_own_folder():
+    # Python finds the modules beside a script; pytest is told of both folders.
+    scripts = list(BENCHMARKS.parent.glob("*/*.py"))
+    lost = [
+        (path.name, name)
+        for path in scripts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if name in {other.stem for other in scripts if other.parent != path.parent}
+    ]
+    assert len(scripts) > 20 and not lost
 
 
 def test_the_page_tells_of_every_script_and_has_both_tables():
