@@ -2,11 +2,11 @@
 
     python benchmarks/speed/records.py
 
-The photos are made on the fly: smooth random fields with texture, as large in bytes as GLDv2's.
-The floor is what no builder that checks its photos can leave out, done by others' code alone:
-reading the bytes, Pillow's decoding at an eighth of the size, the CRC-32C of the package `crc32c`,
-and writing the bytes to a file. All of a round is timed in turn, so that a busy machine is busy for
-all of it; a part's time is CPU time, the best round of several.
+The photos are made on the fly: smooth random fields with texture, of the file size of GLDv2's. The
+floor is the work of any builder that checks its photos, without code of our own: reading the bytes,
+Pillow's decoding at an eighth of the size, the CRC-32C of the package `crc32c`, and writing the
+bytes to a file. Each round times all parts in turn, so that a busy machine slows all of them; times
+are CPU time, the best round of several.
 
 Memory is that of the process that reads the lists and plans the record files. It is measured for
 lists of different lengths, with empty record files.
@@ -74,7 +74,7 @@ def write_photos(folder: pathlib.Path, photos: int, distinct: int) -> list[shard
 
 
 def floor_parts(listed: list[shards.Photo], folder: pathlib.Path) -> dict:
-    """Returns name: function of what no builder that checks its photos can leave out."""
+    """Returns {name: function} of the work of any builder that checks its photos."""
     paths = [pathlib.Path(photo.path) for photo in listed]
     data = [path.read_bytes() for path in paths]
     return {

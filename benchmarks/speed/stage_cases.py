@@ -352,7 +352,8 @@ _RATE = "at the rate of a 4096-cubed matrix product or a 3x3 convolution, whiche
 STAGES = {
     "records": Stage(
         "records",
-        "reading the photos, decoding them at an eighth of the size, TFRecord's checksum",
+        "reading the photos, decoding them at an eighth of the size, their CRC-32C by `crc32c`, a "
+        "plain write",
         prepare_records,
     ),
     "input": Stage(

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings of the names that `import dolg_tf` gives.
+"""Writes docs/api.md from the docstrings of the public names of `dolg_tf`.
 
 python tests/support/api_page.py
 """
@@ -50,7 +50,7 @@ def _methods(cls: type) -> Iterator[str]:
 
 def _signature(name: str, member) -> str:
     member = getattr(member, "__func__", member)
-    # Classes by their names, without the modules they stand in.
+    # Classes by name, without their modules.
     return name + re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", str(inspect.signature(member)))
 
 
@@ -61,7 +61,7 @@ def _docstring(value) -> str:
 
 
 def _options(config: type) -> str:
-    """Returns the options of a configuration as a table; of another class "" """
+    """Returns the options of a configuration as a table, or "" for other classes."""
     if not dataclasses.is_dataclass(config):
         return ""
     rows = []

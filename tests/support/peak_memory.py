@@ -1,4 +1,4 @@
-"""How much memory a block of a test may take."""
+"""A limit on the memory of a block of a test."""
 
 import contextlib
 import tracemalloc
@@ -6,7 +6,7 @@ import tracemalloc
 
 @contextlib.contextmanager
 def peak_below(megabytes):
-    """Holds Python's and NumPy's memory below some megabytes while the block runs."""
+    """Asserts that Python's and NumPy's memory stays below some megabytes in the block."""
     tracemalloc.start()
     try:
         yield
