@@ -4,7 +4,7 @@
         --output=calibration.json --index=INDEX
 
 The threshold is the lowest with the wanted precision, so the one with the highest recall. The
-precision holds for pairs of which the same share shows the same place as among the labelled ones
+precision holds where as large a share of the pairs shows the same place as among the labelled pairs
 (`prior`). A share f of the other pairs passes, whatever their number (`false_positive_rate`): with
 recall r and a prior p the precision is r p / (r p + f (1 - p)). A search compares a query with
 every photo of the index, and the larger the index, the smaller p. So calibrate on pairs as they

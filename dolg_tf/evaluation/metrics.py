@@ -5,7 +5,7 @@ ranks: positions in a ranking, from 0, of the photos that count. Nothing here ne
 ranking, so a caller may find those ranks without sorting a million scores.
 
 GLDv2 and the Kaggle challenges held on it: mAP@100 and GAP, by the dataset's own scorer, quirks
-included: a query without prediction counts as 0, a repeated photo is passed over but keeps its
+included: a query without a prediction counts as 0; a repeated photo is passed over but keeps its
 place.
 
 References:

@@ -151,6 +151,6 @@ def _check_checkpoints(folder: pathlib.Path) -> int:
                 reader.get_tensor(name)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{folder} holds a damaged checkpoint: {error}; delete it, and go on from another"
+            f"{folder} holds a damaged checkpoint: {error}; delete it, and continue from another"
         ) from error
     return len(paths)

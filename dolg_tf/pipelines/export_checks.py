@@ -16,7 +16,7 @@ from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 _SIDES = (64, 80)  # height and width of the photo to try, in pixels
-# What `dolg.json` must say of any export, and of a SavedModel.
+# Keys that `dolg.json` must have in any export, and in a SavedModel.
 _ABOUT = ("format_version", "mode", "preprocessing", "weights_sha256", "provenance")
 _ABOUT_SAVED_MODEL = (*_ABOUT, "scales", "precision", "whitening")
 

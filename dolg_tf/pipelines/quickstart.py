@@ -44,7 +44,7 @@ class QuickstartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Photos:
-    """What the first stage leaves: a photo folder and a ground truth per split."""
+    """The result of the first stage: a photo folder and a ground truth per split."""
 
     root: pathlib.Path
     ground_truths: dict[str, pathlib.Path]

@@ -21,7 +21,7 @@ _OF_RECORDS = ("num_classes", "class_counts_csv", "faults_tsv", "processes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """What is verified."""
+    """The thing to verify."""
 
     path: str = option(
         "TFRecords (their folder, one file or a glob), descriptor set or .npy, index, model "
@@ -32,7 +32,7 @@ class PathConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyConfig(records.VerifyConfig, PathConfig):
-    """What is verified; every option but the path is for TFRecords."""
+    """The thing to verify; every option but the path is for TFRecords."""
 
     file_pattern: str = option(
         "glob of TFRecords of any name; those named test-* need no labels", ""
@@ -46,7 +46,7 @@ class VerifyConfig(records.VerifyConfig, PathConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """What was found to be sound.
+    """A thing that was found to be sound.
 
     Attributes:
       kind: one of `KINDS`, or "records".

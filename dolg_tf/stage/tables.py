@@ -13,8 +13,8 @@ def read_table(path: files.Path, *columns: Sequence[str]) -> Iterator[tuple[str,
 
     Args:
       path: the file; a byte order mark is skipped.
-      *columns: the names each column may have, of which the first that the header holds counts.
-        With "" among them the column is optional, and its values are "".
+      *columns: the names that each column may have; the first one in the header counts. With ""
+        among them the column is optional, and its values are "".
 
     Raises:
       InputError: with file and line, when the file is missing, is not UTF-8 or not CSV, lacks a

@@ -1,6 +1,5 @@
 """Retrieval validation gives the scores of the real chain, and chooses the best checkpoint."""
 
-import importlib.util
 import json
 import pathlib
 import pickle
@@ -19,6 +18,7 @@ from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.pipelines import retrieval_validation
+from dolg_tf.pipelines import train as train_command
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.serving.config import ExportConfig
@@ -155,14 +155,11 @@ tf.config.threading.set_intra_op_parallelism_threads(1)  # fails once an op has 
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_entry_hands_it_to_the_trainer(truth, monkeypatch):
-    spec = importlib.util.spec_from_file_location("train_entry", ROOT / "train.py")
-    entry = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(entry)
+def test_the_command_hands_it_to_the_trainer(truth, monkeypatch):
     handed = []
     monkeypatch.setattr("dolg_tf.training.loop.train", lambda *arguments: handed.append(arguments))
     for training in (_training(truth), _training("")):
-        entry.train(MODEL, None, training)
+        train_command.train(MODEL, None, training)
     assert isinstance(handed[0][3], RetrievalValidation)
     assert handed[1][3] is None
 

@@ -202,7 +202,7 @@ def _other_row(rows):
         ("run", lambda p: _cut(p / "config.json"), "config.json: not JSON"),
         ("run", lambda p: (p / "flags.txt").unlink(), "flags.txt: no such file"),
         ("run", lambda p: (p / "metrics.jsonl").write_text("x\n"), "metrics.jsonl, line 1: not"),
-        ("run", lambda p: shutil.rmtree(p / "checkpoints"), "holds no checkpoint"),
+        ("run", lambda p: shutil.rmtree(p / "checkpoints"), "has no checkpoint"),
         ("export", lambda p: _cut(p / "saved_model.pb"), "does not run: "),
         ("export", lambda p: (p / "saved_model.pb").unlink(), "does not run: "),
         (

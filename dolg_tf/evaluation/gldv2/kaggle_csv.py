@@ -27,7 +27,7 @@ class Recognised(NamedTuple):
 
 
 Prediction = tuple[str, ...] | Recognised
-"""What is predicted for a query: index photos, best first; or its landmark."""
+"""The prediction for a query: index photos, best first; or its landmark."""
 
 
 @dataclasses.dataclass(frozen=True)

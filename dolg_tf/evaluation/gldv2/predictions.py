@@ -193,7 +193,7 @@ def predictions(
     paper).
 
     Args:
-      settings: what is searched, and how.
+      settings: the sets, and how they are searched.
       wanted: Kaggle's ids of the queries, in the order of the predictions; None: all of the set.
       output: the file that the predictions become.
 

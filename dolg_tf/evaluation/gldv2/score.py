@@ -30,7 +30,7 @@ PARTS = ("public", "private", "both")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gldv2Config(PredictionsConfig):
-    """What is scored: a submission, or descriptors of queries and index."""
+    """The predictions that are scored: a submission, or descriptors of queries and index."""
 
     solution: str = option("GLDv2's solution: id,images,Usage or id,landmarks,Usage")
     output: str = option("report.json to write")

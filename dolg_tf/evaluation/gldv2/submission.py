@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubmissionConfig(PredictionsConfig):
-    """What is predicted, and where the submission goes."""
+    """The predictions, and where the submission goes."""
 
     sample_submission: str = option(
         "Kaggle's sample_submission.csv: the ids of the submission, in its order; empty: all "

@@ -63,7 +63,7 @@ def read_inputs(
     index: Descriptors,
     distractors: Descriptors | None = None,
 ) -> Inputs:
-    """Reads the descriptors of a task; what is on disk stays there.
+    """Reads the descriptors of a task; rows on disk stay there.
 
     Args:
       task: the ground truth.
