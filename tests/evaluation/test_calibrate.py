@@ -66,7 +66,7 @@ def test_counts_equal_looking_at_every_pair(listed, size):
     assert found.thresholds.tolist() == pytest.approx(scores, abs=1e-5)
     expected = [_let_in(listed, threshold) for threshold in found.thresholds]
     assert list(zip(found.same, found.different, strict=True)) == expected
-    # Each lets in the pair that it is for.
+    # The pair that a threshold belongs to passes it.
     assert all(found.thresholds < scores)
     assert (found.all_same, found.all_different) == (same, different)
 
@@ -111,7 +111,7 @@ def test_a_long_curve_is_thinned_out():
 
 @pytest.mark.parametrize("times", [1, 3, 100])
 def test_precision_where_other_pairs_are_more(times):
-    """Calibrated on few pairs, held against as many others that are alike."""
+    """Calibrated on few pairs, tested on as many others of the same kind."""
     rng = np.random.default_rng(0)
     same = [(0, score, True) for score in rng.integers(0, 9, 20) / 8]
     different = [(0, score, False) for score in rng.integers(-8, 6, 30) / 8]
@@ -147,7 +147,7 @@ def test_intervals_hold_what_was_found(listed, seed):
 def test_intervals_of_one_query_are_published_ones(good, passed, interval):
     """Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I."""
     let_in = [(3, 0.5, True)] * good + [(3, 0.5, False)] * (passed - good)
-    # In float32 the threshold of the pairs above is the score of this one: it stays outside.
+    # In float32 the threshold of the pairs above equals the score of this one, which must not pass.
     below = float(np.float32(0.5 - 1e-6))
     assert below < 0.5 - 1e-6 < np.nextafter(np.float32(below), np.float32(1))
     fitted = calibrate.fit(_blocks([*let_in, *[(3, below, False)] * 100]), 0.01)
@@ -156,7 +156,7 @@ def test_intervals_of_one_query_are_published_ones(good, passed, interval):
 
 
 def test_pairs_of_one_query_are_alike():
-    """40 queries whose 25 pairs are all right or all wrong tell no more than 40 pairs."""
+    """40 queries whose 25 pairs are all right or all wrong say no more than 40 pairs."""
     right = [number % 2 == 0 for number in range(40)]
     one_each = calibrate.fit(_blocks([(n, 1.0, same) for n, same in enumerate(right)]), 0.5)
     many = [(n, 1.0, same) for n, same in enumerate(right) for _ in range(25)]
@@ -263,7 +263,7 @@ def test_three_ways_to_say_the_same(files):
     sources = [fitted.pop("source") for fitted in found]
     assert sources == [str(files / name) for name in ("labels.csv", "pairs.csv", "gnd_x.pkl")]
     assert found[0]["recall"] < 1 and found[0]["false_positive_rate"] > 0
-    # Scores of pairs are exact, those of a matrix product rounded.
+    # The scores of pairs are exact, those of a matrix product are rounded.
     about = {"threshold": pytest.approx(found[1]["threshold"], abs=3e-7)}
     about["curve"] = [pytest.approx(point, abs=3e-7) for point in found[1]["curve"]]
     assert found[0] == found[1] | about and found[2] == found[1] | about
@@ -273,7 +273,7 @@ def test_three_ways_to_say_the_same(files):
 
 @pytest.mark.parametrize("kind", ["flat", "ivfpq"])
 def test_an_index_answers_as_promised(files, kind, caplog):
-    """Of an approximate index' own scores, too: they differ from those of the descriptors."""
+    """It is fitted on the approximate index's own scores, which differ from the descriptors'."""
     caplog.set_level("INFO")
     _index(files, kind)
     fitted = calibrate.calibrate(_config(files, index="index"))
@@ -324,7 +324,7 @@ def test_nothing_is_written(files):
     for name, made in (("model_hash", "other"), ("scales", [2.0]), ("whitening", "pca")):
         _write(files / "other", ["q/0"], np.ones((1, 16)), **{name: made})
         _refused(files, rf"other has {name} .*extract all", query_descriptors="other")
-        # Queries and index go together, but not with what is searched.
+        # Queries and index descriptors fit together, but not with the index that is searched.
         one = {"query_descriptors": "", "index_descriptors": "other"}
         _refused(files, rf"other has {name} .*index has", **one)
     _write(files / "other", ["q/0"], np.ones((1, 9)))

@@ -42,7 +42,7 @@ def _found(pairs):
 
 
 def _all_pairs(queries, index, kind):
-    """The same, pair by pair; `kind(a, b)` of two ids is None where there is no pair."""
+    """The same, pair by pair; `kind(a, b)` of two ids is None if they are no pair."""
     a, b = np.asarray(queries.descriptors), np.asarray(index.descriptors)
     listed = []
     for row, id_ in enumerate(queries.ids):
@@ -121,7 +121,7 @@ def test_pairs_of_one_set_come_once(tmp_path, caplog):
 
 
 def test_pairs_of_two_sets(tmp_path, caplog):
-    """Photos that are in both are not paired with themselves."""
+    """A photo in both sets is not paired with itself."""
     caplog.set_level("INFO")
     queries, index = _set(["a1", "x", "b1", "c1"], seed=1), _set(["b3", "a1", "b1", "a2"])
     pairs = labelled_pairs.labelled_pairs(_csv(tmp_path, LABELS), queries, index)

@@ -72,7 +72,7 @@ def test_bootstrap_interval():
 
 few = settings(max_examples=40, deadline=None)
 photos = st.sampled_from("abcdefgh")
-rankings = st.lists(photos, max_size=12)  # with photos listed again
+rankings = st.lists(photos, max_size=12)  # with repeated photos
 truths = st.sets(photos, max_size=8)
 
 
@@ -119,7 +119,7 @@ def test_retrieval_equals_the_walk(predicted, relevant, depth):
 @few
 @given(rankings, truths)
 def test_a_repeated_photo_keeps_its_place(predicted, relevant):
-    """It counts as a photo that nobody looks for would, and pushes the others down."""
+    """It counts like an irrelevant photo and pushes the others down."""
     once = [photo if photo not in predicted[:i] else "-" for i, photo in enumerate(predicted)]
     hits = metrics.find_hits(predicted, relevant)
     np.testing.assert_array_equal(hits, metrics.find_hits(once, relevant))
@@ -152,7 +152,7 @@ predictions = st.dictionaries(
 
 
 def _arrays(drawn):
-    """What the functions take of {query: (landmark, score or None, truth)}."""
+    """The arguments of the functions, from {query: (landmark, score or None, truth)}."""
     ids = [query for query, (_, score, _) in drawn.items() if score is not None]
     scores = np.array([drawn[query][1] for query in ids])
     ids = [ids[i] for i in metrics.confidence_order(ids, scores)]
@@ -183,7 +183,7 @@ def test_order_is_by_score_then_id(drawn):
 @few
 @given(predictions)
 def test_gap_interval_equals_gap_of_the_drawn_queries(drawn):
-    """Each resample is scored anew by the oracle, its queries renamed so that all stand."""
+    """The oracle scores each resample anew, its queries renamed so that none is lost."""
     ids, correct, positive = _arrays(drawn)
     queries = ids + [query for query in drawn if query not in ids]
     rng, values = np.random.default_rng(7), []
@@ -195,8 +195,8 @@ def test_gap_interval_equals_gap_of_the_drawn_queries(drawn):
             truth[renamed] = landmarks
             if score is not None:
                 made[renamed] = (name, score)
-        # Copies stand side by side also where another query has the same score: "-" sorts
-        # before every digit.
+        # Copies stay side by side even if another query has the same score: "-" sorts before
+        # every digit.
         values.append(naive_gap(made, truth))
     values = [value for value in values if value is not None]
     padded = np.concatenate([correct, np.zeros(len(queries) - len(ids), bool)])

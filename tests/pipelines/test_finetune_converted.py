@@ -60,7 +60,7 @@ def test_a_converted_network_is_finetuned_exported_and_searched_with(tmp_path, s
     assert "r50.pyth" in log and "class head: random, since a model directory has none" in log
     before, config, _ = load_network(model)
     after, found, _ = load_network(run)
-    # Nobody said resnet50, BGR or no multi-atrous: the directory did.
+    # resnet50, BGR and no multi-atrous come from the directory, not from flags.
     assert found.preprocessing == config.preprocessing and not found.multi_atrous
     assert found.gem_p == config.gem_p
     stem = [

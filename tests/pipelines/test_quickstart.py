@@ -142,7 +142,7 @@ def test_own_photos_take_the_same_way(finished, tmp_path):
             shutil.copy(source, tmp_path / f"{name}.jpg")
             split = ["query", "index", "index"][i] if i < 3 else "train"
             rows.append(f"{name}.jpg,place {landmark},{split}")
-    # A landmark without training photos is one that was not seen.
+    # A landmark without training photos was not seen.
     rows = [row for row in rows if not (row.endswith("train") and landmark in row)]
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     _run(_make(folder, PHOTOS=tmp_path, FLAGS="--max_steps=1 --batch_size=8"), folder)

@@ -142,7 +142,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(truth, tmp_path):
 
 @pytest.mark.slow
 def test_construction_leaves_tensorflow_untouched(truth):
-    """Several workers must meet before TensorFlow does anything: a fresh process tells."""
+    """Several workers must meet before TensorFlow runs an op: tested in a fresh process."""
     program = f"""
 import tensorflow as tf
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
@@ -165,7 +165,7 @@ def test_the_command_hands_it_to_the_trainer(truth, monkeypatch):
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_map(truth, tmp_path, monkeypatch):
-    """The loop alone: steps and the rest of a validation are not computed."""
+    """Tests the loop alone: steps and the rest of a validation are not computed."""
     encoded = truth.parent.joinpath("photo_00.jpg").read_bytes()
     examples = [tfrecord.encode(encoded, f"{n}", 70, 90, n % 2) for n in range(8)]
     tfrecord.write_shard(tmp_path / "train-00000-of-00001", examples)

@@ -1,4 +1,4 @@
-"""Everything that the stages leave: sound as it was written, and each kind of damage named."""
+"""Everything that the stages leave passes as written, and damage of each kind is named."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def _save_onnx(path: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Folder of one sound thing of each kind, none of which a test may change."""
+    """Folder of one sound thing of each kind; no test may change it."""
     folder = tmp_path_factory.mktemp("sound")
     demo_world.make(folder / "world")
     for name in ("set", "index"):
@@ -273,7 +273,7 @@ def test_an_export_that_answers_wrongly(tmp_path, describe, message):
 
 
 def test_a_model_of_somebody_else(tmp_path):
-    """One without dolg.json passes when it answers; one that takes something else is not ours."""
+    """One without dolg.json passes if it answers; one with other inputs is not ours."""
     _save_export(tmp_path / "theirs")
     shutil.rmtree(tmp_path / "theirs/assets.extra")
     assert "no dolg.json: not an export of ours" in _verify(tmp_path / "theirs").facts

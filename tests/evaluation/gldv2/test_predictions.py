@@ -194,7 +194,7 @@ def test_another_run_does_not_go_on(photos, monkeypatch):
 
 
 def test_mended_photos_do_not_go_on(photos):
-    """Their rows are none of the few that are compared, but the sizes of their files are others."""
+    """Their rows are not among the few that are compared, but their file sizes changed."""
     folder, rows, _ = photos
     ids = [f"i/i{row:03d}" for row in range(120)]
     _write(folder / "i", ids, rows["i"], images="sizes before")

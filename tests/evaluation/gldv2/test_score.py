@@ -111,7 +111,7 @@ def test_ties_are_ranked_by_query():
 
 
 def test_a_landmark_of_an_own_list_is_compared_as_a_number():
-    """A solution's 007 is read as "7", and an own list's names stay as they are."""
+    """A solution's 007 is read as "7"; the names of one's own list stay as they are."""
     found = score.score_recognition(
         {"a": ("7",), "b": ("tower",)}, {"a": Recognised("007", 2), "b": Recognised("t", 1)}
     )
@@ -122,7 +122,7 @@ def test_a_landmark_of_an_own_list_is_compared_as_a_number():
 
 
 def _write_set(path, ids, rows):
-    """A descriptor set whose meta data, but for the scales, are unknown."""
+    """A descriptor set whose metadata are unknown except for the scales."""
     keys = ("image_root", "model_hash", "scales", "crop", "max_side", "whitening")
     meta = {**dict.fromkeys(keys), "scales": [0.5, 1.0], "bad": []}
     descriptors.write(path, DescriptorSet(tuple(ids), np.asarray(rows, np.float32), meta))

@@ -104,7 +104,7 @@ def test_the_wrong_files(files):
 
 
 def test_interrupted(files, monkeypatch):
-    """No half file, and the submission that stood still stands."""
+    """No half file is left, and the earlier submission is still there."""
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -141,7 +141,7 @@ def test_unpacked_photos(downloads, inner):
     assert summary["variant"] == "unknown" and summary["missing"] == 0
     found = contents(downloads.parent / "datasets/roxford5k/jpg")
     assert found == {f"{name}.jpg": photo(name) for name in OXFORD}
-    # Told later, and not forgotten.
+    # Given later, and not forgotten.
     assert prepare(config(downloads, variant="blurred"))["variant"] == "blurred"
     assert prepare(config(downloads))["variant"] == "blurred"
 
@@ -152,7 +152,7 @@ def test_one_part_unpacked_on_another_disk(downloads, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
     (downloads / "paris_2-v1.tgz").unlink()
-    for name in PARIS:  # the archive's photos go first
+    for name in PARIS:  # photos of archives come first
         (downloads / f"{name}.jpg").write_bytes(photo(name) if name in PARIS[1::2] else b"other")
     assert prepare(config(downloads, "rparis6k"))["variant"] == "mixed"
     found = contents(downloads.parent / "datasets/rparis6k/jpg")
@@ -181,7 +181,7 @@ def test_missing_photo_and_its_archive(downloads, caplog):
     lines = (folder / "missing.txt").read_text().splitlines()
     assert lines == [f"{name}.jpg" for name in PARIS[1::2]]
     assert json.loads((folder / "prepared.json").read_text())["missing"] == 2
-    # It arrives, and the first one is not needed any more.
+    # It arrives; the first one is no longer needed.
     (downloads.parent / "paris_2-v1.tgz").rename(downloads / "paris_2-v1.tgz")
     (downloads / "paris_1-v1.tgz").unlink()
     (downloads / "gnd_rparis6k.pkl").unlink()
@@ -245,7 +245,7 @@ def test_damaged_archive(downloads, damage):
     with pytest.raises(InputError, match=r"paris_2-v1\.tgz: damaged or cut short .*download it"):
         prepare(config(downloads, "rparis6k"))
     folder = downloads.parent / "datasets/rparis6k"
-    # Nothing of it was used, and the other one is done.
+    # None of it was used, and the other one is done.
     assert contents(folder / "jpg") == {f"{name}.jpg": photo(name) for name in PARIS[::2]}
     assert not (folder / ".building/photos").exists()
     path.write_bytes(whole)

@@ -265,7 +265,7 @@ def test_distractors_stay_on_disk(files, task):
 
 @pytest.mark.parametrize("method", ["alpha_qe", "alpha_dba", "superglobal", "k_reciprocal"])
 def test_reranking_is_scored_as_it_ranks(files, task, method, caplog):
-    """With and without distractors each for itself, as its neighbours are other photos."""
+    """Searches with and without distractors re-rank apart: their neighbours differ."""
     caplog.set_level("INFO")
     flags = {"rerank": method, "rerank_k": 3}
     if method in ("superglobal", "k_reciprocal"):
