@@ -1,1 +1,1 @@
-"""Photos become batches."""
+"""Photos -> batches."""

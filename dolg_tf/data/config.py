@@ -1,4 +1,4 @@
-"""The photos that training reads.
+"""Options of the photos that training reads.
 
 No TensorFlow here, as in `dolg_tf.stage.config`.
 """
@@ -17,24 +17,24 @@ class DataConfig:
         "glob of the validation TFRecords; empty: no validation", ""
     )
     num_classes: int = option(
-        "number of landmarks, labels are 0 to this less one; 0: as many as relabeling.csv beside "
-        "the records lists",
+        "number of landmarks; labels run from 0 to this minus 1; 0: as many as the relabeling.csv "
+        "beside the records lists",
         0,
         unit="classes",
     )
     image_size: int = option("side of the square training crop", 512, unit="pixels")
-    augment_crop: bool = option("random crop of 8-100 % of the area, aspect 3/4 to 4/3", True)
-    crop_area_min: float = option("smallest share of the area that a random crop keeps", 0.08)
-    augment_flip: bool = option("flip left to right, half of the time", True)
+    augment_crop: bool = option("random crop, aspect ratio 3/4 to 4/3", True)
+    crop_area_min: float = option("smallest fraction of the area that a random crop keeps", 0.08)
+    augment_flip: bool = option("mirror half of the photos left to right", True)
     augment_lighting: float = option("standard deviation of the PCA lighting noise; 0: none", 0.1)
     shard_by: str = option(
-        "how several workers share the photos; photo: the batch of a step is the same for any "
-        "number of workers; file: each reads its own record files alone",
+        "how several workers share the photos; photo: a step has the same batch for any number of "
+        "workers; file: each worker reads only its own record files",
         "photo",
         choices=("photo", "file"),
     )
     skip_bad_records: bool = option(
-        "count and leave out records that cannot be used, instead of stopping", False
+        "skip and count records that cannot be used, instead of stopping", False
     )
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
-"""What an encoded photo says about itself in its first bytes, in graph ops that never decode.
+"""Format and size of encoded photos, read from their headers by graph ops that never decode.
 
-A header may promise more pixels than a machine has memory: whoever decodes photos of strangers asks
-here first. The layouts are those of the format specifications: PNG 11.2.2, GIF89a 18 to 20, the
+A header may promise more pixels than a machine has memory: code that decodes strangers' photos asks
+here first. The layouts follow the specifications: PNG 11.2.2, GIF89a 18 to 20, the
 BITMAPINFOHEADER, the WebP container.
 """
 
@@ -16,9 +16,9 @@ _MAX_BLOCKS = 2**16
 
 
 def kind(data: tf.Tensor) -> tf.Tensor:
-    """Returns what a scalar string begins as: int32 scalar, PNG, GIF, BMP, WEBP or UNKNOWN.
+    """Returns the format of a scalar string: int32 scalar, PNG, GIF, BMP, WEBP or UNKNOWN.
 
-    For a JPEG there is `tf.io.is_jpeg`, which is faster.
+    JPEG is left to `tf.io.is_jpeg`, which is faster.
     """
     head = _head(data)
     begins = [
@@ -31,13 +31,13 @@ def kind(data: tf.Tensor) -> tf.Tensor:
 
 
 def photo_size(data: tf.Tensor) -> tf.Tensor:
-    """Returns the size of a photo, as its header promises it and a decoder would allocate it.
+    """Returns the size of a photo that its header states and a decoder would allocate.
 
     Args:
       data: scalar string, an encoded photo or anything else.
 
     Returns:
-      int64 (2,), height and width in pixels; zeros for what is no JPEG, PNG, GIF, BMP or WebP.
+      int64 (2,), height and width in pixels; zeros for all but JPEG, PNG, GIF, BMP and WebP.
 
     Raises:
       tf.errors.InvalidArgumentError: on a JPEG without a readable header.
@@ -57,29 +57,29 @@ def photo_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts a GIF behind its first frame.
+    """Cuts a GIF off after its first frame.
 
-    TensorFlow's decoder unpacks all frames before it drops all but the first, so that a small file
-    can take any amount of memory; and it makes the canvas as large as the largest of them.
+    TensorFlow's decoder unpacks all frames before it drops all but the first, so a small file can
+    take any amount of memory. It also makes the canvas as large as the largest frame.
 
     Args:
       data: scalar string, an encoded GIF.
 
     Returns:
-      (gif, size): scalar string, a GIF of that frame alone, in the canvas' corner; int64 (2,), its
-      height and width in pixels, zeros where there is no frame. A damaged GIF gives a string that
-      a decoder refuses.
+      (gif, size): scalar string, a GIF of that frame alone, in the corner of the canvas; int64
+      (2,), its height and width in pixels, zeros without a frame. A damaged GIF gives a string
+      that a decoder refuses.
     """
     raw = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros([1], tf.uint8)], 0)
 
     def byte(at):
-        # Behind the end there are zeros, which end a chain of blocks.
+        # After the end there are zeros, which end a chain of blocks.
         return tf.cast(raw[tf.minimum(at, tf.size(raw) - 1)], tf.int32)
 
     def palette(flags):
         return tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
 
-    def behind_blocks(at):
+    def after_blocks(at):
         (last,) = tf.while_loop(
             lambda at: byte(at) > 0,
             lambda at: (at + 1 + byte(at),),
@@ -90,11 +90,11 @@ def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     (frame,) = tf.while_loop(
         lambda at: byte(at) == ord("!"),
-        lambda at: (behind_blocks(at + 2),),
+        lambda at: (after_blocks(at + 2),),
         (13 + palette(byte(10)),),
         maximum_iterations=_MAX_BLOCKS,
     )
-    end = behind_blocks(frame + 11 + palette(byte(frame + 9)))
+    end = after_blocks(frame + 11 + palette(byte(frame + 9)))
     gif = tf.strings.join(
         [_substr(data, 0, frame + 1), b"\0\0\0\0", _substr(data, frame + 5, end - frame - 5), b";"]
     )
@@ -104,10 +104,10 @@ def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def animated_webp_with_alpha(data: tf.Tensor) -> tf.Tensor:
-    """Returns a WebP, with the flag of an alpha channel set if it is an animation.
+    """Returns a WebP, with the alpha flag set if it is an animation.
 
-    TensorFlow 2.21 decodes animations to four channels, and where the flag is missing writes them
-    into memory allotted for three.
+    TensorFlow 2.21 decodes animations to four channels. Where the flag is missing, it writes them
+    into memory allocated for three.
     """
     head = _head(data)
     animated = _says(head, 12, b"VP8X") & (head[20] // 2 % 2 == 1)
@@ -118,7 +118,7 @@ def animated_webp_with_alpha(data: tf.Tensor) -> tf.Tensor:
 
 
 def bmp_palette(data: tf.Tensor) -> tf.Tensor:
-    """Returns the palette of a BMP with 8 bits a pixel, uint8 (colours, 3), RGB.
+    """Returns the palette of a BMP with 8 bits per pixel, uint8 (colours, 3), RGB.
 
     Args:
       data: scalar string, an encoded BMP.
@@ -137,7 +137,7 @@ def _head(data: tf.Tensor) -> tf.Tensor:
 
 
 def _substr(data: tf.Tensor, start, length) -> tf.Tensor:
-    # A start behind the end is an error, and only there.
+    # A start beyond the end would be an error.
     start = tf.minimum(tf.cast(start, tf.int64), tf.cast(tf.strings.length(data), tf.int64))
     return tf.strings.substr(data, start, tf.cast(length, tf.int64))
 

@@ -1,15 +1,15 @@
-"""Decoding and geometry: the one definition that training, export and extraction share.
+"""Decoding and geometry: one definition, shared by training, export and extraction.
 
 Encoded photo -> uint8 RGB -> float32 RGB in [0, 1] -> resized. Mean, standard deviation and channel
-order belong to the network. Everything here is TensorFlow ops, so it works eagerly, in tf.data and
-in a SavedModel.
+order belong to the network. Everything here consists of TensorFlow ops, so it works eagerly, in
+tf.data and in a SavedModel.
 """
 
 import tensorflow as tf
 
 from dolg_tf.data import headers
 
-# TensorFlow's default, a faster DCT, is up to 4 levels off what Pillow, OpenCV and browsers decode.
+# TensorFlow's default, a faster DCT, differs by up to 4 levels from Pillow, OpenCV and browsers.
 _DCT = "INTEGER_ACCURATE"
 
 
@@ -17,15 +17,15 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     """Returns the photo as uint8 RGB of shape (H, W, 3).
 
     EXIF rotation is ignored, grey and CMYK become RGB, 16 bits become 8, transparency is dropped,
-    and of an animation the first frame is taken.
+    and an animation gives its first frame.
 
     Args:
       data: scalar string, an encoded JPEG, PNG, GIF, BMP or WebP.
 
     Raises:
-      tf.errors.InvalidArgumentError: when the data cannot be decoded; so it is with cut JPEGs.
+      tf.errors.InvalidArgumentError: when the data cannot be decoded, as with truncated JPEGs.
     """
-    # JPEG apart: to tell the others from each other takes longer than to decode a small photo.
+    # JPEG apart: distinguishing the others takes longer than decoding a small photo.
     image = tf.cond(
         tf.io.is_jpeg(data),
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method=_DCT),
@@ -37,7 +37,7 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
     """Returns a window of a JPEG as uint8 RGB of shape (height, width, 3), decoding little else.
 
-    Equal to a slice of the whole photo, but for the first and last column where chroma is
+    Equal to a slice of the whole photo, except in the first and last column where chroma is
     subsampled: its interpolation does not look beyond the window.
 
     Args:
@@ -49,7 +49,7 @@ def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
     return tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method=_DCT)
 
 
-# Traced, since op by op, as extraction calls it, reading the header takes 7 ms.
+# Traced: op by op, as extraction calls it, reading the header takes 7 ms.
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _decode_other(data: tf.Tensor) -> tf.Tensor:
     decoders = {
@@ -57,7 +57,7 @@ def _decode_other(data: tf.Tensor) -> tf.Tensor:
         headers.PNG: lambda: _decode_image(data, 3),
         headers.GIF: lambda: _decode_image(headers.first_gif_frame(data)[0], 3),
         headers.BMP: lambda: _decode_bmp(data),
-        # A WebP is decoded with the channels that it has, or not at all.
+        # A WebP can be decoded only with the channels that it has.
         headers.WEBP: lambda: _decode_image(headers.animated_webp_with_alpha(data), 0)[:, :, :3],
     }
     return tf.switch_case(headers.kind(data), decoders)
@@ -68,13 +68,13 @@ def _decode_image(data: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _decode_nothing() -> tf.Tensor:
-    # Not left to TensorFlow's decoder: it knows formats whose size `headers` cannot read.
+    # Not left to TensorFlow's decoder, which knows formats whose size `headers` cannot read.
     with tf.control_dependencies([tf.debugging.Assert(False, ["the photo's format is unknown"])]):
         return tf.zeros([0, 0, 3], tf.uint8)
 
 
 def _decode_bmp(data: tf.Tensor) -> tf.Tensor:
-    """Decodes a BMP; of one with a palette TensorFlow returns the indices as if they were grey."""
+    """Decodes a BMP. TensorFlow returns the indices of one with a palette as if they were grey."""
     image = _decode_image(data, 0)  # (H, W, 1, 3 or 4)
     return tf.cond(
         tf.shape(image)[2] == 1,
@@ -91,8 +91,8 @@ def to_float(image: tf.Tensor) -> tf.Tensor:
 def resize(image: tf.Tensor, height, width) -> tf.Tensor:
     """Resizes float32 (H, W, C) or (B, H, W, C) to (height, width) pixels.
 
-    Bilinear, half-pixel centres, no antialiasing: what OpenCV's INTER_LINEAR does and so what the
-    authors' extractor does.
+    Bilinear, half-pixel centres, no antialiasing, like OpenCV's INTER_LINEAR and so like the
+    authors' extractor.
     """
     return tf.image.resize(image, tf.stack([height, width]), method="bilinear", antialias=False)
 
@@ -100,7 +100,7 @@ def resize(image: tf.Tensor, height, width) -> tf.Tensor:
 def resize_levels(image: tf.Tensor, height, width) -> tf.Tensor:
     """Resizes uint8 levels (H, W, C) to float32 in [0, 1], (height, width, C).
 
-    Equal to `resize(to_float(image), height, width)` to 2e-7, in one pass less over the pixels.
+    Equal to `resize(to_float(image), height, width)` to 2e-7, with one pass fewer over the pixels.
     """
     levels = tf.bitcast(image, tf.quint8)
     return resize(tf.quantization.dequantize(levels, 0.0, 1.0, mode="MIN_FIRST"), height, width)
@@ -109,7 +109,7 @@ def resize_levels(image: tf.Tensor, height, width) -> tf.Tensor:
 def scaled_size(height, width, scale) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns int32 (height, width) of a photo at a scale: round(side x scale), at least 1.
 
-    A half is rounded to the even neighbour, and the product is taken in float32, as DELG does.
+    Halves are rounded to even, and the product is taken in float32, as in DELG.
     """
 
     def scaled(side):

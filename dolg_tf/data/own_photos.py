@@ -1,4 +1,4 @@
-"""A person's own photos: the queries and the index of a labels.csv become ground truths.
+"""Your own photos: queries and index of a labels.csv -> ground truths.
 
 dolg ground-truth --labels_csv=photos/labels.csv --output=data/mine
 """
@@ -29,18 +29,20 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
 
     Raises:
       InputError: naming file and line of what is missing or wrong, of a path that leads out of
-        the CSV's folder, and of a photo that is listed twice.
+        the CSV's folder, or of a photo that is listed twice.
     """
     labels = pathlib.Path(labels)
     if not labels.is_file():
         raise InputError(
-            f"{labels}: no such file; it lists your photos, header path,landmark,split, where "
-            f"split is one of {', '.join(_SPLITS)}"
+            f"{labels}: no such file; it lists your photos under the header path,landmark,split, "
+            f"where split is one of {', '.join(_SPLITS)}"
         )
     by_split, seen = {split: [] for split in _SPLITS}, set()
     for where, path, landmark, split in own_rows(str(labels)):
         if split not in _SPLITS:
-            raise InputError(f"{where}: split is {split!r}, not one of {', '.join(_SPLITS)}")
+            raise InputError(
+                f"{where}: split is {split!r}, but must be one of {', '.join(_SPLITS)}"
+            )
         try:
             files.inside(labels.parent, path)
         except InputError as error:
@@ -58,19 +60,19 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pathlib.Path]:
-    """Writes revisited-style ground truths: every index photo of the query's landmark is easy.
+    """Writes ground truths in the Revisited form: all index photos of a query's landmark are easy.
 
     Args:
       labels: the CSV; its paths are relative to its folder.
       output: folder of `gnd_seen.pkl`, for queries whose landmark has training photos, and
-        `gnd_unseen.pkl`, for the others; one without queries is not written.
+        `gnd_unseen.pkl`, for the others; a file without queries is not written.
 
     Returns:
       {"seen"|"unseen": path}.
 
     Raises:
-      InputError: when there are no queries or no index, a path leads out of the folder, or a
-        query cannot be read.
+      InputError: when there are no queries or no index photos, a path leads out of the folder, or a
+        query photo cannot be read.
     """
     labels, output = pathlib.Path(labels), pathlib.Path(output)
     by_split = read_labels(labels)
@@ -112,23 +114,23 @@ def _size(path: pathlib.Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except OSError as error:
-        raise InputError(f"{path}: this query cannot be read ({error})") from error
+        raise InputError(f"{path}: this query photo cannot be read ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroundTruthsConfig:
-    """Which photos are searched, and where that is written."""
+    """Which photos are searched, and where the ground truths are written."""
 
-    labels_csv: str = option("your list: path,landmark,split; split is train, index or query")
+    labels_csv: str = option("your list: path,landmark,split, where split is train, index or query")
     output: str = option(
-        "folder of gnd_seen.pkl and gnd_unseen.pkl; empty: that of the labels.csv", ""
+        "folder to write gnd_seen.pkl and gnd_unseen.pkl to; empty: that of the list", ""
     )
 
 
 def ground_truths(settings: GroundTruthsConfig) -> dict[str, pathlib.Path]:
     """Writes ground truths of your own photos: a query matches the index photos of its landmark.
 
-    gnd_seen.pkl has the queries whose landmark has training photos, gnd_unseen.pkl the others.
+    gnd_seen.pkl holds the queries whose landmark has training photos, gnd_unseen.pkl the others.
     """
     output = settings.output or pathlib.Path(settings.labels_csv).parent
     written = write_ground_truths(settings.labels_csv, output)

@@ -1,36 +1,36 @@
-"""What a photo is called: in lists, records, ground truths and descriptor sets alike."""
+"""Ids of photos: the same in lists, records, ground truths and descriptor sets."""
 
 import posixpath
 
 from dolg_tf.stage.config import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")  # in any case; what else ends a name belongs to the id
+SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper or lower case; any other ending belongs to the id
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Returns (name without the suffix of a photo, that suffix or "")."""
+    """Returns (name without the suffix of a photo file, that suffix or "")."""
     stem, suffix = posixpath.splitext(name)
     return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
 
 
 def id_of(name: str) -> str:
-    """Returns the id of a photo that a list names by its path, with or without suffix."""
+    """Returns the id of a photo from its path in a list, with or without suffix."""
     return split_suffix(posixpath.normpath(name))[0]
 
 
 def check_name(name: str, where) -> None:
-    """Makes sure that a photo has no second id: its name leads straight down from the root.
+    """Makes sure that a photo has only one id: its name leads straight down from the root.
 
     Args:
-      name: the path of a photo, as a list has it.
-      where: the place in the list, for the error.
+      name: the path of a photo, as it is in the list.
+      where: the place in the list, for errors.
 
     Raises:
-      InputError: when the name is absolute, has ".." in it, or ends in no file.
+      InputError: when the name is absolute, contains "..", or does not end in a file.
     """
     parts = name.split("/")
     if parts[0] == "" or ".." in parts or parts[-1] in ("", "."):
         raise InputError(
-            f"{where}: {name!r} is no name of a photo; give its path relative to the folder of the "
+            f"{where}: {name!r} cannot name a photo; give its path relative to the folder of the "
             "photos, without '..'"
         )

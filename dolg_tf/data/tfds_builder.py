@@ -1,11 +1,11 @@
-"""The records of `gldv2` as a TFDS builder: the same lists, labels, split, photos and keys.
+"""The records of `records.build` as a TFDS builder: same lists, labels, split, photos and keys.
 
     tfds build dolg_landmarks/gld_v2_clean --imports=dolg_tf.data.tfds_builder \
         --manual_dir=gldv2 --data_dir=datasets --beam_pipeline_options=runner=FnApiRunner
 
 DolgLandmarks.MANUAL_DOWNLOAD_INSTRUCTIONS says what the manual directory holds. Beam's local
-runners keep all photos in memory until they are written; GLDv2 as a whole needs the runner of a
-cluster that shares the directories, or else `dolg records`, which needs neither.
+runners keep all photos in memory until they are written. The whole of GLDv2 needs a cluster's
+runner and directories that the cluster shares; `dolg records` needs neither.
 
 Importing this module registers the dataset with TFDS, so nothing else in the package imports it.
 """
@@ -27,16 +27,16 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-_ODD = "odd"  # the output of odd photos, beside one for each split
+_ODD = "odd"  # the output of odd photos, beside one per split
 _NOTE, _TARS = ".odd.json", ".tars"  # in the dataset's folder while it is built
 _CHUNK = 256  # photos that a worker takes at once
 
 
 @dataclasses.dataclass(eq=False)
 class LandmarksConfig(tfds.core.BuilderConfig):
-    """Which photos, and how they are split: options of `gldv2.RecordsConfig`.
+    """Which photos, and how they are split: options of `records.build.RecordsConfig`.
 
-    Files and folders are those of TFDS's manual directory.
+    Files and folders are relative to TFDS's manual directory.
     """
 
     images_dir: str = ""
@@ -64,7 +64,7 @@ def _read_lists(settings: RecordsConfig) -> tuple[lists.PhotoTable, list, np.nda
     """Returns the photos, the landmark of each label, and which photos are for validation."""
     photos, landmarks = lists.read_photos(settings)
     if settings.in_tars:
-        # Every tar is walked through once: the workers find the notes of that.
+        # Every tar is scanned once: the workers find the notes.
         notes = pathlib.Path(settings.output_dir) / _TARS
         photos = tars.locate(photos, notes, processes=settings.processes)
     split = build.split_photos(photos.labels, settings.validation_fraction, settings.seed)
@@ -77,7 +77,7 @@ class _Convert(beam.DoFn):
     """The number of a chunk's first photo -> (id, example) of its photos, by split.
 
     The output `_ODD` has number, kind and detail of the photos that are left out or changed.
-    A worker reads the lists itself: 4.1 million photos are too much for a pipeline's graph.
+    Each worker reads the lists itself: 4.1 million photos are too many for a pipeline's graph.
     """
 
     def __init__(self, settings: RecordsConfig):
@@ -125,7 +125,7 @@ def _write_odd(odd: list[tuple[int, str, str]], path: str) -> None:
 
 
 def _convert(pipeline: beam.Pipeline, settings: RecordsConfig, num_photos: int, note: str):
-    """Returns what `_Convert` gives, by output, and has the odd photos written to `note`."""
+    """Returns the outputs of `_Convert` by name, and has the odd photos written to `note`."""
     outputs = (
         pipeline
         | "Chunks" >> beam.Create(range(0, num_photos, _CHUNK))
@@ -138,16 +138,16 @@ def _convert(pipeline: beam.Pipeline, settings: RecordsConfig, num_photos: int, 
 
 
 class DolgLandmarks(tfds.core.GeneratorBasedBuilder):
-    """Google Landmarks v2, or a person's own photos, with DELG's keys.
+    """Google Landmarks v2, or your own photos, with DELG's keys.
 
-    What becomes of odd photos is what `gldv2` says. Beside the files of TFDS lie
-    `relabeling.csv`, `class_counts.csv` and, when there are any, `odd_photos.tsv`.
+    Odd photos are treated as in `records.build`. Beside the files of TFDS lie `relabeling.csv`,
+    `class_counts.csv` and, if there are any odd photos, `odd_photos.tsv`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The first one."}  # noqa: RUF012 - the names are TFDS's
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Load GLDv2's training set (https://github.com/cvdfoundation/google-landmark) into one folder:
+    Download GLDv2's training set (https://github.com/cvdfoundation/google-landmark) into a folder:
     train.csv, train_clean.csv, and in a folder `train` the photos a/b/c/ID.jpg or the tars
     images_000.tar to images_499.tar. Your own photos need a CSV with the columns path,landmark and
     a configuration such as {"name": "mine", "labels_csv": "labels.csv"}.
@@ -190,8 +190,8 @@ class DolgLandmarks(tfds.core.GeneratorBasedBuilder):
         self._listed = photos, landmarks, in_validation = _read_lists(settings)
         if not any(pathlib.Path(photo.path).is_file() for photo in photos):
             raise InputError(
-                f"none of {len(photos)} photos is there, such as {photos[0].path}; put them there, "
-                "or give another manual_dir"
+                f"none of the {len(photos)} photos exists, such as {photos[0].path}; put them "
+                "there or give another manual_dir"
             )
         self.info.features["image"]["class"]["label"].names = [str(name) for name in landmarks]
         outputs = _convert(pipeline, settings, len(photos), str(self.data_path / _NOTE))

@@ -1,9 +1,9 @@
-"""DELF's `.delg_global` files: read, written, and exchanged with descriptor sets.
+"""DELF's `.delg_global` files <-> descriptor sets.
 
     dolg delf --input=runs/index --output=features/index
 
-Such a file is a DatumProto of one descriptor; DELF's perform_retrieval.py looks for
-`ID.delg_global` in a folder. `--input` may be either form, `--output` becomes the other one.
+Such a file is a DatumProto with one descriptor; DELF's perform_retrieval.py looks for
+`ID.delg_global` in a folder. `--input` may be either form; `--output` becomes the other.
 
 Reference: `datum.proto` and `datum_io.py` of DELF (tensorflow/models, research/delf).
 """
@@ -24,7 +24,7 @@ from dolg_tf.stage.config import InputError, option
 log = logging.getLogger(__name__)
 
 SUFFIX = ".delg_global"
-# What a DatumProto has no place for; DELF's scripts pass over it.
+# For what a DatumProto has no place; DELF's scripts ignore it.
 _META = "dolg_meta.json"
 _META_VERSION = 1
 _BLOCK = 4096  # rows that are read at once
@@ -33,10 +33,10 @@ _BLOCK = 4096  # rows that are read at once
 
 
 def encode(array: np.ndarray) -> bytes:
-    """Returns an array of numbers as a serialised DatumProto (float32, row by row).
+    """Returns an array of numbers as a serialised DatumProto (float32, row-major).
 
     Raises:
-      InputError: when a value is not finite as a float32.
+      InputError: when a value is not finite as float32.
     """
     values = np.asarray(array, np.float32)
     if not np.isfinite(values).all():
@@ -52,21 +52,21 @@ def decode(data: bytes, source="DatumProto") -> np.ndarray:
 
     Args:
       data: the bytes of a file.
-      source: where they were read, for errors.
+      source: where they come from, for errors.
 
     Raises:
-      InputError: when they are no whole DatumProto, its shape does not fit its values, or a value
-        is not finite.
+      InputError: when they are not a whole DatumProto, its shape does not fit its values, or a
+        value is not finite.
     """
     try:
         datum = protos.parse(protos.datum_class(), data)
     except ValueError as error:
-        raise InputError(f"{source}: cut short or no DatumProto; extract it again") from error
+        raise InputError(f"{source}: cut short, or not a DatumProto; extract it again") from error
     values, shape = np.array(datum.float_list.value, np.float32), tuple(datum.shape.dim)
     if math.prod(shape) != len(values):
         raise InputError(
             f"{source}: {len(values)} values do not make the shape {shape!s:.60}; it is cut "
-            "short or no DatumProto; extract it again"
+            "short, or not a DatumProto; extract it again"
         )
     if not np.isfinite(values).all():
         raise InputError(f"{source}: a value is not finite; extract it again")
@@ -80,7 +80,7 @@ def read(path: files.Path) -> np.ndarray:
     """Reads the array in a file such as `ID.delg_global`, as float32.
 
     Raises:
-      InputError: see `decode`; or there is no such file.
+      InputError: as in `decode`, or when the file does not exist.
     """
     try:
         return decode(pathlib.Path(path).read_bytes(), path)
@@ -93,31 +93,33 @@ def read(path: files.Path) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatumConfig:
-    """What is converted, and where to."""
+    """What is converted, and to where."""
 
     input: str = option("descriptor set, or folder with DELF's files ID.delg_global")
-    output: str = option("what it becomes: such a folder, or a descriptor set")
+    output: str = option("result: such a folder, or a descriptor set")
     model_hash: str = option(
-        "a word for the network that made a folder of DELF's own: sets with different words are "
-        "not compared; a folder written from a descriptor set knows its own",
+        "a word for the network behind a folder that DELF wrote: sets with different words are not "
+        "compared; a folder written from a descriptor set knows its own",
         "",
     )
-    overwrite: bool = option("replace an output of the same kind", False)
+    overwrite: bool = option("replace an existing output of the same kind", False)
 
 
 def _file_of(folder: pathlib.Path, id_: str, source) -> pathlib.Path:
-    """Returns the file of a photo; each id has one of its own, inside the folder."""
+    """Returns the file of a photo: one per id, inside the folder."""
     parts = pathlib.PurePosixPath(id_)
     if parts.is_absolute() or ".." in parts.parts or str(parts) != id_:
-        raise InputError(f"{source}: the id {id_!r} is no path relative to a folder")
+        raise InputError(f"{source}: the id {id_!r} must be a path relative to a folder")
     return folder / f"{id_}{SUFFIX}"
 
 
 def to_delg(settings: DatumConfig) -> None:
-    """Writes one `ID.delg_global` for each row of a descriptor set."""
+    """Writes one `ID.delg_global` per row of a descriptor set."""
     found = descriptors.read(settings.input)
     if found.ids is None:
-        raise InputError(f"--input={settings.input} has no ids to name files by; give a set")
+        raise InputError(
+            f"--input={settings.input} has no ids to name the files by; give a descriptor set"
+        )
     files.check_output(settings.output, settings.overwrite, _META)
     with files.atomic_path(settings.output) as temporary:
         temporary.mkdir()
@@ -136,7 +138,7 @@ def to_delg(settings: DatumConfig) -> None:
 
 
 def _listed(folder: pathlib.Path) -> list[str]:
-    """Returns the ids of the files in a folder and those below it, sorted."""
+    """Returns the ids of the files in a folder and below it, sorted."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -148,7 +150,7 @@ def _listed(folder: pathlib.Path) -> list[str]:
 
 
 def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
-    """Returns the ids of a folder in their order, and the meta data of the set it becomes."""
+    """Returns the ids of a folder in order, and the metadata of the set that it becomes."""
     path, found = folder / _META, _listed(folder)
     if not found:
         raise InputError(
@@ -158,14 +160,14 @@ def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
     if not path.exists():
         if not model_hash:
             raise InputError(f"{folder} does not say which network made it; give --model_hash=WORD")
-        # Queries are cropped, and photos scaled, as DELF's configuration said: not known here.
+        # DELF's configuration decided on crops and scales: not known here.
         keys = ("scales", "crop", "max_side", "whitening")
         about = dict.fromkeys(keys) | {"model_hash": model_hash, "bad": []}
         return found, about | {"image_root": str(folder.resolve())}
     about = files.read_json(path, _META_VERSION)
     ids, meta = about.get("ids"), about.get("meta")
     if not isinstance(ids, list) or not isinstance(meta, dict) or "model_hash" not in meta:
-        raise InputError(f"{path}: no ids and meta data; write the folder again")
+        raise InputError(f"{path}: no ids and metadata; write the folder again")
     if model_hash not in ("", meta["model_hash"]):
         raise InputError(
             f"--model_hash={model_hash} contradicts {path}, which says {meta['model_hash']!r}"
@@ -180,7 +182,7 @@ def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
 
 
 class _Files:
-    """Rows that lie in one file each, read when they are asked for."""
+    """Rows in one file each, read when they are asked for."""
 
     def __init__(self, folder: pathlib.Path, ids: list[str]):
         self._paths = [_file_of(folder, id_, folder) for id_ in ids]
@@ -196,15 +198,15 @@ class _Files:
             values = read(path)
             if values.shape != (self._width,) or not self._width:
                 raise InputError(
-                    f"{path}: shape {values.shape}; a global descriptor is one row of numbers, as "
-                    f"long as the first of the folder ({self._width})"
+                    f"{path}: shape {values.shape}; a global descriptor must be a row of numbers, "
+                    f"as long as the first of the folder ({self._width})"
                 )
             found[row] = values
         return found
 
 
 def from_delg(settings: DatumConfig) -> None:
-    """Joins the files of a folder to a descriptor set."""
+    """Joins the files of a folder into a descriptor set."""
     folder = pathlib.Path(settings.input)
     ids, meta = _about(folder, settings.model_hash)
     descriptors.check_output(settings.output, settings.overwrite)
@@ -213,13 +215,13 @@ def from_delg(settings: DatumConfig) -> None:
 
 
 def convert(settings: DatumConfig) -> None:
-    """Turns a descriptor set into a folder of DELF's `.delg_global` files, or the other way round.
+    """Converts a descriptor set to a folder of DELF's `.delg_global` files, or back.
 
-    A folder written here keeps the order of the rows and how they were made in `dolg_meta.json`,
-    so the way back gives the same set. Values are float32 there and here.
+    A folder written here keeps the order of the rows and their origin in `dolg_meta.json`, so
+    converting it back gives the same set. Values are float32 in both forms.
 
     Raises:
-      InputError: when the input is neither, a file is damaged, or something stands at the output.
+      InputError: when the input is neither, a file is damaged, or the output exists.
     """
     source = pathlib.Path(settings.input)
     if not source.exists():

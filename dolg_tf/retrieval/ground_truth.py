@@ -1,6 +1,6 @@
-"""Ground truths in the form of Revisited Oxford/Paris: which photos show what a query shows.
+"""Ground truths in the form of Revisited Oxford and Paris: the photos that match each query.
 
-The `.pkl` form is a pickle, which Python's own reader lets run any program and take any memory;
+The `.pkl` form is a pickle. With Python's own reader it could run any program and take any memory;
 here it is read as plain lists, dicts, strings and numbers. DELG's `.mat` form counts from 1.
 
 Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
@@ -15,13 +15,13 @@ from dolg_tf.stage import files, plain_pickle
 from dolg_tf.stage.config import InputError
 
 LABELS = ("easy", "hard", "junk")
-# Two million photos, two opcodes each. Whatever stands in such a pickle takes under 0.8 GB.
+# Two million photos, two opcodes each. Whatever such a pickle holds takes less than 0.8 GB.
 _MOST_BYTES, _MOST_OPCODES = 1 << 27, 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One query: its box and its photos of the index.
+    """One query: its box and its photos in the index.
 
     Attributes:
       box: (left, top, right, bottom) in pixels of the query photo.
@@ -40,9 +40,9 @@ class GroundTruth:
 
     Attributes:
       name: of the file, without suffix.
-      index_ids: `imlist`, the photos that are searched.
-      query_ids: `qimlist`, the photos that are searched for.
-      queries: `gnd`, one a query photo.
+      index_ids: `imlist`, the photos to search in.
+      query_ids: `qimlist`, the photos to search for.
+      queries: `gnd`, one per query photo.
     """
 
     name: str
@@ -57,7 +57,7 @@ def _read_pickle(path: pathlib.Path):
             return plain_pickle.unpickle(file, most_bytes=_MOST_BYTES, most_opcodes=_MOST_OPCODES)
     except plain_pickle.Refused as error:
         raise InputError(
-            f"{path}: refused, a ground truth holds only lists, dicts, strings and numbers "
+            f"{path}: refused: a ground truth holds only lists, dicts, strings and numbers "
             f"({error}); download it again from the benchmark's authors"
         ) from error
 
@@ -70,7 +70,7 @@ def _read_mat(path: pathlib.Path):
         value = loadmat(path, simplify_cells=True)
     except (MatReadError, NotImplementedError, ValueError, TypeError, OSError) as error:
         raise InputError(f"{path}: not a MATLAB file up to version 7.2 ({error})") from error
-    # MATLAB has no scalars: a list of one comes out as its element.
+    # MATLAB has no scalars: a list of one element comes out as that element.
     queries = value.get("gnd", [])
     value["gnd"] = [queries] if isinstance(queries, dict) else list(queries)
     for name in ("imlist", "qimlist"):
@@ -94,7 +94,7 @@ def _names(value, key: str, path) -> tuple[str, ...]:
 def _rows(query: dict, label: str, count: int, where: str) -> np.ndarray:
     """Returns one list of index rows, checked and ascending."""
     listed = query.get(label)
-    # Checked before it becomes an array: a list of lists that are one would fill the memory.
+    # Checked before it becomes an array: nested lists that share elements would fill the memory.
     plain = isinstance(listed, list | tuple) and all(type(row) is int for row in listed)
     if not plain and not isinstance(listed, np.ndarray):
         raise InputError(f"{where}: {label!r} must be a list of whole numbers")
@@ -105,7 +105,9 @@ def _rows(query: dict, label: str, count: int, where: str) -> np.ndarray:
         raise InputError(f"{where}: {label!r} must be a list of whole numbers")
     wrong = rows[(rows < 0) | (rows >= count)]
     if wrong.size:
-        raise InputError(f"{where}: {label!r} has row {wrong[0]}, the index has rows 0-{count - 1}")
+        raise InputError(
+            f"{where}: {label!r} has row {wrong[0]}, but the index has rows 0 to {count - 1}"
+        )
     if len(np.unique(rows)) != len(rows):
         raise InputError(f"{where}: {label!r} has a row twice")
     return np.sort(rows.astype(np.int64))
@@ -119,7 +121,7 @@ def _query(query, count: int, where: str) -> Query:
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{where}: no 'bbx' of four numbers") from error
     if len(box) != 4 or not np.isfinite(box).all():
-        raise InputError(f"{where}: 'bbx' is {box}, it must be left, top, right, bottom")
+        raise InputError(f"{where}: 'bbx' is {box}, but must be left, top, right, bottom")
     rows = {label: _rows(query, label, count, where) for label in LABELS}
     together = np.concatenate(list(rows.values()))
     if len(np.unique(together)) != len(together):
@@ -131,8 +133,8 @@ def load_ground_truth(path: files.Path) -> GroundTruth:
     """Reads `gnd_*.pkl` (rows from 0) or DELG's `gnd_*.mat` (rows from 1).
 
     Raises:
-      InputError: when the file is missing, damaged, holds anything but plain containers and
-        numbers, or its lists do not fit together.
+      InputError: when the file is missing or damaged, holds anything but plain containers, strings
+        and numbers, or its lists do not fit together.
     """
     path = pathlib.Path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Pickles read as data: nothing that they name is imported or called.
 
-This is not a `pickle.Unpickler`. The few opcodes that plain values need, in protocols 0 to 4, are
-carried out here on plain dicts, lists, tuples, strings and numbers.
+This is not a `pickle.Unpickler`. It carries out only the few opcodes that plain values need, in
+protocols 0 to 4, on plain dicts, lists, tuples, strings and numbers.
 """
 
 import codecs
@@ -18,7 +18,7 @@ _ESCAPES = re.compile(rb"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[\\'\"nrt])")
 
 
 class Refused(Exception):
-    """Why the content of a file is not read. Callers add which file, and the remedy."""
+    """Why the content of a file is refused. Callers add the name of the file."""
 
 
 class Unread:
@@ -30,24 +30,24 @@ UNREAD = Unread()
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """Something that a pickle names; `make` is what stands here for calling it."""
+    """Something that a pickle names; `make` is run in place of calling it."""
 
     name: str
     make: Callable | None = None
 
 
 def set_item(target: dict, key, value) -> None:
-    """Sets an item; one whose key is not read is left out.
+    """Sets an item, unless its key is unread.
 
     Raises:
-      Refused: on a tuple for a key: hashing one that holds itself many times over never ends.
+      Refused: on a tuple as key: hashing one that holds itself many times over never ends.
     """
     if type(key) is int and abs(key) >= 2**61 - 1:
-        raise Refused("its pickle has a huge number for a key")  # such ones hash alike
+        raise Refused("its pickle has a huge number as a key")  # such numbers can share one hash
     if type(key) in (str, int, float, bool, type(None)):
         target[key] = value
     elif type(key) is not Unread:
-        raise Refused(f"its pickle has a {type(key).__name__} for a key")
+        raise Refused(f"its pickle has a key of type {type(key).__name__}")
 
 
 class _Limited:
@@ -105,7 +105,7 @@ _READERS = {"GLOBAL": _names, "STRING": _string, "UNICODE": _unicode}
 
 
 def _opcodes(stream: _Limited) -> Iterator[tuple[str, object]]:
-    """Yields name and argument of each opcode up to the end of the pickle."""
+    """Yields name and argument of each opcode, up to the end of the pickle."""
     name = ""
     while name != "STOP":
         code = stream.read(1).decode("latin-1")
@@ -115,7 +115,7 @@ def _opcodes(stream: _Limited) -> Iterator[tuple[str, object]]:
         name = opcode.name
         if name not in _ACTIONS:
             raise Refused(
-                f"its pickle has the opcode {name}, which is not read here; write it again with "
+                f"its pickle has the opcode {name}, which is not supported; write it again with "
                 "pickle protocol 2"
             )
         reader = _READERS.get(name) or (opcode.arg and opcode.arg.reader)
@@ -124,12 +124,12 @@ def _opcodes(stream: _Limited) -> Iterator[tuple[str, object]]:
 
 def _as(value, *types):
     if type(value) not in types:
-        raise Refused(f"its pickle has a {type(value).__name__} where none can be")
+        raise Refused(f"its pickle has a value of type {type(value).__name__} where it cannot be")
     return value
 
 
 class _Machine:
-    """A pickle's stack and memo, and what its opcodes do to them."""
+    """Stack and memo of a pickle, and what its opcodes do to them."""
 
     def __init__(self, find: Callable, load: Callable, build: Callable):
         self.stack, self._below = [], []
@@ -282,20 +282,20 @@ def unpickle(
     most_bytes: int = _MOST_BYTES,
     most_opcodes: int = _MOST_OPCODES,
 ) -> object:
-    """Returns the value of the pickle that begins here; the stream then stands behind it.
+    """Returns the value of the pickle at the position of a stream, and moves to its end.
 
-    As they are, the arguments allow plain values alone.
+    By default only plain values are allowed.
 
     Args:
       stream: of bytes.
-      find: gives what stands for "module.name": a `Global` or `UNREAD`.
-      load: gives what a persistent id stands for.
-      build: is told of a value and what would become its attributes.
-      most_bytes, most_opcodes: refuse a longer pickle. An opcode takes at most some 140 bytes of
-        memory beside the text it brings, so these bound the memory.
+      find: returns the replacement of "module.name": a `Global` or `UNREAD`.
+      load: returns the replacement of a persistent id.
+      build: receives a value and the state that would become its attributes.
+      most_bytes, most_opcodes: refuse a longer pickle. An opcode takes at most about 140 bytes of
+        memory besides its text, so these bound the memory.
 
     Raises:
-      Refused: on opcodes that plain values do not need, too many opcodes, and damage.
+      Refused: on opcodes that plain values do not need, on too many opcodes, and on damage.
     """
     machine = _Machine(find, load, build)
     try:
@@ -305,4 +305,6 @@ def unpickle(
             _ACTIONS[name](machine, argument)
         return machine.stack[-1]
     except (ValueError, IndexError, KeyError) as error:
-        raise Refused(f"its pickle is damaged ({str(error)[:200]}): get the file again") from error
+        raise Refused(
+            f"its pickle is damaged ({str(error)[:200]}): download the file again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Work in many processes: little of it under way at once, and no process that outlives it.
+"""Work in several processes: few items in flight at once, and no process outlives the work.
 
 No TensorFlow here: a process starts in a fraction of a second and needs little memory.
 """
@@ -16,7 +16,7 @@ from dolg_tf.stage.config import InputError
 
 
 def end_with_parent() -> None:
-    """Lets this process end when its parent has, also when that was killed."""
+    """Makes this process end with its parent, even if that is killed."""
 
     def follow():
         multiprocessing.parent_process().join()
@@ -26,29 +26,29 @@ def end_with_parent() -> None:
 
 
 def _start_process() -> None:
-    """Lets a process end with its parent: at Ctrl-C at once, and when the parent was killed."""
+    """Makes a process end at Ctrl-C, and with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent()
 
 
 def process_count(processes: int, items: int) -> int:
-    """Returns how many processes to start: `processes`, 0 for one a core, at most one an item."""
+    """Returns the number of processes to start: `processes` (0: one per core), at most `items`."""
     return max(1, min(processes or os.cpu_count() or 1, items))
 
 
 def run_in_processes(function: Callable, items: Iterable, processes: int) -> Iterator:
-    """Yields `function(item)` of each item, in the order in which they are done.
+    """Yields `function(item)` for each item, in the order in which they finish.
 
     An item is made only when a process is about to take it. On an error, or when the caller stops
-    early, the processes are killed: what they write must be whole or not there.
+    early, the processes are killed: what they write must be complete or absent.
 
     Args:
-      function: of a module, so that a process can import it.
+      function: at the top of a module, so that a process can import it.
       items: its arguments.
-      processes: how many work at once; with 1 all is done in this one.
+      processes: number of processes; with 1, everything runs in this one.
 
     Raises:
-      InputError: when a process was killed from outside; else whatever `function` raises.
+      InputError: when a process was killed from outside; otherwise whatever `function` raises.
     """
     items = iter(items)
     if processes == 1:
@@ -58,7 +58,7 @@ def run_in_processes(function: Callable, items: Iterable, processes: int) -> Ite
     spawn = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(processes, spawn, _start_process)
     try:
-        # One more than there are processes: the next item lies ready when one is done.
+        # One more than there are processes: the next item is ready when one finishes.
         waiting = {pool.submit(function, item) for item in itertools.islice(items, processes + 1)}
         while waiting:
             done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
 """Protocol buffers of other programs: TensorFlow's records and DELF's descriptor files.
 
-The messages are declared here, so that neither TensorFlow nor DELF is imported for them: the
-records builder starts many processes. They live in pools of their own, since a program that imports
-TensorFlow or DELF has the same names in the common one.
+The messages are declared here, so that neither TensorFlow nor DELF must be imported: the records
+builder starts many processes. They are in pools of their own, since programs that import TensorFlow
+or DELF have the same names in the common pool.
 
 Reference: `example.proto`, `feature.proto` of TensorFlow; `datum.proto` of DELF.
 """
@@ -54,7 +54,7 @@ def _message_class(messages: dict[str, dict[str, str]], name: str) -> type:
 
 @functools.cache
 def example_class() -> type:
-    """Returns the message class of `tf.train.Example`, its map of features a list of entries."""
+    """Returns the message class of `tf.train.Example`, with its map of features as a list."""
     return _message_class(_EXAMPLE, "Example")
 
 
@@ -68,7 +68,7 @@ def parse(message_class: type, data: bytes):
     """Returns the message in serialised bytes.
 
     Raises:
-      ValueError: when they are not such a message, or cut short.
+      ValueError: when they are not such a message, or are cut short.
     """
     from google.protobuf.message import DecodeError
 

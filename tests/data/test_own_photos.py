@@ -64,7 +64,7 @@ def test_missing_file_column_and_photo_are_named(tmp_path):
         write_ground_truths(labels, tmp_path)
     labels = _folder(tmp_path, ROWS)
     (tmp_path / "a/4.jpg").write_bytes(b"no photo")
-    with pytest.raises(InputError, match=r"4\.jpg: this query cannot be read"):
+    with pytest.raises(InputError, match=r"4\.jpg: this query photo cannot be read"):
         write_ground_truths(labels, tmp_path / "out")
 
 

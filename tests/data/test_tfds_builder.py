@@ -181,8 +181,9 @@ def test_faults(tmp_path):
         with pytest.raises(error, match=message):
             build(tmp_path, tmp_path / "tfds", config)
 
-    fails(Exception, rf"{name_of(3)}\.jpg: corrupt: no picture \(image .*; strict\)", strict=True)
-    fails(InputError, r"none of 16 photos is there, such as .*else/.*\.jpg", images_dir="else")
+    corrupt = rf"{name_of(3)}\.jpg: corrupt: not a picture \(image .*; strict\)"
+    fails(Exception, corrupt, strict=True)
+    fails(InputError, r"none of the 16 photos exists, such as .*else/.*\.jpg", images_dir="else")
     fails(InputError, r"train\.tsv: no such file", train_csv="train.tsv")
     fails(InputError, r"validation_fraction=1\.0", validation_fraction=1.0)
     assert not list(tmp_path.glob("tfds/**/*.tfrecord*"))

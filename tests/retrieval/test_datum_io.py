@@ -71,9 +71,9 @@ ROW = datum_by_hand(np.arange(6, dtype=np.float32))
     ("data", "message"),
     [
         (b"", "0 values do not make the shape"),
-        (b"<html>404</html>", "cut short or no DatumProto"),
-        (b"\x12\xff\xff\xff\xff\x0f", "cut short or no DatumProto"),
-        (b"\x0a\x02\x0a\xff" + ROW, "cut short or no DatumProto"),
+        (b"<html>404</html>", "cut short, or not a DatumProto"),
+        (b"\x12\xff\xff\xff\xff\x0f", "cut short, or not a DatumProto"),
+        (b"\x0a\x02\x0a\xff" + ROW, "cut short, or not a DatumProto"),
         (ROW[5:], r"6 values do not make the shape \(\)"),
         (datum_by_hand(np.array([1, np.nan])), "not finite"),
         (datum_by_hand(np.array([-np.inf])), "not finite"),
@@ -242,7 +242,7 @@ def test_damaged_file_is_named(written, tmp_path, data, message):
 @pytest.mark.parametrize("id_", ["/etc/x", "../x", "a/../../x", "a//b", "./b"])
 def test_ids_that_are_no_paths(tmp_path, id_):
     descriptors.write(tmp_path / "set", DescriptorSet((id_,), np.ones((1, 4)), META))
-    with pytest.raises(InputError, match="is no path relative to a folder"):
+    with pytest.raises(InputError, match="must be a path relative to a folder"):
         run(tmp_path / "set", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
@@ -254,5 +254,5 @@ def test_inputs_that_are_neither(tmp_path):
     with pytest.raises(InputError, match=r"neither a descriptor set .* nor a folder with files"):
         run(tmp_path / "empty", tmp_path / "output")
     np.save(tmp_path / "rows.npy", np.ones((2, 4), np.float32))
-    with pytest.raises(InputError, match="has no ids to name files by"):
+    with pytest.raises(InputError, match="has no ids to name the files by"):
         run(tmp_path / "rows.npy", tmp_path / "output")

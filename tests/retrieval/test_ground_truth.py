@@ -96,7 +96,7 @@ def test_classes_are_refused_even_harmless_ones(tmp_path):
         (_changed(bbx=[1, 2, 3]), "'bbx' is"),
         (_changed(bbx=None), "no 'bbx'"),
         (_changed(bbx=[1, 2, 3, float("nan")]), "'bbx' is"),
-        (_changed(easy=[4]), r"'easy' has row 4, the index has rows 0-3"),
+        (_changed(easy=[4]), r"'easy' has row 4, but the index has rows 0 to 3"),
         (_changed(easy=[-1]), "'easy' has row -1"),
         (_changed(easy=[0.5]), "whole numbers"),
         (_changed(easy=[0, 0]), "'easy' has a row twice"),

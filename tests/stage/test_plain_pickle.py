@@ -106,7 +106,7 @@ REFUSED = {
     "INST": (b"(ios\nsystem\n", "opcode INST"),
     "GLOBAL": (b"cos\nsystem\n", "names 'os.system'"),
     "STACK_GLOBAL": (text("os") + text("system") + b"\x93", "names 'os.system'"),
-    "STACK_GLOBAL of a number": (text("os") + b"K\1\x93", "a int where none can be"),
+    "STACK_GLOBAL of a number": (text("os") + b"K\1\x93", "of type int where it cannot be"),
     "OBJ": (b"(cos\nsystem\no", "names 'os.system'"),
     "OBJ alone": (b"(o", "opcode OBJ"),
     "NEWOBJ": (b")\x81", "opcode NEWOBJ"),
@@ -116,7 +116,7 @@ REFUSED = {
     "PERSID": (b"Pstorage\n", "opcode PERSID"),
     "BINPERSID": (b"NQ", "refers to something outside"),
     "BUILD": (b"})b", "sets attributes of a dict"),
-    "REDUCE": (b"N)R", "a NoneType where none can be"),
+    "REDUCE": (b"N)R", "of type NoneType where it cannot be"),
     "LONG4": (b"\x8b\4\0\0\0\0\0\0\1", "opcode LONG4"),
     "BINUNICODE8": (b"\x8d\1\0\0\0\0\0\0\0a", "opcode BINUNICODE8"),
     "BYTEARRAY8": (b"\x96" + b"\xff" * 8, "opcode BYTEARRAY8"),
@@ -128,13 +128,13 @@ REFUSED = {
     "string without quotes": (b"Sx\n", "damaged .*quotes"),
     "string with one quote": (b"S'\n", "damaged .*quotes"),
     "unknown escape": (b"S'\\q'\n", "damaged .*escape"),
-    "tuple for a key": (b"}(" + SHARED + b"u", "a tuple for a key"),
-    "list for a key": (b"}]K\1s", "a list for a key"),
-    "list for a key of DICT": (b"(]K\1d", "a list for a key"),
-    "items of a list": (b"](" + text("a") * 2 + b"u", "a list where none can be"),
+    "tuple for a key": (b"}(" + SHARED + b"u", "a key of type tuple"),
+    "list for a key": (b"}]K\1s", "a key of type list"),
+    "list for a key of DICT": (b"(]K\1d", "a key of type list"),
+    "items of a list": (b"](" + text("a") * 2 + b"u", "of type list where it cannot be"),
     "odd items": (b"}(" + text("a") + b"u", "damaged"),
     "odd items of DICT": (b"(K\1d", "damaged"),
-    "elements of a dict": (b"})a", "a dict where none can be"),
+    "elements of a dict": (b"})a", "of type dict where it cannot be"),
     "nothing": (b"", "damaged"),
     "memo of nothing": (b"\x94", "damaged"),
     "mark without end": (b"(", "damaged"),
@@ -170,7 +170,7 @@ def test_every_cut_of_a_pickle_is_refused():
 def test_keys_that_hash_alike_are_refused():
     # Numbers that differ by a multiple of 2^61 - 1 have one hash: a dict of many takes hours.
     keys = {k * (2**61 - 1): None for k in range(1, 100)}
-    with pytest.raises(Refused, match="huge number for a key"):
+    with pytest.raises(Refused, match="huge number as a key"):
         read(pickle.dumps(keys, 2))
 
 

@@ -1,7 +1,7 @@
 """Augmentation: random crops, flips and lighting.
 
-The random numbers of many photos are drawn at once, and what is done to a photo is a pure function
-of its own numbers, so the order of the work changes nothing.
+The random numbers of many photos are drawn at once. What happens to a photo is a pure function of
+its own numbers, so the order of the work changes nothing.
 
 A new augmentation is an option in `data/config.py`, a field of `Draws`, a function here, and a line
 in the step that it belongs to: `window`, `before_resizing` or `after_resizing`.
@@ -22,19 +22,19 @@ _EIGENVECTORS = np.float32(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _PHILOX = 1  # TensorFlow's number of the generator
-# Drawn for each photo, in fours as Philox makes them. Three uniforms and a normal are left over; to
-# use them changes no other augmentation, while more of them would change all.
+# Drawn per photo, in fours as Philox makes them. Three uniforms and one normal are left over: using
+# them changes no other augmentation, while drawing more would change all.
 _UNIFORMS, _NORMALS = 36, 4
 
 
 class Draws(NamedTuple):
-    """What chance decides for N photos, or for one where the first axis is missing.
+    """Random choices for N photos, or for one without the first axis.
 
     Args:
       tries: float32 (N, 10, 2), height and width of windows for a photo of area 1.
-      corner: float32 (N, 2) in [0, 1), the place of the window, top and left.
+      corner: float32 (N, 2) in [0, 1), position of the window, top and left.
       flipped: bool (N,), whether the photo is mirrored.
-      lighting: float32 (N, 3), standard normal weights of the components of colour.
+      lighting: float32 (N, 3), standard normal weights of the colour components.
     """
 
     tries: tf.Tensor
@@ -47,13 +47,13 @@ def draw(key, first, count: int, area_min: float) -> Draws:
     """Draws for the photos `first` to `first + count - 1` of a sequence.
 
     Args:
-      key: uint64 scalar; another key is another sequence.
+      key: uint64 scalar; another key gives another sequence.
       first: int64 scalar, at least 0.
-      count: how many photos.
-      area_min: smallest share of the photo's area that a window keeps.
+      count: number of photos.
+      area_min: smallest fraction of the photo's area that a window keeps.
 
     Reference: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011 (Philox): any place
-    of a sequence can be computed by itself.
+    of a sequence can be computed on its own.
     """
 
     def numbers(op, each, stream):
@@ -78,11 +78,11 @@ def draw(key, first, count: int, area_min: float) -> Draws:
 
 
 def centre_window(height, width, share: float = 1.0) -> tf.Tensor:
-    """Returns the central square whose side is `share` of the shorter side of the photo.
+    """Returns the central square with a side of `share` times the shorter side of the photo.
 
     Args:
       height, width: int32 scalars, of the photo in pixels.
-      share: of the shorter side, in (0, 1].
+      share: fraction of the shorter side, in (0, 1].
 
     Returns:
       int32 (4,): top, left, height, width, in pixels.
@@ -96,12 +96,12 @@ def centre_window(height, width, share: float = 1.0) -> tf.Tensor:
 def crop_window(height, width, draws: Draws) -> tf.Tensor:
     """Returns a random window: area uniform in [area_min, 1], aspect uniform in [3/4, 4/3].
 
-    Height and width are exchanged half of the time. The first of 10 tries that fits is taken, else
-    the central square, as the authors' code does.
+    Height and width are swapped half of the time. The first of 10 tries that fits is taken, else
+    the central square, as in the authors' code.
 
     Args:
       height, width: int32 scalars, of the photo in pixels.
-      draws: of this photo.
+      draws: those of this photo.
 
     Returns:
       int32 (4,): top, left, height, width, in pixels.
@@ -117,19 +117,19 @@ def crop_window(height, width, draws: Draws) -> tf.Tensor:
 
 
 def flip(image: tf.Tensor, flipped) -> tf.Tensor:
-    """Mirrors (H, W, C) left to right when `flipped`, a bool scalar, says so."""
+    """Mirrors (H, W, C) left to right if `flipped`, a bool scalar, is true."""
     # tf.reverse on one branch: image[:, ::-1] under tf.where takes ten times as long.
     return tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
 
 
 def lighting(image: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Adds AlexNet's PCA noise, one colour for the whole photo.
+    """Adds AlexNet's PCA noise: one colour for the whole photo.
 
     The result is not clipped: it may leave [0, 1] by some hundredths, as in the authors' code.
 
     Args:
       image: float32 RGB in [0, 1], (H, W, 3).
-      weights: float32 (3,), of the components.
+      weights: float32 (3,), one per component.
 
     Reference: Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012, section 4.1.
     """
@@ -144,7 +144,7 @@ def lighting(image: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 def window(height, width, data: DataConfig, draws: Draws) -> tf.Tensor:
-    """Returns the window of a photo that is decoded: int32 (4,), top, left, height, width."""
+    """Returns the window of the photo to decode: int32 (4,), top, left, height, width."""
     return crop_window(height, width, draws) if data.augment_crop else centre_window(height, width)
 
 

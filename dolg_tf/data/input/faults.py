@@ -1,4 +1,4 @@
-"""What is wrong with records, in words: asked only once something went wrong, so it may be slow."""
+"""Faults of records, in words. Used only after something went wrong, so it may be slow."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from dolg_tf.stage.config import InputError
 
 
 def image_id(index: tfrecord.RecordIndex, number: int) -> str:
-    """Returns the image id of a record; "FILE, record N" when it has none that can be read."""
+    """Returns the image id of a record, or "FILE, record N" if that cannot be read."""
     try:
         return tfrecord.parse(index.read(number))["id"].numpy().decode(errors="replace")
     except (InputError, tf.errors.InvalidArgumentError):
@@ -18,14 +18,14 @@ def image_id(index: tfrecord.RecordIndex, number: int) -> str:
 
 
 def _fault(index: tfrecord.RecordIndex, number: int, num_classes: int) -> str | None:
-    """Returns what is wrong with a record and where it lies; None when nothing is."""
+    """Returns the fault of a record and where it lies, or None."""
     where = index.where(number)
     try:
         photo = {key: value.numpy() for key, value in tfrecord.parse(index.read(number)).items()}
     except InputError as error:
         return str(error)
     except tf.errors.InvalidArgumentError as error:
-        return f"{where}: no photo in DELG's schema ({error.message[:200]})"
+        return f"{where}: not a photo in DELG's schema ({error.message[:200]})"
     where = f"{where} (image {photo['id'].decode(errors='replace')})"
     if photo["label"] < 0:
         return f"{where} has no label; training and validation records need one"
@@ -34,19 +34,19 @@ def _fault(index: tfrecord.RecordIndex, number: int, num_classes: int) -> str | 
     try:
         images.decode(photo["encoded"])
     except tf.errors.InvalidArgumentError:
-        return f"{where}: the photo cannot be decoded; mend it or build the records again"
+        return f"{where}: the photo cannot be decoded; repair it or build the records again"
     return None
 
 
 def find_faults(
     index: tfrecord.RecordIndex, numbers: Iterable[int], num_classes: int
 ) -> Iterator[str]:
-    """Yields the fault of each of the records that has one; those behind are not read ahead."""
+    """Yields the fault of each record that has one; records are read one at a time."""
     found = (_fault(index, number, num_classes) for number in numbers)
     return (fault for fault in found if fault)
 
 
 def explain(error: Exception, faults: Iterable[str]) -> Exception:
-    """Returns an InputError of the first fault; `error` itself when there is none."""
+    """Returns an InputError of the first fault, or `error` itself without one."""
     first = next(iter(faults), None)
     return InputError(f"{first}, or give --skip_bad_records") if first else error

@@ -1,4 +1,4 @@
-"""One record -> one photo as the network takes it, in TensorFlow operations alone."""
+"""One record -> one photo as the network takes it, by TensorFlow ops alone."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ VALIDATION_CROP = 0.875  # of the shorter side
 
 
 def labelled_reader(index: tfrecord.RecordIndex, num_classes: int) -> Callable:
-    """Returns a function of a record number to encoded photo (string) and label (int32)."""
+    """Returns a function from record number to encoded photo (string) and label (int32)."""
     read_record = index.reader()
 
     def read(number):
@@ -27,9 +27,9 @@ def labelled_reader(index: tfrecord.RecordIndex, num_classes: int) -> Callable:
 
 
 def _window(encoded, choose: Callable) -> tf.Tensor:
-    """Returns uint8 (h, w, 3): the window that `choose(height, width)` gives.
+    """Returns the window that `choose(height, width)` gives, uint8 (h, w, 3).
 
-    Of a JPEG, only the window is decoded.
+    In a JPEG, only the window is decoded.
     """
 
     def of_jpeg():
@@ -62,10 +62,10 @@ def validation_photo(encoded, size: int) -> tf.Tensor:
 
 
 def skip_bad(load: Callable, size: int) -> Callable:
-    """Returns `load` that gives zeros, label 0 and weight 0 where it would fail.
+    """Returns a `load` that gives zeros, label 0 and weight 0 where it would fail.
 
     Args:
-      load: a function of tensors to image (size, size, 3), label and weight.
+      load: a function from tensors to image (size, size, 3), label and weight.
       size: of the image.
     """
 

@@ -1,8 +1,8 @@
 """Records -> batches of photos, in an order that can be computed from (seed, epoch) alone.
 
-There is no shuffle buffer: an epoch is a permutation of the record numbers whose every place can be
-computed by itself, and a record is read where it lies. So a run resumes at once at any step, and
-the batch of a step depends on nothing but the seed and the step. No Python runs inside.
+There is no shuffle buffer: an epoch is a permutation of the record numbers. Each place of it can be
+computed on its own, and each record is read where it lies. So a run resumes immediately at any
+step, and the batch of a step depends only on the seed and the step. No Python runs inside.
 """
 
 import functools
@@ -22,23 +22,23 @@ class TrainingInput:
     """The training photos.
 
     With `shard_by="photo"` the batch of a step is the same for any number of workers, and each
-    reads its slice of it from all the files. With `shard_by="file"` worker w has files w,
-    w + num_workers, ... of the sorted list to itself and draws its slice from these alone; the
-    batch of a step then depends on the number of workers too.
+    worker reads its slice from all the files. With `shard_by="file"` worker w owns the files w,
+    w + num_workers, ... of the sorted list and draws its slice from these alone. The batch of a
+    step then also depends on the number of workers.
 
     Args:
       data: which records, and how their photos are augmented.
-      batch_size: photos in a step over all workers.
+      batch_size: photos per step, over all workers.
       seed: of order and augmentation.
-      num_workers: among how many workers the files are divided; only `shard_by="file"` asks.
+      num_workers: number of workers that share the files; used only with `shard_by="file"`.
 
     Raises:
-      InputError: when there are no records, fewer than one batch, or fewer files than workers.
+      InputError: when there is less than one batch of records, or fewer files than workers.
     """
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int, num_workers: int = 1):
         self._data, self._batch_size, self._seed = data, batch_size, seed
-        # Who draws from the same records is a group: all workers, or each by itself.
+        # Workers that draw from the same records form a group: all of them, or each alone.
         groups = num_workers if data.shard_by == "file" else 1
         self._share, _ = _slice(batch_size, 0, groups)
         self._index = tfrecord.RecordIndex.open(
@@ -59,26 +59,26 @@ class TrainingInput:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the photos left over are other ones in each epoch.
+        """Number of whole batches per epoch; each epoch leaves over different photos.
 
-        With `shard_by="file"` the worker with the fewest photos sets the number for all, so that
-        of the others more are left over.
+        With `shard_by="file"` the worker with the fewest photos sets the number for all, so the
+        others leave over more.
         """
         return int(self._sizes.min()) // self._share
 
     def photos_of_step(self, step) -> tuple[tf.Tensor, augment.Draws]:
-        """Returns record numbers int64 (batch_size,) of a step, and what chance does to each."""
+        """Returns the record numbers of a step, int64 (batch_size,), and their random choices."""
         step = tf.cast(step, tf.int64)
         epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch
         positions = place * self._share + tf.range(self._share, dtype=tf.int64)
         numbers, begin = [], 0
         for group, size in enumerate(self._sizes.tolist()):
-            # A permutation of all the photos of the group: position -> number, without a table.
+            # A permutation of all photos of the group: position -> number, without a table.
             seed = tf.stack([tf.constant(self._seed + (group << 32), tf.int64), epoch])
             shuffled = tf.random.experimental.index_shuffle(positions, seed, max_index=size - 1)
             numbers.append(begin + shuffled)
             begin += size
-        # A photo has one position in an epoch, so this is by (seed, epoch, photo).
+        # A photo has one position per epoch, so the draws depend on (seed, epoch, photo).
         key = np.uint64((self._seed % 2**32) << 32) + tf.cast(epoch, tf.uint64)
         first, count = place * self._batch_size, self._batch_size
         return tf.concat(numbers, 0), augment.draw(key, first, count, self._data.crop_area_min)
@@ -91,19 +91,19 @@ class TrainingInput:
         num_workers: int = 1,
         replicas: int = 1,
     ) -> tf.data.Dataset:
-        """Returns `num_steps` batches, from `start_step` on, of one worker.
+        """Returns `num_steps` batches of one worker, from `start_step` on.
 
         Args:
           start_step: the first step, counted from 0.
-          num_steps: how many steps.
+          num_steps: number of steps.
           worker, num_workers: which slice of each step's batch.
-          replicas: in how many pieces the slice comes, one for each replica of the worker.
+          replicas: number of pieces that the slice comes in, one per replica of the worker.
 
         Returns:
           Dataset of images float32 RGB (b, S, S, 3), labels int32 (b,) and weights float32 (b,), b
-          = batch_size / num_workers / replicas, S = image_size: `replicas` elements a step. Images
-          are in [0, 1], but for lighting noise, which may lead out by some hundredths. A photo
-          counts with its weight: 1, or 0 for a bad record that is skipped (zeros, label 0).
+          = batch_size / num_workers / replicas, S = image_size: `replicas` elements per step.
+          Images are in [0, 1], except that lighting noise may leave it by some hundredths. The
+          weight of a photo is 1, or 0 for a bad record that is skipped (zeros, label 0).
         """
         size, begin = _slice(self._batch_size, worker, num_workers)
         if self._data.shard_by == "file" and num_workers != len(self._sizes):
@@ -123,11 +123,11 @@ class TrainingInput:
         return _batches(steps.map(photos).unbatch(), load, self._data, _piece(size, replicas))
 
     def ids_of_step(self, step: int) -> list[str]:
-        """Returns the image ids of a step's batch; "FILE, record N" for one that has none."""
+        """Returns the image ids of a step's batch; "FILE, record N" where there is none."""
         return [image_id(self._index, number) for number in self._numbers(step)]
 
     def faults_of_step(self, step: int) -> list[str]:
-        """Returns what is wrong with records of a step's batch: the place and the fault of each."""
+        """Returns place and fault of each bad record in a step's batch."""
         return list(self._faults(step))
 
     def describe(self, error: Exception, step: int) -> Exception:
@@ -135,10 +135,10 @@ class TrainingInput:
 
         Args:
           error: what iterating over `dataset` raised.
-          step: the step whose batch was asked for.
+          step: the step whose batch failed.
 
         Returns:
-          `error` itself when no record of the step is at fault.
+          `error` itself if no record of the step is at fault.
         """
         return explain(error, self._faults(step))
 
@@ -163,16 +163,15 @@ def validation_dataset(
 
     Args:
       data: which records; `image_size`.
-      batch_size: photos in a batch over all workers.
+      batch_size: photos per batch, over all workers.
       worker, num_workers: which slice of each batch.
-      replicas: in how many pieces the slice comes, one for each replica of the worker.
+      replicas: number of pieces that the slice comes in, one per replica of the worker.
 
     Returns:
       Dataset of images float32 RGB (b, S, S, 3) in [0, 1], labels int32 (b,) and weights float32
       (b,), b = batch_size / num_workers / replicas; and the number of photos over all workers. The
-      last batch is filled up with photos of weight 0, so all workers have the same number of them.
-      Where bad records are skipped, they have weight 0 too (zeros, label 0), but are among the
-      number of photos.
+      last batch is padded with photos of weight 0, so all workers have equally many. Skipped bad
+      records also have weight 0 (zeros, label 0), but count in the number of photos.
 
     Raises:
       InputError: when there are no records.
@@ -205,7 +204,7 @@ def describe_validation(error: Exception, data: DataConfig) -> Exception:
 
 
 def _slice(batch_size: int, worker: int, num_workers: int) -> tuple[int, int]:
-    """Returns how many photos of a batch are a worker's, and the first of them."""
+    """Returns the number of a worker's photos in a batch, and the first of them."""
     if batch_size % num_workers:
         raise InputError(f"--batch_size={batch_size} is not divisible by {num_workers} workers")
     size = batch_size // num_workers
@@ -213,7 +212,7 @@ def _slice(batch_size: int, worker: int, num_workers: int) -> tuple[int, int]:
 
 
 def _piece(size: int, replicas: int) -> int:
-    """Returns how many photos of a worker's slice are one replica's."""
+    """Returns the number of one replica's photos in a worker's slice."""
     if size % replicas:
         raise InputError(
             f"--batch_size gives a worker {size} photos, which {replicas} replicas cannot share"
@@ -228,7 +227,7 @@ def _batches(
         load = loading.skip_bad(load, data.image_size)
     options = tf.data.Options()
     options.deterministic = True
-    # The slices of the workers are already made.
+    # The workers' slices are made already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     loaded = photos.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return loaded.batch(size, drop_remainder=True).prefetch(2).with_options(options)

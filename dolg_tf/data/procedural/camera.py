@@ -1,7 +1,7 @@
-"""Photos of procedural landmarks: where the camera stands, the light, and what it does to pixels.
+"""Photos of procedural landmarks: camera position, light, and development.
 
-`sample_view` decides the geometry, so that the box of a query is known without rendering;
-`take_photo` renders it. Both depend on nothing but their arguments and the generator.
+`sample_view` decides the geometry, so the box of a query is known without rendering. `take_photo`
+renders it. Both depend only on their arguments and the generator.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ class _Limits:
     """Ranges that a view is drawn from.
 
     Attributes:
-      yaw: of the camera from straight ahead, either side, degrees.
+      yaw: of the camera from straight ahead, to either side, degrees.
       pitch: from above (negative) or below, degrees.
-      roll: largest, either side, degrees.
-      fill: size of the landmark, as a share of the largest that fits the photo.
-      inside: share of the landmark that lies in the photo.
-      hidden: share of that which stands behind something.
-      blur: standard deviation, as a share of the photo's longest side.
-      noise: standard deviation, fraction of full scale.
+      roll: largest, to either side, degrees.
+      fill: size of the landmark, as a fraction of the largest that fits the photo.
+      inside: fraction of the landmark inside the photo.
+      hidden: fraction of that part which is behind something.
+      blur: standard deviation, as a fraction of the photo's longest side.
+      noise: standard deviation, as a fraction of full scale.
       exposure: factor on the light.
-      haze: share of grey laid over it.
+      haze: fraction of grey mixed in.
     """
 
     yaw: tuple[float, float] = (0, 18)
@@ -65,13 +65,13 @@ _RUINS = (
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Where the camera stands.
+    """The camera's view.
 
     Attributes:
       limits: the ranges that the rest of the photo is drawn from.
       size: width and height of the photo, pixels.
       homography: (3, 3) float64, from units on the landmark to pixels (y down).
-      points: (N, 2) float64 pixels of the landmark's points, outside the photo too.
+      points: (N, 2) float64, the landmark's points in pixels, also outside the photo.
       unit: height of the landmark, pixels.
     """
 
@@ -88,7 +88,7 @@ class View:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2 around the landmark, cut to the photo, pixels."""
+        """Box x1, y1, x2, y2 around the landmark, clipped to the photo, pixels."""
         low, high = self.points[self.seen].min(0), self.points[self.seen].max(0)
         margin = 0.01 * self.unit
         x1, y1 = np.maximum(low - margin, 0)
@@ -105,13 +105,13 @@ def _draw_limits(rng: np.random.Generator, severity: str) -> _Limits:
 
 
 def _project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Returns (N, 2) points through a homography."""
+    """Returns (N, 2) points mapped by a homography."""
     mapped = np.concatenate([points, np.ones((len(points), 1))], 1) @ homography.T
     return mapped[:, :2] / mapped[:, 2:]
 
 
 def _pinhole(rng: np.random.Generator, landmark: Landmark, limits: _Limits) -> np.ndarray:
-    """Returns the homography of a camera that looks at the landmark's middle, in focal lengths."""
+    """Returns the homography of a camera that looks at the landmark's centre, in focal lengths."""
     yaw = np.radians(rng.uniform(*limits.yaw)) * rng.choice([-1, 1])
     pitch = np.radians(rng.uniform(*limits.pitch))
     roll = np.radians(rng.uniform(-limits.roll, limits.roll))
@@ -135,11 +135,11 @@ def _frame(rng: np.random.Generator, landmark: Landmark, size: int) -> tuple[int
 
 
 def sample_view(rng: np.random.Generator, landmark: Landmark, severity: str, size: int) -> View:
-    """Draws where the camera stands.
+    """Draws a view at random.
 
     Args:
-      rng: draws all that varies.
-      landmark: what it looks at.
+      rng: draws everything that varies.
+      landmark: what the camera looks at.
       severity: easy, hard or junk.
       size: longest side of the photo, pixels.
     """
@@ -151,7 +151,7 @@ def sample_view(rng: np.random.Generator, landmark: Landmark, severity: str, siz
     best = None
     for _ in range(60):
         scale = rng.uniform(*limits.fill) * ((frame / (high - low)).min())
-        # The middle of the landmark: near the photo's middle, or, to be cut off, anywhere.
+        # The centre of the landmark: near the photo's centre, or anywhere, if it is to be cut off.
         half = scale * (high - low) / 2
         loose = np.abs(frame / 2 - half) if limits.inside[0] > 0.8 else half + frame / 2
         middle = frame / 2 + rng.uniform(-1, 1, 2) * loose
@@ -195,7 +195,7 @@ def _shade(rng: np.random.Generator, relief: np.ndarray, unit: float) -> np.ndar
     strength = rng.uniform(0.1, 0.55)
     slopes = relief[..., :2].astype(np.float32) / 128 - 1
     light = 1 - strength * 0.2 - strength * 0.8 * (side * slopes[..., 0] + up * slopes[..., 1])
-    # What stands higher, a little towards the sun, casts a shadow here.
+    # What is higher, a little towards the sun, casts a shadow here.
     height = relief[..., 2].astype(np.float32)
     dx, dy = round(-side * 0.02 * unit), round(up * 0.025 * unit)
     higher = np.roll(height, (dy, dx), (0, 1)) - height
@@ -204,7 +204,7 @@ def _shade(rng: np.random.Generator, relief: np.ndarray, unit: float) -> np.ndar
 
 
 def _develop(rng: np.random.Generator, photo: Image.Image, limits: _Limits) -> Image.Image:
-    """Haze, exposure, gamma, colour cast, blur and noise."""
+    """Applies haze, exposure, gamma, colour cast, blur and noise."""
     pixels = np.asarray(photo, np.float32) / 255
     haze = rng.uniform(*limits.haze)
     pixels = pixels * (1 - haze) + haze * rng.uniform(0.5, 0.85)
@@ -227,9 +227,9 @@ def take_photo(rng: np.random.Generator, landmark: Landmark, view: View) -> Imag
     """Renders the view.
 
     Args:
-      rng: the generator that drew the view, which goes on from there.
+      rng: the generator that drew the view; it continues from there.
       landmark: what the camera looks at.
-      view: where it stands.
+      view: of the camera.
 
     Returns:
       An RGB image of `view.size`.

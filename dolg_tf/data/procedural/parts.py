@@ -1,14 +1,14 @@
-"""What procedural landmarks are made of: walls, patterns, windows, roofs.
+"""Parts of procedural landmarks: walls, patterns, windows, roofs.
 
-Lengths are in units: the canvas is 1 wide and 1 high, x runs right, y runs up from the ground.
-Heights, which make the relief, are 0 to 255 towards the viewer.
+Lengths are in units: the canvas is 1 wide and 1 high, x points right, y points up from the ground.
+Heights make the relief: 0 to 255, towards the viewer.
 """
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-# Wall, trim, openings: sandstone, brick, limestone, stucco, granite. Shared by all landmarks,
-# like the roofs, so that colour does not tell them apart.
+# Wall, trim, openings: sandstone, brick, limestone, stucco, granite. Shared by all landmarks, as
+# the roofs are, so that colour does not identify them.
 STONES = (
     ((196, 168, 124), (226, 208, 170), (58, 48, 40)),
     ((162, 92, 70), (214, 190, 164), (50, 40, 40)),
@@ -24,7 +24,7 @@ WINDOWS = ("rect", "round", "pointed", "circle", "slit")
 
 
 class Canvas:
-    """Draws polygons of a material into colour and height at once."""
+    """A canvas that draws polygons of a material into colour and height at once."""
 
     def __init__(self, side: int, rng: np.random.Generator):
         self.side, self.rng = side, rng
@@ -56,7 +56,7 @@ class Canvas:
         self.polygon(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), material, height, tone)
 
     def cut(self, points):
-        """Makes a hole that one sees through."""
+        """Cuts a hole to see through."""
         pixels = self._pixels(points)
         self._colour.polygon(pixels, fill=(0, 0, 0, 0))
         self._height.polygon(pixels, fill=0)
@@ -67,7 +67,7 @@ class Canvas:
         return mask
 
     def clipped(self, points, draw):
-        """Calls `draw()` and keeps what it drew inside the polygon only."""
+        """Calls `draw()` and keeps only what it drew inside the polygon."""
         before = self.colour.copy(), self.height.copy()
         draw()
         mask = self._mask(points)
@@ -76,7 +76,7 @@ class Canvas:
         self._open()
 
     def bulge(self, points, amount: int):
-        """Raises the polygon like a standing cylinder, so that light falls on it as on one."""
+        """Raises the polygon like an upright cylinder, so that light falls on it like on one."""
         x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
         u = ((np.arange(self.side) + 0.5) / self.side - x0) / (x1 - x0) * 2 - 1
         row = (amount * np.sqrt(np.clip(1 - u * u, 0, 1))).astype(np.uint8)
@@ -152,7 +152,7 @@ def texture(c: Canvas, box, kind: str, count: int, height: int):
 
 
 def openings(c: Canvas, box, rows: int, columns: int, shape: str, share: float, height: int):
-    """Puts a grid of framed windows into the box; `share` is their part of a cell."""
+    """Puts a grid of framed windows into the box; `share` is their fraction of a cell."""
     x0, y0, x1, y1 = box
     w, h = (x1 - x0) / columns, (y1 - y0) / rows
     for j in range(rows):

@@ -1,7 +1,7 @@
 """Procedural landmarks: facades, towers, domes, arches and mixes of them.
 
-A landmark is drawn once, flat, with an alpha channel and a relief; `toy_camera` warps it,
-lights it and puts it into a photo. Units as in `toy_parts`.
+A landmark is drawn once, flat, with an alpha channel and a relief; `camera` warps it, lights
+it and puts it into a photo. Units as in `parts`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from dolg_tf.data.procedural.parts import (
 
 # Drawn at twice the size that photos are taken from: the reduction smooths the edges.
 _SMOOTH = 2
-# Height of a wall that stands neither forward nor back.
+# Height of a wall that is neither in front nor set back.
 _FACE = 90
 
 
@@ -50,7 +50,7 @@ class Landmark:
 
 @dataclasses.dataclass(frozen=True)
 class _Style:
-    """What the parts of one landmark have in common."""
+    """Style that the parts of one landmark share."""
 
     textures: tuple[str, ...]
     windows: tuple[str, ...]
@@ -265,7 +265,7 @@ def draw_landmark(seed: int, number: int, side: int) -> Landmark:
 
     Args:
       seed: of the whole set.
-      number: of the landmark, from 0; its kind is that of number modulo 5.
+      number: of the landmark, from 0; its kind is the number modulo 5.
       side: of the canvas, in pixels.
     """
     rng = np.random.default_rng([seed, number, 0])

@@ -1,6 +1,6 @@
-"""What stands around a procedural landmark: sky, ground and neighbours behind, things in front.
+"""Surroundings of a procedural landmark: sky, ground and neighbours behind, things in front.
 
-All is drawn anew for each photo, so that nothing but the landmark tells two photos apart.
+Everything is drawn anew for each photo, so that two photos have only the landmark in common.
 Coordinates are pixels of the photo, y down.
 """
 
@@ -68,7 +68,7 @@ def _hills(draw, rng, size, horizon: float):
 
 
 def _house(draw, rng, x: float, base: float, unit: float):
-    """A plain building like many others; `unit` is the height of the landmark."""
+    """Draws an ordinary building; `unit` is the height of the landmark."""
     w, h = unit * rng.uniform(0.15, 0.5), unit * rng.uniform(0.12, 0.62)
     wall, _, dark = STONES[rng.integers(len(STONES))]
     wall = _pick(rng, (wall,), 26)
@@ -102,12 +102,12 @@ def _ground(draw, rng, size, horizon: float):
 
 
 def backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float, unit: float):
-    """Draws what lies behind the landmark.
+    """Draws what is behind the landmark.
 
     Args:
-      rng: draws all that varies.
+      rng: draws everything that varies.
       size: width and height of the photo, pixels.
-      horizon: where the ground begins, pixels from the top; may lie outside.
+      horizon: where the ground begins, pixels from the top; may be outside the photo.
       unit: height of the landmark, pixels.
 
     Returns:
@@ -190,12 +190,12 @@ def foreground(
     """Draws things in front of the landmark until they hide enough of it.
 
     Args:
-      rng: draws all that varies.
+      rng: draws everything that varies.
       size: width and height of the photo, pixels.
-      points: (N, 2) pixels of places that the landmark covers, those in the photo only.
+      points: (N, 2) pixels that the landmark covers, only those in the photo.
       unit: height of the landmark, pixels.
-      hidden: least and most share of the points that shall be hidden. A thing that would hide
-        more is left out again; where little room is left, less than the least may come out.
+      hidden: least and greatest fraction of the points to hide. A thing that would hide more is
+        left out again; where there is little room, less than the least may be hidden.
 
     Returns:
       An RGBA image.

@@ -2,10 +2,10 @@
 
     train/a/b/c/ID.jpg, train.csv, train_clean.csv       the trained landmarks
     index/a/b/c/ID.jpg, test/a/b/c/ID.jpg                other photos, to search with queries
-    gnd_seen.pkl, gnd_unseen.pkl                         revisited-style ground truths
+    gnd_seen.pkl, gnd_unseen.pkl                         ground truths in the Revisited form
 
-The index holds half of the trained landmarks (seen) and landmarks that are not trained
-(unseen), each a distractor to the other. `a/b/c` are the first digits of the ID.
+The index holds half of the trained landmarks (seen) and landmarks that are not trained on
+(unseen); each half serves as distractors for the other. `a/b/c` are the first digits of the ID.
 """
 
 import collections
@@ -34,10 +34,10 @@ _FORMAT_VERSION = 1
 _MANIFEST = "toy.json"
 _RESULTS = ("train.csv", "train_clean.csv", "gnd_seen.pkl", "gnd_unseen.pkl")
 _SPLITS = ("train", "index", "test")
-# Repeated over the training photos of a landmark, and over its index photos.
+# Cycled over the training photos of a landmark, and over its index photos.
 _TRAIN_SEVERITIES = ("easy", "hard", "easy", "hard", "easy")
 _INDEX_SEVERITIES = (*("easy", "hard", "junk") * 3, "easy", "hard", "easy")
-# Landmarks are drawn larger than photos, for views from nearby.
+# Landmarks are drawn larger than photos, for close views.
 _CANVAS = 2.4
 _CHUNK = 32
 # GLDv2's own landmark ids are below this.
@@ -46,19 +46,19 @@ _LANDMARK_IDS = 203_094
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """A procedural landmark set."""
+    """Options of a procedural landmark set."""
 
     output: str = option("folder to write")
     landmarks: int = option("number of trained landmarks", 60, unit="landmarks")
     unseen_landmarks: int = option(
-        "number of landmarks that are searched for and not trained", 30, unit="landmarks"
+        "number of landmarks that are searched for but not trained on", 30, unit="landmarks"
     )
-    photos_per_landmark: int = option("training photos of a landmark", 30, unit="photos")
-    index_per_landmark: int = option("index photos of a searched landmark", 12, unit="photos")
-    queries_per_landmark: int = option("query photos of a searched landmark", 3, unit="photos")
-    size: int = option("longest side of a photo", 160, unit="pixels")
-    seed: int = option("of all that is drawn at random; another seed, another set", 0)
-    processes: int = option("processes that render; 0: one for each core", 0, unit="processes")
+    photos_per_landmark: int = option("training photos per landmark", 30, unit="photos")
+    index_per_landmark: int = option("index photos per searched landmark", 12, unit="photos")
+    queries_per_landmark: int = option("query photos per searched landmark", 3, unit="photos")
+    size: int = option("longest side of the photos", 160, unit="pixels")
+    seed: int = option("random seed; another seed gives another set", 0)
+    processes: int = option("worker processes; 0: one per core", 0, unit="processes")
 
     def __post_init__(self):
         at_least(
@@ -77,7 +77,7 @@ class ToyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Photo:
-    """One photo to be: `number` counts the photos of a landmark in a split."""
+    """A photo to render: `number` counts the photos of a landmark in a split."""
 
     landmark: int
     split: str
@@ -87,7 +87,7 @@ class _Photo:
 
     @property
     def path(self) -> str:
-        """Relative to the set, without suffix."""
+        """Path relative to the set, without suffix."""
         return "/".join((self.split, *self.id[:3], self.id))
 
 
@@ -123,13 +123,13 @@ def _landmark(seed: int, number: int, side: int):
 
 
 def _render(config: ToyConfig, photos: list[_Photo]) -> list[tuple[float, ...]]:
-    """Writes those photos that are not there, and returns the landmark's box in each."""
+    """Writes the photos that do not exist yet, and returns the landmark's box in each."""
     from dolg_tf.data.procedural import camera
 
     boxes = []
     for photo in photos:
         landmark = _landmark(config.seed, photo.landmark, round(_CANVAS * config.size))
-        # Number 0 after the landmark is its drawing's own; see draw_landmark.
+        # 0 after the landmark is the seed of its drawing; see draw_landmark.
         split = _SPLITS.index(photo.split) + 1
         rng = np.random.default_rng([config.seed, photo.landmark, split, photo.number])
         view = camera.sample_view(rng, landmark, photo.severity, config.size)
@@ -143,13 +143,13 @@ def _render(config: ToyConfig, photos: list[_Photo]) -> list[tuple[float, ...]]:
 
 
 def _start_process() -> None:
-    # An interrupt goes to the parent alone, which lets each process finish its chunk.
+    # Only the parent handles an interrupt; it lets each process finish its chunk.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
 
 def _render_all(config: ToyConfig, photos: list[_Photo]) -> Iterator[tuple[_Photo, tuple]]:
-    """Renders in as many processes as configured; yields photos with their boxes, unordered."""
+    """Renders in worker processes; yields photos with their boxes, unordered."""
     by_landmark = collections.defaultdict(list)
     for photo in photos:
         by_landmark[photo.landmark].append(photo)
@@ -193,7 +193,7 @@ def _write_train_lists(config: ToyConfig, photos: list[_Photo]) -> None:
 
 
 def _ground_truth(queries: list[_Photo], index: list[_Photo], boxes: dict[str, tuple]) -> dict:
-    """Returns a ground truth in the revisited Oxford and Paris format, of plain containers."""
+    """Returns a ground truth in the form of Revisited Oxford and Paris, in plain containers."""
     places = collections.defaultdict(lambda: {"easy": [], "hard": [], "junk": []})
     for place, photo in enumerate(index):
         places[photo.landmark][photo.severity].append(place)
@@ -219,7 +219,7 @@ def _write_ground_truths(config: ToyConfig, photos: list[_Photo], boxes: dict[st
 
 
 def _claim_folder(config: ToyConfig) -> None:
-    """Writes the manifest, or makes sure that the one there is of the same set."""
+    """Writes the manifest, or makes sure that an existing one describes the same set."""
     output = pathlib.Path(config.output)
     manifest = {"format_version": _FORMAT_VERSION, **to_dict(config)}
     del manifest["output"], manifest["processes"]
@@ -229,7 +229,7 @@ def _claim_folder(config: ToyConfig) -> None:
         for name, value in manifest.items():
             if found.get(name) != value:
                 raise InputError(
-                    f"{output} holds a set of --{name}={found.get(name)}, not {value}; "
+                    f"{output} holds a set with --{name}={found.get(name)}, not {value}; "
                     "choose another --output, or delete the folder"
                 )
         return
@@ -242,11 +242,11 @@ def _claim_folder(config: ToyConfig) -> None:
     try:
         files.write_json(path, manifest)
     except OSError as error:
-        raise InputError(f"--output={output}: cannot write there ({error.strerror})") from error
+        raise InputError(f"--output={output} cannot be written ({error.strerror})") from error
 
 
 def write_toy(config: ToyConfig) -> None:
-    """Writes a procedural landmark set; a second run writes what is missing, and the same.
+    """Writes a procedural landmark set. A second run writes only what is missing.
 
     Raises:
       InputError: when the folder holds another set, or cannot be written.
@@ -256,10 +256,10 @@ def write_toy(config: ToyConfig) -> None:
     photos = _list_photos(config)
     missing = [photo for photo in photos if not (output / f"{photo.path}.jpg").exists()]
     if not missing and all((output / name).exists() for name in _RESULTS):
-        log.info("%s: all %d photos are there", output, len(photos))
+        log.info("%s: all %d photos exist", output, len(photos))
         return
     log.info("%s: %d of %d photos to render", output, len(missing), len(photos))
-    # Queries that are there go along for their boxes.
+    # Existing queries go along for their boxes.
     queries = [photo for photo in photos if photo.split == "test"]
     todo = sorted({*missing, *queries}, key=lambda photo: photo.id)
     done = progress.track(_render_all(config, todo), len(todo), "render")

@@ -1,19 +1,20 @@
-"""GLDv2's lists, or a person's own CSV, and photo files or tars -> DELG-schema TFRecords.
+"""GLDv2's lists or your own CSV, and photo files or tars -> TFRecords of DELG's schema.
 
     dolg records --images_dir=train --train_csv=train.csv \
         --train_clean_csv=train_clean.csv --output_dir=records
 
-What becomes of odd photos; records.json counts each kind and odd_photos.tsv lists them all:
+What happens to odd photos (records.json counts each kind, odd_photos.tsv lists them all):
 
-  missing       no such file, or in no tar: left out
+  missing       no such file, or in none of the tars: left out
   corrupt       cannot be decoded, or ends too early: left out
-  unsupported   pixels of more than 8 bits: left out
-  non_jpeg      a PNG, WebP, ... whatever its name says: encoded again as RGB JPEG, quality 95
-  grey, cmyk    JPEGs that are not RGB: encoded again likewise
-  exif_rotated  kept as stored, not turned: training and extraction ignore EXIF alike
+  unsupported   more than 8 bits per channel: left out
+  non_jpeg      a PNG, WebP, ... whatever its name says: re-encoded as RGB JPEG, quality 95
+  grey, cmyk    a JPEG that is not RGB: re-encoded likewise
+  exif_rotated  kept as stored, not turned: training and extraction both ignore EXIF
 
-All other photos keep their bytes. A landmark's only photo is trained on. `--strict` refuses what
-would be left out; nothing is lost of the others. A disk that cannot be read stops the build.
+All other photos keep their bytes. A landmark's only photo is used for training. `--strict` stops at
+a photo that would be left out; finished record files are kept. A disk that cannot be read always
+stops the build.
 """
 
 import collections
@@ -35,29 +36,31 @@ from dolg_tf.stage.processes import process_count, run_in_processes
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-_SUMMARY = "records.json"  # written last: a folder that has it is whole
+_SUMMARY = "records.json"  # written last: a folder that has it is complete
 _ODD = "odd_photos.tsv"
-_BUILDING = ".building"  # finished shards wait here for the others
+_BUILDING = ".building"  # finished record files wait here for the others
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordsConfig(ListsConfig):
-    """Photos and labels, and how they become records."""
+    """Options of the records: photos, labels, and how they are split."""
 
     md5_dir: str = option(
-        "folder with GLDv2's md5.images_000.txt and so on; each tar is checked; empty: none is", ""
+        "folder with GLDv2's md5.images_000.txt and so on, to check each tar; empty: no check", ""
     )
-    output_dir: str = option("folder of the records")
-    num_shards: int = option("record files of each split", 128, unit="files")
+    output_dir: str = option("folder to write the records to")
+    num_shards: int = option("record files per split", 128, unit="files")
     validation_fraction: float = option(
-        "share of each landmark's photos kept for validation; a single photo is trained on", 0.2
+        "fraction of each landmark's photos kept for validation; a single photo is used for "
+        "training",
+        0.2,
     )
-    seed: int = option("of the split and the order", 0)
-    processes: int = option("how many work at once; 0: one for each core", 0)
+    seed: int = option("random seed of the split and the order", 0)
+    processes: int = option("worker processes; 0: one per core", 0)
     strict: bool = option(
-        "fail on the first photo that is missing, corrupt or unsupported, instead of leaving it "
-        "out; photos that are encoded again (not JPEG, grey, CMYK) or that EXIF turns are kept "
-        "and listed either way",
+        "stop at the first photo that is missing, corrupt or unsupported, instead of leaving it "
+        "out; photos that are re-encoded (not JPEG, grey, CMYK) or that EXIF rotates are kept and "
+        "listed either way",
         False,
     )
 
@@ -78,15 +81,16 @@ class RecordsConfig(ListsConfig):
 
 
 def split_photos(labels: np.ndarray, validation_fraction: float, seed: int) -> dict:
-    """Splits photos by chance, landmark by landmark.
+    """Splits photos at random, landmark by landmark.
 
     Args:
       labels: int (N,), ascending.
-      validation_fraction: share of each landmark's photos, rounded; at least one is trained on.
+      validation_fraction: fraction of each landmark's photos, rounded; at least one photo is left
+        for training.
       seed: of the choice and the order.
 
     Returns:
-      {"train": numbers, "validation": numbers}, int64 and shuffled, each photo in one of them.
+      {"train": numbers, "validation": numbers}, int64 and shuffled; each photo is in one of them.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]  # each landmark in random order
@@ -103,14 +107,14 @@ def split_photos(labels: np.ndarray, validation_fraction: float, seed: int) -> d
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """One record file: where it is built, and the numbers of its photos."""
+    """One record file: where it is written, and the numbers of its photos."""
 
     path: pathlib.Path
     numbers: np.ndarray
 
     @property
     def note(self) -> pathlib.Path:
-        """What became of its photos; the file is done when this is there."""
+        """What happened to its photos; the file is finished once this exists."""
         return pathlib.Path(f"{self.path}.json")
 
 
@@ -126,7 +130,7 @@ def _plan(settings: RecordsConfig, labels: np.ndarray, building: pathlib.Path) -
 
 
 def _identity(settings: RecordsConfig, photos: PhotoTable, landmarks: list) -> dict:
-    """Returns what must be equal for a rerun to go on: the options and the listed photos."""
+    """Returns what must be equal for a rerun to continue: the options and the listed photos."""
     free = ("output_dir", "processes", "strict", "md5_dir")
     options = {k: v for k, v in config.to_dict(settings).items() if k not in free}
     names = hashlib.sha256("\n".join(map(str, landmarks)).encode()).hexdigest()
@@ -134,7 +138,7 @@ def _identity(settings: RecordsConfig, photos: PhotoTable, landmarks: list) -> d
 
 
 def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dict | None:
-    """Returns the summary of a finished folder, None when it is not finished.
+    """Returns the summary of a finished folder, or None if it is not finished.
 
     Raises:
       InputError: when the folder holds records of another configuration.
@@ -148,7 +152,7 @@ def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dic
     if changed:
         raise InputError(
             f"{output} holds records of another configuration ({changed[0]} was "
-            f"{before.get(changed[0])!r}); delete that folder, or choose another"
+            f"{before.get(changed[0])!r}); delete that folder or choose another"
         )
     return found
 
@@ -157,10 +161,10 @@ def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dic
 
 
 def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None:
-    """Notes what is built here, and clears away what a killed run left half done.
+    """Notes what is built here, and clears away what a killed run left unfinished.
 
     Raises:
-      InputError: when the folder holds records of another configuration, or foreign ones.
+      InputError: when the folder holds records of another configuration, or records from elsewhere.
     """
     if _finished(output, identity, f"{_BUILDING}/configuration.json") is None:
         foreign = sorted(
@@ -168,7 +172,7 @@ def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None
         )
         if foreign:
             shutil.rmtree(building)
-            raise InputError(f"{foreign[0]} is in the way; delete that folder, or choose another")
+            raise InputError(f"{foreign[0]} is in the way; delete that folder or choose another")
         value = {"format_version": FORMAT_VERSION, "configuration": identity}
         files.write_json(building / "configuration.json", value)
     for half in [*building.glob(".*"), *building.glob("tars/.*")]:
@@ -176,11 +180,11 @@ def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None
 
 
 def _write(plan: list[_Planned], photos: PhotoTable, settings: RecordsConfig) -> None:
-    """Writes the record files that are not there yet."""
+    """Writes the record files that do not exist yet."""
     missing = [planned for planned in plan if not planned.note.exists()]
     if len(missing) < len(plan):
         log.info("%d of %d record files are kept", len(plan) - len(missing), len(plan))
-    # A file's photos are gathered when its turn comes: never more than a few files' are there.
+    # A file's photos are gathered when its turn comes: only a few files' are in memory at a time.
     tasks = (
         Shard(planned.path, photos.take(planned.numbers), settings.strict) for planned in missing
     )
@@ -236,14 +240,14 @@ def _report(summary: dict, output: pathlib.Path) -> None:
         return ", ".join(f"{odd[kind]} {kind}" for kind in kinds if odd[kind]) or "0"
 
     log.info(
-        "left out: %s; encoded again as RGB JPEG: %s; rotated by EXIF, kept as stored: %d; "
+        "left out: %s; re-encoded as RGB JPEG: %s; rotated by EXIF, kept as stored: %d; "
         "landmarks without a training photo: %d",
         *(listed(shards.LEFT_OUT), listed(shards.ENCODED_AGAIN), odd["exif_rotated"]),
         summary["landmarks_without_training_photo"],
     )
     if summary["configuration"]["exclude"]:
         log.info(
-            "excluded: %d photos; ids of --exclude that are in no list: %d",
+            "excluded: %d photos; ids of --exclude that are not in the list: %d",
             *(summary["excluded"], summary["excluded_not_listed"]),
         )
     if any(odd.values()):
@@ -254,12 +258,12 @@ def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identit
     output = pathlib.Path(settings.output_dir)
     building = output / _BUILDING
     taken = (
-        f"another process is building records in {output}; wait for it, or choose another "
+        f"another process is building records in {output}; wait for it or choose another "
         "--output_dir"
     )
     with files.lock(building / "lock", taken):
         summary = _finished(output, identity)
-        if summary is not None:  # by another builder, a moment ago
+        if summary is not None:  # by another process, a moment ago
             shutil.rmtree(building)
             return summary
         _start(output, building, identity)
@@ -277,7 +281,7 @@ def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identit
             _write_odd(plan, output / _ODD)
         classes.write_classes(output, landmarks, counts)
         for planned in plan:
-            if planned.path.exists():  # else an interrupted run moved it already
+            if planned.path.exists():  # else an interrupted run has already moved it
                 planned.path.replace(output / planned.path.name)
         files.write_json(output / _SUMMARY, summary)
         shutil.rmtree(building)
@@ -286,29 +290,29 @@ def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identit
 
 def build_records(settings: RecordsConfig) -> dict:
     """Builds training and validation TFRecords from photo files or tars and their labels.
-    Photos that are missing, corrupt or of more than 8 bits are left out; those that are not JPEG,
-    grey or CMYK are encoded again as RGB JPEG (quality 95); those that EXIF turns are kept as
-    stored, not turned. All of them are counted in records.json and listed in odd_photos.tsv. A
-    landmark's only photo is trained on. Run again after an interruption, the same command keeps
-    the files that are done.
+    Photos that are missing, corrupt or of more than 8 bits per channel are left out. Photos that
+    are not JPEG, grey or CMYK are re-encoded as RGB JPEG (quality 95). Photos that EXIF rotates are
+    kept as stored, not turned. All of these are counted in records.json and listed in
+    odd_photos.tsv. A landmark's only photo is used for training. After an interruption, run the
+    same command again: it keeps the files that are finished.
 
     Writes `train-*` and `validation-*` files, relabeling.csv (new_label,old_label),
-    class_counts.csv (label,photos), odd_photos.tsv (id, path, kind, detail) when there are any,
-    and last records.json.
+    class_counts.csv (label,photos), odd_photos.tsv (id, path, kind, detail) if there are any, and
+    records.json last.
 
     Returns:
-      The contents of records.json: counts of photos by split, of classes, of odd photos.
+      The contents of records.json: numbers of photos per split, of classes, of odd photos.
 
     Raises:
-      InputError: on a list that is wrong, a tar that is damaged, photos none of which can be used,
-        a full disk, another builder at work in the output folder, or an output folder with
-        records of another configuration.
+      InputError: on a wrong list, a damaged tar, a full disk, or an output folder in which another
+        process is at work or that holds records of another configuration; and when none of the
+        photos can be used.
     """
     output = pathlib.Path(settings.output_dir)
     if settings.md5_dir and not settings.in_tars:
         raise InputError(
-            f"--md5_dir={settings.md5_dir} checks tars, and there is no images_000.tar or other "
-            f"in {settings.root}"
+            f"--md5_dir={settings.md5_dir} checks tars, but {settings.root} holds none such as "
+            "images_000.tar"
         )
     photos, landmarks = read_photos(settings)
     identity = _identity(settings, photos, landmarks)
@@ -316,5 +320,5 @@ def build_records(settings: RecordsConfig) -> dict:
     _report(summary, output)
     if settings.strict and summary["left_out"]:
         where = output / _ODD
-        raise InputError(f"{summary['left_out']} photos were left out, see {where} (--strict)")
+        raise InputError(f"{summary['left_out']} photos were left out: see {where} (--strict)")
     return summary

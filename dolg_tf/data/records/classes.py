@@ -1,4 +1,4 @@
-"""The classes beside the records: which landmark a label is, and how many photos it has."""
+"""Files of classes beside the records: the landmark of each label, and its number of photos."""
 
 import hashlib
 import pathlib
@@ -20,7 +20,7 @@ def write_class_counts(path: files.Path, counts: np.ndarray) -> None:
 
     Args:
       path: the file.
-      counts: int (C,), training photos of each label.
+      counts: int (C,), number of training photos of each label.
     """
     write_table(path, ("label", "photos"), enumerate(counts.tolist()))
 
@@ -31,7 +31,7 @@ def write_classes(folder: files.Path, landmarks: Sequence, counts: np.ndarray) -
     Args:
       folder: of the records.
       landmarks: the landmark of each label.
-      counts: int (C,), training photos of each label, without those that were left out.
+      counts: int (C,), number of training photos of each label, without those left out.
     """
     folder = pathlib.Path(folder)
     write_table(folder / RELABELING, ("new_label", "old_label"), enumerate(landmarks))
@@ -43,13 +43,13 @@ def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
 
     Args:
       file_pattern: glob of the training records.
-      num_classes: how many labels it must list.
+      num_classes: number of labels that it must list.
 
     Returns:
-      int64 (num_classes,): training photos of each label, at least 0.
+      int64 (num_classes,): number of training photos of each label, at least 0.
 
     Raises:
-      InputError: when there is no such file, or it does not list the labels 0 to num_classes - 1
+      InputError: when the file does not exist, or does not list the labels 0 to num_classes - 1
         in order, each with a count.
     """
     path = pathlib.Path(file_pattern).parent / CLASS_COUNTS
@@ -65,7 +65,7 @@ def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
     counts = []
     for label, (where, row) in enumerate(rows):
         if row[0] != str(label) or not (row[1].isdecimal() and row[1].isascii()):
-            raise InputError(f"{where}: {','.join(row)!r} is not {label} and a count; {remedy}")
+            raise InputError(f"{where}: {','.join(row)!r} must be {label} and a count; {remedy}")
         counts.append(int(row[1]))
     if len(counts) != num_classes:
         raise InputError(
@@ -76,7 +76,7 @@ def read_class_counts(file_pattern: str, num_classes: int) -> np.ndarray:
 
 
 def count_landmarks(file_pattern: str) -> int | None:
-    """Returns how many labels the relabeling.csv beside records lists; None when there is none.
+    """Returns how many labels the relabeling.csv beside records lists; None without that file.
 
     Args:
       file_pattern: glob of the records.
@@ -88,14 +88,14 @@ def count_landmarks(file_pattern: str) -> int | None:
 
 
 def landmarks_sha256(file_pattern: str) -> str | None:
-    """Returns what tells whether two sets of records have the same landmarks for labels.
+    """Returns a hash that is equal for two sets of records whose labels are the same landmarks.
 
     Args:
       file_pattern: glob of the records.
 
     Returns:
-      The SHA-256 (hexadecimal) of relabeling.csv in their folder, whatever its line ends; None
-      when there is none.
+      The SHA-256 (hexadecimal) of relabeling.csv in their folder, whatever its line endings; None
+      without that file.
     """
     path = pathlib.Path(file_pattern).parent / RELABELING
     if not path.is_file():

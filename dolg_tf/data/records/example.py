@@ -1,4 +1,4 @@
-"""Reading a serialised `tf.train.Example` without TensorFlow, whoever wrote it.
+"""Readers of a serialised `tf.train.Example` that need no TensorFlow, whoever wrote it.
 
 One reader parses the whole message. The other skips the photo, which the library cannot.
 
@@ -15,7 +15,7 @@ _BYTES_LIST = 1  # field of a Feature
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Returns the unsigned value at a place, and the place behind it."""
+    """Returns the unsigned value at a place, and the place after it."""
     value = shift = 0
     while True:
         if at == len(data) or shift > 63:
@@ -28,7 +28,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields number and value of each field of a message: an int, or what a length delimits."""
+    """Yields number and value of each field of a message: an int, or length-delimited bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -49,7 +49,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _delimited(data: memoryview, number: int) -> Iterator[memoryview]:
-    """Yields the fields of one number that a length delimits."""
+    """Yields the length-delimited fields of one number."""
     for found, value in _fields(data):
         if found == number and isinstance(value, memoryview):
             yield value
@@ -59,11 +59,11 @@ def parse_example(data: bytes) -> dict[str, list]:
     """Parses a serialised `tf.train.Example`.
 
     Returns:
-      {key: values}: a list of bytes, or of int; an empty list for floats, which DELG's schema has
-      not.
+      {key: values}: a list of bytes or of int; an empty list for floats, which DELG's schema does
+      not have.
 
     Raises:
-      ValueError: when the data is no such message.
+      ValueError: when the data is not such a message.
     """
     found = {}
     for entry in protos.parse(protos.example_class(), data).features.feature:
@@ -73,12 +73,12 @@ def parse_example(data: bytes) -> dict[str, list]:
 
 
 def find_bytes(data: memoryview, key: bytes) -> bytes | None:
-    """Returns the first bytes of one key of a serialised `tf.train.Example`, None without any.
+    """Returns the first bytes value of one key of a serialised `tf.train.Example`, or None.
 
-    Nothing else is read: of a memory-mapped file the photo of a record stays on disk.
+    Nothing else is read: in a memory-mapped file, the photo of a record stays on disk.
 
     Raises:
-      ValueError: when the data is no such message.
+      ValueError: when the data is not such a message.
     """
     for features in _delimited(data, 1):
         for entry in _delimited(features, 1):

@@ -1,6 +1,6 @@
-"""Lists of photos: GLDv2's, or a person's own CSV -> a table of photos and labels.
+"""Lists of photos, GLDv2's or your own CSV -> a table of photos and labels.
 
-GLDv2 lists 4.1 million photos: the table holds some 20 bytes for each, and a photo's path is made
+GLDv2 lists 4.1 million photos: the table holds about 20 bytes for each, and makes a photo's path
 when it is asked for.
 """
 
@@ -24,31 +24,33 @@ _CHUNK = 1 << 16  # rows that wait as Python objects
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListsConfig:
-    """Photos and their labels."""
+    """Options of the photos and their labels."""
 
     images_dir: str = option(
-        "folder with GLDv2's a/b/c/ID.jpg, or with its images_000.tar and so on, which are read as "
-        "they are; or of the paths in --labels_csv (empty: its own folder)",
+        "folder with GLDv2's a/b/c/ID.jpg, or with its images_000.tar and so on, which are not "
+        "unpacked; or the folder to which paths in --labels_csv are relative (empty: that of the "
+        "CSV)",
         "",
     )
     train_csv: str = option("GLDv2's train.csv: id,url,landmark_id", "")
     train_clean_csv: str = option(
-        "GLDv2's train_clean.csv: landmark_id,images; when given, it alone decides", ""
+        "GLDv2's train_clean.csv: landmark_id,images; if given, it alone decides", ""
     )
     labels_csv: str = option(
-        "your own list instead: path,landmark (or path,label) and perhaps split, of which train is "
-        "taken",
+        "your own list instead: path,landmark (or path,label) and optionally split, of which train "
+        "is used",
         "",
     )
     exclude: str = option(
-        "file of image ids to leave out, one a line, such as those that RGLDv2-clean drops; # "
-        "begins a comment; a photo's id in --labels_csv is its path without .jpg, .jpeg or .png",
+        "file of image ids to leave out, one per line, such as those that RGLDv2-clean drops; # "
+        "begins a comment; the id of a photo in --labels_csv is its path without .jpg, .jpeg or "
+        ".png",
         "",
     )
 
     def __post_init__(self):
         if bool(self.labels_csv) == bool(self.train_csv or self.train_clean_csv):
-            raise InputError("give --train_csv or --train_clean_csv, or else --labels_csv")
+            raise InputError("give either --train_csv or --train_clean_csv, or else --labels_csv")
         if not self.labels_csv and not self.images_dir:
             raise InputError("--images_dir is required: the folder with GLDv2's photos")
 
@@ -63,7 +65,7 @@ class Places:
     """Where photos lie in tars."""
 
     tars: tuple[str, ...]  # paths
-    tar: np.ndarray  # int16 (N,): place in `tars`; -1: in none of them
+    tar: np.ndarray  # int16 (N,): index into `tars`; -1: in none of them
     offset: np.ndarray  # int64 (N,), bytes
     size: np.ndarray  # uint32 (N,), bytes
 
@@ -74,10 +76,10 @@ class PhotoTable(Sequence):
 
     root: str
     ids: np.ndarray  # bytes (N,), UTF-8
-    suffixes: np.ndarray | None  # bytes (N,), of the paths; None: they are GLDv2's a/b/c/ID.jpg
+    suffixes: np.ndarray | None  # bytes (N,), of the paths; None: GLDv2's a/b/c/ID.jpg
     labels: np.ndarray  # int32 (N,)
     excluded: int = 0  # listed photos that --exclude left out
-    excluded_not_listed: int = 0  # ids of --exclude that are in no list
+    excluded_not_listed: int = 0  # ids of --exclude that are not in the list
     places: Places | None = None  # in tars; None: the photos are files
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ class PhotoTable(Sequence):
         name, label = self.ids[number].decode(), int(self.labels[number])
         if self.places is not None:
             tar = int(self.places.tar[number])
-            if tar < 0:  # a path that does not exist, and says where the photo was looked for
+            if tar < 0:  # a path that does not exist, but says where the photo was looked for
                 return Photo(name, f"{self.root}/images_*.tar", label)
             spot = int(self.places.offset[number]), int(self.places.size[number])
             return Photo(name, self.places.tars[tar], label, *spot)
@@ -127,15 +129,15 @@ def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
         listed = read_table(settings.train_csv, ["id"], ["landmark_id"])
     for where, (ids, landmark) in listed:
         if not (landmark.isdecimal() and landmark.isascii() and len(landmark) < 19):
-            raise InputError(f"{where}: landmark_id is {landmark!r}, not a number")
+            raise InputError(f"{where}: landmark_id is {landmark!r}, but must be a number")
         for name in ids.split() if settings.train_clean_csv else [ids]:
             if not _GLDV2_ID.fullmatch(name):
-                raise InputError(f"{where}: {name!r} is no image id")
+                raise InputError(f"{where}: {name!r} is not an image id")
             yield where, name, "", int(landmark)
 
 
 def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yields where, path, landmark and split of a person's own list; no split means train."""
+    """Yields where, path, landmark and split of your own list; no split means train."""
     columns = (["path"], ["landmark", "label"], ["split", ""])
     for where, (path, landmark, split) in read_table(labels_csv, *columns):
         if not path or not landmark:
@@ -144,12 +146,12 @@ def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _refuse_outside(root: str, name: str, inside: set[str]) -> None:
-    """Raises as `files.inside`, which takes its time, but looks at each folder only once.
+    """Raises like `files.inside`, which is slow, but looks at each folder only once.
 
     Args:
-      root: the folder not to be left.
+      root: the folder that must not be left.
       name: path of a photo below it.
-      inside: the folders that were found to lie in it.
+      inside: the folders already found to lie in it.
     """
     folder, _, last = name.rpartition("/")
     if folder not in inside or last == ".." or pathlib.Path(root, name).is_symlink():
@@ -199,7 +201,7 @@ def _columns(rows: Iterator[tuple]) -> tuple[list[np.ndarray], list]:
 
 
 def _refuse_second(settings: ListsConfig, repeated: bytes) -> None:
-    """Raises, naming the line at which an id comes up for the second time."""
+    """Raises an error that names the line on which an id occurs for the second time."""
     seen = False
     for where, name, suffix, _ in _rows(settings):
         if name.encode() == repeated:
@@ -224,16 +226,16 @@ def read_photos(settings: ListsConfig) -> tuple[PhotoTable, list]:
     """Reads the lists.
 
     Returns:
-      The photos, ordered by label and id, and the landmark of each label: labels are dense and
+      The photos, sorted by label and id, and the landmark of each label: labels are dense and
       ascend with the landmark.
 
     Raises:
-      InputError: naming file and line of what is wrong in a list, or when it names no photo.
+      InputError: naming file and line of a fault in a list, or when it lists no photos.
     """
     source = settings.labels_csv or settings.train_clean_csv or settings.train_csv
     columns, landmarks = _columns(_rows(settings))
     if not landmarks:
-        raise InputError(f"{source}: it lists no photo to train on")
+        raise InputError(f"{source}: it lists no photos to train on")
     order = np.argsort(columns[0], kind="stable")
     ids, suffixes, labels = (column[order] for column in columns)
     del columns, order
@@ -249,7 +251,7 @@ def read_photos(settings: ListsConfig) -> tuple[PhotoTable, list]:
         ids, suffixes, labels = ids[keep], suffixes[keep], labels[keep]
         if not len(ids):
             raise InputError(f"{settings.exclude}: it excludes all {left_out} photos of {source}")
-    # Dense labels that ascend with the landmark, of those that still have a photo.
+    # Dense labels, ascending with the landmark, for those that still have photos.
     used = sorted(np.unique(labels).tolist(), key=landmarks.__getitem__)
     new = np.zeros(len(landmarks), np.int32)
     new[used] = np.arange(len(used))

@@ -1,4 +1,4 @@
-"""Photo files -> one TFRecord file: what a process of the records builder does.
+"""Photo files -> one TFRecord file: the work of one process of the records builder.
 
 No TensorFlow here: a process starts in a fraction of a second and needs little memory.
 """
@@ -18,11 +18,11 @@ from dolg_tf.data.records import tfrecord
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
-JPEG_QUALITY = 95  # of photos that are encoded again
+JPEG_QUALITY = 95  # of re-encoded photos
 LEFT_OUT = ("missing", "corrupt", "unsupported")
 ENCODED_AGAIN = ("non_jpeg", "grey", "cmyk")
 KINDS = (*LEFT_OUT, *ENCODED_AGAIN, "exif_rotated")  # of odd photos
-JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind the first
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures after the first
 ODD_HEADER = "id\tpath\tkind\tdetail\n"  # of the list of odd photos
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -31,14 +31,14 @@ class Photo(NamedTuple):
     """One photo of a list."""
 
     id: str
-    path: str  # of the photo's file, or of the tar it lies in
+    path: str  # of the photo's file, or of the tar that holds it
     label: int
     offset: int = 0  # bytes, in the tar
     size: int = -1  # bytes, in the tar; -1: the whole file
 
 
 class Shard(NamedTuple):
-    """One record file to be written."""
+    """A record file to write."""
 
     path: pathlib.Path
     photos: Sequence[Photo]
@@ -51,12 +51,12 @@ class Encoded(NamedTuple):
     jpeg: bytes  # RGB
     height: int  # pixels
     width: int  # pixels
-    kind: str  # one of ENCODED_AGAIN; empty: these are the photo's own bytes
+    kind: str  # one of ENCODED_AGAIN; empty: the bytes are the photo's own
     source: str  # what it was: "PNG RGBA"
-    orientation: int  # EXIF's, 1 to 8; above 1 the photo is shown turned or mirrored
+    orientation: int  # of EXIF, 1 to 8; above 1 viewers show the photo turned or mirrored
 
     def oddities(self) -> Iterator[tuple[str, str]]:
-        """Yields kind and detail of what is odd about the photo."""
+        """Yields kind and detail of each oddity of the photo."""
         if self.kind:
             yield self.kind, self.source
         if self.orientation > 1:
@@ -72,11 +72,11 @@ class UnusablePhoto(ValueError):
 
 
 def read_photo(photo: Photo) -> bytes:
-    """Returns the bytes of a photo, from its file or from the tar it lies in.
+    """Returns the bytes of a photo, from its file or from the tar that holds it.
 
     Raises:
       UnusablePhoto: when it is missing.
-      InputError: when it is there and cannot be read: that is the disk's fault, not the photo's.
+      InputError: when it exists but cannot be read: that is the disk's fault, not the photo's.
     """
     try:
         if photo.size < 0:
@@ -90,9 +90,9 @@ def read_photo(photo: Photo) -> bytes:
 
 
 def decode_small(image: Image.Image) -> None:
-    """Decodes an opened picture, a JPEG at an eighth of its size.
+    """Decodes an opened picture; a JPEG, at an eighth of its size.
 
-    That tells as well whether all of its data is there, in half the time.
+    This shows just as well whether all of its data is there, in half the time.
 
     Raises whatever Pillow raises on damaged data.
     """
@@ -101,12 +101,12 @@ def decode_small(image: Image.Image) -> None:
 
 
 def encode_photo(data: bytes) -> Encoded:
-    """Returns a photo as RGB JPEG: its own bytes when it is one, else encoded again.
+    """Returns a photo as RGB JPEG: its own bytes if it is one, else re-encoded.
 
-    Pixels stay as they are stored: a photo that EXIF turns is not turned.
+    Pixels stay as they are stored: a photo that EXIF rotates is not turned.
 
     Raises:
-      UnusablePhoto: on data that cannot be decoded, or pixels that 8 bits cannot hold.
+      UnusablePhoto: on data that cannot be decoded, or more than 8 bits per channel.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -116,8 +116,8 @@ def encode_photo(data: bytes) -> Encoded:
     except (UnusablePhoto, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged data
-        # The message of an unknown format names an object in memory, another one in each run.
-        reason = "no picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        # The message on an unknown format names an object in memory, which differs in each run.
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         reason = " ".join(reason.split()) or type(error).__name__
         raise UnusablePhoto("corrupt", reason) from error
 
@@ -138,21 +138,21 @@ def _encode(data: bytes, image: Image.Image) -> Encoded:
 
 
 def odd_line(photo: Photo, kind: str, detail: str) -> str:
-    """Returns a line of the list of odd photos: id, path, kind and detail between tabs."""
+    """Returns a line of the list of odd photos: id, path, kind and detail, tab-separated."""
     cells = (photo.id, photo.path, kind, detail)
     return "\t".join(" ".join(cell.splitlines()).replace("\t", " ") for cell in cells) + "\n"
 
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keeps Pillow's remarks on odd EXIF off the screen: millions of photos have thousands."""
+    """Silences Pillow's remarks on odd EXIF: there are thousands in millions of photos."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
 
 
 class _Notes:
-    """What became of the photos of one record file."""
+    """What happened to the photos of one record file."""
 
     def __init__(self):
         self.kinds, self.left_out, self.lines = collections.Counter(), [], []
@@ -183,16 +183,16 @@ def _examples(shard: Shard, notes: _Notes) -> Iterator[bytes]:
 
 
 def write_shard(shard: Shard) -> dict:
-    """Writes one record file, and beside it what became of its photos.
+    """Writes one record file, and beside it what happened to its photos.
 
-    `NAME.tsv` lists the odd ones; `NAME.json`, written last, is what this returns.
+    `NAME.tsv` lists the odd ones. `NAME.json`, written last, holds what this function returns.
 
     Returns:
       {"records": count, "kinds": {kind: count}, "left_out": [label, ...]}.
 
     Raises:
-      InputError: on a photo that would be left out when the shard is strict, on one that cannot be
-        read, and when the file cannot be written.
+      InputError: on a photo that would be left out if the shard is strict, on a photo that cannot
+        be read, and when the file cannot be written.
     """
     notes = _Notes()
     try:
@@ -203,7 +203,7 @@ def write_shard(shard: Shard) -> dict:
         files.write_json(f"{shard.path}.json", result)
     except OSError as error:
         raise InputError(
-            f"{shard.path} cannot be written ({error.strerror}); the files that are done are kept: "
-            "mend it and run the same command again"
+            f"{shard.path} cannot be written ({error.strerror}); finished files are kept: fix this "
+            "and run the same command again"
         ) from error
     return result

@@ -1,7 +1,7 @@
-"""GLDv2's tars of photos, read as they are: where each photo lies in which tar.
+"""GLDv2's tars of photos, read without unpacking: which photo lies where in which tar.
 
-Each tar is walked through once, header by header; what was found is kept in a note, so that an
-interrupted walk goes on with the next tar. A photo is then read at its offset.
+Each tar is scanned once, header by header. The result is kept in a note, so that an interrupted
+scan continues with the next tar. A photo is then read at its offset.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from dolg_tf.stage.processes import process_count, run_in_processes
 
 log = logging.getLogger(__name__)
 
-# Bytes that are read at once when the whole tar is hashed. tarfile copies what is left of them for
-# each header, so more is slower.
+# Bytes read at once when the whole tar is hashed. tarfile copies the rest of them for each header,
+# so more is slower.
 _CHUNK = 1 << 16
 _MEND = "download it again"
 
 
 class _Hashing:
-    """A file that is read from end to end, and hashed on the way."""
+    """A file that is hashed while it is read from end to end."""
 
     def __init__(self, file):
         self._file, self.md5 = file, hashlib.md5(usedforsecurity=False)
@@ -39,22 +39,22 @@ class _Hashing:
 
 
 def find_tars(folder: files.Path) -> list[pathlib.Path]:
-    """Returns the tars `images_*.tar` of a folder in the order of their names; perhaps none."""
+    """Returns the tars `images_*.tar` of a folder, if any, sorted by name."""
     return sorted(pathlib.Path(folder).glob("images_*.tar"))
 
 
 def _wanted_md5(tar: pathlib.Path, md5_dir: str) -> str:
-    """Returns what GLDv2 says that the MD5 of a tar is; empty when nobody asks."""
+    """Returns the MD5 that GLDv2 gives for a tar; empty if it is not to be checked."""
     if not md5_dir:
         return ""
     path = pathlib.Path(md5_dir) / f"md5.{tar.stem}.txt"
     try:
         words = path.read_text(encoding="utf-8", errors="replace").split()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file, the MD5 of {tar}; {_MEND}") from error
+        raise InputError(f"{path}: no such file; it holds the MD5 of {tar}; {_MEND}") from error
     wanted = words[0].lower() if words else ""
     if len(wanted) != 32 or set(wanted) - set("0123456789abcdef"):
-        raise InputError(f"{path}: {wanted!r} is no MD5; {_MEND}")
+        raise InputError(f"{path}: {wanted!r} is not an MD5; {_MEND}")
     return wanted
 
 
@@ -63,7 +63,7 @@ def _members(tar: pathlib.Path, hashed: bool) -> tuple[list, str]:
     found = []
     with tar.open("rb") as file:
         stream = _Hashing(file)
-        # As a stream tarfile reads every byte and never turns back; else it leaps over the photos.
+        # As a stream, tarfile reads every byte and never seeks back; else it skips the photos.
         how = {"mode": "r|", "fileobj": stream, "bufsize": _CHUNK} if hashed else {"mode": "r:"}
         try:
             with tarfile.open(**({"fileobj": file} | how)) as archive:
@@ -76,7 +76,7 @@ def _members(tar: pathlib.Path, hashed: bool) -> tuple[list, str]:
             raise InputError(f"{tar}: damaged or cut short ({error}); {_MEND}") from error
         while hashed and stream.read(_CHUNK):
             pass
-        # At a damaged header tarfile stops as if the tar ended there. A real end is a block of 0.
+        # At a damaged header tarfile stops as if the tar ended. A real end is a block of zeros.
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise InputError(f"{tar}: damaged or cut short at byte {end}; {_MEND}")
@@ -84,13 +84,13 @@ def _members(tar: pathlib.Path, hashed: bool) -> tuple[list, str]:
 
 
 def _stamp(tar: pathlib.Path) -> np.ndarray:
-    """Returns what tells that a tar is still the one that was walked through."""
+    """Returns size and time of a tar, which change with its content."""
     about = tar.stat()
     return np.array([about.st_size, about.st_mtime_ns], np.int64)
 
 
 def index_tar(tar: pathlib.Path, notes: pathlib.Path, md5_dir: str) -> None:
-    """Walks through a tar, unless its note tells that this was done already.
+    """Scans a tar, unless its note says that this was done already.
 
     Writes `NAME.npz` in `notes`: ids bytes (N,), offsets and sizes int64 (N,), md5 and stamp.
 
@@ -104,7 +104,7 @@ def index_tar(tar: pathlib.Path, notes: pathlib.Path, md5_dir: str) -> None:
                 return
     members, md5 = _members(tar, bool(wanted))
     if md5 != wanted:
-        raise InputError(f"{tar}: its MD5 is {md5}, it should be {wanted}; {_MEND}")
+        raise InputError(f"{tar}: its MD5 is {md5}, but must be {wanted}; {_MEND}")
     ids, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
     with files.atomic_path(note) as temporary, temporary.open("wb") as file:
         columns = {
@@ -127,16 +127,16 @@ def locate(
 
     Args:
       photos: a table of GLDv2's photos whose root holds the tars.
-      notes: folder in which to keep what was found in each tar.
-      md5_dir: folder with GLDv2's `md5.images_000.txt` and so on; empty: not checked.
-      processes: how many work at once; 0: one for each core.
+      notes: folder for the notes on what each tar holds.
+      md5_dir: folder with GLDv2's `md5.images_000.txt` and so on; empty: no check.
+      processes: how many work at once; 0: one per core.
 
     Returns:
-      The table with `places`. Photos that are in no tar stay in it, and will be found missing.
+      The table with `places`. Photos that are in none of the tars stay in it, to be found missing.
 
     Raises:
-      InputError: naming the tar that is damaged, cut short, or has a wrong or unknown MD5, and a
-        listed photo that is in the tars twice.
+      InputError: naming the tar, when it is damaged, cut short, or has a wrong or unknown MD5, or
+        when a listed photo is in the tars twice.
     """
     tars, notes = find_tars(photos.root), pathlib.Path(notes)
     notes.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""DELG-schema TFRecords: writing, parsing, and reading any record of many files by its number.
+"""TFRecords of DELG's schema: writing, parsing, and reading any record of many files by number.
 
 One record is one photo. The framing is written here, so that the builder's processes need no
 TensorFlow; the tests hold it against TensorFlow's.
@@ -22,11 +22,11 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 _BUILDER = "dolg records"
-_HEADER, _FOOTER = struct.Struct("<QI"), 4  # length and its checksum; bytes of the payload's
+_HEADER, _FOOTER = struct.Struct("<QI"), 4  # length and its checksum; the payload's
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns the CRC-32C of bytes as a TFRecord has it."""
+    """Returns the CRC-32C of some bytes in the masked form that TFRecords use."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -39,7 +39,7 @@ def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | Non
 
     Args:
       jpeg: an RGB JPEG.
-      image_id: the photo's name.
+      image_id: the photo's id.
       height, width: in pixels.
       label: the landmark, at least 0; None in test records.
     """
@@ -64,7 +64,7 @@ def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | Non
 
 
 def write_shard(path: files.Path, examples: Iterable[bytes]) -> int:
-    """Writes one TFRecord file, whole or not at all, and returns the number of its records."""
+    """Writes one TFRecord file, whole or not at all, and returns its number of records."""
     count = 0
     with files.atomic_path(path) as temporary, temporary.open("wb") as file:
         for example in examples:
@@ -91,7 +91,7 @@ def parse(serialized, labelled: bool = True) -> dict:
       labelled: False for test records, which have no label.
 
     Returns:
-      Scalars `encoded` (string), `id` (string) and, when labelled, `label` (int64, -1 where the
+      Scalars `encoded` (string), `id` (string) and, if labelled, `label` (int64, -1 where the
       record has none).
     """
     import tensorflow as tf
@@ -106,10 +106,10 @@ def parse(serialized, labelled: bool = True) -> dict:
 
 
 def _scan(path: str) -> tuple[np.ndarray, str]:
-    """Returns where each whole record of a file starts (int64), and what is wrong behind them.
+    """Returns where each whole record of a file starts (int64), and what is wrong after them.
 
-    The headers alone are read. Where a length is damaged, nobody knows where the next record
-    begins: the first fault ends the file.
+    Only headers are read. After a damaged length nobody knows where the next record begins, so the
+    first fault ends the file.
     """
     starts, fault, at = [], "", 0
     with pathlib.Path(path).open("rb", buffering=0) as file:
@@ -122,7 +122,7 @@ def _scan(path: str) -> tuple[np.ndarray, str]:
                 break
             length, checksum = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != checksum:
-                fault = "this is no TFRecord file, or it is damaged; write it again"
+                fault = "this is not a TFRecord file, or it is damaged; write it again"
                 break
             end = at + _HEADER.size + length + _FOOTER
             if end > size:
@@ -138,7 +138,7 @@ def _scan(path: str) -> tuple[np.ndarray, str]:
 def _scan_file(path: str) -> tuple[np.ndarray, str]:
     try:
         if not stat.S_ISREG(pathlib.Path(path).stat().st_mode):  # opening a FIFO may never end
-            raise InputError(f"{path} is no regular file; move it away, or narrow the pattern")
+            raise InputError(f"{path} is not a regular file; move it away or narrow the pattern")
         return _scan(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -147,7 +147,7 @@ def _scan_file(path: str) -> tuple[np.ndarray, str]:
 def read_at(path: str, start: int) -> bytes | None:
     """Returns the serialised `tf.train.Example` of the record that starts at a byte of a file.
 
-    None when its checksum is wrong, or it does not end in the file.
+    None if its checksum is wrong, or the file ends inside it.
     """
     with pathlib.Path(path).open("rb") as file:
         file.seek(start)
@@ -161,12 +161,12 @@ def read_at(path: str, start: int) -> bytes | None:
 class RecordIndex:
     """All records of the files of a pattern, numbered in the order of the sorted file names.
 
-    Some 16 bytes of memory a record. Reading is safe in many threads.
+    Takes about 16 bytes of memory per record. Many threads may read at once.
 
     Attributes:
       paths: of the files.
-      group_sizes: how many records each group of files holds.
-      left_out: what was left out of damaged files, one message a file.
+      group_sizes: number of records of each group of files.
+      left_out: what was left out of damaged files, one message per file.
     """
 
     def __init__(self, paths: list[str], starts: list[np.ndarray], groups: int, left_out: list):
@@ -183,14 +183,14 @@ class RecordIndex:
 
         Args:
           pattern: the glob.
-          groups: the sorted files are dealt out to so many groups in turn, and the records
+          groups: the sorted files are dealt out to this many groups in turn, and the records are
             numbered group by group.
-          skip_damaged: of a file that is cut short or damaged, use the records before the damage
-            and warn, instead of refusing it.
+          skip_damaged: use the records before the damage in a damaged or truncated file and warn,
+            instead of refusing it.
 
         Raises:
-          InputError: when no file matches, there is no record, a file cannot be read, there are
-            fewer files than groups, or a file is cut short or foreign.
+          InputError: when no file matches, there are no records, a file cannot be read, there are
+            fewer files than groups, or a file is damaged, cut short, or not a TFRecord file.
         """
         paths = sorted(glob.glob(pattern))  # noqa: PTH207 - pathlib globs no absolute pattern
         if not paths:
@@ -201,7 +201,7 @@ class RecordIndex:
                 "files, or choose --shard_by=photo"
             )
         paths = [path for group in range(groups) for path in paths[group::groups]]
-        # Threads, because on a cold disk the scan is waiting for one page a record.
+        # Threads, because on a cold disk the scan waits for one page per record.
         with futures.ThreadPoolExecutor(min(16, len(paths))) as pool:
             starts, faults = zip(*pool.map(_scan_file, paths), strict=True)
         left_out = [fault for fault in faults if fault]
@@ -211,10 +211,10 @@ class RecordIndex:
         for fault in left_out:
             log.warning("left out: %s; nothing from there on is read", fault)
         if not len(index):
-            raise InputError(f"{pattern!r}: no record in {len(paths)} files; write them again")
+            raise InputError(f"{pattern!r}: no records in {len(paths)} files; write them again")
         empty = [path for path, of_file in zip(paths, starts, strict=True) if not len(of_file)]
         if empty:
-            log.info("%s: %d of %d files have no record", empty[0], len(empty), len(paths))
+            log.info("%s: %d of %d files have no records", empty[0], len(empty), len(paths))
         return index
 
     def __len__(self) -> int:
@@ -224,7 +224,7 @@ class RecordIndex:
         return int(np.searchsorted(self._firsts, record, side="right")) - 1
 
     def where(self, record: int) -> str:
-        """Returns where a record lies, for error messages: the file and its number in there."""
+        """Returns where a record lies, for error messages: the file and its number in that file."""
         file = self._file(record)
         return f"{self.paths[file]}, record {record - self._firsts[file]}"
 
@@ -243,14 +243,14 @@ class RecordIndex:
         return data
 
     def places(self) -> Iterator[tuple[str, list[int]]]:
-        """Yields of each file its path and the bytes where its records start."""
+        """Yields the path of each file and the bytes at which its records start."""
         for path, first, behind in zip(self.paths, self._firsts, self._firsts[1:], strict=False):
             yield path, self._starts[first:behind].tolist()
 
     def reader(self) -> Callable:
-        """Returns a function of a record number (int64 scalar) to the serialised Example (string).
+        """Returns a function from record number (int64 scalar) to serialised Example (string).
 
-        It is made of TensorFlow ops alone. A Python function inside tf.data would wait for ever
+        It consists of TensorFlow ops alone. A Python function inside tf.data would wait forever
         when an iterator is dropped half way: TensorFlow joins the threads that run it while holding
         the lock they need. The op opens the file at the record and verifies its checksum.
         """

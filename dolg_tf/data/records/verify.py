@@ -1,4 +1,4 @@
-"""TFRecords of DELG's schema, ours or DELG's own -> every fault in them.
+"""Check of TFRecords of DELG's schema, ours or DELG's own: every fault in them.
 
     dolg verify --file_pattern='records/train-*'
 
@@ -46,42 +46,42 @@ _EXPECTED = {"image/colorspace": b"RGB", "image/format": b"JPEG", "image/channel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Records to be verified."""
+    """Which records are checked, and where the faults are listed."""
 
-    file_pattern: str = option("glob of the TFRecords; those named test-* need no labels")
+    file_pattern: str = option("glob of the TFRecords; files named test-* need no labels")
     num_classes: int = option(
-        "labels must be below it; 0: the number of landmarks in the relabeling.csv beside the "
-        "records, and without that no limit",
+        "labels must be below this; 0: the number of landmarks in the relabeling.csv beside the "
+        "records, or without that file no limit",
         0,
         unit="classes",
     )
     class_counts_csv: str = option(
         "file to write: label,photos of these records, for recipes that need class counts; empty: "
-        "none",
+        "not written",
         "",
     )
     faults_tsv: str = option(
-        f"file to write: file, record, id and reason of every fault; empty: the first {_SHOWN} on "
-        "stderr",
+        f"file to write: file, record, id and reason of every fault; empty: the first {_SHOWN} go "
+        "to stderr",
         "",
     )
-    processes: int = option("how many work at once; 0: one for each core", 0)
+    processes: int = option("worker processes; 0: one per core", 0)
 
     def __post_init__(self):
         config.at_least(self, num_classes=0, processes=0)
 
 
 class Fault(NamedTuple):
-    """What is wrong with one record."""
+    """A fault of one record."""
 
     file: str
     record: int  # its number in the file, from 0
-    id: str  # empty where it cannot be told
+    id: str  # empty if it cannot be read
     reason: str
 
 
 class FileReport(NamedTuple):
-    """What one file holds."""
+    """Contents of one file."""
 
     path: str
     records: int
@@ -95,9 +95,9 @@ class FileReport(NamedTuple):
 
 
 def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
-    """Yields the payload and the fault ("" is none) of each record.
+    """Yields the payload and the fault ("" if none) of each record.
 
-    Where a length is damaged, nobody knows where the next record begins: that one is the last.
+    After a damaged length nobody knows where the next record begins, so that record is the last.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -105,14 +105,17 @@ def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
         length = int.from_bytes(header[:8], "little")
         checksum = int.from_bytes(header[8:], "little")
         if len(header) == 12 and masked_crc32c(header[:8]) != checksum:
-            yield b"", "its length is damaged, or this is no TFRecord file; nothing behind is read"
+            yield (
+                b"",
+                "its length is damaged, or this is not a TFRecord file; nothing after it is read",
+            )
             return
         if len(header) < 12 or length + 4 > size - file.tell():
             yield b"", "the file ends inside the record"
             return
         data, checksum = file.read(length), int.from_bytes(file.read(4), "little")
         if length < 4:
-            yield b"", f"{length} bytes are no tf.train.Example"
+            yield b"", f"{length} bytes are too few for a tf.train.Example"
         elif masked_crc32c(data) != checksum:
             yield b"", "the checksum is wrong"
         else:
@@ -120,7 +123,7 @@ def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
 
 
 def _one(values: dict, key: str):
-    """Returns the value of a key when there is just one of the right type, else None."""
+    """Returns the value of a key if there is exactly one of the right type, else None."""
     found = values.get(key, ())
     return found[0] if len(found) == 1 and isinstance(found[0], _KEYS[key]) else None
 
@@ -141,7 +144,7 @@ def _key_faults(values: dict, labelled: bool) -> Iterator[str]:
 
 
 def _photo_faults(values: dict) -> Iterator[str]:
-    """Yields what is wrong with the JPEG, or with what the record says of it."""
+    """Yields the faults of the JPEG, and of what the record says about it."""
     encoded = _one(values, "image/encoded")
     if encoded is None:
         return
@@ -154,12 +157,12 @@ def _photo_faults(values: dict) -> Iterator[str]:
             for key, real in (("image/height", image.height), ("image/width", image.width)):
                 stored = _one(values, key)
                 if stored not in (None, real):
-                    yield f"{key} is {stored}, the photo's is {real}"
+                    yield f"{key} is {stored}, but the photo's is {real}"
             shards.decode_small(image)
     except MemoryError:
         raise
     except Image.UnidentifiedImageError:
-        yield "image/encoded is no picture"
+        yield "image/encoded is not a picture"
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         yield f"the photo cannot be decoded: {' '.join(str(error).split())}"
 
@@ -169,15 +172,15 @@ def _label_faults(values: dict, num_classes: int) -> Iterator[str]:
     if label is None:
         return
     if label < 0 or 0 < num_classes <= label:
-        yield f"label {label} is not {f'0 to {num_classes - 1}' if num_classes else 'at least 0'}"
+        yield f"label {label} must be {f'0 to {num_classes - 1}' if num_classes else 'at least 0'}"
 
 
 def verify_file(path: str, num_classes: int = 0) -> FileReport:
     """Verifies one TFRecord file.
 
     Args:
-      path: the file; a name that begins with `test-` tells that labels are not needed.
-      num_classes: labels must be below it; 0: no limit.
+      path: the file; one whose name begins with `test-` needs no labels.
+      num_classes: labels must be below this; 0: no limit.
     """
     faults, labels, numbers, hashes, count = [], [], [], [], 0
     labelled = is_labelled(path)
@@ -189,7 +192,7 @@ def verify_file(path: str, num_classes: int = 0) -> FileReport:
                 try:
                     values = parse_example(data)
                 except ValueError as error:
-                    reasons.append(f"no tf.train.Example: {error}")
+                    reasons.append(f"not a tf.train.Example: {error}")
                 else:
                     reasons += [*_key_faults(values, labelled), *_photo_faults(values)]
             if labelled and values:
@@ -211,7 +214,7 @@ def verify_file(path: str, num_classes: int = 0) -> FileReport:
 
 
 def is_labelled(path: str) -> bool:
-    """Returns whether the records of a file must have labels: those of `test-*` need none."""
+    """Returns whether the records of a file must have labels; those of `test-*` need none."""
     return not pathlib.Path(path).name.startswith("test-")
 
 
@@ -223,8 +226,8 @@ def _repeated_ids(reports: list[tuple[str, np.ndarray, np.ndarray]]) -> Iterator
     """Yields a fault for each record whose id an earlier record has.
 
     Args:
-      reports: path, numbers and hashes of each file. Only where hashes are equal the ids are read
-        again and compared.
+      reports: path, numbers and hashes of each file. Ids are read again and compared only where
+        hashes are equal.
     """
     every = np.sort(np.concatenate([hashes for _, _, hashes in reports]))
     twice = np.unique(every[1:][every[1:] == every[:-1]])
@@ -246,7 +249,7 @@ def _repeated_ids(reports: list[tuple[str, np.ndarray, np.ndarray]]) -> Iterator
 
 
 class _FaultList:
-    """Faults as they come: counted, all written to a file when there is one, some on stderr."""
+    """Faults as they come: all are counted and go to a file, or the first ones to stderr."""
 
     def __init__(self, file: IO[str] | None):
         self.count, self.files, self._file = 0, set(), file
@@ -265,7 +268,7 @@ class _FaultList:
 
 
 def _verify(settings: VerifyConfig, paths: list[str], num_classes: int, found: _FaultList) -> dict:
-    """Verifies the files and notes their faults; returns files, records and label counts."""
+    """Verifies the files and notes their faults; returns numbers of files, records and labels."""
     task = functools.partial(verify_file, num_classes=num_classes)
     counts, total, reports = collections.Counter(), 0, []
     done = run_in_processes(task, paths, process_count(settings.processes, len(paths)))
@@ -274,7 +277,7 @@ def _verify(settings: VerifyConfig, paths: list[str], num_classes: int, found: _
         for fault in report.faults:
             found.add(fault)
         if not report.records:
-            found.add(Fault(report.path, 0, "", "the file has no record"))
+            found.add(Fault(report.path, 0, "", "the file has no records"))
         labels, times = np.unique(report.labels, return_counts=True)
         counts.update(dict(zip(labels.tolist(), times.tolist(), strict=True)))
         reports.append((report.path, report.numbers, report.hashes))
@@ -286,15 +289,16 @@ def _verify(settings: VerifyConfig, paths: list[str], num_classes: int, found: _
 def verify_records(settings: VerifyConfig) -> dict:
     """Verifies TFRecords: checksums, keys, labels, that every JPEG decodes, and unique ids.
 
-    They may be ours or DELG's own. Each record needs all of DELG's keys; stored height, width,
-    colorspace and format must be the photo's; no id may come twice. Those of files named `test-*`
-    need no label. `class_counts_csv` counts the labels that are in range, other faults or not.
+    They may be ours or DELG's own. Each record needs all of DELG's keys. The stored height, width,
+    colorspace and format must be those of the photo. No id may occur twice. Records of files named
+    `test-*` need no label. `class_counts_csv` counts the labels that are in range, whatever other
+    faults there are.
 
     Returns:
-      {"files": n, "records": n, "classes": labels that occur}.
+      {"files": n, "records": n, "classes": number of labels that occur}.
 
     Raises:
-      InputError: when there is any fault, after all of them are listed, or no file matches.
+      InputError: when there are faults, after all of them are listed, or when no file matches.
     """
     pattern = settings.file_pattern
     matching = glob.glob(pattern)  # noqa: PTH207 - pathlib globs no absolute pattern
@@ -331,7 +335,7 @@ def verify_records(settings: VerifyConfig) -> dict:
     if found.count:
         where = settings.faults_tsv or "--faults_tsv=FILE lists them all"
         raise InputError(
-            f"{found.count} faults in {len(found.files)} of {len(paths)} files ({where}); mend the "
-            "photos and build the records again"
+            f"{found.count} faults in {len(found.files)} of {len(paths)} files ({where}); repair "
+            "the photos and build the records again"
         )
     return result

@@ -101,7 +101,7 @@ def test_readable_head_of_damaged_files_is_used(tmp_path, caplog):
 
     index = tfrecord.RecordIndex.open(f"{tmp_path}/train-*", skip_damaged=True)
     assert [index.read(i) for i in range(len(index))] == payloads + payloads[:2] + payloads[:1]
-    expected = [(1, 2, "ends inside"), (2, 1, "is damaged"), (3, 0, "is no TFRecord file")]
+    expected = [(1, 2, "ends inside"), (2, 1, "is damaged"), (3, 0, "is not a TFRecord file")]
     assert len(index.left_out) == len(caplog.records) == 3
     for found, line, (shard, record, message) in zip(
         index.left_out, caplog.messages, expected, strict=True
@@ -124,7 +124,7 @@ def test_empty_file_is_said_once(tmp_path, caplog):
 def test_only_empty_files(tmp_path):
     for shard in range(2):
         write(tmp_path, shard, [])
-    with pytest.raises(InputError, match="no record in 2 files"):
+    with pytest.raises(InputError, match="no records in 2 files"):
         tfrecord.RecordIndex.open(f"{tmp_path}/train-*", skip_damaged=True)
 
 
@@ -139,7 +139,7 @@ def test_what_is_no_file_is_named_at_once(tmp_path, kind, skip):
         path.mkdir()
     else:
         path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"train-00001-of-00004 (is no regular|cannot be read)"):
+    with pytest.raises(InputError, match=r"train-00001-of-00004 (is not a regular|cannot be read)"):
         tfrecord.RecordIndex.open(f"{tmp_path}/train-*", skip_damaged=skip)
 
 

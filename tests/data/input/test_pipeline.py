@@ -222,7 +222,10 @@ BAD = {
     "label": (tfrecord.encode(jpeg(1), "bad", 40, 52, CLASSES), "has label 5, but --num_classes=5"),
     "no label": (tfrecord.encode(jpeg(1), "bad", 40, 52, None), "has no label"),
     "cut": (tfrecord.encode(jpeg(1)[:300], "bad", 40, 52, 1), "cannot be decoded"),
-    "schema": (tf.train.Example().SerializeToString() + b"\x12\x02hi", "no photo in DELG's schema"),
+    "schema": (
+        tf.train.Example().SerializeToString() + b"\x12\x02hi",
+        "not a photo in DELG's schema",
+    ),
 }
 
 

@@ -235,7 +235,7 @@ def test_command_says_in_one_line_that_it_cannot_write(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "file/set: cannot write there" in done.stderr
+    assert "file/set cannot be written" in done.stderr
 
 
 # --- the landmark and the camera -----------------------------------------------------

@@ -147,7 +147,7 @@ def test_odd_photos(gldv2_folder, caplog):
     name = name_of(4)
     assert odd[name, "missing"][1] == f"{root}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
     assert "truncated" in odd[name_of(5), "corrupt"][3].lower()
-    assert odd[name_of(6), "corrupt"][3] == odd[name_of(15), "corrupt"][3] == "no picture"
+    assert odd[name_of(6), "corrupt"][3] == odd[name_of(15), "corrupt"][3] == "not a picture"
     assert odd[name_of(7), "unsupported"][3] == "TIFF with pixels of I"
     assert odd[name_of(1), "cmyk"][3] == "JPEG CMYK"
     assert odd[name_of(1), "exif_rotated"][3] == odd[name_of(3), "exif_rotated"][3]
@@ -181,7 +181,7 @@ def test_strict(gldv2_folder):
 def test_strict_refuses_what_was_built_without(gldv2_folder):
     put(gldv2_folder / "train", name_of(4), b"")
     build_records(settings(gldv2_folder))
-    with pytest.raises(InputError, match=r"1 photos were left out, see .*odd_photos\.tsv"):
+    with pytest.raises(InputError, match=r"1 photos were left out: see .*odd_photos\.tsv"):
         build_records(settings(gldv2_folder, strict=True))
 
 
@@ -204,8 +204,8 @@ def test_no_photo_can_be_used(gldv2_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "give --train_csv"),
-        ({"train_csv": "a", "labels_csv": "b"}, "give --train_csv"),
+        ({}, "give either --train_csv"),
+        ({"train_csv": "a", "labels_csv": "b"}, "give either --train_csv"),
         ({"train_csv": "a"}, "--images_dir is required"),
         ({"labels_csv": "a", "num_shards": 0}, "--num_shards=0"),
         ({"labels_csv": "a", "validation_fraction": 1.0}, "--validation_fraction=1.0"),

@@ -141,8 +141,8 @@ def test_full_disk(gldv2_folder):
     done = build(preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].endswith(
-        f"{paths[-1].name} cannot be written (File too large); the files that are done are kept: "
-        "mend it and run the same command again"
+        f"{paths[-1].name} cannot be written (File too large); finished files are kept: "
+        "fix this and run the same command again"
     )
     building = gldv2_folder / "records" / ".building"
     assert len(list(building.glob("*-of-*.json"))) == 5 and not list(building.glob(".*"))

@@ -154,15 +154,17 @@ def test_wrong_md5(folder):
     data = bytearray((folder / "tars" / "images_002.tar").read_bytes())
     data[-1] ^= 1  # behind the end: tarfile does not look at it
     (folder / "tars" / "images_002.tar").write_bytes(data)
-    with pytest.raises(InputError, match=r"images_002\.tar: its MD5 is [0-9a-f]{32}, it should be"):
+    with pytest.raises(InputError, match=r"images_002\.tar: its MD5 is [0-9a-f]{32}, but must be"):
         build_records(options)
     (md5_dir / "md5.images_002.txt").write_text("<html>")
-    with pytest.raises(InputError, match=r"md5\.images_002\.txt: '<html>' is no MD5"):
+    with pytest.raises(InputError, match=r"md5\.images_002\.txt: '<html>' is not an MD5"):
         build_records(options)
     (md5_dir / "md5.images_002.txt").unlink()
-    with pytest.raises(InputError, match=r"md5\.images_002\.txt: no such file, the MD5 of .*002"):
+    with pytest.raises(
+        InputError, match=r"md5\.images_002\.txt: no such file; it holds the MD5 of .*002"
+    ):
         build_records(options)
-    with pytest.raises(InputError, match=r"--md5_dir=x checks tars, and there is no images_000"):
+    with pytest.raises(InputError, match=r"--md5_dir=x checks tars, but .* holds none"):
         build_records(settings(folder, md5_dir="x"))
 
 

@@ -147,7 +147,7 @@ def test_no_file(tmp_path):
 
 def test_no_record(tmp_path):
     tfrecord.write_shard(tmp_path / "train-00000-of-00001", [])
-    with pytest.raises(InputError, match="no record in 1 files"):
+    with pytest.raises(InputError, match="no records in 1 files"):
         tfrecord.RecordIndex.open(f"{tmp_path}/train-*")
 
 
@@ -166,7 +166,7 @@ def test_truncated_file_is_named(tmp_path, cut):
 def test_foreign_file_is_named(tmp_path, data):
     path = tmp_path / "train-00000-of-00001"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="record 0 at byte 0: this is no TFRecord file"):
+    with pytest.raises(InputError, match="record 0 at byte 0: this is not a TFRecord file"):
         tfrecord.RecordIndex.open(str(path))
 
 
@@ -176,7 +176,7 @@ def test_damaged_header_in_the_middle(tmp_path):
     data = bytearray(path.read_bytes())
     data[56 + 9] ^= 1  # the checksum of the second header
     path.write_bytes(data)
-    with pytest.raises(InputError, match="record 1 at byte 56: this is no TFRecord file"):
+    with pytest.raises(InputError, match="record 1 at byte 56: this is not a TFRecord file"):
         tfrecord.RecordIndex.open(str(path))
 
 

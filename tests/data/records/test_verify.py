@@ -58,19 +58,19 @@ def png(number):
 @pytest.mark.parametrize(
     ("wrong", "reasons"),
     [
-        (example(1, label=3), {"label 3 is not 0 to 2"}),
+        (example(1, label=3), {"label 3 must be 0 to 2"}),
         (example(1, label=None), {"no image/class/label"}),
         (
             example(1, height=30, width=24),
             {
-                "image/height is 30, the photo's is 24",
-                "image/width is 24, the photo's is 30",
+                "image/height is 30, but the photo's is 24",
+                "image/width is 24, but the photo's is 30",
             },
         ),
         (example(1, jpeg=jpeg(1, "L")), {"the JPEG is L, not RGB"}),
         (example(1, jpeg=jpeg(1, "CMYK")), {"the JPEG is CMYK, not RGB"}),
         (example(1, jpeg=png(1)), {"image/encoded is PNG, not JPEG"}),
-        (example(1, jpeg=b"<html>"), {"image/encoded is no picture"}),
+        (example(1, jpeg=b"<html>"), {"image/encoded is not a picture"}),
         (example(1, jpeg=jpeg(1)[:-60]), {"the photo cannot be decoded: image file is truncated"}),
         (
             example(1).replace(b"\x0a\x03RGB", b"\x0a\x03BGR"),
@@ -83,8 +83,8 @@ def png(number):
         (example(1).replace(b"image/channels", b"image/chonnels"), {"no image/channels"}),
         (example(1).replace(b"image/height", b"image/length"), {"no image/height"}),
         (example(1).replace(b"image/encoded", b"image/uncoded"), {"no image/encoded"}),
-        (example(1)[:-3], {"no tf.train.Example: damaged, or cut short"}),
-        (b"abc", {"3 bytes are no tf.train.Example"}),
+        (example(1)[:-3], {"not a tf.train.Example: damaged, or cut short"}),
+        (b"abc", {"3 bytes are too few for a tf.train.Example"}),
     ],
 )
 def test_faulty_record(tmp_path, wrong, reasons):
@@ -100,7 +100,7 @@ def test_faulty_record(tmp_path, wrong, reasons):
 def test_negative_label(tmp_path):
     data = example(1, label=-1)
     tfrecord.write_shard(tmp_path / "train-00000-of-00001", [data])
-    assert {why for *_, why in faults_of(tmp_path)} == {"label -1 is not at least 0"}
+    assert {why for *_, why in faults_of(tmp_path)} == {"label -1 must be at least 0"}
 
 
 def test_id_that_comes_twice(tmp_path):
@@ -140,11 +140,11 @@ def test_damaged_files(tmp_path):
             names[2],
             1,
             "",
-            "its length is damaged, or this is no TFRecord file; nothing behind is read",
+            "its length is damaged, or this is not a TFRecord file; nothing after it is read",
         ),
         (names[3], 2, "", "the file ends inside the record"),
         (names[4], 1, "", "the file ends inside the record"),
-        (names[5], 0, "", "the file has no record"),
+        (names[5], 0, "", "the file has no records"),
     }
 
 
@@ -178,7 +178,7 @@ def test_command(tmp_path):
     done = subprocess.run([*command, "--num_classes=7"], capture_output=True, text=True)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 22
-    assert lines[19].endswith("record 19 (image id19): label 7 is not 0 to 6")
+    assert lines[19].endswith("record 19 (image id19): label 7 must be 0 to 6")
     assert "25 records in 1 files, 0 of 7 classes, 25 faults" in lines[20]
     assert "error: 25 faults in 1 of 1 files (--faults_tsv=FILE lists them all)" in lines[21]
     program = "import sys, dolg_tf.data.records.verify; print('tensorflow' in sys.modules)"
@@ -187,7 +187,7 @@ def test_command(tmp_path):
 
 
 def test_wrong_options(tmp_path):
-    with pytest.raises(InputError, match=r"no file matches .*dolg_tf\.data\.records\.build"):
+    with pytest.raises(InputError, match=r"no file matches .*`dolg records`"):
         verify_records(VerifyConfig(file_pattern=f"{tmp_path}/train-*"))
     with pytest.raises(InputError, match="--num_classes=-1 must be"):
         VerifyConfig(file_pattern="x", num_classes=-1)

@@ -319,7 +319,7 @@ def test_files_that_are_none(folder):
     with pytest.raises(InputError, match="the file ends inside the record"):
         _list(folder / "train-*")
     (folder / "notes").write_text("no record at all")
-    with pytest.raises(InputError, match="this is no TFRecord file"):
+    with pytest.raises(InputError, match="this is not a TFRecord file"):
         _list(folder / "notes")
     with pytest.raises(InputError, match="takes no --subset"):
         _list(folder / "train-*", subset="query")
