@@ -1,1 +1,1 @@
-"""Other people's weights become ours."""
+"""Other people's weights -> ours."""

@@ -1,4 +1,4 @@
-"""Named tensors of a file become the variables of a network: every one, or none."""
+"""Named tensors of a file -> the variables of a network: all of them, or none."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,20 +29,19 @@ def fill(
     tensors: Mapping[str, np.ndarray | Tensor],
     ignored_because: Callable[[str], str],
 ) -> dict[str, str]:
-    """Fills every variable of the entries; all names and shapes are compared before any is read.
+    """Fills the variable of every entry. All names and shapes are compared before any is read.
 
     Args:
       entries: which tensor is which variable.
       tensors: arrays, or tensors of a file, by name.
-      ignored_because: of a tensor that is in no entry, why it is not needed; "" when nothing says
-        so.
+      ignored_because: returns why a tensor without an entry is not needed; "" if it should be.
 
     Returns:
       {name of a tensor that was ignored: why}.
 
     Raises:
-      InputError: naming the first tensor that is missing, left over, of another shape, no
-        floating-point number, or not finite.
+      InputError: naming the first tensor that is missing, left over, of another shape, not of
+        floating-point numbers, or not finite.
     """
     used = {name for name, _, _ in entries}
     ignored = {name: ignored_because(name) for name in tensors if name not in used}
@@ -72,8 +71,8 @@ def checked(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
     """Returns a tensor as float32.
 
     Raises:
-      InputError: when it holds other than floating-point numbers, or what float32 or a variance
-        cannot be.
+      InputError: when it holds anything but floating-point numbers that float32, or a variance,
+        can be.
     """
     array = tensor.read() if isinstance(tensor, Tensor) else np.asarray(tensor)
     if not np.issubdtype(array.dtype, np.floating):
@@ -82,7 +81,7 @@ def checked(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
         array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         bad = array.size - np.count_nonzero(np.isfinite(array))
-        raise InputError(f"its {name} holds {bad} NaN or infinite values of {array.size}")
+        raise InputError(f"{bad} of {array.size} values of its {name} are NaN or infinite")
     if name.endswith("running_var") and array.min(initial=0) < 0:
-        raise InputError(f"its {name} holds a variance below 0")
+        raise InputError(f"its {name} holds a negative variance")
     return array

@@ -1,16 +1,16 @@
-"""How far a network is from outputs that other code computed, and which part of it is to blame.
+"""Distance of a network from outputs that other code computed, and which part is to blame.
 
 A reference is an .npz file with one or more photos, each under a prefix of its own ("224x288/", or
 none):
 
 image      uint8 RGB (H, W, 3)
-input      what the other code fed its network, (H, W, 3), in its channel order; may be missing
+input      input of the other network, (H, W, 3), in its channel order; may be missing
 f3, f4     stride-16 and stride-32 map, (h, w, C), or every k-th channel of it
 local      local features after attention, likewise
 attention  (h, w)
 descriptor (D,), not normalised
 
-Of the outputs, at least one.
+At least one output is required.
 """
 
 import keras
@@ -20,7 +20,7 @@ from dolg_tf.modeling.dolg import intermediates
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.files.tensors import open_tensors
 
-# Their names are the paper's.
+# The paper's names, and ours.
 _OUTPUTS = {
     "f3": "p4",
     "f4": "p5",
@@ -31,7 +31,7 @@ _OUTPUTS = {
 
 
 def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
-    """Returns how far the network is from a reference.
+    """Returns the errors of the network against a reference.
 
     Args:
       network: from `build_dolg`, with its weights.
@@ -39,17 +39,17 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
 
     Returns:
       (photo, what, error) rows. An error is the largest difference over the largest absolute value
-      of the reference. `what` is "preprocessing", for our normalised input against theirs;
-      "network: f3" and so on, for the network fed with their input; or "both: f3" and so on,
-      for the network fed with the photo.
+      of the reference. `what` is "preprocessing" (our normalised input against theirs), "network:
+      f3" and so on (our network on their input), or "both: f3" and so on (our network on the
+      photo).
 
     Raises:
-      InputError: when the file cannot be read, or does not fit the network.
+      InputError: when the file cannot be read or does not fit the network.
     """
     arrays, photos = _load(path)
     model = intermediates(network)
     normalized = network.get_layer("normalization").output
-    # From the normalised input on, so that an error of the preprocessing cannot hide one of it.
+    # From the normalised input on, so that errors of preprocessing and network cannot cancel out.
     normalize = keras.Model(network.input, normalized)
     rest = keras.Model(normalized, model.output)
     rows = []
@@ -59,7 +59,7 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
             theirs = arrays[f"{photo}input"]
             if theirs.shape != image.shape[1:]:
                 raise InputError(
-                    f"--reference={path}: {photo}input has shape {theirs.shape}, its image "
+                    f"--reference={path}: {photo}input has shape {theirs.shape}, but its image "
                     f"{image.shape[1:]}"
                 )
             ours = keras.ops.convert_to_numpy(normalize(image))[0]
@@ -75,7 +75,7 @@ def _load(path):
     tensors = open_tensors(path).tensors
     photos = [name.removesuffix("image") for name in tensors if name.endswith("image")]
     if not photos:
-        raise InputError(f"--reference={path} holds no image, but {', '.join(tensors)}")
+        raise InputError(f"--reference={path} holds no image, only {', '.join(tensors)}")
     arrays = {}
     for photo in photos:
         image = tensors[f"{photo}image"]
@@ -85,11 +85,11 @@ def _load(path):
                 "(H, W, 3)"
             )
         if min(image.shape[:2]) < 32:
-            raise InputError(f"--reference={path}: {photo}image is below 32 pixels")
+            raise InputError(f"--reference={path}: {photo}image must be at least 32 x 32 pixels")
         names = [name for name in _OUTPUTS if f"{photo}{name}" in tensors]
         if not names:
             raise InputError(
-                f"--reference={path}: {photo}image has no output beside it; give one or more of "
+                f"--reference={path}: {photo}image has no output beside it; add one or more of "
                 f"{', '.join(photo + name for name in _OUTPUTS)}"
             )
         for name in ("image", "input", *names):

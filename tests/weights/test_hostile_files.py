@@ -25,8 +25,8 @@ KINDS = {
     "html": (b"\n<!DOCTYPE html><title>Sign in</title>", "web page"),
     "gzip": (b"\x1f\x8b\x08" + bytes(99), "gzip: unpack it first"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
-    "tar": (bytes(257) + b"ustar" + bytes(999), "tar archive, PyTorch's format before 2017"),
-    "noise": (bytes(range(255, 0, -1)) * 9, "is no PyTorch, .npz or .safetensors file"),
+    "tar": (bytes(257) + b"ustar" + bytes(999), "tar archive: PyTorch's format before 2017"),
+    "noise": (bytes(range(255, 0, -1)) * 9, "is not a PyTorch, .npz or .safetensors file"),
     "pickle": (pickle.dumps({"w": [1.0]}), "a Python pickle that torch.save did not write"),
 }
 
@@ -129,24 +129,24 @@ def described(descr="'<f4'", shape="(2,)", order="False"):
 
 NPY = {
     "objects": (npy(described("'|O'"), pickle.dumps([1])), "pickled Python objects"),
-    "a pickle": (pickle.dumps({"w": 1}), "no header of an .npy file"),
-    "text": (npy(described("'<U1'"), bytes(8)), "dtype 'str32', which no weight has"),
-    "records": (npy(described("[('a', '<f4')]"), bytes(8)), "which no weight has"),
-    "times": (npy(described("'<M8[s]'"), bytes(16)), "which no weight has"),
-    "complex": (npy(described("'<c8'"), bytes(16)), "'complex64', which no weight has"),
+    "a pickle": (pickle.dumps({"w": 1}), "no valid .npy header"),
+    "text": (npy(described("'<U1'"), bytes(8)), "dtype 'str32', which weights do not have"),
+    "records": (npy(described("[('a', '<f4')]"), bytes(8)), "which weights do not have"),
+    "times": (npy(described("'<M8[s]'"), bytes(16)), "which weights do not have"),
+    "complex": (npy(described("'<c8'"), bytes(16)), "'complex64', which weights do not have"),
     "negative shape": (npy(described(shape="(-2,)"), bytes(8)), "array 'w'|tensor 'w'"),
-    "huge shape": (npy(described(shape=f"({2**40},)"), bytes(8)), "does not have 8 bytes"),
+    "huge shape": (npy(described(shape=f"({2**40},)"), bytes(8)), "cannot have 8 bytes"),
     "overflowing shape": (npy(described(shape=f"({2**62}, 4)"), bytes(8)), "not have 8 bytes"),
-    "half a number": (npy(described(), bytes(7)), "does not have 7 bytes"),
-    "more than it says": (npy(described(), bytes(12)), "does not have 12 bytes"),
-    "no shape": (npy(described(shape="None"), bytes(8)), "no header of an .npy file"),
-    "code": (npy("__import__('os').system('touch canary')\n"), "no header of an .npy file"),
-    "deep": (npy("(" * 1900), "no header of an .npy file"),
-    "deeper": (npy("-" * 1900 + "1"), "no header of an .npy file"),
-    "long": (npy(" " * 3000 + described(), bytes(8)), "no header of an .npy file"),
-    "version": (b"\x93NUMPY\3\0" + bytes(9), "version that is not read here"),
-    "huge header": (b"\x93NUMPY\2\0\xff\xff\xff\xff", "no header of an .npy file"),
-    "cut": (b"\x93NUM", "no header of an .npy file"),
+    "half a number": (npy(described(), bytes(7)), "cannot have 7 bytes"),
+    "more than it says": (npy(described(), bytes(12)), "cannot have 12 bytes"),
+    "no shape": (npy(described(shape="None"), bytes(8)), "no valid .npy header"),
+    "code": (npy("__import__('os').system('touch canary')\n"), "no valid .npy header"),
+    "deep": (npy("(" * 1900), "no valid .npy header"),
+    "deeper": (npy("-" * 1900 + "1"), "no valid .npy header"),
+    "long": (npy(" " * 3000 + described(), bytes(8)), "no valid .npy header"),
+    "version": (b"\x93NUMPY\3\0" + bytes(9), "an unsupported .npy version"),
+    "huge header": (b"\x93NUMPY\2\0\xff\xff\xff\xff", "no valid .npy header"),
+    "cut": (b"\x93NUM", "no valid .npy header"),
 }
 
 
@@ -185,7 +185,7 @@ SAFETENSORS = {
 def test_damaged_safetensors_are_refused(tmp_path, name, refused):
     header = json.dumps(SAFETENSORS[name]).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    refused(tmp_path / "a", "a damaged safetensors file|no weight has")
+    refused(tmp_path / "a", "a damaged safetensors file|weights do not have")
 
 
 def test_safetensors_headers_are_bounded(tmp_path, refused):

@@ -172,17 +172,17 @@ PICKLES = {
     "huge memo index, alone": (b"}r\xff\xff\xff\x7f", "holds no tensors"),
     "deep": (DEEP, "holds a list"),
     "storage for a function": (b"ctorch\nFloatStorage\n)R", "calls FloatStorage"),
-    "text for a function": (text("x") + b")R", "a str where none can be"),
-    "list for arguments": (b"ccollections\nOrderedDict\n]R", "a list where none can be"),
+    "text for a function": (text("x") + b")R", "of type str where it cannot be"),
+    "list for arguments": (b"ccollections\nOrderedDict\n]R", "of type list where it cannot be"),
     "wrong arguments": (call("torch._utils._rebuild_parameter"), "with wrong arguments"),
     "attributes of a list": (b"]}b", "sets attributes of a list"),
     "numbers of a tensor": (tensor() + b"(" + tensor() + b"NNNNtb", "attributes of a View"),
-    "persistent text": (text("storage") + b"Q", "refers to something that is no storage"),
-    "persistent module": (b"(" + text("module") + b"NNNNtQ", "no storage"),
+    "persistent text": (text("storage") + b"Q", "refers to something that is not a storage"),
+    "persistent module": (b"(" + text("module") + b"NNNNtQ", "not a storage"),
     "no type of storage": (b"(" + text("storage") * 4 + number(1) + b"tQ", "impossible storage"),
     "negative storage": (tensor(size=-6), "impossible storage"),
-    "a tensor of no storage": (call("torch._utils._rebuild_tensor_v2", b"NNNN"), "else than a"),
-    "a parameter of no tensor": (call("torch._utils._rebuild_parameter", b"N"), "else than a"),
+    "a tensor of not a storage": (call("torch._utils._rebuild_tensor_v2", b"NNNN"), "other than a"),
+    "a parameter of no tensor": (call("torch._utils._rebuild_parameter", b"N"), "other than a"),
     "a negated tensor": (
         tensor()[:-2] + mapping("neg", b"\x88") + b"tR",
         r"save it again after \.resolve_neg",
@@ -264,7 +264,7 @@ def test_files_of_the_first_pytorch_are_read(tmp_path):
 OLD = {
     "protocol": (legacy(GOOD, SIX, protocol=1000), "another version"),
     "keys": (legacy(GOOD, SIX, keys=()), "has no storage '0'"),
-    "other keys": (legacy(GOOD, SIX, SIX, keys=("0", "1")), "disagrees with itself on storage '1'"),
+    "other keys": (legacy(GOOD, SIX, SIX, keys=("0", "1")), "contradicts itself on storage '1'"),
     "size": (legacy(GOOD, struct.pack("<q5f", 5, *range(5))), "on storage '0'"),
     "negative size": (legacy(GOOD, struct.pack("<q", -1)), "on storage '0'"),
     "no size": (legacy(GOOD), "is cut short"),
@@ -275,7 +275,7 @@ OLD = {
     ),
     "a view that leads out": (
         legacy(mapping("w", tensor(view=(text("v") + number(3) + number(4)))), SIX),
-        "leads out of its storage",
+        "reaches beyond its storage",
     ),
     "no view": (legacy(mapping("w", tensor(view=text("v"))), SIX), "impossible view"),
     "a tensor before its view": (
@@ -385,7 +385,7 @@ def _patched(path, flag=None, compression=None):
 
 def test_archives_of_other_kinds_are_told(archive, tmp_path, refused):
     refused(_patched(archive(GOOD), flag=1), "is encrypted: save it without a password")
-    refused(_patched(archive(GOOD), compression=12), "a compression that is not read here")
+    refused(_patched(archive(GOOD), compression=12), "an unsupported compression")
     refused(archive(GOOD, **{"constants.pkl": b""}), "TorchScript program.*state_dict")
     refused(archive(GOOD, **{"code/x.py": b""}), "TorchScript program")
     refused(archive(GOOD, byteorder=b"middle"), "little or big endian")

@@ -104,7 +104,7 @@ def test_a_deeper_one_is_refused(network, monkeypatch):
     deeper = build_dolg(DolgConfig(backbone="resnet34", multi_atrous=False))
     deeper = deeper.get_layer("backbone")
     monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda name: deeper)
-    with pytest.raises(InputError, match="this backbone has no layer stack0_block2_1_conv"):
+    with pytest.raises(InputError, match="it has a layer stack0_block2_1_conv"):
         imagenet.load_backbone(network, "resnet_18_imagenet")
 
 
@@ -113,7 +113,7 @@ def test_a_download_that_fails_is_one_sentence(network, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", fail)
-    with pytest.raises(InputError, match="could not be downloaded: give a local") as caught:
+    with pytest.raises(InputError, match="cannot be downloaded: give a local") as caught:
         imagenet.load_backbone(network, "resnet_50_imagenet")
     assert str(caught.value).count("--backbone_weights") == 1
 
@@ -145,12 +145,14 @@ def test_a_damaged_keras_file_is_one_sentence(network, kerashub_backbone, tmp_pa
     whole = path.read_bytes()
     for content in (whole[:1000], b"text", b""):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"backbone\.keras is no \.keras file, or cut short"):
+        with pytest.raises(
+            InputError, match=r"backbone\.keras is not a \.keras file, or is cut short"
+        ):
             imagenet.load_backbone(network, str(path))
     # A bit of the weights inside, which the archive's checksum notices.
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    with pytest.raises(InputError, match="no network of Keras and KerasHub alone"):
+    with pytest.raises(InputError, match="not a network of only Keras and KerasHub layers"):
         imagenet.load_backbone(network, str(path))
 
 

@@ -157,7 +157,7 @@ def test_a_damaged_package_is_refused(lite0, tmp_path, monkeypatch):
 
 
 def test_kerashubs_lite_is_refused_with_the_reason(lite0):
-    with pytest.raises(InputError, match="it is timm's, padded on both sides"):
+    with pytest.raises(InputError, match="is timm's: it pads on both sides"):
         imagenet.load_backbone(lite0.network, "efficientnet_lite0_ra_imagenet")
 
 

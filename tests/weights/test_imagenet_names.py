@@ -104,7 +104,7 @@ def test_a_network_for_bgr_gets_rgb_weights_turned_around(resnet18, tmp_path, mo
     np.testing.assert_array_equal(
         kernel, resnet18["conv1.weight"].transpose(2, 3, 1, 0)[:, :, ::-1]
     )
-    assert "input channels of the first kernel turned around" in caplog.text
+    assert "input channels of the first kernel reversed" in caplog.text
 
 
 def test_another_preprocessing_is_refused(network, resnet18, tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_another_preprocessing_is_refused(network, resnet18, tmp_path, monkeypat
     file = TensorFile("PyTorch (zip)", _tensors(resnet18), ())
     monkeypatch.setattr(imagenet, "open_tensors", lambda _: file)
     monkeypatch.setattr(network.get_layer("normalization"), "mean", (0.5, 0.5, 0.5))
-    with pytest.raises(InputError, match=r"resnet18.pth wants mean \(0.485, .*has \(0.5, 0.5"):
+    with pytest.raises(InputError, match=r"resnet18.pth needs mean \(0.485, .*has \(0.5, 0.5"):
         imagenet.load_backbone(network, str(path))
 
 
@@ -152,7 +152,7 @@ def _odd(arrays):
     yield (
         "infinite",
         _changed(arrays, **{last: infinite}),
-        f"its {last} holds 1 NaN or infinite values of 512",
+        f"1 of 512 values of its {last} are NaN or infinite",
     )
     yield (
         "whole numbers",
@@ -186,10 +186,13 @@ def test_half_precision_is_read_exactly(network, resnet18):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["globalmodel.stem.conv.weight", "s1.b1.f.b.weight"], "convert_checkpoint.py.*init_from"),
+        (["globalmodel.stem.conv.weight", "s1.b1.f.b.weight"], "`dolg convert`.*init_from"),
         (["conv_stem.weight"], "EfficientNet of timm.*efficientnet_lite0"),
-        (["model.conv1.weight"], "model.conv1.weight, for one, is unknown; take the prefix"),
-        (["features.0.weight"], "neither a ResNet .*; features.0.weight, for one, is unknown"),
+        (
+            ["model.conv1.weight"],
+            "model.conv1.weight, for instance, is unknown; first remove the prefix",
+        ),
+        (["features.0.weight"], "neither a ResNet .*; features.0.weight, for instance, is unknown"),
         ([], "neither a ResNet of torchvision, timm or pycls nor an efficientnet_pytorch$"),
     ],
     ids=["dolg", "timm", "prefix", "vgg", "empty"],
@@ -204,11 +207,11 @@ def test_weights_of_another_kind_of_network_are_refused(network):
     stem = keras.layers.Conv2D(4, 3, name="stem_conv")(image)
     depthwise = keras.layers.DepthwiseConv2D(3, name="block1a_dwconv")(stem)
     padded_on_both_sides = keras.Model(image, depthwise)
-    with pytest.raises(InputError, match="this is a ResNet, --backbone is none"):
+    with pytest.raises(InputError, match="this is a ResNet, but --backbone is not"):
         imagenet_names.PYCLS.entries(padded_on_both_sides)
     with pytest.raises(InputError, match="trained with TensorFlow's 'same' padding"):
         imagenet_names.EFFICIENTNET_PYTORCH.entries(padded_on_both_sides)
-    with pytest.raises(InputError, match="this is an EfficientNet, --backbone is none"):
+    with pytest.raises(InputError, match="this is an EfficientNet, but --backbone is not"):
         imagenet_names.EFFICIENTNET_PYTORCH.entries(network.get_layer("backbone"))
 
 
@@ -237,7 +240,7 @@ def test_what_is_left_out_is_logged_with_its_reason(network, resnet18, tmp_path,
     ("name", "value", "message"),
     [
         ("conv1.weight", 1e300, "NaN or infinite"),
-        ("bn1.running_var", -1.0, r"its bn1\.running_var holds a variance below 0"),
+        ("bn1.running_var", -1.0, r"its bn1\.running_var holds a negative variance"),
     ],
 )
 def test_values_that_no_float32_network_can_have_are_refused(

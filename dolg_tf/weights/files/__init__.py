@@ -1,1 +1,1 @@
-"""Readers of other frameworks' weight files, which carry out nothing in them."""
+"""Readers of other frameworks' weight files, which run nothing in them."""

@@ -1,4 +1,4 @@
-"""Arrays that lie in a file, checked before they are read: what all formats have in common."""
+"""Arrays in a file, checked before they are read; shared by all formats."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.plain_pickle import Refused
 
-# Little-endian bytes of each dtype that a file may have; NumPy has no bfloat16.
+# Little-endian storage of each dtype that a file may have; NumPy itself has no bfloat16.
 DTYPES = {
     "bfloat16": "<u2",
     "bool": "<u1",
@@ -33,12 +33,12 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One array of a file, not yet read.
+    """An array of a file that is not yet read.
 
     Attributes:
       shape: of the array.
-      dtype: as NumPy names it, or "bfloat16".
-      read: reads it into an array of its own; bfloat16 comes as float32, which holds it exactly.
+      dtype: NumPy's name, or "bfloat16".
+      read: reads it into a new array; bfloat16 becomes float32, which holds it exactly.
     """
 
     shape: tuple[int, ...]
@@ -51,9 +51,9 @@ class TensorFile:
     """A file of arrays.
 
     Attributes:
-      format: in words: "PyTorch (zip)", "PyTorch (legacy)", "NumPy" or "safetensors".
-      tensors: the state dict, in the file's order.
-      beside: names of what lies beside it in the file and is not read.
+      format: "PyTorch (zip)", "PyTorch (legacy)", "NumPy" or "safetensors".
+      tensors: the state dict, in the order of the file.
+      beside: names of other contents of the file, which are not read.
     """
 
     format: str
@@ -63,7 +63,7 @@ class TensorFile:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Bytes of a file: how many, how to open them, and how many to skip then."""
+    """Bytes of a file: how many, how to open them, and how many to skip first."""
 
     size: int
     open: Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
@@ -72,27 +72,27 @@ class Region:
 
 @contextlib.contextmanager
 def refusing(path) -> Iterator[None]:
-    """Turns what bad content raises into an `InputError` that names the file."""
+    """Turns the errors of bad content into an `InputError` that names the file."""
     try:
         yield
     except Refused as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}): get the file again") from error
+        raise InputError(f"{path} is damaged ({error}): download the file again") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a seek to before the file's begin
+        if error.errno != errno.EINVAL:  # a seek to before the beginning
             raise
-        raise InputError(f"{path} is damaged ({error}): get the file again") from error
+        raise InputError(f"{path} is damaged ({error}): download the file again") from error
 
 
 def quoted(name: str) -> str:
-    """Returns a name out of a file as an error may print it."""
+    """Returns a name from a file in a form that an error may print."""
     text = repr(name)
     return text if len(text) <= 200 else f"{text[:200]}...'"
 
 
 def printable(name) -> str:
-    """Returns a name out of a file, in quotes when a terminal could take it amiss."""
+    """Returns a name from a file, quoted if it could upset a terminal."""
     return name if isinstance(name, str) and _is_plain(name) else quoted(name)
 
 
@@ -101,13 +101,13 @@ def _is_plain(name: str) -> bool:
 
 
 def file_region(path: pathlib.Path, start: int, size: int) -> Region:
-    """Returns `size` bytes of the file from `start` on.
+    """Returns the region of `size` bytes from `start` on.
 
     Raises:
-      Refused: when the file is shorter.
+      Refused: when the file is too short.
     """
     if start + size > path.stat().st_size:
-        raise Refused(f"is cut short: {start + size} bytes are needed; get the file again")
+        raise Refused(f"is cut short: {start + size} bytes are needed; download the file again")
 
     @contextlib.contextmanager
     def open_at():
@@ -138,10 +138,10 @@ def _read(region: Region, first: int, size: int) -> bytearray:
 
 
 def _span(where: str, there: int, shape: tuple, strides: tuple, offset) -> int:
-    """Returns how many elements lie from the first to the last of an array.
+    """Returns the number of elements from the first to the last of an array.
 
     Raises:
-      Refused: when they are not among the `there` elements of the file, or far apart.
+      Refused: when they are not all among the `there` elements of the file, or are far apart.
     """
     if not all(type(n) is int and 0 <= n < 2**62 for n in [*shape, *strides, offset]):
         raise Refused(f"{where} has a negative or impossible shape, stride or offset")
@@ -150,21 +150,21 @@ def _span(where: str, there: int, shape: tuple, strides: tuple, offset) -> int:
         span, impossible = 0, math.prod(max(n, 1) for n in shape) >= 2**48
     else:
         span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        # An array may not have more elements than the file: one element with stride 0 would fill
-        # any memory. Nor may they lie so far apart that most of what is read is thrown away.
+        # An array must not have more elements than the file: one element with stride 0 would fill
+        # any memory. Nor may they be so far apart that most of what is read is discarded.
         impossible = count > there or offset + span > there
     if impossible:
         raise Refused(
-            f"{where} of shape {shape} needs more than the {there} numbers there are: the file is "
+            f"{where} of shape {shape} needs more than the {there} numbers in the file: it is "
             "damaged, or the tensor must be saved again with .contiguous()"
         )
     if span > 16 * count + _CHUNK:
-        raise Refused(f"{where} has its elements far apart: save it again with .contiguous()")
+        raise Refused(f"{where} has elements that are far apart: save it again with .contiguous()")
     return span
 
 
 def _decoded(data: bytearray, dtype: str, stored: np.dtype, shape: tuple, strides: tuple):
-    """Returns the array whose elements, from the first to the last, are `data`."""
+    """Returns the array whose elements, from first to last, are `data`."""
     flat = np.frombuffer(data or bytes(stored.itemsize), stored)
     steps = [step * stored.itemsize for step in strides]
     view = np.lib.stride_tricks.as_strided(flat, shape, steps)
@@ -185,20 +185,20 @@ def lazy_tensor(
     offset: int = 0,
     big_endian: bool = False,
 ) -> Tensor:
-    """Returns an array over a region, when all of it lies inside.
+    """Returns an array over a region, all of which must lie inside.
 
     Args:
       path: of the file, for errors while reading.
       name: of the array, for errors.
-      region: where its bytes are.
+      region: that holds its bytes.
       dtype: a key of `DTYPES`.
       shape: of the array.
-      strides: in elements; None: row by row.
+      strides: in elements; None: row-major.
       offset: of its first element, in elements.
-      big_endian: whether the bytes are.
+      big_endian: byte order.
 
     Raises:
-      Refused: naming the array.
+      Refused: when they are not; it names the array.
     """
     where, stored = f"tensor {quoted(name)}", np.dtype(DTYPES[dtype])
     if not _is_plain(name):

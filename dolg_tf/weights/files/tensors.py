@@ -1,8 +1,8 @@
-"""State dicts in files: one way in and one way out, whatever the format.
+"""State dicts in files: one way in and one way out for all formats.
 
-The format is told by content. Opening reads names, shapes and dtypes and checks them against the
-bytes that are there; an array is read when it is asked for, so that memory is bounded by what the
-caller has a use for. No file can make anything run.
+The format is recognised by content. Opening a file reads names, shapes and dtypes and checks them
+against the bytes of the file. An array is read when it is asked for, so memory is bounded by what
+the caller uses. Nothing in a file is ever run.
 """
 
 import io
@@ -61,11 +61,11 @@ _SAFETENSORS = {
 def open_tensors(path: str | os.PathLike) -> TensorFile:
     """Opens a state dict: PyTorch (zip or legacy), `.npz` or `.safetensors`.
 
-    The state dict is the file's mapping itself, or what stands in it under `model_state` (the
-    authors' code), `state_dict` or `model`.
+    The state dict is the file's mapping itself, or its value under `model_state` (the authors'
+    code), `state_dict` or `model`.
 
     Raises:
-      InputError: naming the file and why it is not read. `Tensor.read` raises it, too.
+      InputError: naming the file and why it cannot be read. `Tensor.read` raises it, too.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -79,18 +79,18 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
             return _open_zip(path)
         if head.startswith(TORCH_LEGACY_MAGIC):
             return read_torch_legacy(path)
-        # Before the rest: the length of its header may look like the beginning of a pickle.
+        # Before the others: the length of its header may look like the beginning of a pickle.
         length = struct.unpack("<Q", head[:8])[0] if head[8:9] == b"{" else None
         if length is not None and length <= _LARGEST_HEADER:
             return _open_safetensors(path, length)
         reason = _foreign(head)
         if reason is None and length is not None:
-            reason = f"is no safetensors file, or one with a header of {length} bytes"
-        raise Refused(reason or "is no PyTorch, .npz or .safetensors file")
+            reason = f"is not a safetensors file, or has a header of {length} bytes"
+        raise Refused(reason or "is not a PyTorch, .npz or .safetensors file")
 
 
 def _foreign(head: bytes) -> str | None:
-    """Returns what a file is that is none of ours, as far as its beginning tells."""
+    """Returns what a foreign file is, as far as its beginning shows."""
     start = head.lstrip().lower()
     if not head:
         return "is empty"
@@ -100,11 +100,11 @@ def _foreign(head: bytes) -> str | None:
         return "is a web page (HTML) saved under this name: download the file itself"
     if head[257:262] == b"ustar":
         return (
-            "is a tar archive, PyTorch's format before 2017, or one to unpack first; save the "
+            "is a tar archive: PyTorch's format before 2017, or one to unpack first; save the "
             "weights again with a newer torch.save"
         )
     if head.startswith(b"\x93NUMPY"):
-        return "is a single array: save all of them by name with numpy.savez"
+        return "is a single array: save all arrays by name with numpy.savez"
     if head.startswith(b"\x89HDF"):
         return "is an HDF5 file (of Keras?), not a PyTorch checkpoint"
     if head.startswith(b"\x1f\x8b"):
@@ -141,21 +141,21 @@ def _npy(path: pathlib.Path, archive: Archive, name: str) -> Tensor:
     try:
         read = readers.get(np.lib.format.read_magic(head))
         if read is None:
-            raise Refused(f"{where} has an .npy version that is not read here")
+            raise Refused(f"{where} has an unsupported .npy version")
         shape, by_columns, dtype = read(head, max_header_size=2000)
     except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise Refused(f"{where} has no header of an .npy file ({str(error)[:100]})") from error
+        raise Refused(f"{where} has no valid .npy header ({str(error)[:100]})") from error
     if dtype.hasobject:
         raise Refused(f"{where} holds pickled Python objects, which are never run here")
     if dtype.name not in DTYPES:
-        raise Refused(f"{where} has dtype {dtype.name!r:.100}, which no weight has")
+        raise Refused(f"{where} has dtype {dtype.name!r:.100}, which weights do not have")
     body = Region(region.size - head.tell(), region.open, head.tell())
     strides = None
     if by_columns:
         strides = [math.prod(shape[:i]) for i in range(len(shape))]
     big_endian = dtype.str.startswith(">")
     if body.size != math.prod(shape) * dtype.itemsize:
-        raise Refused(f"{where} of shape {shape} does not have {body.size} bytes: get it again")
+        raise Refused(f"{where} of shape {shape} cannot have {body.size} bytes: download it again")
     return lazy_tensor(path, name[:-4], body, dtype.name, shape, strides, big_endian=big_endian)
 
 
@@ -182,12 +182,14 @@ def _open_safetensors(path: pathlib.Path, length: int) -> TensorFile:
             file.seek(8)
             header = json.loads(file.read(length))
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise Refused(f"is a damaged safetensors file ({error}): get it again") from error
+        raise Refused(f"is a damaged safetensors file ({error}): download it again") from error
     beside = ("__metadata__",) if header.pop("__metadata__", None) else ()
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS:
-            raise Refused(f"tensor {quoted(name)} has dtype {entry['dtype']}, which no weight has")
+            raise Refused(
+                f"tensor {quoted(name)} has dtype {entry['dtype']}, which weights do not have"
+            )
         begin, end = entry["data_offsets"]
         region = file_region(path, 8 + length + begin, end - begin)
         dtype = _SAFETENSORS[entry["dtype"]]
@@ -215,7 +217,7 @@ _WRITERS = {
 
 
 def check_suffix(path: pathlib.Path) -> None:
-    """Raises InputError when `write_tensors` does not know the suffix."""
+    """Raises InputError if `write_tensors` does not know the suffix."""
     if path.suffix not in _WRITERS:
         raise InputError(f"{path} must end in one of {', '.join(_WRITERS)}")
 
@@ -224,12 +226,12 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     """Writes a state dict, whole or not at all; the same arrays give the same bytes.
 
     Args:
-      path: of the file. Its suffix says the format: .pyth, .pth, .pt (PyTorch's zip format, which
+      path: of the file. Its suffix gives the format: .pyth, .pth, .pt (PyTorch's zip format, which
         `torch.load(path, weights_only=True)` reads), .npz or .safetensors.
-      arrays: by name, of the dtypes in `DTYPES` but bfloat16.
+      arrays: by name, with the dtypes of `DTYPES` except bfloat16.
 
     Raises:
-      InputError: on another suffix, or an array of another dtype.
+      InputError: on another suffix or dtype.
     """
     path = pathlib.Path(path)
     check_suffix(path)
@@ -237,8 +239,8 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     for name, array in arrays.items():
         array = np.asarray(array)
         if array.dtype.name not in DTYPES or array.dtype.name == "bfloat16":
-            raise InputError(f"{name} has dtype {array.dtype}, which {path.suffix} does not hold")
-        # Not np.ascontiguousarray, which gives a number an axis.
+            raise InputError(f"{name} has dtype {array.dtype}, which {path.suffix} cannot hold")
+        # Not np.ascontiguousarray, which adds an axis to a scalar.
         plain[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     with files.atomic_path(path) as temporary:
         _WRITERS[path.suffix](temporary, plain)

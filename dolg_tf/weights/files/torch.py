@@ -1,4 +1,4 @@
-"""PyTorch's files without PyTorch: the zip format of 1.6 and later, and the one before it."""
+"""PyTorch's files without PyTorch: the zip format since 1.6, and the one before it."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from dolg_tf.weights.files.arrays import (
 from dolg_tf.weights.files.torch_pickle import STORAGES, Storage, View, read_pickle
 from dolg_tf.weights.files.zip import Archive
 
-# Where training code puts the state dict of a network: the authors', Lightning and timm, others.
+# Keys under which training code stores the state dict: the authors'; Lightning and timm; others.
 STATE_KEYS = ("model_state", "state_dict", "model")
 TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
@@ -33,7 +33,7 @@ def _views(mapping) -> bool:
 
 
 def _state_dict(top) -> tuple[dict[str, View], tuple[str, ...]]:
-    """Returns the tensors of the state dict, and the names of all else."""
+    """Returns the tensors of the state dict, and the names of everything else."""
     if type(top) is not dict:
         raise Refused(f"holds a {type(top).__name__}, not a state dict of names and tensors")
     where = next((key for key in STATE_KEYS if _views(top.get(key))), None)
@@ -56,7 +56,7 @@ def _item(storage: Storage) -> int:
 
 
 def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
-    """Returns the file; `regions` gives the bytes of a storage."""
+    """Returns the contents of a file; `regions` gives the bytes of a storage."""
     views, beside = _state_dict(top)
     tensors = {}
     for name, view in views.items():
@@ -64,8 +64,8 @@ def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
         region = regions(storage)
         if region.size != storage.size * _item(storage):
             raise Refused(
-                f"tensor {quoted(name)} lies in {storage.size} numbers of {storage.dtype}, and the "
-                f"file has {region.size} bytes for them: get the file again"
+                f"tensor {quoted(name)} lies in {storage.size} numbers of {storage.dtype}, but the "
+                f"file has {region.size} bytes for them: download the file again"
             )
         if type(view.offset) is not int or view.offset < 0:
             raise Refused(f"tensor {quoted(name)} has an impossible offset")
@@ -82,15 +82,15 @@ def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
 
 
 def is_torch_pickle(name: str) -> bool:
-    """Whether an entry of a zip archive is what tells PyTorch's format from others."""
+    """Returns whether an entry of a zip archive marks it as PyTorch's format."""
     return name == "data.pkl" or name.endswith("/data.pkl")
 
 
 def read_torch_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
-    """Returns what an archive that torch.save wrote holds.
+    """Returns the contents of an archive that torch.save wrote.
 
     Raises:
-      Refused: when it is TorchScript, or damaged, or holds no state dict.
+      Refused: when it is TorchScript, damaged, or holds no state dict.
     """
     roots = [name.removesuffix("data.pkl") for name in archive.names if is_torch_pickle(name)]
     if len(roots) != 1:
@@ -124,10 +124,10 @@ def read_torch_zip(path: pathlib.Path, archive: Archive) -> TensorFile:
 
 
 def read_torch_legacy(path: pathlib.Path) -> TensorFile:
-    """Returns what a file of torch.save before 1.6 holds.
+    """Returns the contents of a file that torch.save before 1.6 wrote.
 
-    It is five pickles (magic number, protocol, system, value, keys of the storages), then each
-    storage: its size as int64, its numbers in little-endian.
+    It consists of five pickles (magic number, protocol, system, value, keys of the storages), then
+    each storage: its size as int64 and its numbers, little-endian.
 
     Raises:
       Refused: when it is damaged, or holds no state dict.
@@ -135,17 +135,17 @@ def read_torch_legacy(path: pathlib.Path) -> TensorFile:
     with path.open("rb") as file:
         file.seek(len(TORCH_LEGACY_MAGIC))
         if read_pickle(file)[0] != _LEGACY_PROTOCOL:
-            raise Refused("is of another version of PyTorch's legacy format than 1001")
+            raise Refused("has another version of PyTorch's legacy format than 1001")
         read_pickle(file)
         top, storages = read_pickle(file)
         keys, _ = read_pickle(file)
         if type(keys) is not list or not all(type(key) is str for key in keys):
-            raise Refused("has no list of its storages: get the file again")
+            raise Refused("has no list of its storages: download the file again")
         regions = _legacy_storages(path, file, keys, storages)
 
     def region(storage):
         if storage.key not in regions:
-            raise Refused(f"has no storage {quoted(storage.key)}: get the file again")
+            raise Refused(f"has no storage {quoted(storage.key)}: download the file again")
         return regions[storage.key]
 
     return _tensor_file(path, "PyTorch (legacy)", top, region)
@@ -156,10 +156,10 @@ def _legacy_storages(path, file, keys, storages) -> dict[str, Region]:
     for key in keys:
         header = file.read(8)
         if len(header) < 8:
-            raise Refused("is cut short: get the file again")
+            raise Refused("is cut short: download the file again")
         count = struct.unpack("<q", header)[0]
         if key not in storages or count != storages[key].size:
-            raise Refused(f"disagrees with itself on storage {quoted(key)}: get the file again")
+            raise Refused(f"contradicts itself on storage {quoted(key)}: download the file again")
         regions[key] = file_region(path, file.tell(), count * _item(storages[key]))
         file.seek(regions[key].size, os.SEEK_CUR)
     return regions
@@ -209,11 +209,11 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 def write_torch(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a file that `torch.load(path, weights_only=True)` reads.
 
-    The state dict stands under `model_state`, where the authors' code has it.
+    The state dict is stored under `model_state`, as by the authors' code.
 
     Args:
       path: of the file.
-      arrays: by name, little-endian and row by row.
+      arrays: by name, little-endian and row-major.
     """
     with zipfile.ZipFile(path, "w") as archive:
         _store(archive, "data.pkl", _pickled(arrays))

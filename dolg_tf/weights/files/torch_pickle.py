@@ -1,4 +1,4 @@
-"""What the pickles inside PyTorch's files say: names, and tensors as views of storages."""
+"""The pickles inside PyTorch's files: names, and tensors as views of storages."""
 
 import dataclasses
 import re
@@ -26,14 +26,14 @@ _DTYPE = re.compile(r"torch\.(bool|half|double|long|short|int|float|b?(u?int|flo
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Numbers that tensors are views of.
+    """Numbers of which tensors are views.
 
     Attributes:
       key: of its bytes in the file.
       dtype: a key of `arrays.DTYPES`.
       size: of the whole storage, in elements.
-      first: the element where this view of it begins.
-      view_size: elements that the view has.
+      first: first element of this view.
+      view_size: number of elements in this view.
     """
 
     key: str
@@ -55,7 +55,7 @@ class View:
 
 def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
     if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple:
-        raise Refused("its pickle makes a tensor of something else than a storage")
+        raise Refused("its pickle makes a tensor of something other than a storage")
     if metadata:
         raise Refused("a tensor is negated or conjugated: save it again after .resolve_neg()")
     return View(storage, offset, shape, strides)
@@ -63,21 +63,21 @@ def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, me
 
 def _parameter(data, requires_grad=False, hooks=None, state=None):
     if type(data) is not View:
-        raise Refused("its pickle makes a parameter of something else than a tensor")
+        raise Refused("its pickle makes a parameter of something other than a tensor")
     return data
 
 
 def _ordered_dict(pairs=None):
     mapping = {}
-    if pairs is not None:  # Python 2 hands the items over, newer ones set them afterwards
+    if pairs is not None:  # Python 2 passes the items as an argument, later versions set them
         if type(pairs) is not list:
-            raise Refused("its pickle makes an OrderedDict of no list of pairs")
-        # Emptied, so that many calls on one list do not fill the memory.
+            raise Refused("its pickle makes an OrderedDict of something other than pairs")
+        # Emptied, so that many calls with one list do not fill the memory.
         taken = pairs[:]
         pairs.clear()
         for pair in taken:
             if type(pair) not in (list, tuple) or len(pair) != 2:
-                raise Refused("its pickle makes an OrderedDict of no list of pairs")
+                raise Refused("its pickle makes an OrderedDict of something other than pairs")
             set_item(mapping, *pair)
     return mapping
 
@@ -93,7 +93,7 @@ _CALLS = {
     "torch.nn.parameter.Parameter": _parameter,  # before 2018
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    # What often stands beside weights: sizes, schedules, numbers and arrays of NumPy.
+    # Often found beside weights: sizes, schedules, numbers and arrays of NumPy.
     **dict.fromkeys(
         (
             "torch.Size",
@@ -123,14 +123,14 @@ def _find(name: str):
         return UNREAD
     raise Refused(
         f"holds a {name!r:.200}, which is neither a tensor nor a plain value, and nothing that a "
-        "file names is ever run here. Save the weights alone where it was made: "
+        "file names is ever run here. Where it was made, save the weights alone: "
         "torch.save(model.state_dict(), FILE), or .npz, or .safetensors"
     )
 
 
 def _build(value, state) -> None:
-    # Left out: the `_metadata` of a state dict, whatever is set on what is not read, and, before
-    # 2018, (requires_grad, volatile, hooks) of a parameter. Other states of one hold its numbers.
+    # Ignored: the `_metadata` of a state dict, whatever is set on unread values, and, before 2018,
+    # (requires_grad, volatile, hooks) of a parameter. Any other state of one holds its numbers.
     old_parameter = type(value) is View and type(state) is tuple and len(state) == 3
     if not old_parameter and type(value) not in (dict, Unread):
         raise Refused(f"its pickle sets attributes of a {type(value).__name__}")
@@ -142,7 +142,7 @@ class _Storages(dict):
     def load(self, identity) -> Storage:
         """Returns the storage that a persistent id stands for."""
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-            raise Refused("its pickle refers to something that is no storage")
+            raise Refused("its pickle refers to something that is not a storage")
         _, kind, key, _, size = identity[:5]
         dtype = STORAGES.get(kind.name) if type(kind) is Global else None
         if dtype is None or type(key) is not str or type(size) is not int or size < 0:
@@ -158,19 +158,19 @@ class _Storages(dict):
             raise Refused("its pickle has an impossible view of a storage")
         first, view_size = view[1:]
         if min(first, view_size) < 0 or first + view_size > size:
-            raise Refused("its pickle has a view that leads out of its storage")
+            raise Refused("its pickle has a view that reaches beyond its storage")
         return dataclasses.replace(whole, first=first, view_size=view_size)
 
 
 def read_pickle(stream: IO[bytes]) -> tuple[object, Mapping[str, Storage]]:
-    """Reads the pickle that begins here; the stream stands behind it then.
+    """Reads the pickle at the position of a stream, up to its end.
 
     Returns:
       Its value, with dict for dicts and OrderedDicts and `View` for tensors and parameters; and
-      all storages that it refers to, by key. None of them is read.
+      all storages that it refers to, by key, unread.
 
     Raises:
-      Refused: on what is neither a tensor nor a plain value, and on damage.
+      Refused: on anything but tensors and plain values, and on damage.
     """
     storages = _Storages()
     return unpickle(stream, _find, storages.load, _build), storages

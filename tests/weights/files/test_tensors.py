@@ -115,7 +115,7 @@ def test_deflated_and_moved_archives_are_read(repacked):
 
 
 def test_big_endian_files_are_read(repacked, tmp_path, arrays):
-    """Every storage of the archive turned around, as a big-endian machine writes it."""
+    """Every storage of the archive byte-swapped, as a big-endian machine writes it."""
     little = open_tensors(GOLDEN / "tensors.zip.pth").tensors
 
     def turn(entries):
