@@ -1,6 +1,6 @@
 """The descriptor set: what extraction writes and search and scoring read.
 
-A directory with `ids.txt` (one id a line: the photo's path relative to the image root, without
+A directory with `ids.txt` (one id per line: the photo's path relative to the image root, without
 suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 or float16) and
 `meta.json`.
 """
@@ -27,21 +27,21 @@ _META_KEYS = {
     "whitening",
     "bad",
 }
-DTYPES = ("float32", "float16")  # that are stored
-UNFINISHED = "unfinished"  # folder in a set that is not finished, see `extract.shards`
+DTYPES = ("float32", "float16")  # in which rows are stored
+UNFINISHED = "unfinished"  # folder inside an unfinished set, see `extract.shards`
 _SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
 _CHECK_ROWS = 65536
 
 
 class Rows:
-    """Rows of one or more arrays, one after the other; what is on disk stays there.
+    """Rows of one or more arrays, one after the other; arrays on disk stay there.
 
-    Whatever is stored (float32 or float16), float32 is read, at addresses that a float32 may have:
-    behind a file's header of 45 bytes none is at one, and NumPy multiplies ten times as slowly. An
-    array of NumPy takes its place wherever only slices, rows by number and the shape are asked for.
+    Rows are read as aligned float32, whether float32 or float16 is stored: behind a 45-byte file
+    header no row is aligned, and NumPy multiplies unaligned rows ten times as slowly. A NumPy array
+    can stand in wherever only slices, rows by number and the shape are needed.
 
     Args:
-      arrays: float (N_i, D) of one D, or other `Rows`; such as memory-mapped shards.
+      arrays: float (N_i, D) with the same D, or other `Rows`; memory-mapped shards, for example.
     """
 
     ndim = 2
@@ -101,10 +101,10 @@ class DescriptorSet:
     """Descriptors with the ids of their photos.
 
     Attributes:
-      ids: one a row; None for a bare `.npy`, whose rows are known by position only.
+      ids: one per row; None for a bare `.npy`, whose rows are known by position only.
       descriptors: (N, D), read as float32: `Rows` on disk, or an array.
-      meta: how they were made, see `formats`; empty for a bare `.npy`.
-      source: where they were read, for errors.
+      meta: how they were made, as in `meta.json`; empty for a bare `.npy`.
+      source: where they were read from, for errors.
     """
 
     ids: tuple[str, ...] | None = dataclasses.field(repr=False)
@@ -119,7 +119,7 @@ class DescriptorSet:
         """Returns the (len(ids), D) descriptors of these photos, in this order.
 
         A set is joined by id, whatever its order. A bare `.npy` is joined by row: its first row
-        belongs to the first id, and rows after the last id are left out.
+        belongs to the first id, and rows after the last id are ignored.
 
         Raises:
           InputError: when a photo has no descriptor.
@@ -128,7 +128,7 @@ class DescriptorSet:
             if len(self) < len(ids):
                 raise InputError(
                     f"{self.source} has {len(self)} rows for {len(ids)} photos; an .npy needs one "
-                    "row a photo in the order of the list"
+                    "row per photo, in the order of the list"
                 )
             if len(self) == len(ids):
                 return self.descriptors
@@ -155,8 +155,8 @@ def check_ids(ids, source) -> None:
     """Makes sure that ids can be lines of `ids.txt`.
 
     Raises:
-      InputError: naming the first that is empty, has blanks around it or a line break or what
-        UTF-8 has not in it, or that occurs twice.
+      InputError: naming the first id that is empty, has blanks around it or a line break, cannot
+        be encoded as UTF-8, or occurs twice.
     """
     seen = set()
     for id_ in ids:
@@ -169,11 +169,13 @@ def check_ids(ids, source) -> None:
         "\n".join(seen).encode()
     except UnicodeEncodeError as error:
         wrong = min(id_ for id_ in seen if not _is_text(id_))
-        raise InputError(f"{source}: {wrong!r} is no name in UTF-8; rename the photo") from error
+        raise InputError(
+            f"{source}: {wrong!r} cannot be encoded as UTF-8; rename the photo"
+        ) from error
 
 
 def _is_text(name: str) -> bool:
-    # Bytes of a file name that are no UTF-8 come as such characters.
+    # Python decodes bytes of a file name that are not UTF-8 to surrogates.
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -201,13 +203,14 @@ def check_output(path: files.Path, overwrite: bool) -> None:
     """Makes sure that a set may be put in place.
 
     Raises:
-      InputError: when something is there, but for a finished set that `overwrite` lets go.
+      InputError: when something is there, unless it is a finished set and `overwrite` is true.
     """
     path = pathlib.Path(path)
     files.check_output(path, overwrite, "meta.json")
     if path.exists() and not any(path.glob("descriptors-*.npy")):  # an index has a meta.json too
         raise InputError(
-            f"{path} is no descriptor set, --overwrite replaces nothing else; give another --output"
+            f"{path} is not a descriptor set, and --overwrite replaces nothing else; give another "
+            "--output"
         )
 
 
@@ -215,10 +218,10 @@ def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144
     """Writes a descriptor set, whole or not at all.
 
     Args:
-      path: the directory; what stands there is replaced.
-      descriptors: the set; its meta must have the keys of the format but `format_version`, and
-        `dtype`, which is float32 when it is not there.
-      shard_rows: most rows in one `.npy`, and in memory when the set's are on disk.
+      path: the directory; anything there is replaced.
+      descriptors: the set; its meta must have the format's keys except `format_version` and
+        `dtype`, which defaults to float32.
+      shard_rows: maximum number of rows in one `.npy`, and in memory when the set is on disk.
 
     Raises:
       InputError: when ids and rows do not match, an id is repeated, or a row is not finite.
@@ -259,9 +262,9 @@ def _load(path: pathlib.Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy of numbers ({error})") from error
+        raise InputError(f"{path}: not a complete .npy of numbers ({error})") from error
     if not isinstance(rows, np.ndarray):
-        raise InputError(f"{path}: an archive of arrays; descriptors are one .npy")
+        raise InputError(f"{path}: an archive of arrays; descriptors are a single .npy")
     check_rows(rows, path)
     return rows
 
@@ -320,21 +323,21 @@ def read(path: files.Path) -> DescriptorSet:
 
 
 def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
-    """Returns the set at `path` when it was made as `meta` says, None when there is nothing.
+    """Returns the set at `path` if it was made as `meta` says; None if there is nothing.
 
     Args:
       path: the directory.
-      meta: what its meta.json must say; `images` is a hash of the list of photos.
+      meta: what its `meta.json` must say; `images` is a hash of the list of photos.
 
     Raises:
-      InputError: when what stands there was made with another model, setting or photos.
+      InputError: when it was made with another model, other settings or other photos.
     """
     path = pathlib.Path(path)
     if not (path / "meta.json").exists():
         if not path.exists():
             return None
         if not path.is_dir() or (any(path.iterdir()) and not (path / UNFINISHED).is_dir()):
-            raise InputError(f"--output={path} exists and is no descriptor set; choose another")
+            raise InputError(f"--output={path} exists and is not a descriptor set; choose another")
         return None
     found = read(path)
     refuse_other(path, "made", found.meta, meta)
@@ -342,13 +345,13 @@ def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
 
 
 def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None:
-    """Makes sure that what stands at an output is what would be made now.
+    """Makes sure that an existing output is what would be made now.
 
     Args:
       path: of the output.
       verb: what was done there, "made" or "begun".
-      found: what is said about it there.
-      meta: what it must say; `images` and `names` are hashes of the list of photos.
+      found: its meta data.
+      meta: what they must say; `images` and `names` are hashes of the list of photos.
 
     Raises:
       InputError: naming the first difference.

@@ -203,7 +203,7 @@ def test_outputs_that_stand(written, tmp_path):
     run(tmp_path / "folder", path, overwrite=True)
     for shard in path.glob("descriptors-*.npy"):  # as an index, which has a meta.json too
         shard.rename(path / "index.faiss")
-    with pytest.raises(InputError, match="set is no descriptor set, --overwrite replaces nothing"):
+    with pytest.raises(InputError, match="set is not a descriptor set, and --overwrite"):
         run(tmp_path / "folder", path, overwrite=True)
     assert (path / "index.faiss").exists()
 

@@ -72,7 +72,7 @@ def test_bare_npy_is_joined_by_row(tmp_path):
         (IDS[:4], ROWS, "5 descriptors need as many ids"),
         (("a", "b", "c", "d", "a"), ROWS, "'a' occurs twice"),
         (("a", "b\nc", "d", "e", "f"), ROWS, "is empty or has"),
-        (("a", "b", "c\udcff", "d", "e"), ROWS, r"'c\\udcff' is no name in UTF-8"),
+        (("a", "b", "c\udcff", "d", "e"), ROWS, r"'c\\udcff' cannot be encoded as UTF-8"),
         (IDS, np.where(np.arange(5)[:, None] == 3, np.nan, ROWS), "row 3 is not finite"),
         (IDS, ROWS[:, 0], "float32"),
     ],
@@ -117,13 +117,13 @@ DAMAGE = {
         lambda f: (f / SHARD).rename(f / "descriptors-00001-of-00002.npy"),
         "1 of 2 descriptor shards",
     ),
-    "half a shard": (lambda f: _truncate(f / SHARD, 150), "not a whole .npy"),
-    "empty shard": (lambda f: _truncate(f / SHARD, 0), "not a whole .npy"),
+    "half a shard": (lambda f: _truncate(f / SHARD, 150), "not a complete .npy"),
+    "empty shard": (lambda f: _truncate(f / SHARD, 0), "not a complete .npy"),
     "pickled shard": (
         lambda f: np.save(f / SHARD, np.array([{}, 1], object), allow_pickle=True),
-        "not a whole .npy",
+        "not a complete .npy",
     ),
-    "a pickle": (lambda f: (f / SHARD).write_bytes(pickle.dumps([1, 2])), "not a whole .npy"),
+    "a pickle": (lambda f: (f / SHARD).write_bytes(pickle.dumps([1, 2])), "not a complete .npy"),
     "integers": (lambda f: np.save(f / SHARD, np.zeros((5, 8), int)), "int64"),
     "infinity": (lambda f: np.save(f / SHARD, np.full((5, 8), np.inf)), "row 0 is not finite"),
     "other version": (lambda f: _change_meta(f, format_version=2), "format_version is 2"),
@@ -160,7 +160,7 @@ def test_finished(folder, tmp_path):
     (tmp_path / "full").mkdir()
     assert descriptors.finished(tmp_path / "full", META) is None
     (tmp_path / "full" / "other.txt").write_text("x")
-    with pytest.raises(InputError, match="is no descriptor set"):
+    with pytest.raises(InputError, match="is not a descriptor set"):
         descriptors.finished(tmp_path / "full", META)
 
 

@@ -1,4 +1,4 @@
-"""Exact search for very many queries: block by block, resumable, penalties by index photo."""
+"""Exact search for very many queries: block by block, resumable, with penalties per index photo."""
 
 import pathlib
 import zipfile
@@ -12,16 +12,16 @@ from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 BLOCK = 1024  # queries searched at once
-# What NumPy and zipfile say of a damaged file; of an empty one EOFError.
+# What NumPy and zipfile raise on a damaged file; EOFError on an empty one.
 _DAMAGE = (ValueError, OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class Pieces:
-    """What finished blocks found, kept in a folder until the output stands.
+    """The results of finished blocks, kept in a folder until the output is complete.
 
     Args:
-      folder: of the pieces; made when it is not there.
-      identity: what must be equal for a rerun to go on, plain JSON values.
+      folder: of the pieces; created if missing.
+      identity: plain JSON values that must be equal for a rerun to continue.
 
     Raises:
       InputError: when the folder holds pieces of another run.
@@ -38,14 +38,14 @@ class Pieces:
         files.write_json(stood, identity)
 
     def get(self, name: str, find: Callable[[], Neighbours]) -> Neighbours:
-        """Returns the piece of this name: from the folder, or as found now."""
+        """Returns the piece with this name, from the folder or as found now."""
         path = self._folder / f"{name}.npz"
         if path.exists():
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    # NumPy reads as far as an array's header says, checksums hold of the whole.
+                    # NumPy reads only as far as an array's header says; checksums cover all of it.
                     if wrong := arrays.zip.testzip():
-                        raise ValueError(f"the checksum of {wrong} is another")
+                        raise ValueError(f"the checksum of {wrong} is wrong")
                     return Neighbours(arrays["scores"], arrays["ranks"])
             except _DAMAGE as error:
                 raise InputError(f"{path} is damaged ({error}); delete it") from error
@@ -58,15 +58,15 @@ class Pieces:
 def nearest(
     pieces: Pieces, name: str, index, count: int, block_of: Callable, k: int
 ) -> Iterator[Neighbours]:
-    """Yields what each block of queries finds, see `search.search`.
+    """Yields the neighbours of each block of queries; see `search.search`.
 
     Args:
-      pieces: what is done already.
-      name: of these pieces, and of the work in its progress.
-      index: (N, D), an array, `Rows` or what is read like them.
-      count: how many queries there are.
+      pieces: the blocks that are done.
+      name: of these pieces, and of the progress bar.
+      index: (N, D), an array, `Rows` or anything that is read like them.
+      count: number of queries.
       block_of: slice of queries -> float32 (B, D).
-      k: how many rows each query finds.
+      k: number of rows per query.
     """
     starts = range(0, count, BLOCK)
     for start in progress.track(starts, len(starts), name, f"blocks of {BLOCK}"):
@@ -77,9 +77,9 @@ def nearest(
 
 
 class Penalised:
-    """Index rows with one more number, minus their penalty; read like `Rows`.
+    """Index rows with one more column, their negated penalty; read like `Rows`.
 
-    Times (query, 1) that is the similarity less the penalty of the index photo, so that exact
+    Their product with (query, 1) is the similarity minus the penalty of the index photo, so exact
     search ranks by it.
 
     Args:
@@ -102,5 +102,5 @@ class Penalised:
 
 
 def with_one(queries: np.ndarray) -> np.ndarray:
-    """Returns float32 (Q, D + 1): queries for an index that is `Penalised`."""
+    """Returns float32 (Q, D + 1): queries for a `Penalised` index."""
     return np.pad(queries, ((0, 0), (0, 1)), constant_values=1)

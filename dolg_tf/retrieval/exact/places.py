@@ -1,8 +1,8 @@
 """Places of photos in rankings, counted instead of sorted.
 
-To know an average precision it is enough to know, for each photo that counts, how many photos
-stand before it: those with a higher score, and those with the same score in a lower row. So
-scores are multiplied block by block, and of each block only these counts are kept.
+For an average precision it is enough to know how many photos precede each photo that counts: those
+with a higher score, and those with the same score in a lower row. So scores are computed block by
+block, and only these counts are kept.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _BLOCK, _LEAST_BLOCK = 65536, 1024
 _KNOWN_BLOCK = 8192
 _BYTES = 4  # of a float32
 _WORKERS = os.cpu_count() or 1
-# Odd numbers that mix the bits of a row's first columns into one key.
+# Odd numbers that mix the bits of a row's first columns into a key.
 _MIX = 2 * np.random.default_rng(0).integers(2**63, size=4, dtype=np.uint64) + 1
 _TABLE_BITS = np.uint64(20)
 
@@ -36,27 +36,26 @@ def count_places(
     """Returns the places that photos have in rankings by inner product, without sorting.
 
     A score is a float32 product, so two photos whose scores differ by less than its rounding
-    (about 1e-7) may stand in either order. Equal descriptors have equal scores, wherever they
-    stand, and of equal scores the lower row comes first.
+    (about 1e-7) may come in either order. Equal descriptors have equal scores in any row, and the
+    lower row comes first among equal scores.
 
     Args:
-      index: float (N, D), `Rows` or an array; read once for each group of queries that memory has
-        room for.
+      index: float (N, D), `Rows` or an array; read once per group of queries that fits in memory.
       queries: float32 (Q, D).
-      rows: for each query int (P,), rows of the index whose places are asked for.
-      head: int64 (Q, M), rows that come first in each ranking, in this order; None: no such.
-      memory_gb: GB to take at most, beside the pages of memory-mapped files.
+      rows: for each query int (P,), the rows of the index whose places are wanted.
+      head: int64 (Q, M), rows that come first in each ranking, in this order; None: none do.
+      memory_gb: most memory to use in GB, besides the pages of memory-mapped files.
 
     Returns:
       For each query int64 (P,), places from 0.
 
     Raises:
-      InputError: when the descriptors differ in length or memory has no room for one query.
+      InputError: when the descriptors differ in length, or not even one query fits in memory.
     """
     if queries.ndim != 2 or index.ndim != 2 or index.shape[1] != queries.shape[1]:
         raise InputError(
-            f"index {index.shape} and queries {queries.shape} must be (N, D) and (Q, D) of one D; "
-            "extract both with the same model"
+            f"index {index.shape} and queries {queries.shape} must be (N, D) and (Q, D) with the "
+            "same D; extract both with the same model"
         )
     queries = np.asarray(queries, np.float32)
     rows = [np.asarray(asked, np.int64) for asked in rows]
@@ -81,19 +80,19 @@ def count_places(
 
 
 def _sizes(shape: tuple[int, int], known: int, memory_gb: float) -> tuple[int, int]:
-    """Returns how many index rows, and how many queries, are multiplied at a time."""
+    """Returns how many index rows and how many queries are multiplied at a time."""
     room, row = memory_gb * 1e9, _BYTES * shape[1]
-    # A block is read as it is stored, and cast: two copies at most.
+    # A block is read as stored, then cast: two copies at most.
     size = int(min(_BLOCK, max(_LEAST_BLOCK, room / 4 / (2 * row))))
-    # A query has the scores of the block and of the known rows, and notes of each row.
+    # Each query has the scores of the block and of the known rows, and notes on each row.
     group = int((room - 2 * size * row) // (_BYTES * (size + 12 * known)))
     if group < 1:
-        raise InputError(f"--memory_gb={memory_gb} has no room for one query; give more")
+        raise InputError(f"--memory_gb={memory_gb} has no room for a single query; give more")
     return size, group
 
 
 def _scored_blocks(index, queries: np.ndarray, known: "KnownRows", scores: np.ndarray, size: int):
-    """Yields (first row, float32 (Q, up to `size`) scores); the next overwrites the array."""
+    """Yields (first row, float32 (Q, up to `size`) scores); the next block overwrites the array."""
     room = np.empty((len(queries), size), np.float32)
     for first, block in blocks(index, size):
         out = room if len(block) == size else None
@@ -104,7 +103,7 @@ def _scored_blocks(index, queries: np.ndarray, known: "KnownRows", scores: np.nd
 
 
 def add_block(pool: ThreadPoolExecutor, rankings: list, first: int, scores: np.ndarray) -> None:
-    """Counts a block for all queries, on all processors (sorting holds no Python lock)."""
+    """Counts a block for all queries, on all processors: sorting releases Python's lock."""
 
     def add(part: int) -> None:
         for ranking, row in zip(rankings[part::_WORKERS], scores[part::_WORKERS], strict=True):
@@ -114,11 +113,11 @@ def add_block(pool: ThreadPoolExecutor, rankings: list, first: int, scores: np.n
 
 
 class KnownRows:
-    """Rows of the index whose scores are taken once, for them and for every row equal to them.
+    """Rows of the index whose scores are computed once, for them and for every equal row.
 
-    Not all entries of a matrix product are summed in one order, so it may give equal rows scores
-    that differ in the last bit. Equal rows are told by a key of their first columns, looked up in
-    a table that seldom says yes to others, and then by a hash of all columns.
+    The entries of a matrix product are not all summed in the same order, so equal rows may get
+    scores that differ in the last bit. Equal rows are found by a key of their first columns, looked
+    up in a table with few false positives, and then by a hash of all columns.
     """
 
     def __init__(self, index, rows: np.ndarray):
@@ -145,7 +144,7 @@ class KnownRows:
         return scores[:, self._same]
 
     def find(self, block: np.ndarray) -> tuple[list[int], list[int]]:
-        """Returns which rows of a block equal a known row, and the columns of its scores."""
+        """Returns the rows of a block that equal a known row, and the columns of its scores."""
         columns, positions = [], []
         for column in np.flatnonzero(self._table[_keys(block)]):
             position = self._position.get(_hash(block[column]))
@@ -156,7 +155,7 @@ class KnownRows:
 
 
 def _keys(rows: np.ndarray) -> np.ndarray:
-    """Returns uint64 (N,) below 2^20: equal for equal rows, seldom equal for others."""
+    """Returns uint64 (N,) below 2^20: equal for equal rows, rarely equal for others."""
     first = rows[:, : len(_MIX)] + np.float32(0)  # -0 becomes 0
     bits = first.view(np.uint32).astype(np.uint64)
     return bits @ _MIX[: bits.shape[1]] >> (np.uint64(64) - _TABLE_BITS)
@@ -167,10 +166,10 @@ def _hash(row: np.ndarray) -> bytes:
 
 
 class Ranking:
-    """The photos of one query whose places are asked for, and how many stand before each.
+    """The photos of a query whose places are wanted, and how many photos precede each.
 
-    A block's scores are sorted, without their rows: NumPy does that several times as fast as it
-    would rank them, and the place of a score asked for among them is how many are above it.
+    A block's scores are sorted without their rows, which NumPy does several times as fast as it
+    ranks them. The place of a wanted score among them is the number of scores above it.
     """
 
     def __init__(self, known: KnownRows, rows: np.ndarray, scores: np.ndarray, head: np.ndarray):
@@ -182,13 +181,13 @@ class Ranking:
         self._last = max(rows, default=-1)
 
     def _ordered(self, scores: np.ndarray) -> np.ndarray:
-        """Returns the scores ascending, where few are relevant only those."""
+        """Returns the scores in ascending order; only the relevant ones if they are few."""
         relevant = scores >= self._scores[0]
         few = np.count_nonzero(relevant) < len(scores) / 4
         return np.sort(scores[relevant] if few else scores)
 
     def add(self, first: int, scores: np.ndarray) -> None:
-        """Counts the rows from `first` on, whose scores these are."""
+        """Counts the rows from `first` on, which have these scores."""
         if not len(self._rows):
             return
         ordered = self._ordered(scores)
@@ -203,11 +202,11 @@ class Ranking:
             self._before[i] += np.count_nonzero(scores[: self._rows[i] - first] == self._scores[i])
 
     def places(self) -> np.ndarray:
-        """Returns int64 (P,), in the order in which the rows were asked for."""
+        """Returns int64 (P,), in the order in which the rows were given."""
         if not len(self._rows):
             return self._before
         rows, scores = self._rows[:, None], self._scores[:, None]
-        # Head rows stand before all others, not where their scores would put them.
+        # Head rows precede all others, whatever their scores.
         counted = (self._head_scores > scores) | (
             (self._head_scores == scores) & (self._head < rows)
         )

@@ -1,8 +1,9 @@
 """Exact search by inner product.
 
-A score is the inner product of two descriptors and of nothing else: summed in float64 in a fixed
-order and rounded to float32. A matrix product, whose rounding depends on blocks, threads and
-processor, only says which photos may be among the best. So equal descriptors have equal scores.
+A score is the inner product of two descriptors and depends on nothing else: it is summed in float64
+in a fixed order and rounded to float32. The rounding of a matrix product depends on blocks, threads
+and processor, so it only tells which photos may be among the best. Equal descriptors therefore have
+equal scores.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.stage.config import InputError
 
-# Queries multiplied at a time, and pairs whose products stand in memory at a time.
+# Queries multiplied at a time, and pairs whose products are in memory at a time.
 _QUERIES = 1024
 _PAIRS = 512
 
@@ -33,13 +34,13 @@ def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns the scores of pairs of descriptors, the same on every machine.
 
     Args:
-      a: float32 (P, D), or (D,) for one that is paired with all others.
+      a: float32 (P, D), or (D,) for a single one that is paired with all of `b`.
       b: float32 (P, D).
 
     Returns:
       float32 (P,).
     """
-    # Exact: two float32 multiply to 48 bits, a float64 has 53.
+    # Exact: the product of two float32 has 48 bits, a float64 has 53.
     sums = np.multiply(a, b, dtype=np.float64)
     width = sums.shape[1]
     while width > 1:  # halves are added element by element: no library chooses the order
@@ -52,8 +53,8 @@ def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class _Candidates:
     """Pairs (query, row) that may be among the k best of the query, with rough scores.
 
-    Where too many rough scores lie within their error of one another (a collapsed network, one
-    photo many times), the candidates are scored, and products are taken in float64 from there on.
+    If too many rough scores are within their error of one another (a collapsed network, many copies
+    of a photo), the candidates are scored exactly, and later products are taken in float64.
     """
 
     def __init__(self, index, queries: np.ndarray, k: int):
@@ -67,24 +68,24 @@ class _Candidates:
         self._score = np.zeros(0)
 
     def _least(self) -> np.ndarray:
-        """Returns (Q,), the lowest rough score with which a row may be among the k best."""
-        # A matrix product is wrong by at most D u |q| |x|, whatever its order of summation
-        # (Higham, Accuracy and Stability of Numerical Algorithms, 3.5), and by what underflows.
-        # Two are compared, hence twice that; u is half of eps.
+        """Returns (Q,), the lowest rough score of a row that may be among the k best."""
+        # The error of a matrix product is at most D u |q| |x|, whatever its order of summation
+        # (Higham, Accuracy and Stability of Numerical Algorithms, 3.5), plus what underflows. Two
+        # products are compared, so the bound is twice that; u is half of eps.
         kind, width = np.finfo(self._factor.dtype), self._queries.shape[1]
         error = 1.01 * width * float(kind.eps) * self._lengths * self._longest
         return self._kth - error - 4 * width * float(np.finfo(np.float32).tiny)
 
     def add(self, start: int, block: np.ndarray) -> None:
-        """Takes in the rows from `start` on."""
+        """Adds the rows from `start` on."""
         self._longest = max(self._longest, float(_lengths(block, "index", start).max()))
         scores = self._factor @ block.T.astype(self._factor.dtype, copy=False)
         if start == 0 and len(block) > self._k:
             place = len(block) - self._k
             self._kth = np.partition(scores, place, axis=1)[:, place].astype(np.float64)
-        # Rounded down where it becomes float32 again.
+        # Rounded down when it is cast back to float32.
         least = np.nextafter(self._least().astype(scores.dtype), scores.dtype.type(-np.inf))
-        # One flat scan: NumPy's over two axes takes twenty times as long.
+        # A flat scan: NumPy takes twenty times as long over two axes.
         query, column = np.divmod(np.flatnonzero(scores >= least[:, None]), len(block))
         self._query = np.concatenate([self._query, query])
         self._row = np.concatenate([self._row, column + start])
@@ -99,21 +100,21 @@ class _Candidates:
         self._score = self._score[chosen]
 
     def _set_kth(self) -> None:
-        """Sets the k-th best score of each query that has k; candidates are sorted by it."""
+        """Sets the k-th best score of each query that has k candidates, which must be sorted."""
         starts = np.searchsorted(self._query, np.arange(len(self._queries) + 1))
         full = np.diff(starts) >= self._k
         self._kth[full] = self._score[starts[:-1][full] + self._k - 1]
 
     def _prune(self) -> None:
-        """Drops what is surely not among the k best."""
+        """Drops candidates that cannot be among the k best."""
         if self._factor.dtype == np.float64:
-            return  # scores and products in float64 stand side by side: see `_keep_best`
+            return  # exact scores and float64 products are mixed here: see `_keep_best`
         self._take(np.lexsort((-self._score, self._query)))
         self._set_kth()
         self._take(self._score >= self._least()[self._query])
 
     def _keep_best(self) -> None:
-        """Scores the candidates, keeps the k best of each query, and goes on in float64."""
+        """Scores the candidates, keeps the k best of each query, and continues in float64."""
         scores = np.empty(len(self._row), np.float32)
         for start in range(0, len(scores), _PAIRS):
             part = slice(start, start + _PAIRS)
@@ -124,7 +125,7 @@ class _Candidates:
         first = np.searchsorted(self._query, self._query)
         self._take(np.arange(len(first)) - first < self._k)
         self._set_kth()
-        # Later rows lose against equal scores, so theirs must round to more than the k-th.
+        # A later row loses a tie, so its score must round to more than the k-th.
         kth = self._kth.astype(np.float32)
         self._kth = (self._kth + np.nextafter(kth, np.float32(np.inf))) / 2
         self._factor = self._queries.astype(np.float64)
@@ -138,13 +139,14 @@ class _Candidates:
 
 
 def _lengths(rows: np.ndarray, name: str, start: int = 0) -> np.ndarray:
-    """Returns the norms of descriptors, whose products must not overflow."""
+    """Returns the norms of descriptors; raises where a product could overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     wrong = np.flatnonzero(~np.isfinite(lengths))
     if wrong.size:
         raise InputError(
-            f"row {start + wrong[0]} of the {name} is not finite, or beyond 1e19; extract it again"
+            f"row {start + wrong[0]} of the {name} is not finite, or larger than 1e19; extract it "
+            "again"
         )
     return lengths
 
@@ -157,7 +159,7 @@ def _search_few(index, queries: np.ndarray, k: int, block: int) -> Neighbours:
 
 
 def _search_all(index, queries: np.ndarray, block: int) -> Neighbours:
-    """Ranks whole: each score is needed, none is only rough."""
+    """Ranks the whole index: every score is needed, so none is rough."""
     scores = np.empty((len(queries), len(index)), np.float32)
     for start, part in blocks(index, min(block, _PAIRS)):
         _lengths(part, "index", start)
@@ -175,8 +177,8 @@ def check(index_shape: tuple[int, ...], queries: np.ndarray, k: int | None) -> N
     """
     if len(index_shape) != 2 or queries.ndim != 2 or index_shape[1] != queries.shape[1]:
         raise InputError(
-            f"index {index_shape} and queries {queries.shape} must be (N, D) and (Q, D) of one D; "
-            "extract both with the same model"
+            f"index {index_shape} and queries {queries.shape} must be (N, D) and (Q, D) with the "
+            "same D; extract both with the same model"
         )
     if k is not None and k < 1:
         raise InputError(f"k is {k}; it must be at least 1")
@@ -190,21 +192,21 @@ def search(
 ) -> Neighbours:
     """Ranks index photos by the inner product of descriptors.
 
-    Equal scores are ranked by row, the lower first. Scores and ranks are the same at each run,
-    whatever the block, the threads, the processor and the other queries.
+    Equal scores are ranked by row, the lower first. Scores and ranks are the same in every run,
+    whatever the block size, the threads, the processor and the other queries.
 
     Args:
-      index: `Rows` or float32 (N, D), may be memory-mapped.
+      index: `Rows` or float32 (N, D), which may be memory-mapped.
       queries: float32 (Q, D).
-      k: how many to return for each query; None: all N.
+      k: number of photos to return per query; None: all N.
       block: index rows multiplied at a time.
 
     Returns:
       `scores` and `rows`, float32 and int64 (Q, min(k, N)), best first.
 
     Raises:
-      InputError: when the descriptors differ in length or are not finite, k is below 1, or there
-        is nothing to search.
+      InputError: when the descriptors differ in length or are not finite, k is below 1, or the
+        index is empty.
     """
     queries = np.asarray(queries, np.float32)
     check(index.shape, queries, k)

@@ -1,11 +1,11 @@
-"""Photos become descriptors on Apache Beam, for sets that outgrow one machine.
+"""Extraction on Apache Beam, for sets that outgrow one machine.
 
     dolg extract-beam --saved_model=MODEL --images=PHOTOS --output=SET \\
         --runner=FlinkRunner --beam_options=flink_master=HOST:8081
 
-What comes out is what `dolg extract` writes; either goes on where the other was
-interrupted. All workers see photos, model and output at the same paths, on a shared disk, and have
-this package installed with its extra `beam`; docs/retrieval.md shows how.
+The output is that of `dolg extract`; either command resumes what the other began. All workers need
+the photos, the model and the output at the same paths, on a shared disk, and this package with its
+extra `beam`; docs/retrieval.md shows how.
 """
 
 import dataclasses
@@ -22,27 +22,27 @@ from dolg_tf.stage.config import InputError, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamConfig(ExtractConfig):
-    """Which photos go through which network, and where."""
+    """Which photos are described, by which network and runner."""
 
-    # Beam's own default first tries to download a runner.
+    # Beam's own default tries to download a runner first.
     runner: str = option(
-        "of Beam: FnApiRunner on this machine, FlinkRunner, SparkRunner, DataflowRunner, ...",
+        "Beam's runner: FnApiRunner on this machine, FlinkRunner, SparkRunner, DataflowRunner, ...",
         "FnApiRunner",
     )
     beam_options: tuple[str, ...] = option(
-        "Beam's own options, as name=value or name, with commas between them", ()
+        "Beam's own options, as name=value or name, separated by commas", ()
     )
 
 
 def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
     """Extracts descriptors on Apache Beam: a SavedModel and photos in, a descriptor set out.
 
-    The set is equal to that of `extract`, up to the rounding of other batches. Shards are done in
-    rounds. After an interruption the same command goes on with the round that was not finished;
-    too many bad photos are found when their round is done, and the shards stay.
+    The set equals that of `extract`, up to the rounding of other batches. Shards are done in
+    rounds. After an interruption the same command continues with the unfinished round. Too many bad
+    photos are reported at the end of their round, and the finished shards stay.
 
     Returns:
-      The set; None when --shard's part is done and others are not.
+      The set; None when --shard's part is done but others are not.
 
     Raises:
       InputError: as `extract` does; or when Apache Beam is not installed or does not know an
@@ -55,7 +55,7 @@ def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
             raise
         raise InputError("Apache Beam is not installed: pip install 'dolg_tf[beam]'") from error
     if settings.runner == beam_rounds.LOCAL:
-        # What it logs is raised too; a cluster's runner says where its jobs can be watched.
+        # It also raises what it logs; a cluster's runner logs where its jobs can be watched.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     options = beam_rounds.pipeline_options(settings.runner, settings.beam_options)
     describer = open_describer(os.path.abspath(settings.saved_model), settings.scales)  # noqa: PTH100

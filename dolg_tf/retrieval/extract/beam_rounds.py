@@ -1,10 +1,10 @@
-"""Shards of a descriptor set on Apache Beam, some at a time.
+"""Shards of a descriptor set on Apache Beam, a few at a time.
 
-Apart from `beam`, whose flags and help are there without Apache Beam, which is imported here.
+Separate from `beam`, whose flags and help must work where Apache Beam is not installed.
 
-The photos of each shard are listed in a file in the set's folder, Beam's workers put the rows of a
-shard in another, and the process that started them writes the shard. So neither a pipeline's graph
-nor that process ever holds more than a few of the photos or rows.
+The photos of each shard are listed in a file in the set's folder, Beam's workers write the rows of
+a shard to another file, and the process that started them writes the shard. So neither a pipeline's
+graph nor that process ever holds more than a few photos or rows.
 """
 
 import json
@@ -32,10 +32,8 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-_ROUND = (
-    64  # shards in a pipeline: what an interruption loses, and what a runner may have in memory
-)
-_CHUNK = 64  # photos that a worker takes at once
+_ROUND = 64  # shards per pipeline: what an interruption loses, and a runner may hold in memory
+_CHUNK = 64  # photos that a worker takes at a time
 _BAD = "bad"
 LOCAL = "FnApiRunner"
 
@@ -48,9 +46,9 @@ def pipeline_options(runner: str, others: Sequence[str]) -> PipelineOptions:
       others: "name=value" or "name", without dashes.
 
     Raises:
-      InputError: when there is no such runner, a value is not of its option's kind, one that the
-        runner needs is missing, or the local runner has no such option (a cluster's may have more
-        than are known here).
+      InputError: when the runner is unknown, a value does not fit its option, a required option is
+        missing, or the local runner does not know an option (a cluster's runner may have options
+        that are not known here).
     """
     try:
         create_runner(runner)
@@ -59,13 +57,13 @@ def pipeline_options(runner: str, others: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions([f"--runner={runner}", *(f"--{option}" for option in others)])
     try:
         known = options.get_all_options()
-    except SystemExit as error:  # argparse has said why
-        raise InputError(f"--beam_options={','.join(others)}: Beam does not take them") from error
+    except SystemExit as error:  # argparse has printed why
+        raise InputError(f"--beam_options={','.join(others)}: Beam does not accept them") from error
     unknown = set(options.get_all_options(retain_unknown_options=True)) - set(known)
     if unknown and runner == LOCAL:
         raise InputError(f"--beam_options: Beam has no option {sorted(unknown)[0]!r}")
     try:
-        beam.Pipeline(options=options)  # compares them with what the runner needs
+        beam.Pipeline(options=options)  # checks what the runner needs
     except ValueError as error:
         raise InputError(f"--beam_options with --runner={runner}: {error}") from error
     return options
@@ -75,19 +73,19 @@ def pipeline_options(runner: str, others: Sequence[str]) -> PipelineOptions:
 
 
 class _Load(beam.DoFn):
-    """(shard, first, behind) -> ((shard, row), uint8 (H, W, 3)) of these photos.
+    """(shard, first, end) -> ((shard, row), uint8 (H, W, 3)) of these photos.
 
-    The output `_BAD` has ((shard, row), {"id", "reason"}) of those that cannot be read.
+    The output `_BAD` has ((shard, row), {"id", "reason"}) of the unreadable ones.
     """
 
     def __init__(self, folder: pathlib.Path, max_side: int):
         self._folder, self._max_side = folder, max_side
 
     def process(self, chunk: tuple[int, int, int]) -> Iterator:
-        shard, first, behind = chunk
+        shard, first, end = chunk
         listed = json.loads(_list_file(self._folder, shard).read_text(encoding="utf-8"))
         photos = [Photo(id_, file, box and tuple(box), start) for id_, file, box, start in listed]
-        images = decoding.decode_ahead(photos[first:behind], self._max_side)
+        images = decoding.decode_ahead(photos[first:end], self._max_side)
         for row, image in enumerate(images, first):
             if isinstance(image, str):
                 bad = {"id": photos[row].id, "reason": image}
@@ -97,14 +95,14 @@ class _Load(beam.DoFn):
 
 
 class DescribeHandler(ModelHandler[np.ndarray, np.ndarray, Describe]):
-    """Describes photos of any sizes; inside Beam's `KeyedModelHandler`.
+    """Describes photos of any sizes, within Beam's `KeyedModelHandler`.
 
-    Beam's own handler does not open SavedModels that Keras 3 wrote
+    Beam's own handler cannot open SavedModels written by Keras 3
     (https://github.com/apache/beam/issues/30616).
 
     Args:
       load: returns uint8 (B, H, W, 3) -> float32 (B, D).
-      batch_size: photos of equal size that are described at once.
+      batch_size: photos of equal size per batch.
     """
 
     def __init__(self, load: Callable[[], Describe], batch_size: int):
@@ -121,7 +119,7 @@ class DescribeHandler(ModelHandler[np.ndarray, np.ndarray, Describe]):
         return decoding.describe_batches(enumerate(batch), model, count, self._batch_size)[0]
 
     def batch_elements_kwargs(self) -> dict:
-        # By bytes, and not as many as Beam finds the quickest: batches take memory.
+        # By bytes, not by what Beam finds fastest: batches take memory.
         most = decoding.WAITING_BYTES
 
         def size(keyed):
@@ -136,14 +134,16 @@ class DescribeHandler(ModelHandler[np.ndarray, np.ndarray, Describe]):
         return "dolg_tf"
 
 
-def _by_shard(keyed: tuple) -> tuple[int, tuple]:  # Beam reads it: GroupByKey wants a pair
+def _by_shard(
+    keyed: tuple,
+) -> tuple[int, tuple]:  # Beam reads the annotation: GroupByKey needs a pair
     """((shard, row), value) -> (shard, (row, value))."""
     (shard, row), value = keyed
     return shard, (row, value)
 
 
 def _save(grouped: tuple, folder: pathlib.Path) -> None:
-    """(shard, (row, descriptor or bad photo) of all its photos) -> the file of its rows."""
+    """(shard, (row, descriptor or bad photo) of each photo) -> the file of its rows."""
     shard, found = grouped
     values = [value for _, value in sorted(found, key=lambda one: one[0])]
     rows = [value for value in values if isinstance(value, np.ndarray)]
@@ -171,7 +171,7 @@ def _pipeline(
     handler: DescribeHandler,
     options: PipelineOptions,
 ) -> beam.Pipeline:
-    """Returns what describes the chunks, (shard, first, behind) each, of whole shards."""
+    """Returns a pipeline for the chunks, (shard, first, end) each, of whole shards."""
     pipeline = beam.Pipeline(options=options)
     loaded = (
         pipeline
@@ -191,20 +191,20 @@ def _pipeline(
 
 
 def _run(pipeline: beam.Pipeline) -> None:
-    """Runs a pipeline to its end, with the errors of its workers as if they were raised here."""
+    """Runs a pipeline to its end; errors of its workers are raised as if they were ours."""
     try:
         result = pipeline.run()
         try:
             result.wait_until_finish()
         except KeyboardInterrupt:
-            result.cancel()  # else a cluster would go on
+            result.cancel()  # otherwise a cluster would continue
             raise
     except InputError as error:
         raise InputError(str(error).split(" [while running")[0]) from error
     except RuntimeError as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from error
-        # Of a worker in another process only the text comes back.
+        # From a worker in another process only the text arrives.
         said = re.search(r"InputError: (.*?)(?= \[while running|$)", str(error), re.MULTILINE)
         if said:
             raise InputError(said[1]) from error
@@ -219,10 +219,10 @@ def do_part(
     part: tuple[int, int],
     options: PipelineOptions,
 ) -> None:
-    """Describes and writes the shards of a part that are not done; see `extract.describe_photos`.
+    """Describes and writes the unfinished shards of a part; see `stage.describe_photos`.
 
     Raises:
-      InputError: when there are too many bad photos. The shards stay.
+      InputError: when there are too many bad photos. The finished shards stay.
     """
     done = work.done()
     todo = [shard for shard in range(part[0], work.count, part[1]) if shard not in done]
@@ -234,14 +234,14 @@ def do_part(
     rounds = [todo[start : start + _ROUND] for start in range(0, len(todo), _ROUND)]
     try:
         for shards in progress.track(rounds, len(rounds), "extract", "rounds"):
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
             folder.mkdir(parents=True)
             chunks = []
             for shard in shards:
-                first, behind = work.span(shard)
-                _write_list(_list_file(folder, shard), listing.photos[first:behind])
-                starts = range(0, behind - first, _CHUNK)
-                chunks += [(shard, at, min(at + _CHUNK, behind - first)) for at in starts]
+                first, end = work.span(shard)
+                _write_list(_list_file(folder, shard), listing.photos[first:end])
+                starts = range(0, end - first, _CHUNK)
+                chunks += [(shard, at, min(at + _CHUNK, end - first)) for at in starts]
             _run(_pipeline(chunks, folder, settings.max_side, handler, options))
             for shard in shards:
                 rows, found = _read_rows(_rows_file(folder, shard))
@@ -264,7 +264,9 @@ def _write_list(path: pathlib.Path, photos: Sequence[Photo]) -> None:
 
 def _read_rows(path: pathlib.Path) -> tuple[np.ndarray, list[dict]]:
     if not path.exists():
-        raise InputError(f"{path}: Beam's workers did not write it; do they see this folder?")
+        raise InputError(
+            f"{path}: Beam's workers did not write it; check that they can reach this folder"
+        )
     with np.load(path) as found:
         bad = json.loads(str(found["bad"]))
         for one in bad:

@@ -1,4 +1,4 @@
-"""The plainest descriptor, a joint colour histogram: what a learned one must beat."""
+"""A joint colour histogram: the simplest descriptor, which a learned one must beat."""
 
 import dataclasses
 
@@ -20,13 +20,13 @@ class ColourHistogramConfig(PhotosConfig):
 def colour_histograms(images: np.ndarray) -> np.ndarray:
     """Returns the square roots of joint RGB histograms.
 
-    The inner product of two is the Bhattacharyya coefficient of the colour distributions.
+    The inner product of two rows is the Bhattacharyya coefficient of the colour distributions.
 
     Args:
       images: uint8 RGB (B, H, W, 3).
 
     Returns:
-      float32 (B, 512), unit L2 norm: 8 bins of red, green and blue each, blue fastest.
+      float32 (B, 512), unit L2 norm: 8 bins each of red, green and blue, blue varying fastest.
     """
     red, green, blue = np.moveaxis(images.astype(np.int32) * BINS // 256, -1, 0)
     bins = ((red * BINS + green) * BINS + blue).reshape(len(images), -1)
@@ -37,7 +37,7 @@ def colour_histograms(images: np.ndarray) -> np.ndarray:
 def extract_colour_histograms(settings: ColourHistogramConfig) -> descriptors.DescriptorSet:
     """Describes photos by their colours: photos in, a descriptor set out.
 
-    The list, the boxes and the files are those of `extract`, so the same scoring runs on it.
+    List, boxes and files are those of `extract`, so the set is scored in the same way.
     """
     name = f"colour_histogram_{BINS}x{BINS}x{BINS}"
     return describe_photos(settings, Describer(name, (1.0,), None, lambda: colour_histograms))

@@ -1,4 +1,4 @@
-"""Photos are read, decoded and cut to their boxes, ahead of the model in threads."""
+"""Photos are read, decoded, cropped and batched ahead of the model."""
 
 import collections
 import concurrent.futures
@@ -13,7 +13,7 @@ from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
-# Decoded photos that wait for others of their size, at most.
+# Most decoded photos that wait for others of their size.
 WAITING_BYTES = 256 * 2**20
 
 
@@ -24,14 +24,14 @@ def _cut(image: np.ndarray, photo: Photo) -> np.ndarray:
     top, bottom = max(top, 0), min(bottom, height)
     if left >= right or top >= bottom:
         raise InputError(
-            f"{photo.where}: the box {photo.box} holds no pixel of its {width} x {height}; mend "
-            "the ground truth, or use --nocrop_queries"
+            f"{photo.where}: the box {photo.box} has no pixel of its {width} x {height}; "
+            "correct the ground truth, or use --nocrop_queries"
         )
     return image[top:bottom, left:right]
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    """Returns uint8 RGB (H, W, 3), shrunk to a longest side of `max_side` pixels; 0: as it is."""
+    """Returns uint8 RGB (H, W, 3), shrunk to a longest side of `max_side` pixels; 0: unchanged."""
     height, width = image.shape[:2]
     if not max_side or max(height, width) <= max_side:
         return image
@@ -39,22 +39,22 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
 
     scale = max_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Antialiased: a photo is shrunk once here, far, before the network's scales resample it.
+    # Antialiased, since a photo may be shrunk a lot here; the network's scales resample it later.
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
-    """Reads, decodes, cuts to the box (truncated to whole pixels) and shrinks a photo.
+    """Reads, decodes, crops (to the box, truncated to whole pixels) and shrinks a photo.
 
     Args:
       photo: what to read.
-      max_side: longest side in pixels after the cut; 0: as it is.
+      max_side: longest side in pixels after the crop; 0: unchanged.
 
     Returns:
-      uint8 RGB (H, W, 3); or, when the file is missing or no photo, the reason.
+      uint8 RGB (H, W, 3); or the reason, when the file is missing or not a photo.
 
     Raises:
-      InputError: when the box lies outside the photo, or the disk does not give the file.
+      InputError: when the box is outside the photo, or the disk fails.
     """
     import tensorflow as tf
 
@@ -65,7 +65,7 @@ def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{photo.where}: {error.strerror}"
     except OSError as error:
-        # Else a lost disk would make every photo a bad one.
+        # Otherwise a lost disk would turn every photo into a bad one.
         raise InputError(f"{photo.where}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # a damaged record
         return f"{photo.where}: {error}"
@@ -80,9 +80,9 @@ def read_photo(photo: np.ndarray | Photo | files.Path, max_side: int = 0) -> np.
     """Reads a photo as extraction does.
 
     Args:
-      photo: one of a listing, cut to its box where it has one; the path of a JPEG, PNG, GIF, BMP
+      photo: one of a listing, cropped to its box if it has one; the path of a JPEG, PNG, GIF, BMP
         or WebP file; or uint8 RGB (H, W, 3), which is checked.
-      max_side: longest side in pixels that it is shrunk to; 0: never.
+      max_side: longest side in pixels to shrink it to; 0: never.
 
     Returns:
       uint8 RGB (H, W, 3).
@@ -142,12 +142,12 @@ def bucket(
 
     Args:
       images: (row, uint8 (H, W, 3)) pairs.
-      batch_size: most images in a batch.
-      waiting_bytes: when the images that wait for a full batch are larger than this together,
-        the fullest bucket goes as it is.
+      batch_size: most images per batch.
+      waiting_bytes: when the images that wait for a full batch exceed this size in total, the
+        fullest bucket is yielded as it is.
 
     Yields:
-      (rows, uint8 (B, H, W, 3)), 1 <= B <= batch_size; each image once.
+      (rows, uint8 (B, H, W, 3)), 1 <= B <= batch_size; every image once.
     """
     buckets: dict[tuple, list] = {}
     waiting = 0
@@ -181,11 +181,11 @@ def describe_batches(
     Args:
       images: (row, uint8 (H, W, 3)) pairs, rows below `count`.
       describe: uint8 (B, H, W, 3) -> float32 (B, D).
-      count: rows in all.
-      batch_size: most images in a batch.
+      count: total number of rows.
+      batch_size: most images per batch.
 
     Returns:
-      (descriptors, done): float32 (count, D) and bool (count,), which rows came.
+      (descriptors, done): float32 (count, D), and bool (count,), the rows that were described.
     """
     descriptors, done = np.zeros((count, 0), np.float32), np.zeros(count, bool)
     for rows, batch in bucket(images, batch_size):

@@ -1,6 +1,6 @@
 """SavedModels that describe photos: ours, or another DELG extractor.
 
-`open_describer` reads what tells a model from others, without TensorFlow; `load_model` loads it.
+`open_describer` reads a model's identity without TensorFlow; `load_model` loads the model.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from dolg_tf.stage.config import InputError
 from dolg_tf.stage.scales import SCALE_SETS
 
 Describe = Callable[[np.ndarray], np.ndarray]
-_BATCH = 16  # photos of equal size that go through the network together
+_BATCH = 16  # photos of equal size that are described together
 _DELG = ("input_global_scales_ind", "input_image", "input_scales")
 
 
 @dataclasses.dataclass(frozen=True)
 class Describer:
-    """A way of describing photos.
+    """A way of describing photos, before anything is loaded.
 
     Attributes:
-      model_hash: tells it from every other.
-      scales: of a photo, whose descriptors are averaged.
-      whitening: what `dolg.json` says of the whitening in the model; None: there is none.
-      load: returns uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm; takes long.
+      model_hash: identifies the model.
+      scales: of a photo; the descriptors of all scales are averaged.
+      whitening: the whitening in the model, as `dolg.json` has it; None: there is none.
+      load: returns uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm; slow.
     """
 
     model_hash: str
@@ -42,15 +42,15 @@ class Describer:
 def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Describer:
     """Opens a SavedModel of mode `serving` or `delg`, without loading TensorFlow.
 
-    One that has no `assets.extra/dolg.json`, another's DELG extractor, is told from others by a
-    hash of its files.
+    A DELG extractor that is not ours has no `assets.extra/dolg.json`; a hash of its files
+    identifies it.
 
     Args:
       saved_model: the directory.
-      scales: of the photos; none: those that the model was exported with.
+      scales: of the photos; empty: those that the model was exported with.
 
     Raises:
-      InputError: when there is no SavedModel, or nobody says which scales.
+      InputError: when there is no SavedModel, or no scales are known.
     """
     path = pathlib.Path(saved_model)
     if not (path / "saved_model.pb").is_file():
@@ -65,7 +65,7 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
         info = {"scales": scales, "weights_sha256": _hash_files(path)}
     else:
         raise InputError(
-            f"--saved_model={path} has no assets.extra/dolg.json, so it does not say its scales; "
+            f"--saved_model={path} has no assets.extra/dolg.json, so its scales are unknown; "
             f"give them, such as --scales={','.join(map(str, SCALE_SETS['three']))}"
         )
     scales = tuple(scales or info["scales"])
@@ -86,14 +86,14 @@ def _hash_files(saved_model: pathlib.Path) -> str:
 
 
 class LoadedModel:
-    """A SavedModel in memory, as `load_model` gives it; several threads may use it at once.
+    """A SavedModel in memory, from `load_model`; several threads may use it at once.
 
     A photo is the path of a JPEG, PNG, GIF, BMP or WebP file, a `Photo`, or uint8 RGB (H, W, 3).
 
     Args:
       path: the directory.
-      about: what tells the model from others, and its scales.
-      model: what TensorFlow loaded, with the signature `images` or that of DELG's extractor.
+      about: the model's identity and scales.
+      model: as TensorFlow loads it, with the signature `images` or that of DELG's extractor.
     """
 
     def __init__(self, path: pathlib.Path, about: Describer, model):
@@ -108,15 +108,15 @@ class LoadedModel:
         """Returns the descriptors of photos, as extraction stores them.
 
         Args:
-          photos: uint8 RGB (N, H, W, 3), which goes through the network at once; or a list of
-            photos of any sizes, which is read ahead and described in batches.
-          scales: of the photos, whose descriptors are averaged; none: those of `about`.
+          photos: uint8 RGB (N, H, W, 3), described as a single batch; or a list of photos of any
+            sizes, which are read ahead and described in batches.
+          scales: of the photos; their descriptors are averaged. Empty: those of `about`.
 
         Returns:
           float32 (N, D), rows of unit L2 norm, in the order of the photos.
 
         Raises:
-          InputError: when a photo cannot be read, or is not uint8 RGB, or there is none.
+          InputError: when a photo cannot be read or is not uint8 RGB, or there are no photos.
         """
         scales = tuple(scales) or self.about.scales
         if isinstance(photos, np.ndarray):
@@ -127,7 +127,7 @@ class LoadedModel:
                 )
             return self._describe(photos, scales)
         if isinstance(photos, str | os.PathLike | Photo):
-            raise InputError(f"{photos} is one photo; give a list of photos")
+            raise InputError(f"{photos} is a single photo; give a list of photos")
         photos = list(photos)
         if not photos:
             raise InputError("there are no photos to describe; give at least one")
@@ -148,7 +148,7 @@ class LoadedModel:
         return np.stack([self._describe_by_delg(image, scales) for image in images])
 
     def _describe_by_delg(self, image: np.ndarray, scales) -> np.ndarray:
-        """DELG's extractor takes one photo and gives one row a scale, which its user averages."""
+        """DELG's extractor takes one photo and returns a row per scale, for its user to average."""
         import tensorflow as tf
 
         rows = self._model.signatures["serving_default"](
@@ -161,14 +161,14 @@ class LoadedModel:
 
     @property
     def has_maps(self) -> bool:
-        """Whether `maps` has something to show; not of mode `delg`, nor without local branch."""
+        """Whether `maps` works: not in mode `delg`, nor without a local branch."""
         return "maps" in self._model.signatures
 
     def maps(self, photo: np.ndarray | Photo | files.Path) -> dict[str, np.ndarray]:
-        """Returns what the local branch sees in a photo.
+        """Returns the maps of the local branch over a photo.
 
         Returns:
-          `attention`, `orthogonal_norm` and `explained_energy`, float32 (h, w) each, a cell for
+          `attention`, `orthogonal_norm` and `explained_energy`, float32 (h, w) each, a cell per
           16 x 16 pixels.
 
         Raises:
@@ -180,11 +180,11 @@ class LoadedModel:
         """Returns the local features of a photo: attention times a unit vector.
 
         Returns:
-          float32 (h, w, C), a cell for 16 x 16 pixels.
+          float32 (h, w, C), a cell per 16 x 16 pixels.
 
         Raises:
-          InputError: when the photo cannot be read, the network has no local branch, or it was
-            exported before there was this signature.
+          InputError: when the photo cannot be read, the network has no local branch, or the export
+            is older than this signature.
         """
         return self._of_local_branch("local_features", photo)["features"]
 
@@ -206,24 +206,24 @@ class LoadedModel:
                 raise InputError(f"{where}, only {there}; export it with --mode=serving")
             if "maps" in there:
                 raise InputError(
-                    f"{where}, it was exported before there was one; export it again with "
+                    f"{where}: it was exported before this signature existed; export it again with "
                     "`dolg export`"
                 )
             raise InputError(
                 f"{where}: its network has no local branch (--fusion=global_only), so there are no "
-                "local features to show; take one that has"
+                "local features to show; use a network that has one"
             )
 
 
 def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedModel:
-    """Loads a SavedModel of mode `serving` or `delg`, or another's DELG extractor.
+    """Loads a SavedModel of mode `serving` or `delg`, or another DELG extractor.
 
     Args:
       saved_model: the directory.
-      scales: at which photos are described; none: those that the model was exported with.
+      scales: of the photos; their descriptors are averaged. Empty: those of the export.
 
     Raises:
-      InputError: when there is no such SavedModel, or nobody says which scales.
+      InputError: when there is no such SavedModel, or no scales are known.
 
     Example:
       model = load_model("models/mine/1")
@@ -246,6 +246,6 @@ def _check_delg(path: pathlib.Path, signatures) -> None:
     inputs = () if call is None else tuple(sorted(call.structured_input_signature[1]))
     if inputs != _DELG or "global_descriptors" not in call.structured_outputs:
         raise InputError(
-            f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is no "
-            "extractor of DELG's global descriptors; `dolg export --mode=serving` writes one"
+            f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is "
+            "not an extractor of DELG's global descriptors; `dolg export --mode=serving` writes one"
         )

@@ -1,4 +1,4 @@
-"""Which photos are described: folder, CSV, ground truth or TFRecords become (id, file, box)."""
+"""The photos to describe: a folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
 import concurrent.futures
 import dataclasses
@@ -23,8 +23,8 @@ from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
-_STAT_THREADS = 16  # on a network disk each question takes milliseconds
-_STAT_PHOTOS = 4096  # that a thread asks for in one go
+_STAT_THREADS = 16  # each call takes milliseconds on a network disk
+_STAT_PHOTOS = 4096  # per task of a thread
 _RECORD_HEADER = 12  # bytes: length of a record, and its checksum
 
 
@@ -34,9 +34,9 @@ class Photo:
 
     Attributes:
       id: its path relative to the image root, without suffix; in a TFRecord its `image/id`.
-      file: where it is, which may be missing: a file of its own, or a TFRecord file.
-      box: (left, top, right, bottom) in pixels, what is cut out; None: the whole photo.
-      start: byte of the TFRecord file where its record starts; -1: it has a file of its own.
+      file: where it is: a file of its own, which may be missing, or a TFRecord file.
+      box: (left, top, right, bottom) in pixels, the part that is cut out; None: the whole photo.
+      start: byte of the TFRecord file at which its record starts; -1: it has a file of its own.
       record_size: of the record, in bytes.
     """
 
@@ -52,7 +52,7 @@ class Photo:
 
     @property
     def where(self) -> str:
-        """Names the photo's place in errors."""
+        """The photo's place, for errors."""
         return f"{self.file}" if self.start < 0 else f"{self.file}, record at byte {self.start}"
 
     def read(self) -> bytes:
@@ -69,12 +69,12 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of a listing: whoever has the same ones describes the same photos.
+    """Hashes of a listing: equal hashes mean equal photos.
 
     Attributes:
-      names: of all ids and boxes.
-      images: of all ids, boxes and file sizes.
-      shards: of the ids, boxes and file sizes of each shard.
+      names: hash of all ids and boxes.
+      images: hash of all ids, boxes and file sizes.
+      shards: a hash per shard, of its ids, boxes and file sizes.
     """
 
     names: str
@@ -91,18 +91,18 @@ class Listing:
     crop: bool
 
     def sizes(self) -> np.ndarray:
-        """Returns the size of each photo in bytes, int64 (N,); -1: there is no such file."""
+        """Returns the size of each photo in bytes, int64 (N,); -1: the file is missing."""
         with concurrent.futures.ThreadPoolExecutor(_STAT_THREADS) as pool:
             starts = range(0, len(self.photos), _STAT_PHOTOS)
             parts = pool.map(lambda at: _sizes(self.photos[at : at + _STAT_PHOTOS]), starts)
             return np.array([size for part in parts for size in part], np.int64)
 
     def fingerprints(self, sizes: np.ndarray, shard_photos: int) -> Fingerprints:
-        """Returns the hashes of the photos, for shards of `shard_photos` of them each.
+        """Returns the hashes of the photos, for shards of `shard_photos` each.
 
         Args:
-          sizes: as `sizes` gives them.
-          shard_photos: consecutive photos in a shard.
+          sizes: as `sizes` returns them.
+          shard_photos: consecutive photos per shard.
         """
         names, images, shards = hashlib.sha256(), hashlib.sha256(), []
         for at in range(0, len(self.photos), shard_photos):
@@ -135,13 +135,13 @@ def _sizes(photos: Iterable[Photo]) -> list[int]:
 
 
 def list_records(pattern: str) -> Iterator[tuple[str, str, int, int]]:
-    """Yields id, file, byte where it starts and size in bytes of each record, in file order.
+    """Yields id, file, first byte and size in bytes of each record, in file order.
 
     Args:
       pattern: a glob of TFRecords of DELG's schema.
 
     Raises:
-      InputError: when no file matches, one is cut short or no TFRecord, or a record has no
+      InputError: when no file matches, a file is truncated or not a TFRecord, or a record has no
         `image/id`.
     """
     for path, starts in tfrecord.RecordIndex.open(pattern).places():
@@ -164,14 +164,14 @@ def _id(record: memoryview, path: str, start: int) -> str:
     try:
         found = (example.find_bytes(record, b"image/id") or b"").decode()
     except ValueError as error:  # UnicodeDecodeError is one
-        raise InputError(f"{where}: no tf.train.Example ({error}); write it again") from error
+        raise InputError(f"{where}: not a tf.train.Example ({error}); write it again") from error
     if not found:
         raise InputError(f"{where}: no image/id; records of photos follow DELG's schema")
     return found
 
 
 def read_record(path: str, start: int) -> bytes:
-    """Returns the encoded photo of the record that starts at a byte of a file.
+    """Returns the encoded photo of the record that starts at a given byte.
 
     Raises:
       OSError: when the file cannot be read.
@@ -191,23 +191,26 @@ def read_record(path: str, start: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhotosConfig:
-    """The photos of a descriptor set, and where it goes."""
+    """Which photos are described, and where the descriptor set goes."""
 
     images: str = option(
-        "folder of photos, CSV with a column path or id, gnd_*.pkl or .mat, or a pattern of "
-        "TFRecords of DELG's schema"
+        "folder of photos, CSV with a column path or id, gnd_*.pkl or .mat, or a glob of TFRecords "
+        "with DELG's schema"
     )
     image_root: str = option(
-        "folder that the ids are relative to; empty: the folder itself, or that of the file", ""
+        "folder that ids are relative to; empty: the folder of photos itself, or that of the file",
+        "",
     )
     subset: str = option(
-        "query or index: which photos of a ground truth, which needs it; empty for all else", ""
+        "photos of a ground truth to describe: query or index; empty for any other source", ""
     )
     output: str = option("descriptor set (a directory) to write")
-    crop_queries: bool = option("cut the queries of a ground truth to their boxes", True)
+    crop_queries: bool = option("crop the queries of a ground truth to their boxes", True)
     max_side: int = option("shrink photos to this longest side; 0: never", 0, unit="pixels")
-    batch_size: int = option("photos of equal size described at once", 16, unit="photos")
-    max_bad: int = option("unreadable photos that are tolerated, and listed", 0, unit="photos")
+    batch_size: int = option("photos of equal size per batch", 16, unit="photos")
+    max_bad: int = option(
+        "unreadable photos to tolerate; they are listed in meta.json", 0, unit="photos"
+    )
 
     def __post_init__(self):
         if self.subset not in ("", "query", "index"):
@@ -232,7 +235,7 @@ class _Finder:
         return self._folders[name]
 
     def _names(self, folder: str) -> dict[str, str]:
-        """Returns the photos of a folder by their stems; "/" is between several of one."""
+        """Returns the photos of a folder by their stems; "/" separates several with one stem."""
         if folder not in self._stems:
             stems = self._stems[folder] = {}
             # Not Path.iterdir, which makes a million Path objects.
@@ -253,8 +256,7 @@ class _Finder:
         if "/" in found:
             several = sorted(found.split("/"))
             raise InputError(
-                f"{where}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep one of "
-                "them"
+                f"{where}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep only one"
             )
         return Photo(id_of(name), f"{folder}/{found}")
 
@@ -280,7 +282,7 @@ def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
                 continue
             photos.append(Photo(f"{prefix}{stem}", f"{parent}/{name}"))
     if others:
-        log.info("%s: %d other files (not jpg, jpeg or png) are left out", folder, others)
+        log.info("%s: %d other files (not jpg, jpeg or png) are ignored", folder, others)
     if links:
         log.warning("%s: %d links to folders are not followed", folder, links)
     return photos
@@ -309,19 +311,19 @@ def _check_ids(photos: list[Photo], source) -> None:
         other = seen.setdefault(photo.id, row)
         if other != row:
             raise InputError(
-                f"{source}: {photo.where} and {photos[other].where} have one id, {photo.id!r}; "
-                "keep one"
+                f"{source}: {photo.where} and {photos[other].where} have the same id, "
+                f"{photo.id!r}; keep only one"
             )
 
 
 def list_photos(settings: PhotosConfig) -> Listing:
     """Lists the photos of a folder (recursive, sorted), a CSV, a ground truth or TFRecords.
 
-    Those of files are in the files' order. A photo that a file names and that is not there is
-    listed too: whoever reads it counts it.
+    Photos named in a file are in the order of that file, and missing ones are listed too: they are
+    counted when they are read.
 
     Raises:
-      InputError: when there are none, two have one id, or a name leads out of the image root.
+      InputError: when there are none, two have the same id, or a name leads out of the image root.
     """
     source = pathlib.Path(settings.images)
     is_truth = source.suffix in (".pkl", ".mat")
@@ -329,7 +331,7 @@ def list_photos(settings: PhotosConfig) -> Listing:
     if not source.exists() and not pattern:
         raise InputError(f"--images={source}: no such file or folder")
     if is_truth != bool(settings.subset):
-        remedy = "needs --subset=query or index" if is_truth else "takes no --subset"
+        remedy = "needs --subset=query or --subset=index" if is_truth else "takes no --subset"
         raise InputError(f"--images={source} {remedy}")
     root = pathlib.Path(settings.image_root or (source if source.is_dir() else source.parent))
     while pattern and glob.has_magic(str(root)):
@@ -345,9 +347,7 @@ def list_photos(settings: PhotosConfig) -> Listing:
     elif source.suffix == ".csv":
         found = _from_csv(source, _Finder(root))
     elif source.suffix.lower() in (*SUFFIXES, ".txt"):
-        raise InputError(
-            f"--images={source} is neither a folder, a .csv, a .pkl, a .mat nor TFRecords"
-        )
+        raise InputError(f"--images={source} is not a folder, a .csv, a .pkl, a .mat or TFRecords")
     else:
         found = [
             Photo(id_, file, None, start, size)

@@ -1,10 +1,10 @@
-"""A descriptor set that grows shard by shard, by one process or several, until it is whole.
+"""A descriptor set that grows shard by shard, in one process or several, until it is complete.
 
-While it grows, its folder holds nothing but a folder `unfinished` with the finished shards,
-`descriptors-%05d-of-%05d.npy`, and `shard-%05d-of-%05d.json` of each: the settings of the whole
-set, a hash of the shard's photos, and those that could not be read. Whoever writes the last shard
-joins them to the set's own files, adds `ids.txt` and `meta.json` and removes that folder. Until
-`meta.json` is there, all of that can be done again.
+While it grows, its folder contains only a folder `unfinished` with the finished shards,
+`descriptors-%05d-of-%05d.npy`, and a `shard-%05d-of-%05d.json` for each: the settings of the whole
+set, a hash of the shard's photos, and the photos that could not be read. The process that writes
+the last shard joins them into the set's own files, adds `ids.txt` and `meta.json` and removes that
+folder. Until `meta.json` exists, all of that can be repeated.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-SHARD_PHOTOS = 1024  # consecutive ones of the listing: what a run that is killed loses at most
-_FILE_SHARDS = 256  # joined to one file: each that is read takes a file descriptor, of often 1,024
+SHARD_PHOTOS = 1024  # consecutive photos of the listing: the most that a killed run loses
+_FILE_SHARDS = 256  # per file: each open file takes one of often only 1,024 file descriptors
 FORMAT_VERSION = 1
 
 
@@ -35,10 +35,10 @@ class Shard:
 
     Attributes:
       number: from 0.
-      rows: descriptors in it.
-      width: of a descriptor; 0 when there is no row.
+      rows: number of descriptors.
+      width: of a descriptor; 0 when there are no rows.
       photos: hash of its photos.
-      bad: {"id", "reason"} of the photos that have no descriptor.
+      bad: {"id", "reason"} of each photo without a descriptor.
     """
 
     number: int
@@ -49,18 +49,18 @@ class Shard:
 
 
 class UnfinishedSet:
-    """The shards of a set, those that are done and those to do.
+    """The shards of a set, finished or not.
 
     Args:
       path: the directory of the set.
-      meta: what must be the same in all shards: the keys of `meta.json` but `image_root`, `bad`,
+      meta: what all shards must share: the keys of `meta.json` except `image_root`, `bad` and
         `images`.
       listing: the photos.
       prints: their hashes, for shards of `SHARD_PHOTOS`.
 
     Attributes:
       path: as given.
-      count: shards in all.
+      count: total number of shards.
     """
 
     def __init__(self, path: files.Path, meta: dict, listing: Listing, prints: Fingerprints):
@@ -71,16 +71,16 @@ class UnfinishedSet:
         self._folder = self.path / descriptors.UNFINISHED
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Returns the first photo of a shard and the one behind its last."""
+        """Returns the first photo of a shard and the one after its last."""
         start = shard * SHARD_PHOTOS
         return start, min(start + SHARD_PHOTOS, len(self._listing.photos))
 
     @contextlib.contextmanager
     def part(self, part: int, parts: int) -> Iterator[None]:
-        """Keeps others from working on the same part while the block runs.
+        """Keeps other processes from working on the same part while the block runs.
 
         Raises:
-          InputError: when another process is at it.
+          InputError: when another process is working on it.
         """
         taken = (
             f"another process is working on --shard={part}/{parts} of {self.path}; wait for it, or "
@@ -94,15 +94,15 @@ class UnfinishedSet:
                 file.unlink(missing_ok=True)
                 for folder in (self._folder, self.path):
                     with contextlib.suppress(OSError):
-                        folder.rmdir()  # when it is empty: nothing was done
+                        folder.rmdir()  # only succeeds if it is empty: nothing was done
 
     def done(self) -> dict[int, Shard]:
         """Returns the finished shards.
 
-        One that is damaged, or whose photos have changed, counts as not done.
+        A shard that is damaged, or whose photos have changed, counts as not done.
 
         Raises:
-          InputError: when they belong to another model, setting or list of photos.
+          InputError: when they belong to another model, other settings or another list of photos.
         """
         found = {}
         for file in sorted(self._folder.glob("shard-*-of-*.json")):
@@ -110,7 +110,7 @@ class UnfinishedSet:
                 about = files.read_json(file, FORMAT_VERSION)
                 shard = Shard(**about["shard"])
             except (InputError, KeyError, TypeError) as error:
-                log.warning("%s is damaged, its shard is done again: %s", file, error)
+                log.warning("%s is damaged, so its shard is done again: %s", file, error)
                 continue
             descriptors.refuse_other(self.path, "begun", about["set"], self._about)
             fault = self._fault(shard)
@@ -121,11 +121,11 @@ class UnfinishedSet:
         return found
 
     def _file(self, shard: int) -> pathlib.Path:
-        """Returns where the rows of a shard lie."""
+        """Returns the file with the rows of a shard."""
         return self._folder / descriptors.shard_name(shard, self.count)
 
     def _fault(self, shard: Shard) -> str:
-        """Says why a shard must be done again."""
+        """Returns why a shard must be done again; "": it need not be."""
         if shard.photos != self._prints.shards[shard.number]:
             return "its photos have changed"
         file = self._file(shard.number)
@@ -134,7 +134,7 @@ class UnfinishedSet:
         except (ValueError, EOFError, OSError) as error:
             return f"{file} is missing or damaged ({error})"
         if rows.shape != (shard.rows, shard.width) or rows.dtype != self._meta["dtype"]:
-            return f"{file} is not what was written"
+            return f"{file} has changed since it was written"
         return ""
 
     def write(self, shard: int, rows: np.ndarray, bad: list[dict]) -> None:
@@ -146,7 +146,7 @@ class UnfinishedSet:
           bad: {"id", "reason"} of the others.
 
         Raises:
-          InputError: when a row is not finite, or the disk does not take it.
+          InputError: when a row is not finite, or the file cannot be written.
         """
         descriptors.check_rows(rows, f"{self.path}, shard {shard} of {self.count}")
         written = Shard(shard, len(rows), rows.shape[1], self._prints.shards[shard], bad)
@@ -164,26 +164,26 @@ class UnfinishedSet:
 
     @contextlib.contextmanager
     def _writing(self, file: pathlib.Path) -> Iterator[None]:
-        """Says of a disk that does not take what is written in the block what is to be done."""
+        """Adds a remedy to the errors of a disk that is full or fails."""
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"{file} cannot be written ({error.strerror or error}); the shards "
-                "that are done are kept: make room, or mend it, and run the same command again"
+                f"{file} cannot be written ({error.strerror or error}); the finished shards are "
+                "kept: make room, or repair the disk, and run the same command again"
             ) from error
 
     def finish(self, max_bad: int) -> bool:
-        """Makes the set a finished one, if all shards are there.
+        """Completes the set, if all shards are done.
 
         Args:
-          max_bad: unreadable photos that are tolerated.
+          max_bad: unreadable photos to tolerate.
 
         Returns:
-          Whether it is finished, by this process or another.
+          Whether it is complete, by this process or another.
 
         Raises:
-          InputError: when it has too many bad photos, or not one good one.
+          InputError: when too many photos are bad, or all of them.
         """
         with self._alone():
             if not (self.path / "meta.json").exists():
@@ -196,7 +196,7 @@ class UnfinishedSet:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Waits until no other process is in the block."""
+        """Waits until no other process is in this block."""
         while True:
             with contextlib.suppress(InputError):
                 lock = files.lock(self._folder / "finish.lock", "another process is finishing")
@@ -211,7 +211,7 @@ class UnfinishedSet:
             raise too_many_bad(bad, max_bad)
         widths = {shard.width for shard in shards if shard.rows}
         if len(widths) != 1:
-            wrong = "shards of different widths" if widths else "not one photo could be read"
+            wrong = "shards of different widths" if widths else "none of the photos could be read"
             raise InputError(f"{self.path}: {wrong}; delete it and extract it again")
         self._join(shards, *widths)
         without = {one["id"] for one in bad}
@@ -223,9 +223,9 @@ class UnfinishedSet:
             descriptors.write_about(self.path, ids, meta)
 
     def _join(self, shards: list[Shard], width: int) -> None:
-        """Writes the set's own files. The shards stay, so that a run that is killed goes on."""
+        """Writes the set's own files. The shards stay, so that a killed run can continue."""
         for old in self.path.glob("descriptors-*.npy"):
-            old.unlink()  # of a run that was killed here
+            old.unlink()  # left by a run that was killed here
         count = -(-len(shards) // _FILE_SHARDS)
         for number in range(count):
             group = shards[number * _FILE_SHARDS : (number + 1) * _FILE_SHARDS]
@@ -235,7 +235,7 @@ class UnfinishedSet:
                 "fortran_order": False,
                 "shape": (sum(shard.rows for shard in group), width),
             }
-            # Not a memory-mapped file: a full disk ends a process that writes to one.
+            # Not memory-mapped: a full disk kills a process that writes to a mapped file.
             with self._writing(file), file.open("wb") as joined:
                 np.lib.format.write_array_header_1_0(joined, header)
                 for shard in group:
@@ -243,13 +243,13 @@ class UnfinishedSet:
 
 
 def too_many_bad(bad: list[dict], max_bad: int) -> InputError:
-    """Returns the error of a set with more unreadable photos than are tolerated."""
+    """Returns the error of a set with too many unreadable photos."""
     return InputError(
-        f"{len(bad)} unreadable photos, --max_bad={max_bad} are tolerated; the last is "
-        f"{bad[-1]['reason']}; mend them, or raise --max_bad, and run the same command again"
+        f"{len(bad)} unreadable photos, but --max_bad={max_bad}; the last is "
+        f"{bad[-1]['reason']}; repair them, or raise --max_bad, and run the same command again"
     )
 
 
 def remove(path: files.Path) -> None:
-    """Removes what a set had beside it while it was unfinished."""
+    """Removes the shards of a set that is complete."""
     shutil.rmtree(pathlib.Path(path) / descriptors.UNFINISHED, ignore_errors=True)

@@ -2,8 +2,8 @@
 
     dolg extract --saved_model=MODEL --images=PHOTOS --output=SET
 
-A run that was interrupted goes on where it was when the same command is given again. Several
-processes, or machines with one disk, share the work with --shard=0/2 and --shard=1/2.
+The same command resumes an interrupted run. Several processes, or machines with a shared disk,
+split the work with --shard=0/2 and --shard=1/2.
 """
 
 import contextlib
@@ -31,30 +31,34 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractConfig(PhotosConfig):
-    """Which photos go through which network."""
+    """Which photos are described, and by which network."""
 
     saved_model: str = option("SavedModel directory of mode serving or delg")
     scales: tuple[float, ...] = option(
-        "scales of the photo whose descriptors are averaged; empty: the model's own", ()
+        "scales of a photo, whose descriptors are averaged; empty: those of the export", ()
     )
-    dtype: str = option("numbers that are stored", "float32", choices=descriptors.DTYPES)
+    dtype: str = option(
+        "number format of the stored descriptors", "float32", choices=descriptors.DTYPES
+    )
     shard: str = option(
-        f"i/n, i from 0: do the shards i, i + n, i + 2 n, ..., of {unfinished.SHARD_PHOTOS} photos "
-        "each; n processes share one --output",
+        f"i/n, i from 0: describe shards i, i + n, i + 2 n, ... of {unfinished.SHARD_PHOTOS} "
+        "photos each; n processes share one --output",
         "0/1",
     )
 
     def __post_init__(self):
         super().__post_init__()
         if any(not 0 < scale < float("inf") for scale in self.scales):
-            raise InputError(f"--scales={','.join(map(str, self.scales))}: each must be above 0")
+            raise InputError(f"--scales={','.join(map(str, self.scales))}: each must be positive")
         part, parts = self.part
         if part >= parts:
-            raise InputError(f"--shard={self.shard}: the first number is from 0 to {parts - 1}")
+            raise InputError(
+                f"--shard={self.shard}: the first number must be from 0 to {parts - 1}"
+            )
 
     @property
     def part(self) -> tuple[int, int]:
-        """The part of the shards that is done, from 0, and the number of parts."""
+        """The part of the shards to do, from 0, and the number of parts."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard, re.ASCII)
         if found is None:
             raise InputError(f"--shard={self.shard} must be i/n, such as 0/4")
@@ -62,7 +66,7 @@ class ExtractConfig(PhotosConfig):
 
 
 class _BadPhotos:
-    """Collects the unreadable photos of a shard and stops the work when there are too many."""
+    """The unreadable photos of a shard; stops the work when there are too many."""
 
     def __init__(self, before: list[dict], most: int):
         self._all, self._most = before, most
@@ -79,7 +83,7 @@ class _BadPhotos:
             raise unfinished.too_many_bad(self._all, self._most)
 
     def take(self) -> list[dict]:
-        """Returns what was added since this was called last."""
+        """Returns what was added since the last call."""
         taken, self._first = self._all[self._first :], len(self._all)
         return taken
 
@@ -91,21 +95,21 @@ def describe_photos(
     part: tuple[int, int] = (0, 1),
     do_part: Callable | None = None,
 ) -> DescriptorSet | None:
-    """Describes the photos that `settings` lists and writes the set, unless it is there already.
+    """Describes the photos that `settings` lists and writes the set, unless it exists already.
 
     Args:
       settings: photos and output.
-      describer: how.
-      dtype: of what is stored.
-      part: which of the shards, i and n: i, i + n, i + 2 n, ...
-      do_part: writes these shards, as `_do_part` does, when they are not written here.
+      describer: describes the photos.
+      dtype: of the stored descriptors.
+      part: the shards to do, (i, n): i, i + n, i + 2 n, ...
+      do_part: replaces `_do_part` in writing these shards.
 
     Returns:
-      The set; None when this part is done and others are not.
+      The set; None when this part is done but others are not.
 
     Raises:
-      InputError: when the output was made with another setting, too many photos are bad, or
-        another process is at the same part.
+      InputError: when the output was made with other settings, too many photos are bad, or
+        another process is working on the same part.
     """
     listing = list_photos(settings)
     descriptors.check_ids((photo.id for photo in listing.photos), settings.images)
@@ -129,7 +133,7 @@ def describe_photos(
     with work.part(*part):
         (do_part or _do_part)(work, settings, listing, describer.load, part)
     if not work.finish(settings.max_bad):
-        log.info("%s: part %d/%d is done, others are not", settings.output, *part)
+        log.info("%s: part %d/%d is done, but others are not", settings.output, *part)
         return None
     found = descriptors.read(settings.output)
     bad = len(found.meta["bad"])
@@ -138,11 +142,11 @@ def describe_photos(
 
 
 def _check_there(listing: Listing, sizes: np.ndarray, settings: PhotosConfig) -> None:
-    """Counts what is missing before the model is loaded: a wrong path answers at once."""
+    """Counts missing photos before the model is loaded, so that a wrong path fails at once."""
     missing = np.flatnonzero(sizes < 0)
     if len(missing) > settings.max_bad:
         raise InputError(
-            f"{len(missing)} of {len(sizes)} photos are not there, the first is "
+            f"{len(missing)} of {len(sizes)} photos are missing, the first is "
             f"{listing.photos[missing[0]].where}; check --image_root, or raise "
             f"--max_bad={settings.max_bad}"
         )
@@ -155,7 +159,7 @@ def _do_part(
     load: Callable[[], Describe],
     part: tuple[int, int],
 ) -> None:
-    """Describes and writes the shards of a part that are not done."""
+    """Describes and writes the unfinished shards of a part."""
     done = work.done()
     todo = [shard for shard in range(part[0], work.count, part[1]) if shard not in done]
     if not todo:
@@ -183,7 +187,7 @@ def _describe_shards(
     bad: _BadPhotos,
 ) -> None:
     total = sum(len(photos) for photos in shards.values())
-    # One stream for all shards: the next one's photos are decoded while the last are described.
+    # One stream for all shards: photos of the next are decoded while the last are described.
     stream = decoding.decode_ahead(itertools.chain(*shards.values()), settings.max_side)
     with contextlib.closing(stream):
         images = progress.track(stream, total, "extract")
@@ -195,7 +199,7 @@ def _describe_shards(
 
 
 def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Iterator:
-    """Yields (row, uint8 (H, W, 3)) of the photos that can be read."""
+    """Yields (row, uint8 (H, W, 3)) of the readable photos."""
     # Not strict: the images of other shards follow.
     for row, (photo, image) in enumerate(zip(photos, images, strict=False)):
         if isinstance(image, str):
@@ -207,16 +211,16 @@ def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Ite
 def extract(settings: ExtractConfig) -> DescriptorSet | None:
     """Extracts the descriptors of photos: a SavedModel and photos in, a descriptor set out.
 
-    Queries of a ground truth are cut to their boxes (as the benchmark asks), index photos are
-    not. The order of the set is that of the list, whatever the batches. When it was interrupted,
-    the same command goes on.
+    Queries of a ground truth are cropped to their boxes (as the benchmark asks), index photos are
+    not. The set is in the order of the list, whatever the batches. The same command resumes an
+    interrupted run.
 
     Returns:
-      The set; None when --shard's part is done and others are not.
+      The set; None when --shard's part is done but others are not.
 
     Raises:
-      InputError: when the model is no `serving` or `delg` SavedModel, the photos cannot be listed,
-        too many are unreadable, or the output was made with another model or setting.
+      InputError: when the model is not a SavedModel of mode `serving` or `delg`, the photos cannot
+        be listed, too many are unreadable, or the output was made with another model or settings.
     """
     describer = open_describer(settings.saved_model, settings.scales)
     return describe_photos(settings, describer, settings.dtype, settings.part)

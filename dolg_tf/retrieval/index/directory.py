@@ -1,8 +1,8 @@
-"""The index directory: what photos are searched in.
+"""The index directory, in which photos are searched.
 
-`index.faiss` is what faiss reads (`IndexFlatIP` or `IndexIVFPQ`), `ids.txt` names its rows and
-`meta.json` says how they were made. Rows stand in the order of their ids, so that what ranks equal
-scores by row ranks them by id.
+`index.faiss` is in faiss' own format (`IndexFlatIP` or `IndexIVFPQ`), `ids.txt` names its rows and
+`meta.json` says how they were made. Rows are in the order of their ids, so a search that ranks
+equal scores by row ranks them by id.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
 KINDS = ("flat", "ivfpq")
-# What two descriptors must share for their product to mean anything.
+# What two descriptors must share for their product to be meaningful.
 SAME_SPACE = ("model_hash", "scales", "whitening")
 # What all photos of an index must share.
 SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
 _META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
 _BLOCK = 16384
-_TRIES, _WAIT = 4, 0.02  # of a reader, and seconds between them: an index is replaced in far less
+_TRIES, _WAIT = 4, 0.02  # tries of a reader, and seconds between them: replacing takes far less
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """An index that is open for searching; a change on disk does not reach it.
+    """An index that is open for searching; it does not see later changes on disk.
 
     Example:
       index = Index.open("indexes/photos")
@@ -44,8 +44,8 @@ class Index:
 
     Attributes:
       path: the directory.
-      ids: one a row, ascending.
-      meta: of its `meta.json`.
+      ids: one per row, ascending.
+      meta: the contents of `meta.json`.
       descriptors: (N, D), memory-mapped; None when the index is approximate.
       approximate: the `faiss.IndexIVFPQ`; None when the index is exact.
     """
@@ -61,18 +61,18 @@ class Index:
         """Opens an index; the descriptors of an exact one stay on disk.
 
         Raises:
-          InputError: when it is missing, damaged or of another release.
+          InputError: when it is missing, damaged or from another release.
         """
         path, failures = pathlib.Path(path), 0
         while True:
-            # Another process may replace it meanwhile: then it is gone for a moment, and what was
-            # read may be of two indices.
+            # Another process may replace it meanwhile: then it is missing for a moment, or the
+            # files read may come from two indexes.
             try:
                 meta = read_meta(path)
                 found = cls._open(path, meta)
-                if str(read_meta(path)) == str(meta):  # as text: a NaN is not equal to itself
+                if str(read_meta(path)) == str(meta):  # as text: a NaN does not equal itself
                     return found
-            except (ValueError, OSError):  # of ours, or NumPy's of a file that is too short
+            except (ValueError, OSError):  # ours, or NumPy's for a file that is too short
                 failures += 1
                 if failures == _TRIES:
                     raise
@@ -102,13 +102,13 @@ class Index:
 
     @property
     def threshold(self) -> float | None:
-        """The score from which two photos show the same place; None: not calibrated."""
+        """The lowest score at which two photos show the same place; None: not calibrated."""
         calibration = self.meta["calibration"]
         return None if calibration is None else calibration["threshold"]
 
     def matches(self, scores: np.ndarray) -> np.ndarray:
         """Returns which scores reach the threshold of a calibrated index."""
-        # In float64: NumPy would round the threshold to float32, and a score below might reach it.
+        # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
         return np.asarray(scores, np.float64) >= self.threshold
 
     def search(self, queries: np.ndarray, k: int = 10) -> Neighbours:
@@ -116,11 +116,11 @@ class Index:
 
         Args:
           queries: float32 (Q, D).
-          k: how many for each query, at least 1.
+          k: number of photos per query, at least 1.
 
         Returns:
           `scores` and `rows`, float32 and int64 (Q, min(k, N)), best first; the photo of a row is
-          `ids[row]`. An approximate index may find fewer: there rows are -1 and scores -inf.
+          `ids[row]`. If an approximate index finds fewer, rows are -1 and scores -inf.
 
         Raises:
           InputError: when the queries do not fit, or a row of the index is damaged.
@@ -134,7 +134,7 @@ class Index:
         """Makes sure that descriptors may be compared with those of the index.
 
         Raises:
-          InputError: when one of `keys` of their meta data, or their width, is another.
+          InputError: when one of `keys` of their meta data, or their width, differs.
         """
         if other.ids is None:
             raise InputError(
@@ -144,10 +144,10 @@ class Index:
         self.check_making(*how_made(other), (*keys, "width"))
 
     def check_making(self, source: str, meta: dict, keys: Sequence[str] = SAME_SPACE) -> None:
-        """Makes sure that descriptors are made as those of the index were.
+        """Makes sure that descriptors are made in the same way as those of the index.
 
         Raises:
-          InputError: when one of `keys` of their meta data is another.
+          InputError: when one of `keys` of their meta data differs.
         """
         remedy = (
             "extract with the model and settings of the index, or rebuild the index with the other "
@@ -167,15 +167,15 @@ def how_made(found: DescriptorSet) -> tuple[str, dict]:
 def check_same_space(
     made: Iterable[tuple[files.Path, dict]],
     keys: Sequence[str] = (*SAME_SPACE, "width"),
-    remedy: str = "extract all with one model and its settings",
+    remedy: str = "extract all with the same model and settings",
 ) -> None:
-    """Makes sure that descriptors were made in one way.
+    """Makes sure that descriptors were all made in the same way.
 
     Args:
-      made: (source, meta data) of each set or index; what lacks a key, as a bare `.npy` does, is
-        not known and not compared.
-      keys: of the meta data that must be equal; "width" is the numbers a photo.
-      remedy: what the error asks for.
+      made: (source, meta data) of each set or index. One that lacks a key, such as a bare `.npy`,
+        is not compared in this key.
+      keys: of the meta data that must be equal; "width" is the length of a descriptor.
+      remedy: the end of the error message.
 
     Raises:
       InputError: naming the first two that differ.
@@ -198,7 +198,7 @@ def read_meta(path: pathlib.Path) -> dict:
     """Reads the `meta.json` of an index.
 
     Raises:
-      InputError: when it is missing, damaged or of another release.
+      InputError: when it is missing, damaged or from another release.
     """
     file = path / "meta.json"
     if not file.is_file():
@@ -225,14 +225,14 @@ def check_sum(file: pathlib.Path, meta: dict) -> None:
     """Compares a file of an index with its checksum.
 
     Raises:
-      InputError: when it is another.
+      InputError: when they differ.
     """
     if files.sha256(file) != meta["sha256"].get(file.name):
-        raise InputError(f"{file}: damaged, its checksum is another; build the index again")
+        raise InputError(f"{file}: damaged, its checksum is wrong; build the index again")
 
 
 def read_ids(path: files.Path) -> list[str]:
-    """Reads one id a line.
+    """Reads one id per line.
 
     Raises:
       InputError: when the file is missing or not UTF-8.
@@ -245,7 +245,7 @@ def read_ids(path: files.Path) -> list[str]:
 
 
 def _flat_header(rows: int, width: int) -> bytes:
-    """Returns what stands before the rows in faiss' file of an `IndexFlatIP`."""
+    """Returns the header of faiss' file of an `IndexFlatIP`."""
     inner_product, trained, unused = 0, True, 1 << 20
     return struct.pack(
         "<4siqqq?iQ", b"IxFI", width, rows, unused, unused, trained, inner_product, rows * width
@@ -257,18 +257,18 @@ def _flat_header(rows: int, width: int) -> bytes:
 
 @contextlib.contextmanager
 def locked(path: files.Path, *, new: bool = False) -> Iterator[pathlib.Path]:
-    """Keeps other writers of an index out; readers still have what stands there.
+    """Keeps other writers of an index out; readers can still open it.
 
     Args:
       path: of the index.
-      new: whether it need not be there.
+      new: whether it may be missing.
 
     Raises:
-      InputError: when another process is writing it, or there is none.
+      InputError: when another process is writing it, or it is missing.
     """
-    path = pathlib.Path(path).resolve()  # a link stays one, and the index has one lock
+    path = pathlib.Path(path).resolve()  # a link stays a link, and the index has one lock
     if not new:
-        read_meta(path)  # before a lock is left beside a mistyped path
+        read_meta(path)  # or a lock would be left beside a mistyped path
     taken = f"{path}: another process is changing this index; wait for it"
     with files.lock(path.parent / f".{path.name}.lock", taken):
         yield path
@@ -280,10 +280,10 @@ def write(
     """Writes an index, whole or not at all.
 
     Args:
-      path: the directory; what stands there is replaced.
+      path: the directory; anything there is replaced.
       ids: ascending.
-      meta: of `meta.json`; `format_version`, `rows` and `sha256` are filled in.
-      write_faiss: writes `index.faiss` to the path it is given.
+      meta: for `meta.json`; `format_version`, `rows` and `sha256` are added.
+      write_faiss: writes `index.faiss` to the given path.
     """
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
@@ -295,7 +295,7 @@ def write(
 
 
 def write_flat(rows, path: pathlib.Path) -> None:
-    """Writes (N, D) rows as an `IndexFlatIP`, block by block: faiss writes only what it holds."""
+    """Writes (N, D) rows as an `IndexFlatIP`, block by block: faiss writes only from memory."""
     total = -(-len(rows) // _BLOCK)
     with path.open("wb") as file:
         file.write(_flat_header(*rows.shape))
@@ -304,16 +304,16 @@ def write_flat(rows, path: pathlib.Path) -> None:
 
 
 def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> None:
-    """Stores a calibration, as `dolg calibrate` makes it, with an index.
+    """Stores a calibration from `dolg calibrate` with an index.
 
     Args:
       path: of the index.
-      calibration: what is stored.
-      fitted_for: the `meta` of the index that the threshold was fitted for.
+      calibration: its contents.
+      fitted_for: the `meta` of the index for which the threshold was fitted.
 
     Raises:
-      InputError: when there is no index, it is of another model or kind by now, or another process
-        is changing it.
+      InputError: when there is no index, its model or kind has changed since, or another process is
+        changing it.
     """
     with locked(path) as folder:
         meta = read_meta(folder)

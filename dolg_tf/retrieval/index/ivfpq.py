@@ -16,8 +16,8 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 _BLOCK = 16384
-_CODEWORDS = 256  # of each part of a descriptor: one byte
-# Rows that k-means sees for each of its centres, and in all: a quarter of a GB at 512 dimensions.
+_CODEWORDS = 256  # per part of a descriptor: one byte
+# Rows for k-means per centre, and in total: a quarter of a GB at 512 dimensions.
 _PER_CENTRE, _MOST_TRAINING_ROWS = 64, 131072
 RECALL_AT = (1, 10, 100)
 _RECALL_QUERIES = 1000
@@ -25,7 +25,7 @@ _ANSWERS = 2**23  # scores and labels that faiss returns at a time: 0.1 GB
 
 
 def import_faiss():
-    """Returns the module faiss.
+    """Returns the faiss module.
 
     Raises:
       InputError: when it is not installed.
@@ -41,13 +41,13 @@ def import_faiss():
 
 
 def sizes(rows: int, width: int, nlist: int, m: int) -> tuple[int, int]:
-    """Returns (nlist, m) with what a 0 leaves open.
+    """Returns (nlist, m), with a value in place of 0.
 
     Args:
       rows: N.
       width: D.
       nlist: cells; 0: two square roots of N, at most N / 64.
-      m: bytes a descriptor; 0: the largest divisor of D up to D / 8.
+      m: bytes per descriptor; 0: the largest divisor of D up to D / 8.
 
     Raises:
       InputError: when m does not divide D, or there are too few rows to train on.
@@ -57,24 +57,24 @@ def sizes(rows: int, width: int, nlist: int, m: int) -> tuple[int, int]:
     if not m:
         m = max(m for m in range(1, max(1, width // 8) + 1) if width % m == 0)
     if width % m:
-        raise InputError(f"--m={m} must divide the {width} numbers of a descriptor")
+        raise InputError(f"--m={m} must divide the descriptor's length, {width}")
     least = max(nlist, _CODEWORDS)
     if rows < least:
         raise InputError(
-            f"{rows} descriptors are too few for --kind=ivfpq with --nlist={nlist}: it needs "
+            f"{rows} descriptors are too few for --kind=ivfpq with --nlist={nlist}, which needs "
             f"{least}; build --kind=flat"
         )
     return nlist, m
 
 
 def build(rows, nlist: int, m: int, nprobe: int):
-    """Returns a faiss.IndexIVFPQ of the inner product whose labels are the rows' numbers.
+    """Returns a faiss.IndexIVFPQ of the inner product, labelled by row number.
 
     Args:
       rows: `Rows` or float32 (N, D).
       nlist: cells.
-      m: bytes a descriptor.
-      nprobe: cells that a search looks into.
+      m: bytes per descriptor.
+      nprobe: cells that a search visits.
     """
     faiss = import_faiss()
     width = rows.shape[1]
@@ -83,7 +83,7 @@ def build(rows, nlist: int, m: int, nprobe: int):
     built.nprobe = nprobe
     count = min(len(rows), _MOST_TRAINING_ROWS, _PER_CENTRE * max(nlist, _CODEWORDS))
     sample = np.sort(np.random.default_rng(0).choice(len(rows), count, replace=False))
-    # faiss only warns of few rows, on the standard error stream: the caller sees the recall.
+    # faiss would only warn of few rows, on standard error; the caller sees the recall.
     built.cp.min_points_per_centroid = built.pq.cp.min_points_per_centroid = 1
     built.pq.cp.max_points_per_centroid = _PER_CENTRE
     log.info("training %d cells and %d x %d codewords on %d rows", nlist, m, _CODEWORDS, count)
@@ -115,8 +115,7 @@ def relabel(index, labels: np.ndarray) -> None:
 def find(index, queries: np.ndarray, k: int) -> Neighbours:
     """Finds the k nearest labels of each query, the lower one first among equal scores.
 
-    Scores are approximate. Where the cells looked into hold fewer than k, the label is -1 and the
-    score -inf.
+    Scores are approximate. If the cells visited hold fewer than k, labels are -1 and scores -inf.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     shape = (len(queries), k)
@@ -131,8 +130,8 @@ def find(index, queries: np.ndarray, k: int) -> Neighbours:
             order = np.lexsort((places, -found), axis=1)[:, :k]
             scores[part] = np.take_along_axis(found, order, 1)
             labels[part] = np.take_along_axis(places, order, 1)
-            # faiss lets chance decide which of several equal scores are the last: it is asked for
-            # more until the last is below the k-th.
+            # Which of several equal scores come last is chance in faiss, so it is asked for more
+            # until the last is below the k-th.
             tied.append(part[(found[:, k - 1] == found[:, -1]) & (found[:, -1] > -np.inf)])
         left = np.concatenate(tied) if wanted < index.ntotal else left[:0]
         wanted = min(4 * wanted, index.ntotal)
@@ -140,9 +139,9 @@ def find(index, queries: np.ndarray, k: int) -> Neighbours:
 
 
 def recall(index, rows) -> dict[str, float]:
-    """Measures which share of the exact k nearest an approximate search finds among its own k.
+    """Measures the share of the exact k nearest that approximate search finds among its own k.
 
-    Queries are up to 1,000 rows of the index, each searched for among all others.
+    Queries are up to 1,000 rows of the index, each searched among all others.
 
     Returns:
       {"k": a fraction} for each k of `RECALL_AT`.
@@ -166,7 +165,7 @@ def write(index, path: files.Path) -> None:
     """Writes faiss' own file.
 
     Raises:
-      InputError: when the disk does not take it.
+      InputError: when the file cannot be written.
     """
     try:
         import_faiss().write_index(index, str(path))
@@ -175,10 +174,10 @@ def write(index, path: files.Path) -> None:
 
 
 def read(path: files.Path, rows: int, width: int):
-    """Reads faiss' own file; who calls has compared its checksum, since faiss trusts what it reads.
+    """Reads faiss' own file. The caller has checked its checksum, since faiss trusts what it reads.
 
     Raises:
-      InputError: when it is no IVF-PQ index of this size.
+      InputError: when it is not an IVF-PQ index of this size.
     """
     faiss = import_faiss()
     try:

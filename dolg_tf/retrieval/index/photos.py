@@ -1,4 +1,4 @@
-"""Photos that are described for an index: those that are searched for, and its own anew."""
+"""Photos described for an index: queries, and its own photos again."""
 
 import dataclasses
 import logging
@@ -19,26 +19,26 @@ log = logging.getLogger(__name__)
 
 
 def _is_whitened_after(index: Index) -> bool:
-    """Tells whether `whitening apply` whitened the descriptors, not the model."""
+    """Tells whether `dolg whiten apply` whitened the descriptors, not the model."""
     return isinstance(index.meta["whitening"], str)
 
 
-# --- photos that are searched for ----------------------------------------------------
+# --- queries ----------------------------------------------------
 
 
 def describe_queries(
     index: Index, saved_model: str, images: pathlib.Path, max_bad: int
 ) -> DescriptorSet:
-    """Describes photos as those of an index were.
+    """Describes photos in the same way as those of an index.
 
     Args:
       index: the index.
       saved_model: the model of its photos.
       images: a photo, a folder, or a CSV.
-      max_bad: unreadable photos that are tolerated.
+      max_bad: unreadable photos to tolerate.
 
     Raises:
-      InputError: when photos cannot be described in this way, or too many are unreadable.
+      InputError: when photos cannot be described so, or too many are unreadable.
     """
     describer, root = _describer(saved_model, index), ""
     with tempfile.TemporaryDirectory() as temporary:
@@ -48,21 +48,21 @@ def describe_queries(
             images = write_table(folder / "photo.csv", ["path"], [[images.name]])
         settings = _settings(index, images, root, folder / "queries", max_bad)
         found = stage.describe_photos(settings, describer)
-        # The files of the rows go with the folder.
+        # The files of the rows are deleted with the folder.
         return dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
 
 
 def _describer(saved_model: str, index: Index) -> Describer:
-    """Opens the model of an index, unless photos would be described in vain."""
+    """Opens the model of an index, if it can describe photos as the index needs them."""
     if _is_whitened_after(index):
         raise InputError(
-            f"{index.path} is of descriptors that `whitening apply` has whitened: extract the "
-            "photos, put `whitening apply` over them too, and give --descriptors, not --images"
+            f"{index.path} has descriptors that `dolg whiten apply` whitened: extract the photos, "
+            "whiten them with `dolg whiten apply` too, and give --descriptors, not --images"
         )
     if index.meta["scales"] is None:
         raise InputError(
-            f"{index.path} is of imported descriptors, which do not say their scales: import those "
-            "of the queries in the same way, and give --descriptors, not --images"
+            f"{index.path} has imported descriptors, whose scales are unknown: import those of the "
+            "queries in the same way, and give --descriptors, not --images"
         )
     describer = open_describer(saved_model, tuple(index.meta["scales"]))
     about = {key: getattr(describer, key) for key in SAME_SPACE}
@@ -86,25 +86,25 @@ def _settings(index: Index, images, image_root: str, output, max_bad: int) -> Ph
 def describe_anew(
     index: Index, saved_model: str, image_root: str, work: pathlib.Path, max_bad: int
 ) -> DescriptorSet:
-    """Describes the photos of an index with another model, from where they were.
+    """Describes the photos of an index with another model.
 
     Args:
       index: the index.
       saved_model: the other model.
-      image_root: folder of the photos; empty: where they were.
-      work: folder in which the descriptors gather, so that an interrupted run goes on.
-      max_bad: unreadable photos that are tolerated.
+      image_root: folder of the photos; empty: where they were described.
+      work: folder that collects the descriptors, so that an interrupted run can be resumed.
+      max_bad: unreadable photos to tolerate.
 
     Raises:
-      InputError: when photos are missing or cannot be described in the way that they were, or
-        `work` is of another run.
+      InputError: when photos are missing or cannot be described as they were, or `work` belongs to
+        another run.
     """
     path = index.path
     if index.meta["crop"]:
-        raise InputError(f"{path}: its photos were cut to boxes; extract and build it instead")
+        raise InputError(f"{path}: its photos were cropped to boxes; extract and build it instead")
     if _is_whitened_after(index):
         raise InputError(
-            f"{path} is of descriptors that `whitening apply` has whitened, which a rebuild would "
+            f"{path} has descriptors that `dolg whiten apply` whitened, which a rebuild would "
             "undo; extract, whiten and build it instead"
         )
     describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
@@ -114,21 +114,21 @@ def describe_anew(
         settings = _settings(index, listed, root, work, max_bad)
         if not any(photo.path.is_file() for photo in list_photos(settings).photos):
             raise InputError(
-                f"{root} has not one of the {len(index)} photos of {path}: say with --image_root "
-                "where they are; photos in TFRecords cannot be found again, extract and build "
-                "these instead"
+                f"{root} has none of the {len(index)} photos of {path}: say with --image_root "
+                "where they are; photos in TFRecords cannot be found again, so extract and build "
+                "those instead"
             )
         try:
             return stage.describe_photos(settings, describer)
         except InputError as error:
-            # Of an --output that somebody chose; here nobody did.
+            # The message is about an --output, which nobody chose here.
             told = str(error).replace(f"--output={work}", str(work))
             told = told.replace("delete it or choose another --output", f"delete {work}")
             raise InputError(told) from error
 
 
 def _new_describer(saved_model: str, index: Index) -> Describer:
-    """Opens a model at its own scales; at those of the index where it, another's, says none."""
+    """Opens a model at its own scales, or at those of the index if its own are unknown."""
     try:
         describer, whose = open_describer(saved_model, ()), "the model"
     except InputError:

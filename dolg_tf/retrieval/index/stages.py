@@ -1,4 +1,4 @@
-"""An index of photos: build it, search in it, keep it in step with the photos.
+"""An index of photos: build it, search it, keep it in step with the photos.
 
     dolg index build --descriptors=SET --output=INDEX
     dolg index query --index=INDEX --saved_model=DIR --images=DIR \\
@@ -28,11 +28,11 @@ from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
 
-_SAID = 20  # queries whose answer is logged
+_SAID = 20  # queries whose answers are logged
 
 
 class _Reordered:
-    """Rows of `Rows` or an array in another order: by slices and by number."""
+    """`Rows` or an array in another order: read by slices and by number."""
 
     ndim = 2
 
@@ -48,7 +48,7 @@ class _Reordered:
 
 
 def _order(ids) -> np.ndarray:
-    """Returns the places of the ids in ascending order."""
+    """Returns the order that sorts the ids."""
     return np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
 
 
@@ -57,19 +57,24 @@ def _order(ids) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Which descriptors become which index."""
+    """Which descriptors become an index, and of which kind."""
 
-    descriptors: str = option("descriptor set of the photos that will be searched")
+    descriptors: str = option("descriptor set of the photos to search in")
     output: str = option("index (a directory) to write")
     kind: str = option(
-        "flat: exact; ivfpq: approximate, and smaller in memory by a factor of about 28",
+        "flat: exact; ivfpq: approximate, with about 28 times less memory",
         "flat",
         choices=directory.KINDS,
     )
-    nlist: int = option("ivfpq: cells that photos are sorted into; 0: by their number", 0)
-    m: int = option("ivfpq: bytes a photo, which divide its numbers; 0: an eighth of these", 0)
-    nprobe: int = option("ivfpq: cells that a search looks into", 32)
-    overwrite: bool = option("replace an index that is there", False)
+    nlist: int = option(
+        "ivfpq: cells that photos are sorted into; 0: chosen by the number of photos", 0
+    )
+    m: int = option(
+        "ivfpq: bytes per photo, a divisor of the descriptor's length; 0: an eighth of the length",
+        0,
+    )
+    nprobe: int = option("ivfpq: cells that a search visits", 32)
+    overwrite: bool = option("replace an existing index", False)
 
     def __post_init__(self):
         at_least(self, nlist=0, m=0, nprobe=1)
@@ -79,7 +84,7 @@ def build(settings: BuildConfig) -> Index:
     """Builds an index: a descriptor set in, an index out.
 
     Raises:
-      InputError: when the set is damaged, or something is at the output that must stay.
+      InputError: when the set is damaged, or the output exists and must not be replaced.
     """
     with directory.locked(settings.output, new=True) as path:
         files.check_output(path, settings.overwrite, "index.faiss")
@@ -91,9 +96,11 @@ def build(settings: BuildConfig) -> Index:
 def _build(
     found: DescriptorSet, path: pathlib.Path, made: dict | None, calibration: dict | None = None
 ) -> Index:
-    """Writes the index of a set; `made` are --nlist, --m and --nprobe, None makes it exact."""
+    """Writes the index of a set; `made` has --nlist, --m and --nprobe; None: it is exact."""
     if not found.ids:
-        raise InputError(f"{found.source}: an index is built from a descriptor set with photos")
+        raise InputError(
+            f"{found.source}: an index needs a descriptor set with the ids of its photos"
+        )
     order = _order(found.ids)
     ids, rows = [found.ids[row] for row in order], _Reordered(found.descriptors, order)
     meta = {key: found.meta[key] for key in ("image_root", *directory.SAME_MAKING)}
@@ -105,7 +112,7 @@ def _build(
     nlist, m = ivfpq.sizes(*rows.shape, made["nlist"], made["m"])
     built = ivfpq.build(rows, nlist, m, made["nprobe"])
     shares = ivfpq.recall(built, rows)
-    # As they were given, too: a 0 leaves a rebuild with more photos, or of another width, its own.
+    # Also as given: a 0 lets a rebuild with more photos, or another width, choose its own.
     asked = {key: made[key] for key in ("nlist", "m", "nprobe")}
     measured = {"cells": nlist, "bytes": m, "recall": shares, "recall_rows": len(ids)}
     meta |= {"kind": "ivfpq", "ivfpq": asked | measured}
@@ -120,16 +127,16 @@ def _build(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryConfig:
-    """What is searched for in which index."""
+    """What is searched for, and in which index."""
 
     index: str = option("index (a directory)")
-    output: str = option("CSV to write: query, rank, id, score, and match once it is calibrated")
-    descriptors: str = option("descriptor set of the queries; empty: photos", "")
+    output: str = option("CSV to write: query, rank, id, score and, for a calibrated index, match")
+    descriptors: str = option("descriptor set of the queries; empty: --images are the queries", "")
     saved_model: str = option("SavedModel that describes the photos", "")
-    images: str = option("photos to search for: one, a folder, or a CSV with a column path", "")
-    k: int = option("photos found for each query", 10)
-    max_bad: int = option("unreadable photos that are tolerated", 0, unit="photos")
-    overwrite: bool = option("replace a CSV that is there", False)
+    images: str = option("photos to search for: a photo, a folder, or a CSV with a column path", "")
+    k: int = option("photos found per query", 10)
+    max_bad: int = option("unreadable photos to tolerate", 0, unit="photos")
+    overwrite: bool = option("replace an existing CSV", False)
 
     def __post_init__(self):
         at_least(self, k=1, max_bad=0)
@@ -140,12 +147,12 @@ class QueryConfig:
 
 
 def query(settings: QueryConfig) -> None:
-    """Searches: photos or their descriptors in, a CSV of the nearest photos out.
+    """Searches an index: photos or their descriptors in, a CSV of the nearest photos out.
 
-    Once a threshold is stored with the index, each photo found is called a match or not.
+    For a calibrated index, the CSV says of each photo whether it is a match.
 
     Raises:
-      InputError: when the index is damaged, or the queries were described in another way.
+      InputError: when the index is damaged, or the queries were described differently.
     """
     files.check_output(settings.output, settings.overwrite)
     index = Index.open(settings.index)
@@ -178,7 +185,7 @@ def _say(index: Index, names, found: Neighbours) -> None:
     calibrated, best = index.threshold is not None, found.scores[:, 0]
     for name, score, row in list(zip(names, best, found.rows[:, 0], strict=True))[:_SAID]:
         if row < 0:
-            log.info("%s: nothing found in the cells looked into", name)
+            log.info("%s: nothing found in the cells visited", name)
             continue
         no = calibrated and not index.matches(score)
         nearest = "no match; the nearest is " if no else ""
@@ -193,7 +200,7 @@ def _say(index: Index, names, found: Neighbours) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AddConfig:
-    """Which photos come into which index."""
+    """Which photos are added to an index."""
 
     index: str = option("index (a directory)")
     descriptors: str = option("descriptor set of the photos to add")
@@ -203,7 +210,7 @@ def add(settings: AddConfig) -> Index:
     """Adds photos to an index.
 
     Raises:
-      InputError: when a photo is there already, or was described in another way.
+      InputError: when a photo is already in the index, or was described differently.
     """
     with directory.locked(settings.index) as path:
         index, new = Index.open(path), descriptors.read(settings.descriptors)
@@ -211,12 +218,12 @@ def add(settings: AddConfig) -> Index:
         twice = set(index.ids) & set(new.ids)
         if twice:
             raise InputError(
-                f"{path} has {len(twice)} of these photos already, such as {min(twice)!r}; remove "
-                "them first"
+                f"{path} already has {len(twice)} of these photos, such as {min(twice)!r}; "
+                "remove them first"
             )
         if new.meta["image_root"] != index.meta["image_root"]:
             log.warning(
-                "the added photos are in %s, those of the index in %s: rebuild looks in one folder",
+                "the added photos are in %s, those of the index in %s: rebuild uses one folder",
                 new.meta["image_root"],
                 index.meta["image_root"],
             )
@@ -225,17 +232,17 @@ def add(settings: AddConfig) -> Index:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemoveConfig:
-    """Which photos leave which index."""
+    """Which photos are removed from an index."""
 
     index: str = option("index (a directory)")
-    ids: str = option("text file of the ids to remove, one a line")
+    ids: str = option("text file of the ids to remove, one per line")
 
 
 def remove(settings: RemoveConfig) -> Index:
     """Removes photos from an index.
 
     Raises:
-      InputError: when one is not there, or none would be left.
+      InputError: when one is not in the index, or none would be left.
     """
     with directory.locked(settings.index) as path:
         index, gone = Index.open(path), set(directory.read_ids(settings.ids))
@@ -246,12 +253,14 @@ def remove(settings: RemoveConfig) -> Index:
                 f"{min(unknown)!r}"
             )
         if len(gone) == len(index):
-            raise InputError(f"{settings.ids}: all photos of {path}; delete the directory instead")
+            raise InputError(
+                f"{settings.ids}: these are all photos of {path}; delete the directory instead"
+            )
         return _change(index, [None if id_ in gone else id_ for id_ in index.ids])
 
 
 def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
-    """Writes the index with new rows behind the old, and without those whose id is None."""
+    """Writes the index with new rows after the old, and without those whose id is None."""
     directory.check_sum(index.path / "index.faiss", index.meta)
     kept = np.array([row for row, id_ in enumerate(ids) if id_ is not None], np.int64)
     order = kept[_order([ids[row] for row in kept])]
@@ -266,7 +275,7 @@ def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
         ivfpq.relabel(index.approximate, labels)
         write = functools.partial(ivfpq.write, index.approximate)
     directory.write(index.path, [ids[row] for row in order], index.meta, write)
-    log.info("%s: %d photos, were %d", index.path, len(order), len(index))
+    log.info("%s: %d photos, before: %d", index.path, len(order), len(index))
     return Index.open(index.path)
 
 
@@ -275,27 +284,27 @@ def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RebuildConfig:
-    """With which model an index is made anew."""
+    """Which index is rebuilt, and with which model."""
 
     index: str = option("index (a directory)")
     saved_model: str = option("SavedModel that describes the photos from now on")
-    image_root: str = option("folder of the photos; empty: where they were", "")
-    max_bad: int = option("unreadable photos that leave the index", 0, unit="photos")
+    image_root: str = option("folder of the photos; empty: where they were described", "")
+    max_bad: int = option("unreadable photos to drop from the index", 0, unit="photos")
 
     def __post_init__(self):
         at_least(self, max_bad=0)
 
 
 def rebuild(settings: RebuildConfig) -> Index:
-    """Describes the photos of an index anew, with another model, and replaces the index.
+    """Describes the photos of an index again, with another model, and replaces the index.
 
-    An interrupted run goes on where it was: until the new index is in place, the old one stays
-    and the new descriptors gather beside it, in INDEX.rebuild. Scales are those that the model was
-    exported with.
+    The same command resumes an interrupted run: until the new index is complete, the old one stays
+    in place and the new descriptors are collected beside it, in INDEX.rebuild. Scales are those of
+    the new model's export.
 
     Raises:
-      InputError: when photos are missing, were cut to the boxes of a ground truth, or have
-        descriptors that were whitened after extraction; or when another rebuild was begun.
+      InputError: when photos are missing or were cropped to the boxes of a ground truth,
+        descriptors were whitened after extraction, or another rebuild was begun.
     """
     with directory.locked(settings.index) as path:
         index = Index.open(path)
@@ -306,7 +315,9 @@ def rebuild(settings: RebuildConfig) -> Index:
         calibration = index.meta["calibration"]
         if any(found.meta[key] != index.meta[key] for key in SAME_SPACE):
             if calibration is not None:
-                log.warning("%s: its threshold was of the old descriptors; calibrate again", path)
+                log.warning(
+                    "%s: its threshold was fitted for the old descriptors; calibrate again", path
+                )
             calibration = None
         rebuilt = _build(found, path, index.meta["ivfpq"], calibration)
         shutil.rmtree(work)

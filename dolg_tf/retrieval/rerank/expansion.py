@@ -1,4 +1,4 @@
-"""Query expansion and database augmentation: a descriptor is averaged with its neighbours.
+"""Query expansion and database augmentation: averages of a descriptor and its neighbours.
 
 References:
   Average query expansion: Chum et al., "Total Recall", ICCV 2007.
@@ -31,7 +31,7 @@ def _weighted_mean(own: np.ndarray, neighbours: np.ndarray, weights: np.ndarray)
     if not (norms > 1e-6).all():
         row = int(np.flatnonzero(~(norms[:, 0] > 1e-6))[0])
         raise InputError(
-            f"descriptor {row} and its neighbours cancel out; give fewer neighbours (--rerank_k) "
+            f"descriptor {row} and its neighbours cancel out; use fewer neighbours (--rerank_k) "
             "or a larger --rerank_alpha"
         )
     return (total / norms).astype(np.float32)
@@ -45,14 +45,14 @@ def _weights(scores: np.ndarray, alpha: float) -> np.ndarray:
 def alpha_qe(queries: np.ndarray, index, k: int, alpha: float) -> np.ndarray:
     """Returns each query averaged with its k best photos: alpha query expansion.
 
-    unit(q + sum of max(q.x, 0) ** alpha * x over the k best x). With alpha 0 every photo weighs as
-    much as the query, whatever its score: average query expansion.
+    unit(q + sum of max(q.x, 0) ** alpha * x over the k best x). With alpha 0, average query
+    expansion, every photo weighs as much as the query, whatever its score.
 
     Args:
       queries: float32 (Q, D), unit rows.
       index: (N, D), unit rows.
-      k: photos; with fewer in the index, all of them.
-      alpha: from 0.
+      k: number of photos; all, if the index has fewer.
+      alpha: 0 or more.
 
     Returns:
       float32 (Q, D), unit rows.
@@ -69,9 +69,9 @@ def alpha_qe(queries: np.ndarray, index, k: int, alpha: float) -> np.ndarray:
 
 
 def _temporary_rows(shape: tuple[int, int]) -> np.ndarray:
-    """Returns a writable float32 array in a file without a name, which goes with the array.
+    """Returns a writable float32 array in an unnamed file, which is deleted with the array.
 
-    The room is taken at once: a full disk is an error here, not a crash while it is written.
+    The space is reserved at once: a full disk is an error here, not a crash later.
     """
     with tempfile.TemporaryFile(prefix="dolg-rows-") as file:
         size = shape[0] * shape[1] * 4
@@ -88,20 +88,20 @@ def _temporary_rows(shape: tuple[int, int]) -> np.ndarray:
 def alpha_dba(index, k: int, alpha: float) -> Rows:
     """Returns each photo of the index averaged with its k best others: database augmentation.
 
-    unit(x + sum of max(x.y, 0) ** alpha * y over the k best y other than x), where "other" goes by
-    row: a duplicate counts. It compares each photo with each: at a million, 10^12 inner
-    products, hours; progress tells how many.
+    unit(x + sum of max(x.y, 0) ** alpha * y over the k best y other than x), where "other" means
+    another row: a duplicate counts. It compares each photo with each: for a million photos 10^12
+    inner products, which take hours; progress says how many.
 
     Args:
       index: (N, D), unit rows.
-      k: photos; with fewer in the index, all others.
-      alpha: from 0.
+      k: number of photos; all others, if the index has fewer.
+      alpha: 0 or more.
 
     Returns:
-      (N, D) unit rows, float32, in a temporary file (in TMPDIR) that goes when the rows are let go.
+      (N, D) unit rows, float32, in a temporary file (in TMPDIR) that is deleted with them.
 
     Raises:
-      InputError: when the disk has no room, or a photo and its neighbours cancel out.
+      InputError: when the disk is full, or a photo and its neighbours cancel out.
     """
     count = len(index)
     log.info("alpha_dba: %d x %d inner products of %d numbers", count, count, index.shape[1])
@@ -112,7 +112,7 @@ def alpha_dba(index, k: int, alpha: float) -> Rows:
     for start, block in steps:
         scores, rows = search(index, block, k + 1)
         own = rows == np.arange(start, start + len(block))[:, None]
-        # Behind k + 1 duplicates in lower rows a photo is not among its own best.
+        # After k + 1 duplicates in lower rows, a photo is not among its own best.
         own[~own.any(axis=1), -1] = True
         weights = np.where(own, 0, _weights(scores, alpha))
         augmented[start : start + len(block)] = _weighted_mean(block, index[rows], weights)

@@ -1,9 +1,9 @@
-"""k-reciprocal re-ranking: photos count as near when they are among each other's neighbours.
+"""k-reciprocal re-ranking: photos are near when they are among each other's neighbours.
 
 Reference: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
-2017, equations 1 to 12. The paper encodes all photos and all queries together, which takes
-(Q + N)^2 distances; here each query is encoded with its M best photos alone, so that it works over
-a million and no query sees another. With one query and M = N it is the same.
+2017, equations 1 to 12. The paper encodes all photos and queries together, which takes (Q + N)^2
+distances. Here each query is encoded with its M best photos only, so that a million photos work and
+no query sees another. With one query and M = N the result is the same.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def _encode(distances: np.ndarray, nearest: np.ndarray, k1: int, k2: int) -> np.
     """Returns the k-reciprocal vector of each photo: float64 (n, n), rows that sum to 1."""
     mutual = _reciprocal(nearest, k1)
     half = _reciprocal(nearest, round(k1 / 2))
-    # A neighbour's own half set joins when two thirds of it (and more) are here already.
+    # A neighbour's half set joins when more than two thirds of it are members already.
     shared = mutual.astype(np.float32) @ half.T.astype(np.float32)
     joins = mutual & (shared > half.sum(axis=1) * (2 / 3))
     members = mutual | (joins.astype(np.float32) @ half.astype(np.float32) > 0)
@@ -37,19 +37,19 @@ def reorder(
     Args:
       query: float (D,), unit norm.
       candidates: float (M, D), unit rows, the M best of the query, best first.
-      k1: neighbours that must be each other's.
-      k2: nearest photos (with itself) over which an encoding is averaged, from 1.
-      original: share (lambda) of the original distance in the final one, from 0 to 1.
+      k1: neighbours that must be mutual.
+      k2: nearest photos (and itself) over which an encoding is averaged, at least 1.
+      original: share (lambda) of the original distance in the final one, 0 to 1.
 
     Returns:
-      int64 (M,); equals stay in their order.
+      int64 (M,); ties keep their order.
     """
     together = np.concatenate([query[None], candidates]).astype(np.float64)  # (M + 1, D)
     squares = np.sum(together**2, axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * (together @ together.T), 0)
     np.fill_diagonal(distances, -1)  # a photo is its own nearest, before its duplicates
-    # Rounded where they are compared: copies of a photo are equally far, in whatever order a matrix
-    # product adds.
+    # Rounded for comparison, so that copies of a photo are equally far whatever the order of
+    # summation in a matrix product.
     nearest = np.argsort(distances.round(7), axis=1, kind="stable")
     np.fill_diagonal(distances, 0)
     largest = distances.max(axis=1, keepdims=True)

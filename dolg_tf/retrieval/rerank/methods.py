@@ -1,11 +1,11 @@
-"""Re-ranking without the photos: what may follow a search, chosen by flags.
+"""Re-ranking of a search from descriptors alone, chosen by flags.
 
 Flags, their help and the demo's list are made from the table `RERANKERS`. A new method is a
 function in a module of its own and an entry in the table; a number that no other method has also
 needs a flag in `RerankConfig`.
 
-Every method has numbers that its authors tuned for other networks and other data than yours, so
-the default is none, and a score with re-ranking says with which.
+Every method has numbers that its authors tuned for other networks and data than yours, so the
+default is none, and a score with re-ranking names its method.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ _CHECK_ROWS = 65536
 
 @dataclasses.dataclass(frozen=True)
 class Reranked:
-    """What rankings follow from: `head` first, then all other rows of the index by score.
+    """Rankings in short: `head` first, then all other rows of the index by score.
 
     Attributes:
       queries: float32 (Q, D).
       index: (N, D), `Rows` or an array.
-      head: int64 (Q, M), the first M rows of each ranking; None: there is none. The rows behind
-        are ranked by the inner product of `queries` and `index`, equals by row, the lower first.
+      head: int64 (Q, M), the first M rows of each ranking; None: M is 0. The other rows are ranked
+        by the inner product of `queries` and `index`, and equal scores by row, the lower first.
     """
 
     queries: np.ndarray
@@ -48,7 +48,7 @@ class Reranked:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number of a method: its default, what it is, and its bounds."""
+    """A number of a method: its default, its meaning and its bounds."""
 
     default: float
     words: str
@@ -63,9 +63,9 @@ class Reranker:
     Attributes:
       title: its name for people.
       words: what it does.
-      numbers: by name, as it takes them; `rerank_` and the name is the flag.
-      apply: (float32 (Q, D) queries, (N, D) index, **numbers) -> `Reranked`, all rows of unit norm.
-      quick: whether a single query need not wait for it.
+      numbers: by name, the keyword of `apply`; the flag is `rerank_` and the name.
+      apply: (float32 (Q, D) queries, (N, D) index, **numbers) -> `Reranked`, rows of unit norm.
+      quick: whether it answers a single query at once.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Reranker:
 
 
 def _head(queries: np.ndarray, index, m: int, reorder: Callable) -> Reranked:
-    """Puts the m best photos of each query in the order that `reorder` gives them."""
+    """Orders the m best photos of each query by `reorder`."""
     head = search(index, queries, m).rows
     for query in progress.track(range(len(queries)), len(queries), "rerank", "queries"):
         candidates = np.asarray(index[head[query]], np.float32)
@@ -102,7 +102,7 @@ def _by_k_reciprocal(queries, index, m: int, k: int, beta: float) -> Reranked:
 
 
 _ALPHA = Number(3.0, "exponent of the score in a neighbour's weight; with 0 all weigh the same", 0)
-_M = Number(400, "how many of the best photos are put in a new order", 1)
+_M = Number(400, "number of best photos that are reordered", 1)
 
 # The default numbers are as published; `RerankConfig` says whose they are.
 RERANKERS: dict[str, Reranker] = {
@@ -131,7 +131,7 @@ RERANKERS: dict[str, Reranker] = {
     ),
     "k_reciprocal": Reranker(
         "k-reciprocal",
-        "by shared neighbours among the best photos",
+        "the best photos are ordered by the neighbours that they share",
         {
             "m": _M,
             "k": Number(20, "neighbours (k1)", 1),
@@ -154,7 +154,7 @@ def _methods_help() -> str:
 
 
 def _number_help(number: str) -> str:
-    """Says what a number is to each method that takes it; methods of the same words together."""
+    """Says what a number means to each method; methods with the same meaning are named together."""
     takers = {}
     for name, one in RERANKERS.items():
         if number in one.numbers:
@@ -166,12 +166,12 @@ def _number_help(number: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RerankConfig:
-    """How the rankings of a search are refined; the default is not at all.
+    """How the rankings of a search are refined; by default they are not.
 
-    The numbers that stand where none is given were tuned by the methods' authors for other
-    networks: alpha_qe by Radenović et al. (TPAMI 2019), superglobal by Shao et al. (ICCV 2023),
-    k_reciprocal by Zhong et al. (CVPR 2017, for persons, over the whole index, so its m is
-    ours); alpha_dba has no published ones (3 is alpha_qe's alpha, 10 is usual).
+    The default numbers were tuned by the methods' authors for other networks: alpha_qe by Radenović
+    et al. (TPAMI 2019), superglobal by Shao et al. (ICCV 2023), k_reciprocal by Zhong et al. (CVPR
+    2017, for persons, over the whole index, so its m is ours). alpha_dba has no published numbers
+    (3 is alpha_qe's alpha, 10 is usual).
     """
 
     rerank: str = option(_methods_help(), "none", choices=("none", *RERANKERS))
@@ -186,8 +186,8 @@ class RerankConfig:
             if name not in numbers:
                 takes = " and ".join(f"--rerank_{x}" for x in numbers) or "no numbers"
                 raise InputError(
-                    f"--rerank_{name}={value} is no number of --rerank={self.rerank}, which takes "
-                    f"{takes}; leave it away, or choose another --rerank"
+                    f"--rerank_{name}={value} does not belong to --rerank={self.rerank}, which "
+                    f"takes {takes}; omit it, or choose another --rerank"
                 )
             number = numbers[name]
             if not number.least <= value <= number.most or value == float("inf"):
@@ -203,7 +203,7 @@ class RerankConfig:
         return {name: value for name, value in values.items() if value != _UNSET}
 
     def numbers(self) -> dict[str, float]:
-        """Returns the numbers of the chosen method, given or default: such as {"k", "alpha"}."""
+        """Returns the numbers of the chosen method, given or default, by name."""
         given = self._given()
         return {name: given.get(name, one.default) for name, one in self._defaults().items()}
 
@@ -212,27 +212,27 @@ class RerankConfig:
 
 
 def _check_unit(rows, what: str) -> None:
-    """Weights are powers of cosines: rows of other norms would weigh anything."""
+    """Makes sure that rows have unit norm: weights are powers of cosines."""
     for start, block in blocks(rows, _CHECK_ROWS):
         norms = np.sqrt(np.einsum("nd,nd->n", block, block))
         wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))
         if wrong.size:
             raise InputError(
                 f"row {start + wrong[0]} of the {what} has norm {norms[wrong[0]]:.4g}; re-ranking "
-                "needs descriptors of norm 1: divide them by their norms, leave out zero rows"
+                "needs unit norms: divide the rows by their norms, and leave out zero rows"
             )
 
 
 def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray) -> Reranked:
-    """Re-ranks as the settings say.
+    """Re-ranks a search.
 
     Args:
       settings: the method and its numbers.
       queries: float32 (Q, D), unit rows.
-      index: (N, D), unit rows; what is on disk stays there. alpha_dba puts a copy of it in TMPDIR.
+      index: (N, D), unit rows; rows on disk stay there. alpha_dba puts a copy in TMPDIR.
 
     Raises:
-      InputError: when a descriptor is not of norm 1, or the index is empty.
+      InputError: when a descriptor does not have unit norm, or the index is empty.
     """
     if settings.rerank == "none":
         return Reranked(queries, index, None)

@@ -1,7 +1,7 @@
 """SuperGlobal re-ranking: the best photos refine their own descriptors and the query.
 
 Reference: Shao et al., "Global Features are All You Need for Image Retrieval and Reranking",
-ICCV 2023, section 3.3, and its published code, which this equals.
+ICCV 2023, section 3.3, and its published code, whose results these equal.
 """
 
 import numpy as np
@@ -10,30 +10,30 @@ from dolg_tf.stage.config import InputError
 
 
 def _order(scores: np.ndarray) -> np.ndarray:
-    """Returns the places of scores, the best first, among equals the leftmost.
+    """Returns the places of scores, best first; the leftmost first among equals.
 
-    Sums in float64 that are rounded here: copies of a photo have equal scores, whatever the order
-    in which a matrix product adds.
+    Scores are float64 sums, rounded here, so that copies of a photo have equal scores whatever the
+    order of summation in a matrix product.
     """
     return np.argsort(-scores.astype(np.float32), axis=-1, kind="stable")
 
 
 def refine(candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
-    """Returns each of a query's photos averaged with its k nearest among them.
+    """Returns each photo of a query averaged with its k nearest among them.
 
     (x + sum of beta * (x.y) * y) / (1 + sum of beta * (x.y)) over the k nearest y.
 
     Args:
       candidates: float32 (M, D), unit rows.
-      k: neighbours; with fewer photos, all others.
+      k: number of neighbours; all others, if there are fewer.
       beta: weight of the neighbours.
 
     Returns:
       float64 (M, D), not of unit norm.
 
     Raises:
-      InputError: when the weights of a photo's neighbours, which have the sign of their inner
-        products, do not sum to more than -1.
+      InputError: when the weights of a photo and its neighbours, which have the signs of their
+        inner products, do not have a positive sum.
     """
     candidates = candidates.astype(np.float64)
     products = candidates @ candidates.T
@@ -44,9 +44,9 @@ def refine(candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
     if not (total > 1e-6).all():
         raise InputError(
             f"the weights of a photo and its {k} neighbours sum to {total.min():.3g}, since they "
-            "point away from it; give a smaller --rerank_beta or --rerank_k"
+            "point away from it; use a smaller --rerank_beta or --rerank_k"
         )
-    # (M, M) with k + 1 weights a row: one matrix product instead of M gathers.
+    # (M, M) with k + 1 weights per row: one matrix product instead of M gathers.
     spread = np.zeros_like(products)
     np.put_along_axis(spread, nearest, weights / total, 1)
     return spread @ candidates
@@ -55,13 +55,13 @@ def refine(candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
 def reorder(query: np.ndarray, candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
     """Returns the places of a query's photos after re-ranking, best first.
 
-    The photos are refined (`refine`) and scored by the query; the element-wise maximum of the
-    k + 1 best is a second query; the mean of both scores counts. Equals stay in their order.
+    The photos are refined (`refine`) and scored against the query. The element-wise maximum of the
+    k + 1 best is a second query, and the mean of both scores decides. Ties keep their order.
 
     Args:
       query: float32 (D,), unit norm.
       candidates: float32 (M, D), unit rows, the M best of the query, best first.
-      k: neighbours of a photo, and one less than the photos that make the second query.
+      k: neighbours of a photo; k + 1 photos form the second query.
       beta: weight of the neighbours.
 
     Returns:

@@ -21,16 +21,16 @@ from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 8192  # rows taken to float64 at a time: 32 MB at D 512
-# A direction whose variance is this share of the largest has none: float16 rounds away a few times
-# 1e-9, and batches move a descriptor by nearly as much as it has left there.
+_BLOCK = 8192  # rows cast to float64 at a time: 32 MB at D 512
+# A direction with at most this share of the largest variance has none: float16 rounds away a few
+# times 1e-9, and batches move a descriptor by nearly as much.
 _NO_VARIANCE = 1e-8
-# Differences of pairs with less than this share of the largest are those of too few pairs.
+# Pair differences with less than this share of the largest variance come from too few pairs.
 _SINGULAR = 1e-12
 
 
 def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns eigenvalues, the largest first, and eigenvectors as columns, of a fixed sign."""
+    """Returns eigenvalues, largest first, and eigenvectors as columns, with fixed signs."""
     values, vectors = np.linalg.eigh((symmetric + symmetric.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], 0)
@@ -53,12 +53,12 @@ def _mean_and_scatter(rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rank(values: np.ndarray, count: int, dimensions: int) -> int:
-    """Returns in how many directions rows vary.
+    """Returns the number of directions in which rows vary.
 
     Args:
-      values: eigenvalues of their covariance, the largest first.
-      count: rows.
-      dimensions: how many are wanted; 0: all there are.
+      values: eigenvalues of their covariance, largest first.
+      count: number of rows.
+      dimensions: number of directions wanted; 0: all.
 
     Raises:
       InputError: when there are fewer, or none.
@@ -67,31 +67,31 @@ def _rank(values: np.ndarray, count: int, dimensions: int) -> int:
     rank = int(np.count_nonzero(values > max(values[0], 0) * _NO_VARIANCE))
     if not rank or dimensions > rank:
         raise InputError(
-            f"{count} descriptors of {size} numbers vary in {rank} directions, "
+            f"{count} descriptors of length {size} vary in {rank} directions, but "
             f"{dimensions or 'at least 1'} are needed; give more photos or fewer --dimensions"
         )
     if not dimensions and rank < size:
-        told = "%d descriptors of %d numbers vary in %d directions: %d numbers are left of them"
-        log.warning(told, count, size, rank, rank)
+        told = "%d descriptors of length %d vary in %d directions: this is their whitened length"
+        log.warning(told, count, size, rank)
     return rank
 
 
 def pca(rows, dimensions: int = 0, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Learns PCA whitening.
 
-    With eigenvalues v_i, the largest first, and unit eigenvectors e_i of the covariance of N rows
+    With eigenvalues v_i, largest first, and unit eigenvectors e_i of the covariance of N rows
     (divided by N), column i of the projection is v_i ** (-power / 2) * e_i.
 
     Args:
       rows: (N, D).
-      dimensions: how many directions to keep, those of the largest variance; 0: all that have any.
-      power: from 0 to 1; 1 makes all directions equally strong, 0 leaves them as they are.
+      dimensions: number of directions to keep, those of the largest variance; 0: all that have any.
+      power: 0 to 1; 1 gives all directions equal variance, 0 keeps their variances.
 
     Returns:
       (mean, projection): float64 (D,) and (D, K).
 
     Raises:
-      InputError: when the rows vary in fewer directions than asked for, or in none.
+      InputError: when the rows vary in fewer directions than wanted, or in none.
     """
     mean, scatter = _mean_and_scatter(rows)
     values, vectors = _decompose(scatter / max(len(rows), 1))
@@ -101,7 +101,7 @@ def pca(rows, dimensions: int = 0, power: float = 1.0) -> tuple[np.ndarray, np.n
 
 
 def _differences(rows, queries: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of the queries (D,) and that of d d^T over differences d of pairs (D, D)."""
+    """Returns the means of queries (D,) and of d d^T over the differences d of pairs (D, D)."""
     size = rows.shape[1]
     mean, squares = np.zeros(size), np.zeros((size, size))
     for start in range(0, len(queries), _BLOCK):
@@ -116,25 +116,24 @@ def _differences(rows, queries: np.ndarray, positives: np.ndarray) -> tuple[np.n
 def supervised(
     rows, queries: np.ndarray, positives: np.ndarray, dimensions: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Learns the whitening that evens out how photos of one landmark differ.
+    """Learns the whitening that evens out the differences between photos of the same landmark.
 
-    The mean is that of the queries, counted as often as they are in a pair. With the differences d
-    of P pairs, S = sum of d d^T / P = L L^T (Cholesky); then all rows, (x - mean) taken through
-    L^-1, are turned to their principal directions. Directions in which no row varies are left out
-    first.
+    The mean is that of the queries, once per pair. With the differences d of P pairs,
+    S = sum of d d^T / P = L L^T (Cholesky). All rows are then transformed, L^-1 (x - mean), and
+    rotated to their principal directions. Directions in which no row varies are removed first.
 
     Args:
-      rows: (N, D); all of them count in the principal directions.
+      rows: (N, D); all of them determine the principal directions.
       queries: int (P,), rows.
-      positives: int (P,), the row that shows the same landmark as the query.
-      dimensions: how many directions to keep; 0: all in which the rows vary.
+      positives: int (P,), rows that show the same landmark as the query.
+      dimensions: number of directions to keep; 0: all in which the rows vary.
 
     Returns:
       (mean, projection): float64 (D,) and (D, K).
 
     Raises:
-      InputError: when the rows vary in fewer directions than asked for, or the pairs do not differ
-        in all of these.
+      InputError: when the rows vary in fewer directions than wanted, or the pairs do not differ in
+        all of these.
     """
     centre, scatter = _mean_and_scatter(rows)
     values, vectors = _decompose(scatter)
@@ -147,11 +146,11 @@ def supervised(
     if spanned < rank:
         raise InputError(
             f"the differences of {len(queries)} pairs span {spanned} of the {rank} directions in "
-            "which photos vary, and whitening would blow up the others without bound; give more "
+            "which photos vary, and whitening would amplify the others without bound; give more "
             f"pairs, several times {rank}, or learn without pairs (PCA)"
         )
     whiten = np.linalg.inv(np.linalg.cholesky(within)) @ basis.T  # (R, D)
-    # About the mean of the queries, not of all rows.
+    # Around the mean of the queries, not of all rows.
     scatter += len(rows) * np.outer(centre - mean, centre - mean)
     _, turned = _decompose(whiten @ scatter @ whiten.T)
     return mean, (whiten.T @ turned)[:, : dimensions or rank]

@@ -1,4 +1,4 @@
-"""Pairs of photos of one landmark, from a CSV, as rows of a descriptor set."""
+"""Pairs of photos of the same landmark, from a CSV, as rows of a descriptor set."""
 
 import itertools
 import logging
@@ -19,17 +19,17 @@ Pairs = tuple[np.ndarray, np.ndarray]  # int64 (P,) each: row of a query, row of
 def _rows_by_id(photos: DescriptorSet) -> dict[str, int]:
     if photos.ids is None:
         raise InputError(
-            f"{photos.source}: the rows of an .npy have no ids to look up in a CSV; give a "
+            f"{photos.source}: the rows of an .npy have no ids to match with a CSV; give a "
             "descriptor set"
         )
     return {id_: row for row, id_ in enumerate(photos.ids)}
 
 
 def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
-    """Reads a CSV with the columns `query` and `positive`: ids of two photos of one landmark.
+    """Reads a CSV with the columns `query` and `positive`: ids of two photos of the same landmark.
 
     Raises:
-      InputError: when there is no pair, or a photo has no descriptor or is its own partner.
+      InputError: when there are no pairs, or a photo has no descriptor or is paired with itself.
     """
     rows, pairs = _rows_by_id(photos), []
     for where, names in read_table(path, ["query"], ["positive"]):
@@ -44,11 +44,11 @@ def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
 
 
 def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
-    """Pairs each photo of a landmark with the landmark's next one, in the order of a CSV.
+    """Pairs each photo of a landmark with its next one, in the order of a CSV.
 
-    A landmark of n photos gives n - 1 pairs. Columns: `path` or `id`; `landmark`, `label` or
-    `landmark_id`; where there is a column `split`, only its rows with "train" (or nothing) count.
-    Rows whose photo has no descriptor are left out, and counted in the log.
+    A landmark with n photos gives n - 1 pairs. Columns: `path` or `id`; `landmark`, `label` or
+    `landmark_id`; if there is a column `split`, only rows with "train" or nothing in it count. Rows
+    whose photo has no descriptor are left out, and counted in the log.
 
     Raises:
       InputError: when no photo has a descriptor, no landmark has two photos, or a photo is listed
@@ -63,7 +63,7 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
             others += 1
             continue
         if id_ in seen:
-            raise InputError(f"{where}: {id_!r} is listed twice; a photo has one landmark")
+            raise InputError(f"{where}: {id_!r} is listed twice; a photo has only one landmark")
         seen.add(id_)
         if id_ in rows:
             landmarks.setdefault(landmark, []).append(rows[id_])
@@ -72,11 +72,11 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
     if missing and not landmarks:
         raise InputError(
             f"{path}: none of its {missing} photos is in {photos.source}, whose first is "
-            f"{next(iter(rows), None)!r}; list photos as they are called there"
+            f"{next(iter(rows), None)!r}; use the ids of that set"
         )
     pairs = [pair for photos in landmarks.values() for pair in itertools.pairwise(photos)]
     log.info(
-        "%s: %d pairs of %d landmarks; %d rows of other splits and %d without descriptor left out",
+        "%s: %d pairs of %d landmarks; left out: %d rows of other splits, %d without descriptor",
         path,
         len(pairs),
         len(landmarks),
@@ -88,6 +88,6 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
 
 def _arrays(pairs: list, path) -> Pairs:
     if not pairs:
-        raise InputError(f"{path}: no pair of photos of one landmark")
+        raise InputError(f"{path}: no two photos of the same landmark")
     queries, positives = np.array(pairs, np.int64).T
     return queries, positives

@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What a whitening is learned from."""
+    """The descriptors and pairs from which a whitening is learned."""
 
     descriptors: str = option(
-        "descriptor set (or .npy) of photos to learn from; not those that are searched or scored"
+        "descriptor set (or .npy) of photos to learn from; not of those that are searched or scored"
     )
     output: str = option("whitening to write, an .npz")
     pairs_csv: str = option(
-        "supervised whitening from a CSV with the columns query and positive: two photos of one "
-        "landmark; empty: none",
+        "supervised whitening from a CSV with the columns query and positive: two photos of the "
+        "same landmark; empty: none",
         "",
     )
     labels_csv: str = option(
@@ -39,14 +39,14 @@ class FitConfig:
         "",
     )
     dimensions: int = option(
-        "length of the whitened descriptors, at most the descriptors' own; 0: as many as they vary "
-        "in",
+        "length of the whitened descriptors, at most the original length; 0: the number of "
+        "directions in which they vary",
         0,
     )
     power: float = option(
-        "of PCA whitening: 1 makes all directions equally strong, 0 leaves their strengths", 1.0
+        "of PCA whitening: 1 gives all directions equal variance, 0 keeps their variances", 1.0
     )
-    overwrite: bool = option("replace an output that is there", False)
+    overwrite: bool = option("replace an existing output", False)
 
     def __post_init__(self):
         config.at_least(self, dimensions=0)
@@ -55,14 +55,14 @@ class FitConfig:
         if not 0 <= self.power <= 1:
             raise InputError(f"--power={self.power} must be from 0 to 1")
         if self.power != 1 and (self.pairs_csv or self.labels_csv):
-            raise InputError(f"--power={self.power} is of PCA; supervised whitening has none")
+            raise InputError(f"--power={self.power} is for PCA; supervised whitening has none")
         if not self.output.endswith(".npz"):
             raise InputError(f"--output={self.output} must end in .npz")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApplyConfig:
-    """What is whitened with what."""
+    """Which descriptors are whitened, and how."""
 
     descriptors: str = option("descriptor set to whiten")
     whitening: str = option(".npz that `fit` wrote")
@@ -72,8 +72,8 @@ class ApplyConfig:
 def _refuse_whitened(photos: DescriptorSet) -> None:
     if photos.meta.get("whitening") is not None:
         raise InputError(
-            f"{photos.source} is whitened already, with {photos.meta['whitening']}; give the set "
-            "that it was made from"
+            f"{photos.source} is whitened already, with {photos.meta['whitening']}; give the "
+            "original set"
         )
 
 
@@ -97,16 +97,16 @@ def fit(settings: FitConfig) -> None:
         mean, projection = learn.pca(rows, settings.dimensions, settings.power)
     write_whitening(settings.output, mean, projection, photos.meta.get("model_hash", ""))
     log.info(
-        "%s: from %d descriptors, %d numbers to %d", settings.output, *rows.shape, len(projection.T)
+        "%s: from %d descriptors, length %d to %d", settings.output, *rows.shape, len(projection.T)
     )
 
 
 class WhitenedRows:
-    """Rows that are whitened when they are read: float32, unit norm.
+    """Rows that are whitened when read: float32, unit norm.
 
     Args:
       photos: (N, D) descriptors with ids.
-      whitening: of D numbers.
+      whitening: for descriptors of length D.
     """
 
     ndim = 2
@@ -119,10 +119,10 @@ class WhitenedRows:
         return self.shape[0]
 
     def __getitem__(self, key: slice) -> np.ndarray:
-        """Returns rows from a start to a stop.
+        """Returns the rows of a slice.
 
         Raises:
-          InputError: when nothing of a descriptor is left.
+          InputError: when whitening leaves nothing of a descriptor.
         """
         rows = (self._photos.descriptors[key] - self._whitening.mean) @ self._whitening.projection
         norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
@@ -130,25 +130,25 @@ class WhitenedRows:
             row = (key.start or 0) + int(np.flatnonzero(~(norms[:, 0] > 1e-6))[0])
             raise InputError(
                 f"{self._photos.source}: whitening leaves nothing of {self._photos.ids[row]!r}, "
-                "which is the mean; learn it from more photos"
+                "which equals the mean; learn it from more photos"
             )
         rows /= norms
         return rows
 
 
 def apply(settings: ApplyConfig) -> None:
-    """Whitens a descriptor set: set and .npz in, set out, its meta.json tells the whitening.
+    """Whitens a descriptor set: set and .npz in, set out; its meta.json names the whitening.
 
-    Sets can be searched and scored together only when the same whitening went over both.
+    Sets can only be searched and scored together if the same whitening was applied to both.
 
     Raises:
-      InputError: when the whitening is of descriptors of another model or length, the set is
-        whitened already, or something else stands at the output.
+      InputError: when the whitening is for descriptors of another model or length, the set is
+        whitened already, or something else is at the output.
     """
     photos = descriptors.read(settings.descriptors)
     if photos.ids is None:
         raise InputError(
-            f"--descriptors={settings.descriptors}: nothing would tell that an .npy is whitened; "
+            f"--descriptors={settings.descriptors}: an .npy cannot record its whitening; "
             "give a descriptor set"
         )
     _refuse_whitened(photos)
@@ -165,9 +165,9 @@ def apply(settings: ApplyConfig) -> None:
         )
     if pathlib.Path(settings.output, descriptors.UNFINISHED).is_dir():
         raise InputError(
-            f"--output={settings.output} is an extraction that was interrupted; finish it, delete "
-            "it or choose another --output"
+            f"--output={settings.output} is an unfinished extraction; finish it, delete it or "
+            "choose another --output"
         )
     rows = WhitenedRows(photos, whitening)
     descriptors.write(settings.output, DescriptorSet(photos.ids, rows, meta))
-    log.info("%s: %d descriptors of %d numbers", settings.output, *rows.shape)
+    log.info("%s: %d descriptors of length %d", settings.output, *rows.shape)

@@ -92,7 +92,7 @@ def test_the_wrong_files(files):
     refused("no descriptors", "retrieval")
     shard = files / "q" / "descriptors-00000-of-00001.npy"
     shard.write_bytes(shard.read_bytes()[:-4])
-    refused("not a whole .npy", "retrieval")
+    refused("not a complete .npy", "retrieval")
     (files / "folder").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         SubmissionConfig(

@@ -95,7 +95,7 @@ def test_what_cannot_be_counted_is_refused():
     rows = np.zeros((3, 4), np.float32)
     with pytest.raises(InputError, match=r"index \(3, 4\) and queries \(1, 5\)"):
         count_places(rows, np.zeros((1, 5), np.float32), [[0]])
-    with pytest.raises(InputError, match="--memory_gb=1e-06 has no room for one query"):
+    with pytest.raises(InputError, match="--memory_gb=1e-06 has no room for a single query"):
         count_places(rows, rows, [[0], [1], [2]], memory_gb=1e-6)
 
 

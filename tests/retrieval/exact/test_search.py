@@ -117,7 +117,7 @@ def test_no_queries():
 
 @pytest.mark.parametrize("k", [None, 1])
 def test_refuses(k):
-    with pytest.raises(InputError, match="one D"):
+    with pytest.raises(InputError, match="with the same D"):
         search(np.zeros((3, 4)), np.zeros((2, 5)), k)
     with pytest.raises(InputError, match="k is 0"):
         search(np.zeros((3, 4)), np.zeros((2, 4)), 0)

@@ -100,7 +100,7 @@ def test_bad_photos(photos, tmp_path):
     (photos / "sub/05.png").write_bytes(b"no photo")
     for number in range(8, 11):  # a shard without one good photo
         (photos / f"sub/{number:02d}.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"4 unreadable photos, --max_bad=3 are tolerated"):
+    with pytest.raises(InputError, match=r"4 unreadable photos, but --max_bad=3;"):
         beam.extract_beam(config(photos, tmp_path / "beam", max_bad=3))
     ours, beams = both(photos, tmp_path, max_bad=4)
     assert [bad["id"] for bad in beams.meta["bad"]] == [f"sub/{n:02d}" for n in (5, 8, 9, 10)]
@@ -109,14 +109,14 @@ def test_bad_photos(photos, tmp_path):
     (photos / "sub/00.png").unlink()
     (photos / "list.csv").write_text("id\nsub/00\nsub/01\n")
     options = {"image_root": str(photos)}
-    with pytest.raises(InputError, match=r"1 of 2 photos are not there.*sub/00"):
+    with pytest.raises(InputError, match=r"1 of 2 photos are missing.*sub/00"):
         beam.extract_beam(config(photos / "list.csv", tmp_path / "x", **options))
 
 
 def test_bad_photos_stop_the_rounds(photos, tmp_path):
     (photos / "sub/05.png").write_bytes(b"no photo")
     BATCHES.clear()
-    with pytest.raises(InputError, match=r"1 unreadable photos, --max_bad=0 .*raise --max_bad"):
+    with pytest.raises(InputError, match=r"1 unreadable photos, but --max_bad=0; .*raise --max_bad"):
         beam.extract_beam(config(photos, tmp_path / "beam"))
     assert sum(shape[0] for shape in BATCHES) == 7  # the first round's
 
@@ -139,7 +139,7 @@ def test_a_box_outside_its_photo(photos, tmp_path):
     path = tmp_path / "gnd_x.pkl"
     path.write_bytes(pickle.dumps(truth))
     options = {"image_root": str(photos), "subset": "query"}
-    with pytest.raises(InputError, match=r"holds no pixel of its 40 x 50; .*--nocrop_queries$"):
+    with pytest.raises(InputError, match=r"has no pixel of its 40 x 50; .*--nocrop_queries$"):
         beam.extract_beam(config(path, tmp_path / "beam", **options))
     assert not (tmp_path / "beam").exists()
 

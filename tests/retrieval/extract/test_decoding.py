@@ -42,7 +42,7 @@ def test_box_is_truncated_and_clipped(png, box, cut):
 
 @pytest.mark.parametrize("box", [(30, 0, 40, 10), (5, 5, 5.9, 9), (9, 9, 3, 12), (-9, 0, -1, 5)])
 def test_box_without_pixels(png, box):
-    with pytest.raises(InputError, match="holds no pixel of its 30 x 20"):
+    with pytest.raises(InputError, match="has no pixel of its 30 x 20"):
         load_photo(Photo("photo", png, box))
 
 

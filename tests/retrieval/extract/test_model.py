@@ -97,7 +97,7 @@ def test_what_is_no_extractor(tmp_path):
     local = _save(tmp_path / "local", _Delg("local_descriptors"))
     more = _save(tmp_path / "more", _Delg(more=[tf.TensorSpec([], tf.float32, "input_abs_thres")]))
     for path in (local, more):
-        with pytest.raises(InputError, match=r"is no extractor of DELG's global descriptors"):
+        with pytest.raises(InputError, match=r"is not an extractor of DELG's global descriptors"):
             open_describer(path, SCALES).load()
     with pytest.raises(InputError, match="no SavedModel there"):
         open_describer(tmp_path, SCALES)
@@ -162,7 +162,7 @@ def test_delgs_extractor_describes_photos_of_other_sizes(foreign):
         (PHOTO, r"uint8 \(40, 50, 3\); give uint8 RGB \(N, H, W, 3\), or a list"),
         (PHOTO[None] / 255, r"float64 .*; give uint8 RGB"),
         ([PHOTO[None]], r"uint8 \(1, 40, 50, 3\); give uint8 RGB \(H, W, 3\)"),
-        ("a.jpg", "a.jpg is one photo; give a list"),
+        ("a.jpg", "a.jpg is a single photo; give a list"),
         ([], "no photos"),
         ([PHOTO, "missing.jpg"], "missing.jpg: No such file"),
     ],
@@ -175,7 +175,7 @@ def test_what_cannot_be_described(ours, photos, message):
 @pytest.mark.parametrize(
     ("local", "message"),
     [
-        (("maps",), r"no signature 'local_features', it was exported before .* export it again"),
+        (("maps",), r"no signature 'local_features': it was exported before .* export it again"),
         ((), r"no signature 'local_features': its network has no local branch"),
     ],
 )

@@ -146,13 +146,13 @@ def test_a_link_must_not_lead_out_of_the_root(root):
 
 def test_two_suffixes_of_one_id(root):
     (root / "b/2.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="have one id, 'b/2'"):
+    with pytest.raises(InputError, match="have the same id, 'b/2'"):
         _list(root)
     (root / "list.csv").write_text("id\nb/2\n")
     with pytest.raises(InputError, match=r"may be 2.JPG or 2.png"):
         _list(root / "list.csv")
     (root / "list.csv").write_text("id\nc\nc\n")
-    with pytest.raises(InputError, match="have one id, 'c'"):
+    with pytest.raises(InputError, match="have the same id, 'c'"):
         _list(root / "list.csv")
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_listed(root, tmp_path):
         (tmp_path / "empty", {}, "no photos"),
         (root / "list.csv", {}, "line 1: no column 'path' or 'id'"),
         (root / "binary.csv", {}, "binary.csv, after line 0"),
-        (root / "c.jpg", {}, "neither a folder"),
+        (root / "c.jpg", {}, "is not a folder, a .csv"),
         (root, {"image_root": str(root / "none")}, "--image_root=.*none: no such folder"),
         (root / "none" / "train-*", {}, r"--images=.*train-\*: no such folder"),
     ]:
@@ -285,7 +285,9 @@ def test_a_damaged_record_is_told_when_it_is_read(folder, place):
     place += second.start if place > 0 else second.start + second.record_size
     data[place] ^= 1
     data.tofile(path)
-    with pytest.raises((InputError, ValueError), match=r"checksum is wrong|no image/|no tf.train"):
+    with pytest.raises(
+        (InputError, ValueError), match=r"checksum is wrong|no image/|not a tf.train"
+    ):
         for photo in _list(path).photos:
             photo.read()
 
@@ -298,7 +300,7 @@ def test_what_is_no_photo_record(folder):
     with pytest.raises(InputError, match="odd, record at byte 0: no image/id"):
         _list(folder / "odd")
     put(tfrecord.encode(b"x", "a", 1, 1, None), b"\xff" * 9)
-    with pytest.raises(InputError, match=r"odd, record at byte \d+: no tf.train.Example"):
+    with pytest.raises(InputError, match=r"odd, record at byte \d+: not a tf.train.Example"):
         _list(folder / "odd")
     put(tfrecord.encode(b"x", "a", 1, 1, None).replace(b"image/id", b"image/ix"))
     with pytest.raises(InputError, match="no image/id"):
@@ -307,7 +309,7 @@ def test_what_is_no_photo_record(folder):
     with pytest.raises(ValueError, match="no image/encoded"):
         _list(folder / "odd").photos[0].read()
     put(*[tfrecord.encode(b"x", "a", 1, 1, None)] * 2)
-    with pytest.raises(InputError, match="record at byte 0 have one id, 'a'"):
+    with pytest.raises(InputError, match="record at byte 0 have the same id, 'a'"):
         _list(folder / "odd")
 
 

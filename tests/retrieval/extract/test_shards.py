@@ -305,7 +305,7 @@ def test_a_network_that_gives_nan(photos, tmp_path):
 def test_bad_photos_are_counted_over_shards(photos, tmp_path):
     for number in (0, 1, 2, 5):  # the whole first shard
         (photos / f"{number}.png").write_bytes(b"no photo")
-    with pytest.raises(InputError, match=r"4 unreadable photos, --max_bad=3 are .*5\.png"):
+    with pytest.raises(InputError, match=r"4 unreadable photos, but --max_bad=3; .*5\.png"):
         _run(photos, tmp_path / "set", max_bad=3)
     with pytest.raises(InputError, match="unfinished: 1 of 4"):
         descriptors.read(tmp_path / "set")
@@ -324,7 +324,7 @@ def test_too_many_bad_photos_of_all_parts(photos, tmp_path):
         (photos / f"{number}.png").write_bytes(b"no photo")
     assert _run(photos, tmp_path / "set", part=(0, 2), max_bad=1) is None
     # Its own bad photo and the other part's.
-    with pytest.raises(InputError, match="2 unreadable photos, --max_bad=1"):
+    with pytest.raises(InputError, match="2 unreadable photos, but --max_bad=1"):
         _run(photos, tmp_path / "set", part=(1, 2), max_bad=1)
     assert len(_run(photos, tmp_path / "set", part=(1, 2), max_bad=2)) == PHOTOS - 2
 
@@ -334,7 +334,7 @@ def test_too_many_bad_photos_of_an_earlier_run(photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _run(photos, tmp_path / "set", _Counting(6), max_bad=1)
     counting = _Counting()
-    with pytest.raises(InputError, match="1 unreadable photos, --max_bad=0"):
+    with pytest.raises(InputError, match="1 unreadable photos, but --max_bad=0"):
         _run(photos, tmp_path / "set", counting)
     assert counting.seen == 0
 
@@ -342,7 +342,7 @@ def test_too_many_bad_photos_of_an_earlier_run(photos, tmp_path):
 def test_not_one_photo(photos, tmp_path):
     for photo in photos.iterdir():
         photo.write_bytes(b"no photo")
-    with pytest.raises(InputError, match="not one photo could be read"):
+    with pytest.raises(InputError, match="none of the photos could be read"):
         _run(photos, tmp_path / "set", None, max_bad=PHOTOS)
 
 

@@ -176,9 +176,9 @@ def test_bad_photos_are_listed_and_counted(saved_model, photos, tmp_path):
     (folder / "sub/05.png").write_bytes(b"no photo")
     (folder / "list.csv").write_text("id\nsub/04\nsub/05\nsub/gone\nsub/06\n")
     options = {"image_root": str(folder)}
-    with pytest.raises(InputError, match=r"1 of 4 photos are not there.*gone"):
+    with pytest.raises(InputError, match=r"1 of 4 photos are missing.*gone"):
         extract(_config(saved_model, folder / "list.csv", tmp_path / "set", **options))
-    with pytest.raises(InputError, match=r"2 unreadable photos, --max_bad=1.*gone"):
+    with pytest.raises(InputError, match=r"2 unreadable photos, but --max_bad=1.*gone"):
         extract(_config(saved_model, folder / "list.csv", tmp_path / "set", max_bad=1, **options))
     assert not (tmp_path / "set").exists()
     found = extract(
@@ -240,7 +240,7 @@ def test_wrong_models(photos, tmp_path):
 
 
 def test_wrong_scales():
-    with pytest.raises(InputError, match="each must be above 0"):
+    with pytest.raises(InputError, match="each must be positive"):
         _config("m", "p", "o", scales=(1.0, -1.0))
 
 

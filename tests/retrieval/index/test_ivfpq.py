@@ -223,7 +223,7 @@ def test_sizes(given, expected):
 
 
 def test_sizes_that_cannot_be(made, tmp_path):
-    with pytest.raises(InputError, match="--m=5 must divide the 16 numbers"):
+    with pytest.raises(InputError, match="--m=5 must divide the descriptor's length, 16"):
         _build(made, tmp_path / "index", m=5)
     with pytest.raises(InputError, match=r"360 descriptors are too few .*--nlist=361.* needs 361"):
         _build(made, tmp_path / "index", nlist=361)
@@ -327,7 +327,7 @@ def test_without_faiss(made, first, tmp_path, monkeypatch):
 
 
 def test_queries_that_do_not_fit(built):
-    with pytest.raises(InputError, match=r"must be .* of one D"):
+    with pytest.raises(InputError, match=r"must be .* with the same D"):
         built.search(QUERIES[:, :5], 3)
     with pytest.raises(InputError, match="k is 0"):
         built.search(QUERIES, 0)

@@ -149,7 +149,7 @@ def test_one_photo_of_any_suffix_is_searched_for(tmp_path, built, photos):
 @pytest.mark.parametrize(
     ("about", "told"),
     [
-        ({"whitening": "abc"}, "`whitening apply` over them too, and give --descriptors, not"),
+        ({"whitening": "abc"}, "`dolg whiten apply` too, and give --descriptors, not"),
         ({"scales": None}, "imported descriptors, .* give --descriptors, not --images"),
     ],
 )
@@ -199,9 +199,9 @@ def test_photos_that_are_gone_leave_the_index_when_told(tmp_path, built, models,
     before, settings = _bytes(built), {"index": str(built), "saved_model": "new"}
     (photos / f"{IDS[2]}.png").unlink()
     (photos / f"{IDS[1]}.png").write_bytes(b"no photo")
-    with pytest.raises(InputError, match=r"1 of 60 photos are not there, the first is .*/a/2"):
+    with pytest.raises(InputError, match=r"1 of 60 photos are missing, the first is .*/a/2"):
         stages.rebuild(RebuildConfig(**settings))
-    with pytest.raises(InputError, match=r"2 unreadable photos, --max_bad=1"):
+    with pytest.raises(InputError, match=r"2 unreadable photos, but --max_bad=1"):
         stages.rebuild(RebuildConfig(max_bad=1, **settings))
     assert _bytes(built) == before
     stages.rebuild(RebuildConfig(max_bad=2, **settings))
@@ -220,7 +220,7 @@ def test_photos_that_were_moved(tmp_path, built, models, photos):
 
 def test_photos_that_were_cut_are_not_described_whole(tmp_path, models, photos):
     path = _build(tmp_path / "index", photos, models["old"], crop=True)
-    with pytest.raises(InputError, match="cut to boxes; extract and build it instead"):
+    with pytest.raises(InputError, match="cropped to boxes; extract and build it instead"):
         stages.rebuild(RebuildConfig(index=str(path), saved_model="new"))
 
 
@@ -249,7 +249,7 @@ def test_photos_of_records_are_not_found_again(tmp_path, models, photos):
     path = _build(tmp_path / "index", photos, models["old"])
     for photo in photos.rglob("*.png"):
         photo.unlink()
-    told = r"photos has not one of the 60 photos .* TFRecords cannot be found again, extract"
+    told = r"photos has none of the 60 photos .* TFRecords cannot be found again, so extract"
     with pytest.raises(InputError, match=told):
         stages.rebuild(RebuildConfig(index=str(path), saved_model="new"))
 
@@ -286,4 +286,4 @@ def test_the_threshold_stays_with_the_model(tmp_path, built, caplog):
     assert Index.open(built).threshold == 0.5 and "calibrate" not in caplog.text
     stages.rebuild(RebuildConfig(index=str(built), saved_model="new"))
     assert Index.open(built).threshold is None
-    assert "its threshold was of the old descriptors; calibrate again" in caplog.text
+    assert "its threshold was fitted for the old descriptors; calibrate again" in caplog.text

@@ -150,10 +150,10 @@ def test_numbers_are_the_published_ones_unless_given():
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"rerank_k": 3}, r"--rerank_k=3 is no number of --rerank=none, which takes no numbers"),
+        ({"rerank_k": 3}, r"--rerank_k=3 does not belong to --rerank=none, which takes no numbers"),
         ({"rerank": "alpha_qe", "rerank_m": 9}, "takes --rerank_k and --rerank_alpha"),
-        ({"rerank": "superglobal", "rerank_alpha": 1.0}, "--rerank_alpha=1.0 is no number"),
-        ({"rerank": "alpha_dba", "rerank_beta": 0.1}, "--rerank_beta=0.1 is no number"),
+        ({"rerank": "superglobal", "rerank_alpha": 1.0}, "--rerank_alpha=1.0 does not belong"),
+        ({"rerank": "alpha_dba", "rerank_beta": 0.1}, "--rerank_beta=0.1 does not belong"),
         ({"rerank": "superglobal", "rerank_k": 0}, "--rerank_k=0 must be at least 1"),
         ({"rerank": "superglobal", "rerank_m": -2}, "--rerank_m=-2 must be at least 1"),
         ({"rerank": "superglobal", "rerank_beta": -0.1}, "--rerank_beta=-0.1 must be at least 0"),

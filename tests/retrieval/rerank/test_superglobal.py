@@ -59,7 +59,7 @@ def test_without_weight_nothing_is_refined():
 
 def test_neighbours_that_point_away_are_refused():
     x = some(3, 1)
-    with pytest.raises(InputError, match="point away from it; give a smaller --rerank_beta"):
+    with pytest.raises(InputError, match="point away from it; use a smaller --rerank_beta"):
         refine(np.concatenate([x, -x]), 1, 1.0)
 
 

@@ -103,7 +103,9 @@ def test_fewer_photos_than_numbers(kind, caplog):
     whitened = (rows - mean) @ projection
     np.testing.assert_allclose(whitened.T @ whitened / 4, np.eye(3), atol=1e-5)
     assert pca(rows, 2)[1].shape == (SIZE, 2)
-    with pytest.raises(InputError, match="4 descriptors of 6 numbers vary in 3 directions, 4 are"):
+    with pytest.raises(
+        InputError, match="4 descriptors of length 6 vary in 3 directions, but 4 are"
+    ):
         pca(rows, 4)
 
 
@@ -117,7 +119,7 @@ def test_rounding_is_no_direction():
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_what_does_not_vary_is_refused(count):
-    with pytest.raises(InputError, match="vary in 0 directions, at least 1 are needed"):
+    with pytest.raises(InputError, match="vary in 0 directions, but at least 1 are needed"):
         pca(np.repeat(_rows(8, 1), count, 0))
 
 
@@ -128,7 +130,7 @@ def test_too_few_pairs_are_refused():
     copies = np.repeat(rows, 2, 0)
     with pytest.raises(InputError, match="50 pairs span 0 of the 6"):
         supervised(copies, np.arange(0, 100, 2), np.arange(1, 100, 2))
-    with pytest.raises(InputError, match="vary in 6 directions, 7 are needed"):
+    with pytest.raises(InputError, match="vary in 6 directions, but 7 are needed"):
         supervised(rows, numbers, numbers + 1, 7)
 
 
@@ -138,7 +140,7 @@ def test_supervised_leaves_out_where_nothing_varies(caplog):
     wide = rows.astype(np.float64) @ turn[:SIZE]  # (50, 9), in 6 directions
     mean, projection = supervised(wide, queries, positives)
     expected_mean, expected = supervised(rows, queries, positives)
-    assert "50 descriptors of 9 numbers vary in 6 directions" in caplog.text
+    assert "50 descriptors of length 9 vary in 6 directions" in caplog.text
     found = (wide - mean) @ projection
     expected = (rows - expected_mean) @ expected
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, rtol=1e-3, atol=1e-3)

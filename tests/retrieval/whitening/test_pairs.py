@@ -29,7 +29,7 @@ def test_a_landmark_s_photos_are_paired_with_the_next(listed, header, caplog):
     rows = ("b/4.jpg,7", "a/1,x", "a/0,7", "gone.jpg,7", "b/3.5,y", "b.c/2,7")
     queries, positives = pairs_from_labels(listed(header, *rows), PHOTOS)
     assert queries.tolist() == [4, 0] and positives.tolist() == [0, 2]
-    told = "2 pairs of 3 landmarks; 0 rows of other splits and 1 without descriptor left out"
+    told = "2 pairs of 3 landmarks; left out: 0 rows of other splits, 1 without descriptor"
     assert told in caplog.text
 
 
@@ -46,10 +46,10 @@ def test_only_training_photos_are_paired(listed, caplog):
     [
         (pairs_from_csv, ["query,positive", "a/0,a/9"], "line 2: set has no photo 'a/9'"),
         (pairs_from_csv, ["query,positive", "a/0,a/0.jpg"], "line 2: 'a/0' is paired with itself"),
-        (pairs_from_csv, ["query,positive"], "no pair of photos"),
+        (pairs_from_csv, ["query,positive"], "no two photos of the same"),
         (pairs_from_csv, ["query,other", "a/0,a/1"], "no column 'positive'"),
         (pairs_from_csv, ["query,positive", "a/0"], "line 2: 1 fields"),
-        (pairs_from_labels, ["path,landmark", "a/0,x", "a/1,y"], "no pair of photos"),
+        (pairs_from_labels, ["path,landmark", "a/0,x", "a/1,y"], "no two photos of the same"),
         (pairs_from_labels, ["path,landmark", "0.jpg,x"], "none of its 1 photos is in .*is 'a/0'"),
         (pairs_from_labels, ["path,landmark", "a/0,x", "a/0,x"], "line 3: 'a/0' is listed twice"),
         (pairs_from_labels, ["landmark", "x"], "no column 'path' or 'id'"),
@@ -61,5 +61,5 @@ def test_bad_lists_are_refused(listed, read, lines, told):
 
 
 def test_an_npy_has_no_ids(listed):
-    with pytest.raises(InputError, match="have no ids to look up"):
+    with pytest.raises(InputError, match="have no ids to match"):
         pairs_from_csv(listed("query,positive"), DescriptorSet(None, np.eye(5), {}, "x.npy"))

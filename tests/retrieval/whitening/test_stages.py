@@ -106,7 +106,7 @@ def test_what_is_finished_is_kept_and_nothing_else_replaced(folder, caplog):
     with pytest.raises(InputError, match="holds other photos"):
         _apply(folder)
     (folder / "begun" / "unfinished").mkdir(parents=True)
-    with pytest.raises(InputError, match="begun is an extraction that was interrupted; finish it"):
+    with pytest.raises(InputError, match="begun is an unfinished extraction; finish it"):
         _apply(folder, output="begun")
     assert (folder / "begun" / "unfinished").exists()
 
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(folder):
         ({"photos": "other_model"}, "learned on descriptors of model abc, .* is of xyz"),
         ({"photos": "narrow"}, "do not fit descriptors of 5"),
         ({"photos": "white"}, "whitened already"),
-        ({"photos": "rows.npy"}, "nothing would tell"),
+        ({"photos": "rows.npy"}, "cannot record its whitening"),
         ({"photos": "none"}, "no such descriptor set"),
         ({"whitening": "none.npz"}, "no .npz with the arrays"),
     ]:
