@@ -258,7 +258,7 @@ def test_a_query_without_mistake_has_no_mistaken_pair(quickstart):
 @pytest.mark.parametrize(
     ("local", "words"),
     [
-        (("maps",), "has no signature 'local_features', it was exported before"),
+        (("maps",), "has no signature 'local_features': it was exported before"),
         ((), "has no signature 'local_features': its network has no local branch"),
     ],
 )
