@@ -1,6 +1,6 @@
-"""A line a picture, for notebooks: maps of a photo, why two photos match, what an index finds.
+"""One line per picture, for notebooks: maps of a photo, why two photos match, what an index finds.
 
-In a notebook, `%matplotlib inline` makes a cell show the Figure that its last line gives.
+In a notebook, `%matplotlib inline` makes a cell show the Figure that its last line returns.
 """
 
 import pathlib
@@ -16,8 +16,8 @@ from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.stage import files
 from dolg_tf.stage.tables import write_table
 
-_SIDE = 1024  # longest side that a photo is shrunk to before the network sees it, in pixels
-_FOUND_SIDE = 320  # of the photos that were found, in pixels
+_SIDE = 1024  # longest side, in pixels, to which a photo is shrunk for the network
+_FOUND_SIDE = 320  # the same of found photos
 
 
 def show_maps(model: LoadedModel | files.Path, photo: files.Path):
@@ -28,10 +28,10 @@ def show_maps(model: LoadedModel | files.Path, photo: files.Path):
       photo: its file.
 
     Returns:
-      A matplotlib Figure, see `figures.maps_overlay`.
+      A matplotlib Figure, see `ranked_list.maps_overlay`.
 
     Raises:
-      InputError: when the photo cannot be read or the network has no local branch.
+      InputError: when the photo cannot be read, or the network has no local branch.
     """
     image = read_photo(photo, _SIDE)
     maps = _loaded(model).maps(image)
@@ -69,14 +69,14 @@ def show_search(
       index: an index, or its directory.
       model: that described the photos of the index; or its directory, which takes longer.
       photo: its file; it is described as those of the index were.
-      k: photos found.
+      k: number of photos.
       image_root: folder of the photos of the index; empty: where they were described.
 
     Returns:
-      A matplotlib Figure, see `figures.ranked_list`.
+      A matplotlib Figure, see `ranked_list.ranked_list`.
 
     Raises:
-      InputError: when the index is of another model, or a photo cannot be read.
+      InputError: when the index belongs to another model, or a photo cannot be read.
     """
     model = _loaded(model)
     index = index if isinstance(index, Index) else Index.open(index)
@@ -99,7 +99,7 @@ def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
 
 
 def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:
-    """Returns the photos of an index by their ids, wherever their suffixes are to be found."""
+    """Returns the photos of an index by their ids, whatever their suffixes."""
     root = str(image_root or index.meta["image_root"])
     with tempfile.TemporaryDirectory() as folder:
         listed = write_table(pathlib.Path(folder, "photos.csv"), ["id"], ([id_] for id_ in ids))

@@ -1,4 +1,4 @@
-"""What tests of the report share."""
+"""Shared by the tests of the report."""
 
 import base64
 import hashlib

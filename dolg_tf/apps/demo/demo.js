@@ -1,7 +1,7 @@
 // The query box, drawn with mouse or finger over the photo. Gradio runs this once, with `element`
 // (the block that holds the photo, whose content changes), `trigger` (events for Python) and `watch`
-// (what is done when the content has changed).
-const LEAST = 6; // pixels on the screen: what is smaller was a click, which takes the box away
+// (called when the content has changed).
+const LEAST = 6; // pixels on the screen: anything smaller was a click, which removes the box
 let start = null;
 let before = null;
 let box = null; // left, top, right, bottom as shares of the photo; null: the whole photo
@@ -75,7 +75,7 @@ window.queryBox = {
     const sides = [size.width, size.height, size.width, size.height].map(Number);
     return sides.map((side, i) => Math.round((box ?? [0, 0, 1, 1])[i] * side));
   },
-  // The other way round; what covers the photo, or nothing of it, is no box.
+  // The reverse; a box around all of the photo, or none of it, is removed.
   show(left, top, right, bottom) {
     const size = frame()?.dataset;
     if (!size) return;

@@ -1,8 +1,8 @@
-"""What stands before Gradio's server: only what the page itself asks for comes through.
+"""The gate in front of Gradio's server: only the page's own requests come through.
 
-Gradio serves more than a page needs: files by their path, other servers' pages, recordings; and it
-fetches an address that a request gives in place of an uploaded file. Here everything that is not
-listed is refused, before Gradio sees it, and the browser is told to ask no other server.
+Gradio serves more than the page needs: files by their path, pages of other servers, recordings. It
+also fetches an address that a request names in place of an uploaded file. Everything that is not
+listed here is refused before Gradio sees it, and the browser is told to ask no other server.
 """
 
 import json
@@ -30,8 +30,8 @@ _PATHS = (
 )
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 _UPLOAD = "/gradio_api/upload"
-_MAX_JSON = 4 * 2**20  # bytes: of a request that names some thousand uploaded files
-# Gradio's page compiles its templates, hence unsafe-eval; its pictures are in the page itself.
+_MAX_JSON = 4 * 2**20  # bytes: enough to name a thousand uploaded files
+# Gradio's page compiles its templates, which takes unsafe-eval; pictures are in the page itself.
 _HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
     "'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' "
@@ -60,7 +60,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # no web socket is asked for; unanswered, it is closed
+            return  # the page opens no web socket; an unanswered one is closed
         app, request = self._app, Request(scope, receive)
         refusal = self._refusal(scope, request.headers)
         if refusal is None and request.method == "POST" and scope["path"] != _UPLOAD:
@@ -76,9 +76,9 @@ class Gate:
         await app(scope, receive, _with_headers(send))
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        """Returns the status and the reason with which a request is refused, by its head."""
+        """Returns the status and the reason to refuse a request by its head; None: it passes."""
         path, host = scope["path"], headers.get("host", "")
-        # Else a web site whose name leads to this machine could read the photos.
+        # Otherwise a web site whose name leads to this machine could read the photos.
         if host.rsplit(":", 1)[0] not in _HOSTS:
             return 403, "This server answers to 127.0.0.1 and localhost only."
         origin = headers.get("origin")
@@ -88,21 +88,21 @@ class Gate:
             return 404, "There is nothing here."
         if path == _UPLOAD and scope["method"] == "POST":
             size = headers.get("content-length", "")
-            # In chunks it would go on, whatever length it says.
+            # In chunks it could be longer than it states.
             if not size.isdecimal() or "transfer-encoding" in headers:
-                return 411, "An upload must say its length."
+                return 411, "An upload must state its length."
             if int(size) > self._max_upload:
-                return 413, f"An upload may have {self._max_upload / 2**20:.4g} MiB."
+                return 413, f"An upload may have at most {self._max_upload / 2**20:.4g} MiB."
         return None
 
     def _refusal_of(self, body: bytes | None) -> tuple[int, str] | None:
-        """The same by the body of a request."""
+        """As `_refusal`, by the body of a request, which is None when it is too large."""
         if body is None:
-            return 413, f"A request may have {_MAX_JSON} bytes."
+            return 413, f"A request may have at most {_MAX_JSON} bytes."
         try:
             outside = body and not all(map(self._is_upload, _paths(json.loads(body))))
         except (ValueError, RecursionError):
-            return 400, "The request is no JSON."
+            return 400, "The request is not JSON."
         return (403, "The request names a file that was not uploaded.") if outside else None
 
     def _is_upload(self, path) -> bool:
@@ -113,7 +113,7 @@ class Gate:
 
 
 def _paths(value) -> list:
-    """Returns all that stands under a key `path` in a JSON value, however deep."""
+    """Returns every value of a key `path` in a JSON value, at any depth."""
     if isinstance(value, dict):
         found = [value["path"]] if "path" in value else []
         return found + [path for item in value.values() for path in _paths(item)]
@@ -133,7 +133,7 @@ async def _read(request: Request) -> bytes | None:
 
 
 def _again(body: bytes | None, receive: Receive) -> Receive:
-    """Returns a `receive` that gives a body that was read already, and then what follows."""
+    """Returns a `receive` that repeats a body that was read, and then continues."""
     first = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def again() -> Message:

@@ -1,4 +1,4 @@
-"""The parts of the demo's page that are its own: the photo with its box, the answer, the map."""
+"""The demo's own HTML: the photo with its box, the answer, the map."""
 
 import functools
 import html
@@ -69,24 +69,24 @@ def stage(query: Query | None) -> str:
 
 
 def message(text: str) -> str:
-    """Returns what went wrong."""
+    """Returns an error message."""
     return _part("message", text)
 
 
 def welcome(index: Index) -> str:
-    """Returns what stands where the answer will be."""
+    """Returns what is shown before the first answer."""
     return _part("welcome", len(index))
 
 
 def answer(found: Answer, index: Index, scales: str, reranking: str) -> str:
-    """Returns the photos that were found, and whether they show the same place."""
+    """Returns the found photos, and whether they show the same place."""
     notes = f"{len(found.found)} of {found.searched:,} photos in {found.seconds:.2f} s."
     if reranking != "none":
-        notes += f" Order by {RERANK_WORDS[reranking]}; scores are those of the two photos alone."
+        notes += f" Ordered by {RERANK_WORDS[reranking]}; a score compares two photos alone."
     if scales != OWN_SCALES:
-        told = "; its threshold was measured so" if index.threshold is not None else ""
+        told = ", and its threshold measured at these" if index.threshold is not None else ""
         notes += f" The index was described at other scales ({_numbers(index.meta['scales'])})"
-        notes += f"{told}, so take scores for a rough guide."
+        notes += f"{told}: take scores as a rough guide."
     return _part("answer", found.found, *_verdict(found.found, index), notes)
 
 
@@ -107,7 +107,7 @@ def _verdict(found: Sequence[FoundPhoto], index: Index) -> tuple[str, str, str]:
     best = max(photo.score for photo in found)
     text = (
         f"None of these photos reaches the threshold of {threshold} for the same place; the best "
-        f"has {best:.3f}."
+        f"scores {best:.3f}."
     )
     return "no-match", "No match", text
 
@@ -127,8 +127,8 @@ def lines(*texts: str) -> str:
 
 
 def added(count: int, notes: Sequence[str], most: int) -> str:
-    """Returns which photos a visitor added, and what was left out."""
+    """Returns how many photos a visitor added, and notes about the others."""
     if not count and not notes:
         return ""
     photos = "1 photo of yours is" if count == 1 else f"{count} photos of yours are"
-    return lines(f"{photos} searched too; {most} may be.", *notes)
+    return lines(f"{photos} searched too; you may add up to {most}.", *notes)

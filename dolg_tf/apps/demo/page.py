@@ -1,4 +1,4 @@
-"""The demo's page: what stands where, and what happens when."""
+"""The demo's page: its layout and its events."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 _HERE = pathlib.Path(__file__).parent
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-# Texts that stand out from what is behind them by 4.5 to 1 at least.
+# Text has a contrast of at least 4.5 to 1 with its background.
 _COLOURS = {
     "body_text_color_subdued": "*neutral_500",
     "block_info_text_color": "*neutral_500",
@@ -23,7 +23,7 @@ _COLOURS = {
     "button_primary_background_fill_hover_dark": "*primary_600",
 }
 _MONOSPACE = ("ui-monospace", "monospace")
-_AT_ONCE = 4  # answers that are worked on at the same time; others wait in line
+_AT_ONCE = 4  # answers that are computed at the same time; others wait in line
 _WAITING = 64  # visitors in that line
 _NO_PHOTO = "Drop or choose a photo first."
 
@@ -32,8 +32,8 @@ class Page:
     """The page of an engine.
 
     Args:
-      engine: what answers.
-      max_bytes, max_pixels: largest photo that is taken.
+      engine: answers the searches.
+      max_bytes, max_pixels: largest photo that is accepted.
       max_added: photos that a visitor may add.
     """
 
@@ -44,10 +44,11 @@ class Page:
     # --- what happens --------------------------------------------------------------------
 
     def take(self, file: str | None, scales, reranking, k, added) -> Iterator[tuple]:
-        """Takes a photo and searches for all of it.
+        """Reads a photo and searches for the whole of it.
 
-        Gives the photo, how it is shown, its box, the empty field again, the answer and the map.
-        Where it is no photo, the one before goes, too: else its answer would seem to be of this.
+        Yields the photo, its HTML, its box, the emptied file field, the answer and the map. When
+        the file is not a photo, the previous photo disappears too: its answer would seem to belong
+        to the file.
         """
         import gradio
 
@@ -66,7 +67,7 @@ class Page:
     def search(
         self, query: Query | None, left, top, right, bottom, scales, reranking, k, added
     ) -> Iterator[tuple]:
-        """Searches: the photo, its box and the controls -> the answer, and after it the map."""
+        """Yields the answer to a photo, its box and the controls, and then the map."""
         import gradio
 
         if query is None:
@@ -86,14 +87,14 @@ class Page:
             yield html.message(str(error)), ""
 
     def press(self, query: Query | None, *controls) -> Iterator[tuple]:
-        """Searches as `search` does, and says so when there is no photo yet."""
+        """As `search`, with a message when there is no photo yet."""
         if query is None:
             yield html.message(_NO_PHOTO), ""
         else:
             yield from self.search(query, *controls)
 
     def add(self, paths: Sequence[str] | None, added: Added | None) -> Iterator[tuple]:
-        """Adds photos for this visitor: files -> the added photos, and what is told of them."""
+        """Adds files for this visitor; yields the added photos and a message about them."""
         import gradio
 
         paths = sorted(paths or ())
@@ -114,9 +115,9 @@ class Page:
             if number < len(paths):
                 yield gradio.skip(), html.lines(f"{number} of {len(paths)} files ...")
         notes = [f"Left out: {text}" for text in wrong[:3]]
-        notes += [f"{len(wrong) - 3} more files are left out."] if len(wrong) > 3 else []
-        notes += [f"{twice} of them were added before."] if twice else []
-        notes += [f"{over} are left out: there is no room for more."] if over else []
+        notes += [f"Left out: {len(wrong) - 3} more."] if len(wrong) > 3 else []
+        notes += [f"Already added: {twice}."] if twice else []
+        notes += [f"Left out, as there is no room for more: {over}."] if over else []
         yield added, html.added(len(known), notes, self._max_added)
 
     # --- what stands where ---------------------------------------------------------------
@@ -186,7 +187,7 @@ class Page:
                 html.scale_choices(self._engine.scales),
                 value=OWN_SCALES,
                 label="Scales",
-                info="sizes at which your photo is described, and averaged",
+                info="sizes at which your photo is described; the descriptors are averaged",
             )
             reranking = gradio.Radio(
                 rerankings,
@@ -198,8 +199,8 @@ class Page:
             k = gradio.Slider(4, 48, 12, step=4, label="Photos shown")
             with gradio.Accordion("Search your own photos too", open=False):
                 gradio.HTML(
-                    '<p class="notes">They are described here and searched beside those of the '
-                    "index, by you alone, until you close this page.</p>",
+                    '<p class="notes">They are described here and searched together with the '
+                    "index, for you alone, until you close this page.</p>",
                     elem_classes="plain",
                 )
                 with gradio.Row():
@@ -271,8 +272,8 @@ class Page:
         Args:
           blocks: the page.
           port: on 127.0.0.1.
-          gate: starlette middleware that stands before everything.
-          max_bytes: largest file that is uploaded.
+          gate: Starlette middleware in front of everything.
+          max_bytes: largest file that may be uploaded.
         """
         import gradio
 

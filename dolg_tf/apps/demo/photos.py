@@ -1,4 +1,4 @@
-"""Photos of visitors, decoded within limits and turned upright; and small pictures for a page."""
+"""Visitors' photos, decoded within limits and turned upright, and pictures for the page."""
 
 import base64
 import functools
@@ -11,7 +11,7 @@ from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.stage.config import InputError
 
 _ORIENTATION = 0x0112  # EXIF's tag
-# From black by violet and orange to light yellow, evenly in lightness: matplotlib's "inferno".
+# From black through violet and orange to light yellow, even in lightness: matplotlib's "inferno".
 RAMP = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")
 _MAP_SHARE = 0.6  # of the map over the grey photo
 
@@ -32,20 +32,20 @@ def _photo_size():
 
 
 def read_photo(data: bytes, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """Decodes the photo of a stranger and turns it upright.
+    """Decodes an untrusted photo and turns it upright.
 
-    Its size is read from its header first: nothing of a photo that is too large is decoded.
+    The size is read from the header first: a photo that is too large is never decoded.
 
     Args:
       data: JPEG, PNG, WebP, BMP or GIF, or anything else.
-      max_bytes: most bytes that are looked at.
-      max_pixels: most pixels that are decoded.
+      max_bytes: largest file that is accepted.
+      max_pixels: largest photo that is decoded.
 
     Returns:
       uint8 RGB (H, W, 3).
 
     Raises:
-      InputError: when it is too large, or no photo.
+      InputError: when it is too large, or not a photo.
     """
     import tensorflow as tf
 
@@ -55,7 +55,7 @@ def read_photo(data: bytes, max_bytes: int, max_pixels: int) -> np.ndarray:
         raise InputError(
             f"The photo has {len(data) / 2**20:.1f} MiB, the limit is {max_bytes / 2**20:.4g} MiB."
         )
-    no_photo = "The file cannot be read as a photo: it is damaged, or no JPEG, PNG, WebP, BMP, GIF."
+    no_photo = "The file cannot be read as a photo: damaged, or not JPEG, PNG, WebP, BMP or GIF."
     try:
         height, width = (int(side) for side in _photo_size()(tf.constant(data)))
         if height * width > max_pixels:
@@ -72,7 +72,7 @@ def read_photo(data: bytes, max_bytes: int, max_pixels: int) -> np.ndarray:
 
 
 def _orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a JPEG, 1 to 8; 1 where it tells none that can be read."""
+    """Returns the EXIF orientation of a JPEG, 1 to 8; 1 when it has none that can be read."""
     from PIL import Image
 
     if not data.startswith(b"\xff\xd8\xff"):
@@ -87,7 +87,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns a photo as its EXIF orientation says: where its rows and columns begin."""
+    """Turns a photo upright by its EXIF orientation: where its rows and columns begin."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -112,8 +112,8 @@ def jpeg(image: np.ndarray, max_side: int) -> bytes:
 def thumbnail(file: pathlib.Path, side: int) -> bytes | None:
     """Returns a small upright JPEG of a photo on disk; None when it is gone or damaged.
 
-    A JPEG is decoded at a fraction of its size, which is several times as fast: it is only looked
-    at, not described.
+    A JPEG is decoded at a fraction of its size, which is several times as fast: thumbnails are only
+    looked at, never described.
 
     Args:
       file: the photo.
@@ -132,7 +132,7 @@ def thumbnail(file: pathlib.Path, side: int) -> bytes | None:
 
 
 def data_uri(encoded: bytes) -> str:
-    """Returns a JPEG as the `src` of an `<img>`: it lies in the page itself, and has no address."""
+    """Returns a JPEG as the `src` of an `<img>`: it is part of the page and has no address."""
     return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
@@ -145,7 +145,7 @@ def _colours(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Lays a map of the network over a grey photo, in colours from its least to its largest value.
+    """Lays a map of the network over a grey photo; colours span its smallest to largest value.
 
     Args:
       image: uint8 RGB (H, W, 3).

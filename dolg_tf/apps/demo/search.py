@@ -1,4 +1,4 @@
-"""What the demo answers with: a photo, a box, scales and a re-ranking become the nearest photos."""
+"""The engine of the demo: finds the nearest photos to a box in a photo."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ class Query:
 
     Attributes:
       image: uint8 RGB (H, W, 3), its longest side at most KEPT_SIDE pixels.
-      width, height: of the photo as it came, in pixels: those that boxes are told in.
+      width, height: of the photo as it was uploaded, in pixels; boxes are given in these pixels.
     """
 
     image: np.ndarray
@@ -48,10 +48,10 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """Photos that a visitor added for himself: they are searched like those of the index.
+    """Photos that one visitor added: for them, they are searched like those of the index.
 
     Attributes:
-      files: the name of each, behind a folder that tells equal names apart.
+      files: the name of each, after a folder that distinguishes equal names.
       rows: float32 (N, D).
       thumbnails: JPEGs.
     """
@@ -63,7 +63,7 @@ class Added:
 
 @dataclasses.dataclass(frozen=True)
 class FoundPhoto:
-    """A photo that was found.
+    """A found photo.
 
     Attributes:
       id: of the index, or the name of a file that the visitor added.
@@ -86,8 +86,8 @@ class Answer:
 
     Attributes:
       found: in the order of the re-ranking.
-      searched: number of photos that were searched.
-      seconds: that it took.
+      searched: number of searched photos.
+      seconds: duration of the search.
     """
 
     found: tuple[FoundPhoto, ...]
@@ -96,17 +96,17 @@ class Answer:
 
 
 class Engine:
-    """A model and an index that answer; safe to be asked by several threads.
+    """A model and an index that answer queries; several threads may use it at once.
 
     Args:
-      saved_model: that described the photos of the index.
+      saved_model: the one that described the photos of the index.
       index: a directory.
       image_root: folder of the photos of the index; empty: where they were described.
       max_side: photos are shrunk to this longest side before they are described, in pixels; 0:
         never. Where the photos of the index were shrunk to less, visitors' are too.
 
     Raises:
-      InputError: when the index is of another model, or of descriptors that no model gives alone.
+      InputError: when the index belongs to another model, or was not described by a model alone.
     """
 
     def __init__(self, saved_model: files.Path, index: files.Path, image_root: str, max_side: int):
@@ -123,7 +123,7 @@ class Engine:
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
 
     def load(self) -> None:
-        """Loads the model and answers once, so that the first visitor need not wait for it."""
+        """Loads the model and answers once, so that the first visitor does not wait for it."""
         self._model = load_model(self._saved_model, self.scales)
         rows = self.index.descriptors
         if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
@@ -136,32 +136,32 @@ class Engine:
 
     @property
     def rerankings(self) -> tuple[str, ...]:
-        """The re-rankings that there are; an approximate index has not the descriptors for any."""
+        """The available re-rankings; an approximate index lacks the descriptors for any."""
         return RERANKINGS if self.index.approximate is None else RERANKINGS[:1]
 
     @property
     def has_maps(self) -> bool:
-        """Whether the model shows its attention; none of mode `delg` does."""
+        """Whether the model has attention maps; a model of mode `delg` has none."""
         return self._model.has_maps
 
     # --- photos of visitors --------------------------------------------------------------
 
     def read(self, data: bytes, max_bytes: int, max_pixels: int) -> Query:
-        """Reads a visitor's photo; see `demo_photos.read_photo`."""
+        """Reads a visitor's photo; see `photos.read_photo`."""
         image = photos.read_photo(data, max_bytes, max_pixels)
         height, width = image.shape[:2]
         return Query(shrink(image, KEPT_SIDE), width, height)
 
     def cut(self, query: Query, box: Box | None = None) -> np.ndarray:
-        """Returns what of a photo is described, as uint8 RGB (H, W, 3).
+        """Returns the part of a photo that is described, as uint8 RGB (H, W, 3).
 
         Args:
           query: the photo.
-          box: (left, top, right, bottom) in its pixels; what lies outside it counts not. None: all
-            of it.
+          box: (left, top, right, bottom) in its pixels; what lies outside the photo is ignored.
+            None: the whole photo.
 
         Raises:
-          InputError: when the box holds no pixel.
+          InputError: when the box contains no pixel.
         """
         image = query.image
         if box is not None:
@@ -171,8 +171,8 @@ class Engine:
             top, bottom = (round(min(max(y, 0), query.height) * scale) for y in box[1::2])
             if left >= right or top >= bottom:
                 raise InputError(
-                    f"The box {tuple(round(x) for x in box)} holds no pixel of the photo, which "
-                    f"has {query.width} x {query.height}."
+                    f"The box {tuple(round(x) for x in box)} contains no pixel of the photo, "
+                    f"which has {query.width} x {query.height} pixels."
                 )
             image = image[top : min(bottom, height), left : min(right, width)]
         return shrink(image, self._max_side)
@@ -201,20 +201,20 @@ class Engine:
 
         Args:
           query: the photo.
-          box: what of it is searched for, see `cut`.
+          box: the part that is searched for, see `cut`.
           scales: a key of SCALE_SETS; OWN_SCALES: those of the index.
           reranking: one of `rerankings`, with its default numbers.
-          k: how many photos.
-          added: photos that are searched besides those of the index.
+          k: number of photos.
+          added: photos to search besides those of the index.
 
         Raises:
-          InputError: when the box holds no pixel, or something else is none of its choices.
+          InputError: when the box contains no pixel, or the scales or the re-ranking are unknown.
         """
         start = time.perf_counter()
         if scales != OWN_SCALES and scales not in SCALE_SETS:
-            raise InputError(f"The scales {scales!r:.40} are none of the choices.")
+            raise InputError(f"Unknown scales {scales!r:.40}; use those on the page.")
         if reranking not in self.rerankings:
-            raise InputError(f"The re-ranking {reranking!r:.40} is none of the choices.")
+            raise InputError(f"Unknown re-ranking {reranking!r:.40}; use one of those on the page.")
         row = self._describe(self.cut(query, box), SCALE_SETS.get(scales, self.scales))
         scores, ranks = self._rank(row, reranking, max(1, k), added)
         found = [self._photo(rank, score, added) for score, rank in zip(scores, ranks, strict=True)]
@@ -222,7 +222,7 @@ class Engine:
         return Answer(tuple(found), searched, time.perf_counter() - start)
 
     def attention(self, query: Query, box: Box | None = None) -> np.ndarray | None:
-        """Returns where the network looked, over what is described; None: the model has no maps."""
+        """Returns the attention map over the described part; None: the model has no maps."""
         if not self.has_maps:
             return None
         image = self.cut(query, box)
@@ -232,9 +232,9 @@ class Engine:
         return self._model.describe(image[None], scales)
 
     def _rank(self, row: np.ndarray, reranking: str, k: int, added: Added | None):
-        """Returns (scores, ranks) of a query, (1, D); added photos rank behind those of the index.
+        """Returns (scores, row numbers) for a query (1, D); added photos follow those of the index.
 
-        Scores are always those of the query and the photo alone: the threshold was fitted on such.
+        A score always compares the query and the photo alone: the threshold was fitted to such.
         """
         more = [] if added is None else [added.rows]
         if self.index.approximate is not None:
@@ -268,7 +268,7 @@ class Engine:
     # --- photos of the index -------------------------------------------------------------
 
     def has_photos(self, ids: Sequence[str]) -> bool:
-        """Tells whether one of some photos of the index is on disk."""
+        """Returns whether at least one of these photos of the index is on disk."""
         return any(self._file(id_) is not None for id_ in ids)
 
     def _new_thumbnail(self, id_: str) -> bytes | None:
@@ -276,7 +276,7 @@ class Engine:
         return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE)
 
     def _file(self, id_: str) -> pathlib.Path | None:
-        """Returns where a photo of the index is; None: it is not there, or outside its folder."""
+        """Returns the file of a photo of the index; None: it is missing, or outside the folder."""
         endings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
         try:
             candidates = [files.inside(self.image_root, f"{id_}{ending}") for ending in endings]
@@ -286,19 +286,19 @@ class Engine:
 
 
 def _check_describable(index: Index) -> None:
-    """Makes sure that a model alone describes photos as those of an index were.
+    """Makes sure that a model alone can describe photos as those of an index were described.
 
     Raises:
-      InputError: when it does not.
+      InputError: when it cannot.
     """
     if isinstance(index.meta["whitening"], str):
         raise InputError(
-            f"--index={index.path} is of descriptors that `whitening apply` has whitened, and the "
+            f"--index={index.path} holds descriptors that `dolg whiten apply` whitened, but the "
             "demo describes photos by the model alone; export it with --whitening, extract, and "
             "build the index again"
         )
     if index.meta["scales"] is None:
         raise InputError(
-            f"--index={index.path} is of imported descriptors, which do not say their scales; "
-            "extract its photos with the model and build it again"
+            f"--index={index.path} holds imported descriptors, whose scales are unknown; extract "
+            "its photos with the model and build it again"
         )

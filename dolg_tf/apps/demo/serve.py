@@ -18,8 +18,8 @@ from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
 
-_LOOKED_FOR = 20  # photos of the index of which one should be on disk
-_FILES = 50  # of the largest size that go into one upload
+_LOOKED_FOR = 20  # first photos of the index; one of them should be on disk
+_FILES = 50  # files of the largest size that fit into one upload
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class DemoConfig:
     saved_model: str = option("SavedModel that described the photos of the index")
     index: str = option("index (a directory)")
     image_root: str = option(
-        "folder of the photos of the index; empty: where they were when they were described", ""
+        "folder with the photos of the index; empty: where they were when they were described", ""
     )
-    port: int = option("of the page, on 127.0.0.1", 7860)
-    max_bytes: int = option("largest file that is taken", 20 * 2**20, unit="bytes")
+    port: int = option("port of the page on 127.0.0.1", 7860)
+    max_bytes: int = option("largest file that is accepted", 20 * 2**20, unit="bytes")
     max_pixels: int = option(
-        "largest photo that is decoded, by its header", 50_000_000, unit="pixels"
+        "largest photo that is accepted, by its header", 50_000_000, unit="pixels"
     )
     max_side: int = option(
         "visitors' photos, or what their box cuts out, are shrunk to this longest side before they "
@@ -42,7 +42,7 @@ class DemoConfig:
         1024,
         unit="pixels",
     )
-    max_added: int = option("photos that a visitor may add for himself", 200, unit="photos")
+    max_added: int = option("photos that visitors may add for themselves, each", 200, unit="photos")
 
     def __post_init__(self):
         at_least(self, port=1, max_bytes=1, max_pixels=1, max_side=0, max_added=0)
@@ -57,18 +57,18 @@ def _check_port(port: int) -> None:
             taken.bind(("127.0.0.1", port))
         except OSError as error:
             raise InputError(
-                f"--port={port} cannot be had ({error.strerror}); give another --port"
+                f"--port={port} cannot be used ({error.strerror}); choose another --port"
             ) from error
 
 
 def _import_gradio(uploads: str) -> None:
-    """Imports Gradio, so that it tells nobody, whatever the environment asks of it."""
+    """Imports Gradio without its telemetry, whatever the environment asks for."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = uploads
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # tells of requests to the page itself
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # logs requests to the page itself
     try:
         import gradio  # noqa: F401
     except ImportError as error:
@@ -77,7 +77,7 @@ def _import_gradio(uploads: str) -> None:
 
 @contextlib.contextmanager
 def serving(settings: DemoConfig) -> Iterator[str]:
-    """Serves the page while the block runs, and yields its address; uploads go with it.
+    """Serves the page while the block runs and yields its address; then uploads are deleted.
 
     Raises:
       InputError: when the index is of another model, the port is taken, or Gradio is missing.
@@ -97,11 +97,11 @@ def serving(settings: DemoConfig) -> Iterator[str]:
 
         if not engine.has_photos(engine.index.ids[:_LOOKED_FOR]):
             log.warning(
-                "%s has none of the first photos of the index: it is searched, but photos are not "
-                "shown; say with --image_root where they are",
+                "%s holds none of the first photos of the index: it can be searched, but its "
+                "photos are not shown; say where they are with --image_root",
                 engine.image_root,
             )
-        log.info("%s: %d photos; the model is loaded ...", settings.index, len(engine.index))
+        log.info("%s: %d photos; loading the model ...", settings.index, len(engine.index))
         engine.load()
         limits = settings.max_bytes, settings.max_pixels, settings.max_added
         page = demo_page.Page(engine, *limits)
@@ -121,12 +121,12 @@ def demo(settings: DemoConfig) -> None:
     """Serves a page that searches an index for photos, until it is interrupted.
 
     Visitors drop a photo, draw a box, and see the nearest photos of the index, with scores and what
-    the network looked at. Only this machine is answered; from another one, `ssh -L` leads to it.
+    the network looked at. It answers this machine only; from another one, `ssh -L` leads to it.
 
     Raises:
       InputError: as `serving`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
     with serving(settings) as address:
-        log.info("ready at %s; Ctrl-C ends it", address)
+        log.info("ready at %s; stop it with Ctrl-C", address)
         threading.Event().wait()

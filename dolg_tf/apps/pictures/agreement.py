@@ -1,4 +1,4 @@
-"""Which cells of two photos have local features that agree: numbers, no pictures."""
+"""Agreement of the local features of two photos, as numbers."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from dolg_tf.stage.config import InputError
 # Rows of the first photo compared at a time: the products of all cells of two large photos would
 # take gigabytes.
 _BLOCK = 1024
-# Pairs below it are left out: there, hardly any attention is paid in one photo or both.
+# Pairs below it are left out: at least one photo pays them hardly any attention.
 _LEAST = 0.02
 # Pairs end at least this share of a map's longer side apart, so that they do not all say the same.
 _APART = 1 / 8
@@ -54,23 +54,23 @@ def agreement(a: np.ndarray, b: np.ndarray, most: int = 12) -> Agreement:
 
     the cosine of their directions, times the attention of each as a share of its photo's highest.
     It is 1 for two cells of the highest attention that point the same way. The maps are max_j s_ij
-    and max_i s_ij. A pair is two cells of which each has, over all cells of the other's photo, the
-    highest cosine with the other: by s_ij, the cell of the highest attention would be nearest to
-    nearly all. Pairs of at least 0.02 are taken by s_ij, highest first; one that ends, in either
-    photo, nearer than an eighth of the map's longer side to a pair that was taken is left out.
+    and max_i s_ij. Two cells are a pair when each has the highest cosine with the other over all
+    cells of the other photo; by s_ij instead, the cell of the highest attention would be nearest to
+    nearly all. Pairs of at least 0.02 are taken by s_ij, highest first. A pair is left out when
+    either end is nearer than an eighth of the map's longer side to that of a pair already taken.
 
     Args:
       a, b: float32 (h, w, C), the output of the signature `local_features` for either photo.
-      most: pairs, at most.
+      most: largest number of pairs.
 
     Raises:
-      InputError: when the features are not finite, or not of one network.
+      InputError: when the features are not finite, or belong to different networks.
     """
     for features in (a, b):
         if features.ndim != 3 or features.shape[-1] != a.shape[-1] or not features.size:
             raise InputError(
                 f"local features of {a.shape} and {b.shape}: they must be (h, w, C), not empty, "
-                "of one C"
+                "with the same C"
             )
         if not np.isfinite(features).all():
             raise InputError("the local features are not finite: the network has diverged")
@@ -121,7 +121,7 @@ def _place(cell: int, columns: int) -> tuple[int, int]:
 
 
 def _apart(found: list[Pair], size_a, size_b, most: int) -> tuple[Pair, ...]:
-    """Returns the first pairs whose ends are not near those of an earlier one, in either photo."""
+    """Returns the first pairs whose ends are not near those of an earlier pair, in either photo."""
     taken: list[Pair] = []
     for pair in found:
         if len(taken) == most:

@@ -1,4 +1,4 @@
-"""What the maps of an exported network are called, and what they show in words."""
+"""Names of the maps of an exported network, and their description in words."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,14 @@ MAPS = {
     "orthogonal_norm": "norm of the orthogonal part",
     "explained_energy": "share that the global feature explains",
 }
-"""Outputs of the signature `maps`: what each is called."""
+"""Outputs of the signature `maps`: the label of each."""
 
 
 def describe_maps(query: str, maps: Mapping[str, np.ndarray]) -> str:
     """Returns in words what `dolg_tf.apps.pictures.ranked_list.maps_overlay` draws of these maps.
 
     Args:
-      query: which photo.
+      query: name of the photo.
       maps: see `dolg_tf.retrieval.extract.model.LoadedModel.maps`.
     """
     attention = maps["attention"]

@@ -22,7 +22,7 @@ from dolg_tf.stage.config import InputError, option
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".pdf", ".png", ".svg")
-# Okabe and Ito's sky blue: no colour of the heat maps comes near it, for the colour-blind neither.
+# Okabe and Ito's sky blue: no colour of the heat maps comes near it, not even for the colour-blind.
 _LINE, _CASE = "#56B4E9", "black"
 
 # Sizes on the page, in inches.
@@ -32,18 +32,18 @@ _TITLE, _CAPTION_LINE, _CAPTION_LETTERS = 0.25, 0.15, 118
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchConfig:
-    """Which photos are compared by which network."""
+    """The photos to compare, and the network."""
 
     saved_model: str = option("SavedModel directory of mode serving")
-    photos: tuple[str, ...] = option("two photos, with a comma between")
+    photos: tuple[str, ...] = option("two photos, separated by a comma")
     output: str = option(f"picture to write: {', '.join(SUFFIXES)}")
     max_side: int = option(
-        "shrink photos to this longest side; 0: never. With extraction's, the similarity is that "
-        "of a search",
+        "shrink photos to this longest side; 0: never. With the value of the extraction, the "
+        "similarity is that of a search",
         1024,
         unit="pixels",
     )
-    overwrite: bool = option("replace a picture that is there", False)
+    overwrite: bool = option("replace an existing picture", False)
 
     def __post_init__(self):
         config.at_least(self, max_side=0)
@@ -65,8 +65,8 @@ def match(settings: MatchConfig):
       The matplotlib Figure.
 
     Raises:
-      InputError: when a photo cannot be read, the model has no local features, or something is at
-        the output that must stay.
+      InputError: when a photo cannot be read, the model has no local features, or the output must
+        not be replaced.
     """
     files.check_output(settings.output, settings.overwrite)
     new_figure(1, 1)  # says at once that matplotlib is missing
@@ -94,8 +94,8 @@ def compare(model: LoadedModel, a: np.ndarray, b: np.ndarray) -> tuple[float, Ag
       a, b: uint8 RGB (H, W, 3).
 
     Returns:
-      The inner product of their descriptors, at the model's scales, and where their local
-      features, of the photos as they are, agree.
+      The inner product of their descriptors at the model's scales, and the agreement of their local
+      features at the photos' own size.
 
     Raises:
       InputError: when the model has no local features.
@@ -121,9 +121,9 @@ def draw(
 
     Args:
       photos: two, uint8 RGB (H, W, 3); they keep their aspects, at one height.
-      found: of `agreement`.
-      similarity: of their descriptors, for the title; None: there is no title.
-      names: of the photos, to stand over them; empty: nothing does.
+      found: a result of `agreement`.
+      similarity: of their descriptors, for the title; None: no title.
+      names: titles of the photos; empty: no titles.
 
     Returns:
       A matplotlib Figure.
@@ -232,6 +232,6 @@ def _draw_pair(figure, maps, photos, found: Agreement, pair: Pair, number: int) 
 
 
 def _middle(cell: tuple[int, int], size: Sequence[int], image: Sequence[int]):
-    """Returns where the middle of a cell is, (x, y) in pixels, if the map covers the photo."""
+    """Returns the middle of a cell, (x, y) in pixels of the photo that the map covers."""
     y, x = ((place + 0.5) * image[axis] / size[axis] - 0.5 for axis, place in enumerate(cell))
     return x, y

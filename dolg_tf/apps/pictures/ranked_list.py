@@ -9,7 +9,7 @@ import numpy as np
 from dolg_tf.stage.config import InputError
 
 # kind: (colour, mark, frame line, meaning). Okabe and Ito's palette keeps the colours apart for
-# the colour-blind; the mark says it without colour.
+# the colour-blind; the mark works without colour.
 KINDS = {
     "positive": ("#009E73", "\N{CHECK MARK}", "solid", "same landmark"),
     "negative": ("#D55E00", "\N{MULTIPLICATION X}", "solid", "another landmark"),
@@ -20,8 +20,8 @@ _BOX_COLOUR = "#F0E442"
 
 # Sizes on the page, in inches.
 _CELL, _GAP, _QUERY_GAP, _LABEL, _MARGIN, _LEGEND = 1.1, 0.09, 0.24, 0.29, 0.12, 0.34
-_SCALE_BAR = 0.95  # with its numbers and two lines of words
-_LETTERS = 18  # of a scale's words, on an inch
+_SCALE_BAR = 0.95  # with its numbers and two lines of text
+_LETTERS = 18  # letters of a scale's label per inch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class RankedRow:
 
     Attributes:
       image: uint8 RGB (H, W, 3), the whole query photo.
-      found: best first.
-      box: (left, top, right, bottom) in pixels, what of the query was searched for; None: all.
+      found: the photos found, best first.
+      box: (left, top, right, bottom) in pixels, the part that was searched for; None: all.
       label: a few words under the query photo.
     """
 
@@ -165,9 +165,9 @@ def _draw_legend(figure, kinds: Sequence[str], boxed: bool, top: float) -> None:
 
 
 def ranked_list(rows: Sequence[RankedRow]):
-    """Draws queries with what was found for each, best first from left to right.
+    """Draws queries with the photos found for each, best first from left to right.
 
-    Frames and marks say what each photo is: the same landmark (green, a tick), another one
+    Frames and marks show what each photo is: the same landmark (green, a tick), another one
     (red, a cross) or one that the protocol does not count (grey, dashed, a dash). Rank and
     score stand under each photo.
 
@@ -195,12 +195,12 @@ def ranked_list(rows: Sequence[RankedRow]):
 
 
 def attention_overlay(photo: np.ndarray, values: np.ndarray, label: str = "attention"):
-    """Draws a photo and, beside it, a map of the network over it: `maps_overlay` of one map.
+    """Draws a photo and, beside it, a map of the network over it; see `maps_overlay`.
 
     Args:
       photo: uint8 RGB (H, W, 3).
       values: float (h, w), any range.
-      label: what the map shows, for the scale beside it.
+      label: what the map shows; stands at its scale.
     """
     return maps_overlay(photo, {label: values}, side=3.4)
 
@@ -210,15 +210,15 @@ def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float 
 
     Args:
       photo: uint8 RGB (H, W, 3); its aspect is kept.
-      maps: what a map shows: float (h, w), any range, such as an output of the signature `maps`;
-        it is stretched over the photo.
+      maps: {label: float (h, w)}, any range, such as outputs of the signature `maps`; each is
+        stretched over the photo.
       side: longest side of the photo, in inches.
 
     Returns:
       A matplotlib Figure.
 
     Raises:
-      InputError: when a map is not finite or has not two axes.
+      InputError: when a map is not finite or does not have two axes.
     """
     rows, columns = photo.shape[:2]
     scale = side / max(rows, columns)
@@ -244,10 +244,10 @@ def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float 
 
 
 def draw_map(axes, photo: np.ndarray, values: np.ndarray):
-    """Draws a map over a photo and returns what a scale is made from."""
+    """Draws a map over a photo; returns what `colorbar` needs."""
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or not np.isfinite(values).all():
-        raise InputError(f"the map must be finite (h, w), it is {values.shape}")
+        raise InputError(f"the map must be finite and (h, w), not {values.shape}")
     rows, columns = photo.shape[:2]
     axes.set_axis_off()
     # A grey photo under the map, so that its colours are those of the scale.

@@ -1,4 +1,4 @@
-"""Rankings become rows of a picture: which queries are shown, and the photos that they found."""
+"""From rankings to the rows of a picture: the queries to show, and the photos that they found."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def spread_queries(ap: Sequence[float | None], count: int) -> list[int]:
 
 
 def known_kinds(query: Query, level: str) -> dict[int, str]:
-    """Returns the kind, "positive" or "junk", of each index photo that is no negative of a query.
+    """Returns the kind of each index photo that is "positive" or "junk" for a query.
 
     Args:
       query: of a ground truth.
@@ -48,7 +48,7 @@ def ranked_rows(
     top: int = 10,
     ap: Sequence[float | None] | None = None,
 ) -> list[RankedRow]:
-    """Reads the photos of rankings, for `figures.ranked_list`.
+    """Reads the photos of rankings, for `ranked_list.ranked_list`.
 
     Args:
       task: the ground truth.
@@ -56,10 +56,10 @@ def ranked_rows(
         unless it is the whole photo.
       index_photos: in the order of `task.index_ids`.
       found: (scores, ranks) of `dolg_tf.retrieval.exact.search.search`, for all queries.
-      chosen: which queries.
+      chosen: numbers of the queries to show.
       level: easy, medium or hard: what counts as the same landmark.
-      top: photos a query.
-      ap: of all queries, to stand under the query photo.
+      top: photos per query.
+      ap: of all queries, shown under the query photo.
 
     Raises:
       InputError: when a photo cannot be read.
@@ -92,13 +92,13 @@ def task_photos(
     Args:
       ground_truth: gnd_*.pkl or gnd_*.mat.
       image_root: folder of the photos.
-      crop_queries: whether queries have their boxes.
+      crop_queries: whether queries are cut to their boxes.
 
     Returns:
       Queries and index photos, in the order of the ground truth.
 
     Raises:
-      InputError: when there is no such folder, or two photos have one id.
+      InputError: when the folder is missing, or two photos share an id.
     """
     found = []
     for subset in ("query", "index"):
@@ -130,7 +130,7 @@ def rows_of_evaluation(
       image_root: folder of the photos.
       count: queries shown, fewer when fewer have positives.
       level: easy, medium or hard.
-      top: photos a query.
+      top: photos per query.
     """
     task = load_ground_truth(ground_truth)
     queries = descriptors.read(query_descriptors)

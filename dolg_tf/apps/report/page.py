@@ -15,21 +15,21 @@ from dolg_tf.stage.config import InputError
 PAGE = "report.html"
 _HERE = pathlib.Path(__file__).parent
 _JPEG_QUALITY = 88
-_BROAD = 1.9  # times as wide as high: on a phone it is scrolled further
+_BROAD = 1.9  # width over height, from which a phone scrolls further
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A matplotlib Figure that goes into a page.
+    """A matplotlib Figure of a page.
 
     Attributes:
-      name: of the PNG, without suffix; no other picture of the page has it.
+      name: of the PNG, without suffix; unique in the page.
       figure: see `dolg_tf.apps.pictures.ranked_list`,
         `dolg_tf.apps.report.figures.precision_recall` and their like.
-      alt: what it shows, with its main numbers, for who cannot see it.
+      alt: what it shows, with its main numbers, for readers who cannot see it.
       caption: a sentence under it.
-      wide: whether it needs the whole width, and is scrolled sideways on a phone.
-      photographs: whether it is made of photos: then the page holds a JPEG of it, which is smaller.
+      wide: whether it takes the whole width and scrolls sideways on a phone.
+      photographs: whether it consists of photos; the page then holds a JPEG, which is smaller.
     """
 
     kind = "picture"
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; numbers are aligned right, but for the first column."""
+    """Rows of text under a header; numbers are aligned right, except in the first column."""
 
     kind = "table"
     header: Sequence[str]
@@ -69,7 +69,7 @@ class Note:
 
     @property
     def parts(self) -> list[str]:
-        """Text and flags in turn: a flag is not broken at its dashes."""
+        """Text and flags in turn, so that no line breaks inside a flag."""
         return re.split(r"(?<!\S)(--\w+)", self.text)
 
 
@@ -79,7 +79,7 @@ Block = str | Picture | Table | Heading | Note
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page with a place in its contents."""
+    """A part of the page, listed in its contents."""
 
     title: str
     blocks: Sequence[Block]
@@ -90,7 +90,7 @@ class Section:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing but notes is there."""
+        """Whether it holds nothing but notes and headings."""
         return all(isinstance(block, Note | Heading) for block in self.blocks)
 
 
@@ -98,10 +98,10 @@ class Section:
 
 
 def check_folder(output: files.Path) -> None:
-    """Makes sure that a page may take the place of a folder.
+    """Makes sure that a page may replace a folder.
 
     Raises:
-      InputError: when something else is there.
+      InputError: when it holds something else.
     """
     output = pathlib.Path(output)
     if output.exists() and not output.is_dir():
@@ -113,17 +113,17 @@ def check_folder(output: files.Path) -> None:
     if not own or others:
         what = f"holds {min(others)}" if others else f"has no {PAGE}"
         raise InputError(
-            f"--output={output} {what}, it is no report that may be replaced; give another folder"
+            f"--output={output} {what}, so it is not a report to replace; choose another folder"
         )
 
 
 def write_page(
     output: files.Path, title: str, sections: Sequence[Section], lead: str = ""
 ) -> pathlib.Path:
-    """Writes a folder of the page and its pictures as PNG, whole or not at all.
+    """Writes a folder with the page and its pictures as PNG, completely or not at all.
 
     Args:
-      output: the folder; a report that stands there is replaced.
+      output: the folder; a report in it is replaced.
       title: of the page.
       sections: in their order.
       lead: a paragraph under the title.
@@ -211,7 +211,7 @@ def _html(title: str, sections: Sequence[Section], images: dict[str, dict], lead
 
 
 class _Anchors:
-    """Names of places in the page, each given once."""
+    """Anchors of the page, each unique."""
 
     def __init__(self):
         self._given = {}
@@ -223,7 +223,7 @@ class _Anchors:
 
 
 def _is_small(block: Block) -> bool:
-    """Returns whether it may stand beside another."""
+    """Returns whether a block may stand beside another."""
     return (isinstance(block, Picture) and not block.wide) or (
         isinstance(block, Table) and not block.numbers
     )

@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a run, or those that flags name, and their reading."""
+"""The files that a report is made from, those of a run or named by flags, and their reading."""
 
 import dataclasses
 import pathlib
@@ -20,35 +20,35 @@ class ReportConfig:
     """What is shown, and where the page goes."""
 
     run: str = option(
-        "folder of the quickstart, or run directory of a training; empty: none, flags name all", ""
+        "folder of the quickstart, or run directory of a training; empty: flags name all files", ""
     )
-    output: str = option("folder to write: report.html, and its pictures as PNG")
+    output: str = option("folder to write: report.html and its pictures as PNG")
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat; empty: those of the quickstart", "")
-    image_root: str = option("folder of its photos; empty: as the descriptor set says", "")
+    image_root: str = option("folder of its photos; empty: the one named in the descriptor set", "")
     query_descriptors: str = option("descriptor set or .npy of its queries", "")
     index_descriptors: str = option("descriptor set or .npy of its index", "")
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: no curve of distractors", ""
     )
-    scores: str = option("report.json of its evaluation; empty: it is scored, if it can be", "")
+    scores: str = option("report.json of its evaluation; empty: computed where possible", "")
     saved_model: str = option("SavedModel whose maps are drawn over photos", "")
     index: str = option("index whose calibrated threshold is drawn; empty: none", "")
 
 
 DESCRIPTORS = ("ground_truth", "query_descriptors", "index_descriptors")
-"""What an evaluation of descriptors takes."""
+"""The files that an evaluation of descriptors takes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskFiles:
-    """The files of one evaluation; "" stands for one that is not there.
+    """The files of one evaluation; "" stands for a missing one.
 
     Attributes:
       name: of the task.
       ground_truth, query_descriptors, index_descriptors, distractor_descriptors: see
         `ReportConfig`.
-      own: what the descriptors are called among what was scored.
-      scores: what was scored: its report.json.
+      own: name of the descriptors in `scores`.
+      scores: {name of what was scored: its report.json}.
     """
 
     name: str
@@ -62,7 +62,7 @@ class TaskFiles:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files that a report is made from; "" stands for one that is not there.
+    """The files that a report is made from; "" stands for a missing one.
 
     Attributes:
       run: the folder that was given.
@@ -80,12 +80,12 @@ class RunFiles:
     index: str
 
     def lacking(self, **found: str) -> str:
-        """Returns which of the named files is not there and what flag names one; "": none."""
+        """Returns which of the named files are missing and which flags name them; "": none."""
         names = [name for name, path in found.items() if not path]
         if not names:
             return ""
         missing = ", ".join(
-            f"{self.run}/{PLACES[name]} is not there"
+            f"{self.run}/{PLACES[name]} is missing"
             if self.run and name in PLACES
             else f"no {name.replace('_', ' ')}"
             for name in names
@@ -98,10 +98,10 @@ class RunFiles:
 
 
 def find_files(settings: ReportConfig) -> RunFiles:
-    """Finds the files of a run; what a flag names goes before them.
+    """Finds the files of a run; those named by flags take precedence.
 
     Raises:
-      InputError: when a flag names what is not there.
+      InputError: when a flag names a missing file.
     """
     for field in dataclasses.fields(settings):
         path = getattr(settings, field.name)
@@ -171,15 +171,15 @@ def _descriptor_sets(run: pathlib.Path) -> pathlib.Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluation that was read.
+    """An evaluation, read from its files.
 
     Attributes:
-      files: where from.
-      scores: what was scored: what `dolg_tf.evaluation.revisited.score.evaluate` returned.
-      truth, inputs: of the descriptors, see `read_inputs`; None: a file is not there.
+      files: the files.
+      scores: {name of what was scored: what its report.json holds}.
+      truth, inputs: of the descriptors, see `read_inputs`; None: a file is missing.
       places, plain_scores: of search without re-ranking and distractors, see
         `revisited.label_places` and `revisited.score_places`.
-      image_root: folder of the photos; "": not known, or not there.
+      image_root: folder of the photos; "": unknown or missing.
       crop: whether queries are cut to their boxes.
     """
 
@@ -202,10 +202,10 @@ class Evaluation:
         return self.scores.get(self.files.own)
 
     def lacking(self, run: RunFiles, takes: str) -> str:
-        """Returns which file is not there and what flag names one; "": none.
+        """Returns which files are missing and which flags name them; "": none.
 
         Args:
-          run: that the evaluation is of.
+          run: the run of the evaluation.
           takes: "scores", "descriptors", "photos" (and descriptors) or "model" (and photos).
         """
         if takes == "scores":
@@ -219,10 +219,10 @@ class Evaluation:
 
 
 def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
-    """Reads an evaluation, and scores what was not scored.
+    """Reads an evaluation, and computes scores that are missing.
 
     Raises:
-      InputError: when a file is damaged, or files do not go together.
+      InputError: when a file is damaged, or files do not belong together.
     """
     scores = {name: _read_scores(path) for name, path in task.scores.items()}
     if not all(getattr(task, name) for name in DESCRIPTORS):
@@ -250,7 +250,7 @@ def _read_scores(path: str) -> dict:
     """Reads the report.json of an evaluation.
 
     Raises:
-      InputError: when it is none.
+      InputError: when it is something else.
     """
     report = files.read_json(path)
     wrong = not isinstance(report, dict) or not isinstance(report.get("protocol"), dict)
@@ -260,38 +260,38 @@ def _read_scores(path: str) -> dict:
         wrong = wrong or not {"mAP", "mAP_interval", "mP@1", "mP@10"} <= set(found)
     if wrong:
         raise InputError(
-            f"{path}: no report.json of an evaluation; `dolg evaluate revisited` writes one"
+            f"{path} is not the report.json of an evaluation; `dolg evaluate revisited` writes one"
         )
     return report
 
 
 def _check_same(path: str, report: dict, inputs: Inputs, queries: int) -> None:
-    """Makes sure that scores are of the descriptors.
+    """Makes sure that scores belong to the descriptors.
 
     Raises:
-      InputError: when they are of another model, or of another number of queries.
+      InputError: when they have another model, or another number of queries.
     """
     told, own = report["protocol"].get("model_hash"), inputs.protocol["model_hash"]
     count = len(report["medium"]["AP"])
     if (told and own and told != own) or count != queries:
-        other = f"has {count} queries, not {queries}" if count != queries else "is of another model"
-        raise InputError(
-            f"{path} {other} than the descriptors; run `dolg evaluate revisited` again"
-        )
+        other = "comes from another model than the descriptors"
+        if count != queries:
+            other = f"has {count} queries, not {queries} as the descriptors"
+        raise InputError(f"{path} {other}; run dolg evaluate revisited again")
 
 
 def read_threshold(run: RunFiles, evaluation: Evaluation) -> float | None:
     """Returns the calibrated threshold of `--index`; None: there is no index.
 
     Raises:
-      InputError: when the index is of another model, or was not calibrated.
+      InputError: when the index is for another model, or was not calibrated.
     """
     if not run.index:
         return None
     meta = directory.read_meta(pathlib.Path(run.index))
     own = evaluation.inputs.protocol["model_hash"]
     if own and meta["model_hash"] != own:
-        raise InputError(f"--index={run.index} is of another model than the descriptors")
+        raise InputError(f"--index={run.index} is for another model than the descriptors")
     if meta["calibration"] is None:
         raise InputError(f"--index={run.index} is not calibrated; `dolg calibrate` does that")
     return meta["calibration"]["threshold"]

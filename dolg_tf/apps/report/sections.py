@@ -26,7 +26,7 @@ Load = Callable[[], LoadedModel]
 
 @dataclasses.dataclass(frozen=True)
 class ReportSection:
-    """How a section is made.
+    """How a section is made, and from what.
 
     Attributes:
       show: function of the run, and of what else it takes, that yields the blocks.
@@ -77,7 +77,7 @@ def make_section(
         return Section(title, list(section.show(run, evaluations)))
     blocks = []
     for one in evaluations:
-        # A note that holds of all comes once.
+        # A note that applies to all appears once.
         own = [block for block in _blocks_of(section, run, one, load) if block not in blocks]
         if own and section.headings and len(evaluations) > 1:
             own.insert(0, Heading(one.name.capitalize()))
@@ -111,7 +111,7 @@ def _load_for(one: Evaluation, load: Load) -> LoadedModel:
     """
     model, own = load(), one.inputs.protocol["model_hash"]
     if own and model.about.model_hash != own:
-        raise InputError(f"--saved_model={model.path} is of another model than the descriptors")
+        raise InputError(f"--saved_model={model.path} is not the model of the descriptors")
     return model
 
 

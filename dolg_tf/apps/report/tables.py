@@ -1,4 +1,4 @@
-"""What stands in the tables of the report: the recipe, scores, and how they were taken."""
+"""Contents of the tables of the report: the recipe, scores, and their protocol."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from dolg_tf.stage import files
 
 
 def recipe(path: str) -> list[tuple[str, str]]:
-    """Returns what a reader first asks of a run's config.json."""
+    """Returns the main options of a run's config.json."""
     stored = files.read_json(path)
     wanted = {
         "model": ("backbone", "fusion", "descriptor_size"),
@@ -37,8 +37,8 @@ def interval(level: Mapping) -> str:
 
 
 def how_scored(protocol: Mapping) -> list[tuple[str, str]]:
-    """Returns how scores were taken, for people."""
-    crops = {"box": "cut to their boxes", "none": "NOT cut to their boxes: not the benchmark's way"}
+    """Returns the protocol of scores, in words."""
+    crops = {"box": "cut to their boxes", "none": "NOT cut to their boxes: against the protocol"}
     rerank = dict(protocol.get("rerank") or {"method": "not known"})
     method = rerank.pop("method", "not known")
     numbers = ", ".join(f"{key} {value}" for key, value in rerank.items())
@@ -52,7 +52,7 @@ def how_scored(protocol: Mapping) -> list[tuple[str, str]]:
 
     scales = protocol.get("index_scales")
     whitening = "yes" if protocol.get("whitening") else "no"
-    if protocol.get("model_hash") is None:  # of an .npy nothing is known
+    if protocol.get("model_hash") is None:  # nothing is known about an .npy
         whitening = "not known"
     return [
         ("ground truth", known(protocol.get("ground_truth"))),

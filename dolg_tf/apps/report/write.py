@@ -36,11 +36,11 @@ def write_report(settings: ReportConfig) -> pathlib.Path:
       The path of report.html.
 
     Raises:
-      InputError: when there is nothing to show, a file is damaged, files do not go together, or the
-        output holds something else.
+      InputError: when there is nothing to show, a file is damaged, files do not belong together, or
+        the output holds something else.
     """
     page.check_folder(settings.output)
-    new_figure(1, 1)  # matplotlib and Jinja2 are there, or nothing is read
+    new_figure(1, 1)  # says at once that matplotlib or, below, Jinja2 is missing
     page.template()
     run = find_files(settings)
     evaluations = [read_evaluation(run, task) for task in run.tasks]

@@ -191,8 +191,8 @@ def test_controls(server, browser):
         _give(visit, scene("blue"))
         _leads(visit, "blue")
         for choice, told in (
-            ("SuperGlobal", "Order by SuperGlobal"),
-            ("k-reciprocal", "Order by k-reciprocal"),
+            ("SuperGlobal", "Ordered by SuperGlobal"),
+            ("k-reciprocal", "Ordered by k-reciprocal"),
             ("One (1)", "described at other scales (0.5, 1)"),
         ):
             visit.get_by_label(choice).click()
@@ -260,7 +260,7 @@ def test_a_folder_is_added_for_its_visitor_alone(server, browser, tmp_path):
         assert visit.locator(".badge.added").count() == 0
         visit.get_by_text("Search your own photos too").click()
         visit.set_input_files(UPLOADS["folder"], folder)
-        visit.get_by_text("2 photos of yours are searched too; 3 may be.").wait_for()
+        visit.get_by_text("2 photos of yours are searched too; you may add up to 3.").wait_for()
         visit.get_by_text("Left out: notes.txt").wait_for()
         first = visit.locator(".found .photo").first
         first.locator(".badge.added").wait_for()
@@ -279,11 +279,11 @@ def test_a_folder_is_added_for_its_visitor_alone(server, browser, tmp_path):
 
 def _ask(port, method, path, body=None, **headers):
     """Returns (status, body); the path goes as it is, dots and all."""
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    link.request(method, path, body, headers)
-    answer = link.getresponse()
-    return answer.status, answer.read()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as link:
+        link.request(method, path, body, headers)
+        answer = link.getresponse()
+        return answer.status, answer.read()
 
 
 def _upload(port, data):
@@ -366,7 +366,7 @@ def test_only_this_machine_is_answered(server):
 
 
 def test_several_visitors_at_once(server):
-    """Each, through Gradio's own queue, gets the answer to his photo."""
+    """Each, through Gradio's own queue, gets the answer to their photo."""
 
     def answers(port, session, event, data):
         body = {"data": data, "fn_index": event, "session_hash": session}

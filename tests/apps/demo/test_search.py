@@ -1,4 +1,4 @@
-"""The engine behind the page answers as the index does, to each visitor for himself."""
+"""The engine behind the page answers as the index does, for each visitor alone."""
 
 import concurrent.futures
 import csv
@@ -91,7 +91,7 @@ def test_a_box_is_searched_for(engine, box, first):
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (96, 0, 120, 64), (-9, 0, 0, 64)])
 def test_a_box_without_pixels(engine, box):
-    with pytest.raises(InputError, match="holds no pixel of the photo, which has 96 x 64"):
+    with pytest.raises(InputError, match="contains no pixel of the photo, which has 96 x 64"):
         engine.search(_query(scene("red")), box)
 
 
@@ -127,7 +127,7 @@ def test_scales(engine, monkeypatch):
     for scales in (search.OWN_SCALES, "one", "five"):
         engine.search(_query(scene("red")), scales=scales)
     assert asked == [stand_in_saved_model.SCALES, (1.0,), (0.3535, 0.5, 0.7071, 1.0, 1.4142)]
-    with pytest.raises(InputError, match="'seven' are none of the choices"):
+    with pytest.raises(InputError, match="Unknown scales 'seven'"):
         engine.search(_query(scene("red")), scales="seven")
 
 
@@ -175,7 +175,7 @@ def test_rerankings_differ(many):
     image = scene("yellow", "violet", "red")
     orders = {tuple(_ids(many.search(_query(image), reranking=x, k=40))) for x in RERANKINGS}
     assert len(orders) == len(RERANKINGS)
-    with pytest.raises(InputError, match="'alpha_dba' is none of the choices"):
+    with pytest.raises(InputError, match="Unknown re-ranking 'alpha_dba'"):
         many.search(_query(image), reranking="alpha_dba")
 
 
@@ -195,8 +195,8 @@ def test_the_threshold_says_what_matches(tmp_path):
     none = made.search(_query(scene("red", "green")))
     page = demo_html.answer(none, made.index, "one", "superglobal")
     best = max(photo.score for photo in none.found)
-    assert "<strong>No match</strong>" in page and f"the best has {best:.3f}" in page
-    assert "Order by SuperGlobal" in page and "described at other scales (0.5, 1)" in page
+    assert "<strong>No match</strong>" in page and f"the best scores {best:.3f}" in page
+    assert "Ordered by SuperGlobal" in page and "described at other scales (0.5, 1)" in page
 
 
 def test_without_a_threshold_the_page_says_so(engine):
@@ -307,8 +307,8 @@ def test_names_are_no_code():
     ("about", "told"),
     [
         ({"model_hash": "other"}, "has model_hash 'abc', .*index has 'other'"),
-        ({"whitening": "abc"}, "`whitening apply` has whitened, .* export it with --whitening"),
-        ({"scales": None}, "imported descriptors, which do not say their scales"),
+        ({"whitening": "abc"}, "`dolg whiten apply` whitened, .* export it with --whitening"),
+        ({"scales": None}, "imported descriptors, whose scales are unknown"),
     ],
 )
 def test_an_index_of_another_making(tmp_path, about, told):

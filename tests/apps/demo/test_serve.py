@@ -30,7 +30,7 @@ def test_a_port_that_is_taken(world, monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         with (
-            pytest.raises(InputError, match=rf"--port={port} cannot be had \(Address already"),
+            pytest.raises(InputError, match=rf"--port={port} cannot be used \(Address already"),
             serve.serving(_settings(world, port=port)),
         ):
             raise AssertionError
@@ -102,8 +102,8 @@ def test_number_fields_that_are_empty_are_those_of_the_whole_photo(page, tmp_pat
     said = list(page.press(query, 50, None, None, 64, *CONTROLS))
     assert len(said) == 2 and "attention map" in said[1][1]
     assert said[0][0].index(">blue<") < said[0][0].index(">green<")
-    assert "holds no pixel" in _first(page, query, 96, 0, 96, 64, *CONTROLS)
-    assert "none of the choices" in _first(page, query, 0, 0, 9, 9, "x", "none", 4, None)
+    assert "contains no pixel" in _first(page, query, 96, 0, 96, 64, *CONTROLS)
+    assert "Unknown scales" in _first(page, query, 0, 0, 9, 9, "x", "none", 4, None)
     assert "choose a photo first" in next(page.press(None, 0, 0, 0, 0, *CONTROLS))[0]
 
 
@@ -114,11 +114,11 @@ def test_photos_are_added_up_to_a_limit(page, tmp_path):
     *working, (added, said) = page.add([files["red"], wrong, files["blue"]], None)
     assert len(working) == 2 and "2 of 3 files" in working[1][1]
     assert sorted(file.partition("/")[2] for file in added.files) == ["blue.png", "red.png"]
-    assert "2 photos of yours are searched too; 3 may be." in said
+    assert "2 photos of yours are searched too; you may add up to 3." in said
     assert "Left out: notes.txt: The file cannot be read" in said
     *_, (more, said) = page.add([files["red"], files["green"], files["yellow"]], added)
     assert len(more.files) == len(more.rows) == len(more.thumbnails) == 3
-    assert "1 of them were added before." in said and "1 are left out: there is no room" in said
+    assert "Already added: 1." in said and "Left out, as there is no room for more: 1." in said
     assert len(added.files) == 2
     # Another photo of the same name is another photo.
     twin = _upload(tmp_path, "red.png", encoded(scene("violet")))

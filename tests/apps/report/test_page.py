@@ -46,7 +46,8 @@ def test_the_pngs_are_those_of_the_page(tmp_path, check_self_contained):
     page = check_self_contained(path.read_text())
     data = [base64.b64decode(image["src"].split(",")[1]) for image in page.all("img")]
     assert data[0] == (path.parent / "a.png").read_bytes()
-    assert Image.open(io.BytesIO(data[2])).size == Image.open(path.parent / "c.png").size
+    with Image.open(path.parent / "c.png") as image:
+        assert Image.open(io.BytesIO(data[2])).size == image.size
 
 
 def test_a_failure_leaves_what_stood_there(tmp_path):
@@ -79,14 +80,14 @@ def test_two_at_once_do_not_mix(tmp_path):
 
 def test_other_folders_stay(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match=r"holds thesis\.txt, it is no report"):
+    with pytest.raises(InputError, match=r"holds thesis\.txt, so it is not a report"):
         report_page.write_page(tmp_path, "t", [])
     with pytest.raises(InputError, match="is a file; name a folder"):
         report_page.write_page(tmp_path / "thesis.txt", "t", [])
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "a.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"has no report\.html, it is no report"):
+    with pytest.raises(InputError, match=r"has no report\.html, so it is not a report"):
         report_page.write_page(photos, "t", [])
 
 
@@ -104,7 +105,7 @@ def test_what_is_empty():
 def test_a_report_that_someone_put_a_file_into_stays(tmp_path):
     path = report_page.write_page(tmp_path / "out", "t", [])
     (path.parent / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes\.txt, it is no report"):
+    with pytest.raises(InputError, match=r"holds notes\.txt, so it is not a report"):
         report_page.write_page(tmp_path / "out", "t", [])
     assert (path.parent / "notes.txt").read_text() == "mine"
 

@@ -24,7 +24,7 @@ def test_how_it_was_scored_is_said_aloud():
         "remarks": ["faces are blurred"],
     }
     rows = dict(tables.how_scored(protocol))
-    assert rows["queries"] == "70, NOT cut to their boxes: not the benchmark's way"
+    assert rows["queries"] == "70, NOT cut to their boxes: against the protocol"
     assert rows["index"] == "4,993 photos and 1,001,001 distractors"
     assert rows["scales"] == "0.7071, 1" and rows["model"] == "0123456789ab"
     assert rows["whitening"] == "yes" and rows["re-ranking"] == "superglobal (m 400, beta 0.15)"

@@ -210,7 +210,7 @@ def test_pairs_are_the_first_of_the_best_and_of_the_worst_query(quickstart):
     model = load_model(run.saved_model)
     section = make_section(MATCHES, run, [dataclasses.replace(seen, inputs=inputs)], lambda: model)
     words, *pictures = section.blocks
-    assert words.startswith("Bright are places") and len(pictures) == 2
+    assert words.startswith("Places are bright") and len(pictures) == 2
     for picture, query, positive in zip(pictures, (best, worst), (True, False), strict=True):
         row, rank, similarity = _first(seen, query, positive)
         assert f"query q{query}, AP {100 * ap[query]:.1f} %" in picture.caption
@@ -233,7 +233,7 @@ def test_a_query_that_finds_nothing_has_no_right_pair(quickstart):
     one = dataclasses.replace(seen, truth=truth, plain_scores=scores)
     model = load_model(run.saved_model)
     _, note, picture = make_section(MATCHES, run, [one], lambda: model).blocks
-    words = "a right pair: the best query, q0, AP 1.0 %, finds none of its landmark."
+    words = "a right pair: the best query, q0, AP 1.0 %, finds no photo of its landmark."
     assert note.text == words and picture.name == "match_mistaken_seen_landmarks"
 
 
@@ -285,7 +285,7 @@ def test_maps_of_another_model_are_not_shown(quickstart):
     model = load_model(run.saved_model)
     for title in (SAW, MATCHES):
         (note,) = make_section(title, run, [_of_model(seen, "another")], lambda: model).blocks
-        assert note.text.endswith("saved_model/trained is of another model than the descriptors")
+        assert note.text.endswith("saved_model/trained is not the model of the descriptors")
         # Of an .npy it is not known whose they are.
         blocks = make_section(title, run, [_of_model(seen, None)], lambda: model).blocks
         assert any(isinstance(block, Picture) for block in blocks)
@@ -328,7 +328,7 @@ def test_scores_of_another_model_are_refused(quickstart, tmp_path):
             scores=str(tmp_path / "scores.json"),
         )
 
-    with pytest.raises(InputError, match="is of another model than the descriptors"):
+    with pytest.raises(InputError, match="comes from another model than the descriptors"):
         write_report(settings())
     report["protocol"]["model_hash"] = HASH
     for level in score.LEVELS:
@@ -336,7 +336,7 @@ def test_scores_of_another_model_are_refused(quickstart, tmp_path):
     with pytest.raises(InputError, match="has 4 queries, not 3"):
         write_report(settings())
     del report["hard"]["AP"]
-    with pytest.raises(InputError, match=r"scores\.json: no report\.json of an evaluation"):
+    with pytest.raises(InputError, match=r"scores\.json is not the report\.json of an evaluation"):
         write_report(settings())
 
 

@@ -1,4 +1,4 @@
-"""What descriptors saw: maps of the network over queries."""
+"""Maps of the network over queries: what descriptors saw."""
 
 from collections.abc import Iterator
 

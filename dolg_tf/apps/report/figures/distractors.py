@@ -1,4 +1,4 @@
-"""What more and more photos that match no query do to the scores."""
+"""mAP against the number of distractors."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,11 +12,11 @@ from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.stage import progress
 
-_SMALLEST = 1000  # the first part is one in so many
+_SMALLEST = 1000  # the smallest part is one in so many
 
 
 def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
-    """Shows the scores among more and more distractors."""
+    """Shows mAP against the number of distractors."""
     if not len(one.inputs.distractors):
         reason = "no distractors, so there is no curve over their number"
         yield Note(f"{reason}; give --distractor_descriptors.")
@@ -33,7 +33,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
 
 
 class _Chosen:
-    """Some rows of a set, read when they are asked for; it takes the place of an array."""
+    """Some rows of a set, read on demand; it stands in for an array."""
 
     ndim = 2
 

@@ -18,7 +18,7 @@ _COMPONENTS = 50  # kept by PCA before t-SNE
 _PERPLEXITY = 30
 _LEAST = 10  # photos
 _MARKS = "os^DvP*X"
-_LEGEND = 12  # landmarks that a legend has room for
+_LEGEND = 12  # largest number of landmarks in a legend
 _GREY = "#bdbdbd"
 
 
@@ -28,7 +28,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     caption = (
         f"Photos of {one.name}: PCA, then t-SNE. Each landmark has a colour and a mark; "
         "queries are larger, with a black rim; grey points show no query's landmark. Only "
-        "what lies near what means something."
+        "nearness has a meaning."
     )
     figure, alt = embedding_map(found), describe_map(found)
     yield Picture(f"map_{slug(one.name)}", figure, alt, caption)
@@ -52,7 +52,7 @@ class EmbeddingMap:
 
 
 def landmarks_of(task: GroundTruth) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Tells landmarks apart: queries that share an easy or hard photo are of one.
+    """Groups photos by landmark: queries that share an easy or hard photo show the same one.
 
     Returns:
       Numbers of the landmarks, int64 (queries,) and int64 (index photos,), -1 where no query
@@ -66,7 +66,7 @@ def landmarks_of(task: GroundTruth) -> tuple[np.ndarray, np.ndarray, tuple[str, 
         met = np.unique(of_index[rows])
         met = met[met >= 0]
         own = int(met[0]) if len(met) else number
-        for other in met[1:]:  # it joins what looked like several
+        for other in met[1:]:  # joins what looked like several landmarks
             of_query[of_query == other] = own
             of_index[of_index == other] = own
         of_query[number] = of_index[rows] = own
@@ -89,7 +89,7 @@ def embed(rows: np.ndarray) -> np.ndarray:
       InputError: when there are fewer descriptors.
     """
     if len(rows) < _LEAST:
-        raise InputError(f"{len(rows)} photos are too few for a map, it takes {_LEAST}")
+        raise InputError(f"{len(rows)} photos are too few for a map; it takes at least {_LEAST}")
     reduced = tsne.principal_components(np.asarray(rows, np.float64), _COMPONENTS)
     return tsne.place(reduced, min(_PERPLEXITY, (len(rows) - 1) / 3))
 
@@ -132,7 +132,7 @@ def map_photos(
 def embedding_map(found: EmbeddingMap):
     """Draws the map: a colour and a mark for each landmark, queries larger, with a black rim.
 
-    With more landmarks than colours and marks give pairs, pairs come again.
+    With more landmarks than pairs of a colour and a mark, pairs repeat.
 
     Returns:
       A matplotlib Figure.
@@ -147,7 +147,7 @@ def embedding_map(found: EmbeddingMap):
                 continue
             colour = COLOURS[landmark % len(COLOURS)] if landmark >= 0 else _GREY
             # The mark changes with each landmark too, so that neighbours in the list differ in
-            # both; 7 colours and 8 marks give 56 pairs before one comes again.
+            # both; 7 colours and 8 marks give 56 pairs before one repeats.
             mark = _MARKS[landmark % len(_MARKS)] if landmark >= 0 else "."
             axes.scatter(
                 *found.points[chosen].T,
@@ -166,9 +166,9 @@ def embedding_map(found: EmbeddingMap):
 
 
 def near_share(found: EmbeddingMap) -> float:
-    """Returns how often the nearest other photo on the map shows the same landmark.
+    """Returns the share of photos whose nearest photo on the map shows the same landmark.
 
-    Of the photos whose landmark a query shows.
+    Only photos whose landmark a query shows are counted.
     """
     own = np.flatnonzero(found.landmark >= 0)
     right = 0

@@ -1,4 +1,4 @@
-"""Where a query and a photo agree: a right pair, and a mistaken one."""
+"""Agreement of a query and a photo: a right pair, and a mistaken one."""
 
 import posixpath
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from dolg_tf.retrieval.extract.decoding import read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel
 
 WORDS = (
-    "Bright are places whose local features agree with a place of the other photo. The scale "
-    "is that of every pair: photos of nothing in common stay dark. A mistaken pair shows what "
-    "the network took for the same."
+    "Places are bright where their local features agree with a place of the other photo. All pairs "
+    "share one scale: photos with nothing in common stay dark. A mistaken pair shows what the "
+    "network took for the same landmark."
 )
 
 
@@ -27,7 +27,7 @@ def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
     if right := first_of_kind(one, best, "positive"):
         yield _match(one, model, "right", best, *right)
     else:
-        words = f"the best query, {name_and_ap(one, best)}, finds none of its landmark"
+        words = f"the best query, {name_and_ap(one, best)}, finds no photo of its landmark"
         yield Note(f"a right pair: {words}.")
     # With an AP of 1 no photo of another landmark stands before one of its own.
     wrong = None
@@ -47,7 +47,7 @@ def first_of_kind(one: Evaluation, query: int, kind: str) -> tuple[int, int, flo
     Args:
       one: the evaluation.
       query: its number.
-      kind: positive or negative.
+      kind: "positive" or "negative".
     """
     kinds = rankings.known_kinds(one.truth.queries[query], LEVEL)
     count = min(len(kinds) + 1, len(one.inputs.index))

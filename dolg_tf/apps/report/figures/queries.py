@@ -24,7 +24,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     caption = f"Average precision of each query, {one.name}, level {LEVEL}."
     method = (one.own_scores["protocol"].get("rerank") or {}).get("method", "none")
     if method != "none":
-        caption += f" Re-ranked by {method}; what follows is not."
+        caption += f" Re-ranked by {method}; the rankings below are not."
     yield Picture(f"queries_{slug(one.name)}", ap_bars(ap), describe_ap(ap), caption)
     if reason := one.lacking(run, "photos"):
         yield Note(f"the best and worst queries: {reason}")
@@ -33,7 +33,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
 
 
 def spread(one: Evaluation, count: int) -> list[int]:
-    """Returns queries from the best to the worst.
+    """Returns queries in even steps from the best to the worst.
 
     Raises:
       InputError: when none has a positive photo.
@@ -50,7 +50,7 @@ def name_and_ap(one: Evaluation, query: int) -> str:
 
 
 def best_and_worst(ap: Sequence[float | None], count: int) -> tuple[list[int], list[int]]:
-    """Returns the queries of highest AP, best first, and of lowest, worst first; none in both."""
+    """Returns the queries of highest AP, best first, and of lowest AP, worst first."""
     order = sorted((q for q, value in enumerate(ap) if value is not None), key=lambda q: -ap[q])
     best = order[: min(count, -(-len(order) // 2))]
     return best, order[len(best) :][::-1][:count]
@@ -76,7 +76,7 @@ def _best_and_worst(one: Evaluation) -> Iterator[Block]:
         caption = (
             f"The {word} queries of {one.name} by AP at level {LEVEL}, from above: "
             f"{', '.join(ids)}. Right photos have a green frame, wrong ones a red one, those that "
-            "do not count a grey one; under each, its rank and similarity."
+            "do not count a grey one; under each photo, its rank and similarity."
         )
         name = f"{word}_{slug(one.name)}"
         yield Picture(name, ranked_list(rows), alt, caption, wide=True, photographs=True)

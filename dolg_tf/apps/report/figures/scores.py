@@ -1,4 +1,4 @@
-"""Scores with their intervals, and the protocol that they were taken by."""
+"""Scores with their intervals, and their protocol."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from dolg_tf.evaluation.revisited.score import LEVELS
 
 
 def show(run: RunFiles, evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """Shows scores with their intervals, and how they were taken."""
+    """Shows scores with their intervals, and their protocol."""
     scored = {
         (name if name.startswith(one.name) else f"{name}, {one.name}"): scores
         for one in evaluations
@@ -37,7 +37,7 @@ def show(run: RunFiles, evaluations: Sequence[Evaluation]) -> Iterator[Block]:
     yield Table(header, rows)
     if any(scores[level]["mAP"] is not None for scores in scored.values() for level in LEVELS):
         yield Picture("scores", score_intervals(scored), describe_scores(scored))
-    yield "The protocol, under which scores may be compared with others:"
+    yield "The protocol; only scores of the same protocol may be compared:"
     for one in evaluations:
         if one.own_scores:
             protocol = how_scored(one.own_scores["protocol"])
@@ -48,7 +48,7 @@ def show(run: RunFiles, evaluations: Sequence[Evaluation]) -> Iterator[Block]:
 
 
 def _with_and_without(scores: Mapping[str, dict]) -> dict[str, dict]:
-    """Returns scores with distractors and without them as two."""
+    """Returns scores with distractors and without them as two entries."""
     found = {}
     for name, one in scores.items():
         count, without = one["protocol"].get("distractors"), one.get("without_distractors")

@@ -1,4 +1,4 @@
-"""How similar photos of the same place are, and of others: exact counts, and their diagram."""
+"""Similarities of photos of the same place and of other places: exact counts and a diagram."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _BINS = 80
 
 
 def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
-    """Shows the similarities of pairs, and the calibrated threshold among them."""
+    """Shows the similarities of pairs, and the calibrated threshold."""
     sets = map(descriptors.read, (one.files.query_descriptors, one.files.index_descriptors))
     pairs = task_pairs(one.files.ground_truth, *sets)
     found = count_similarities(pairs, read_threshold(run, one))
@@ -24,7 +24,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     alt = describe_similarities(found)
     caption = (
         f"All pairs of a query and an index photo of {one.name}, each kind as shares of its "
-        "own; photos that do not count are left out."
+        "own; junk photos are left out."
     )
     if found.reached:
         caption += f" {alt.split('; ')[1].capitalize()}"
@@ -60,11 +60,11 @@ def count_similarities(
 
     Args:
       pairs: such as `dolg_tf.evaluation.labelled_pairs.task_pairs` of a ground truth.
-      threshold: from which two photos show the same place; None: not known.
-      bins: of even width, between the least and the greatest similarity.
+      threshold: similarity from which two photos count as the same place; None: unknown.
+      bins: of even width, between the lowest and the highest similarity.
 
     Raises:
-      InputError: when there are not both kinds of pairs.
+      InputError: when one kind of pairs is missing.
     """
     low, high, found = np.inf, -np.inf, []
     for _, scores, same in pairs():

@@ -4,10 +4,10 @@ import re
 
 from dolg_tf.apps.pictures.ranked_list import new_figure
 
-LEVEL = "medium"  # of what is shown at one level
+LEVEL = "medium"  # where a single one is shown
 
 # Okabe and Ito's palette without its yellow, which is lost on white. Lines also differ in dashes
-# and marks, so that nothing hangs on colour alone.
+# and marks, so that nothing depends on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 LEVEL_STYLE = {
@@ -16,7 +16,7 @@ LEVEL_STYLE = {
     "hard": {"color": COLOURS[1], "linestyle": DASHES[1], "marker": "s"},
 }
 
-# Inches: shown 350 pixels wide on a phone, the letters are still as large as small print.
+# Inches. On a phone, 350 pixels wide, the letters are still as large as small print.
 _WIDTH, _HEIGHT, _DPI = 5.0, 3.2, 200
 _INK, _FAINT = "#333333", "#d9d9d9"
 
@@ -50,5 +50,5 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def slug(text: str) -> str:
-    """Returns text for the name of a file."""
+    """Returns text as the name of a file."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "task"

@@ -1,4 +1,4 @@
-"""How a training went: what its metrics.jsonl says, as curves."""
+"""The course of a training: curves of its metrics.jsonl."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from dolg_tf.apps.report.tables import recipe
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
-# name in metrics.jsonl: what it is called; in the order of the page, all others behind.
+# name in metrics.jsonl: its label; in the order of the page, all others follow.
 NAMES = {
     "loss": "loss",
     "accuracy": "accuracy (share)",
@@ -24,8 +24,8 @@ NAMES = {
     "gradient_norm": "norm of the gradient",
     "weight_norm": "norm of the weights",
     "gem_p": "exponent of GeM pooling",
-    "images_per_second": "photos a second",
-    "input_wait": "time waiting for photos (share)",
+    "images_per_second": "photos per second",
+    "input_wait": "time spent waiting for photos (share)",
 }
 _STYLES = {
     "train": {"color": COLOURS[0], "linestyle": DASHES[0], "linewidth": 1.3},
@@ -38,7 +38,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def show(run: RunFiles) -> Iterator[Block]:
-    """Shows how the training went."""
+    """Shows the curves and the recipe of the training."""
     if not run.metrics:
         where = f"{run.run} has no train/metrics.jsonl or metrics.jsonl" if run.run else "no run"
         yield Note(f"{where}; give the run directory of a training: --run.")
@@ -56,13 +56,13 @@ def show(run: RunFiles) -> Iterator[Block]:
 def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
     """Reads the metrics.jsonl of a run directory.
 
-    A last line that was not written whole (the run goes on, or was killed) is left out.
+    An incomplete last line (the run continues, or was killed) is left out.
 
     Returns:
       {name: {split: curve}}, names in the order of `NAMES`.
 
     Raises:
-      InputError: naming the first line that is no metric.
+      InputError: naming the first line that is not a metric.
     """
     path = pathlib.Path(path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -75,7 +75,7 @@ def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
             name, split = str(row["name"]), str(row["split"])
             point = int(row["step"]), float(row["value"])
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number}: no metric of a run ({error!r})") from error
+            raise InputError(f"{path}, line {number}: not a metric of a run ({error!r})") from error
         found.setdefault(name, {}).setdefault(split, []).append(point)
     order = [*(name for name in NAMES if name in found), *(n for n in found if n not in NAMES)]
     return {name: {split: _curve(found[name][split]) for split in found[name]} for name in order}

@@ -34,7 +34,7 @@ def test_read_metrics(tmp_path):
 
 def test_a_line_that_is_no_metric_is_named(tmp_path):
     path = _write(tmp_path / "metrics.jsonl", (50, "train", "loss", 4.0), end="[]\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: no metric"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: not a metric"):
         training_curves.read_metrics(path)
 
 
