@@ -116,7 +116,9 @@ def test_bad_photos(photos, tmp_path):
 def test_bad_photos_stop_the_rounds(photos, tmp_path):
     (photos / "sub/05.png").write_bytes(b"no photo")
     BATCHES.clear()
-    with pytest.raises(InputError, match=r"1 unreadable photos, but --max_bad=0; .*raise --max_bad"):
+    with pytest.raises(
+        InputError, match=r"1 unreadable photos, but --max_bad=0; .*raise --max_bad"
+    ):
         beam.extract_beam(config(photos, tmp_path / "beam"))
     assert sum(shape[0] for shape in BATCHES) == 7  # the first round's
 
