@@ -243,11 +243,11 @@ def test_command_line_with_worker_processes(tmp_path):
     write_photos(tmp_path / "photos")
     options = {"saved_model": "model", "images": "photos"}
     workers = "--beam_options=direct_num_workers=2,direct_running_mode=multi_processing"
-    for command in (["stage", "--output=plain"], ["beam", "--output=beam", workers]):
+    commands = (["extract", "--output=plain"], ["extract-beam", "--output=beam", workers])
+    for command in commands:
         flags = [f"--{key}={value}" for key, value in options.items()]
-        module = f"dolg_tf.retrieval.extract.{command[0]}"
         done = subprocess.run(
-            [sys.executable, "-m", module, *flags, *command[1:]],
+            [sys.executable, "-m", "dolg_tf", *command, *flags],
             cwd=tmp_path,
             capture_output=True,
             text=True,
