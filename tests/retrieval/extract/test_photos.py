@@ -131,9 +131,7 @@ def test_fingerprint_tells_ids_boxes_and_contents(root, tmp_path):
 def test_a_photo_has_one_name(root, name):
     (root.parent / "secret.jpg").write_bytes(b"x")
     (root / "list.csv").write_text(f"path,n\nc.jpg,0\n{name.replace('ROOT', str(root))},1\n")
-    with pytest.raises(
-        InputError, match=r"list\.csv, line 3: '.*' is no name of a photo; give its"
-    ):
+    with pytest.raises(InputError, match=r"list\.csv, line 3: '.*' cannot name a photo; give its"):
         _list(root / "list.csv")
 
 
