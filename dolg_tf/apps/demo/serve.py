@@ -80,7 +80,7 @@ def serving(settings: DemoConfig) -> Iterator[str]:
     """Serves the page while the block runs and yields its address; then uploads are deleted.
 
     Raises:
-      InputError: when the index is of another model, the port is taken, or Gradio is missing.
+      InputError: when the index belongs to another model, the port is taken, or Gradio is missing.
     """
     from dolg_tf.apps.demo import page as demo_page
     from dolg_tf.apps.demo.search import Engine
