@@ -48,7 +48,7 @@ def test_every_recipe_parses_and_names_its_cost(name):
     text = (ROOT / "configs" / f"{name}.flags").read_text()
     for key in ("command", "data", "hardware", "time", "expected"):
         assert f"\n# {key}  " in text, key
-    assert f"configs/{name}.flags" in text
+    assert f"dolg train --recipe={name}" in text
     model, data, training = _recipe(name)
     assert f"runs/{name}" in training.logdir
     counts = None
