@@ -12,7 +12,7 @@ import pickle
 from PIL import Image
 
 from dolg_tf.data import photo_ids
-from dolg_tf.data.records.lists import own_rows
+from dolg_tf.data.records.label_lists import own_rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dolg_tf.data.records import build, classes, lists, shards, tars
+from dolg_tf.data.records import build, classes, label_lists, shards, tars
 from dolg_tf.data.records.build import RecordsConfig
 from dolg_tf.stage.config import InputError
 
@@ -60,9 +60,9 @@ class LandmarksConfig(tfds.core.BuilderConfig):
         )
 
 
-def _read_lists(settings: RecordsConfig) -> tuple[lists.PhotoTable, list, np.ndarray]:
+def _read_lists(settings: RecordsConfig) -> tuple[label_lists.PhotoTable, list, np.ndarray]:
     """Returns the photos, the landmark of each label, and which photos are for validation."""
-    photos, landmarks = lists.read_photos(settings)
+    photos, landmarks = label_lists.read_photos(settings)
     if settings.in_tars:
         # Every tar is scanned once: the workers find the notes.
         notes = pathlib.Path(settings.output_dir) / _TARS

@@ -5,7 +5,7 @@ from PIL import Image
 
 from dolg_tf.data.own_photos import write_ground_truths
 from dolg_tf.data.photo_ids import id_of
-from dolg_tf.data.records.lists import ListsConfig, read_photos
+from dolg_tf.data.records.label_lists import ListsConfig, read_photos
 from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 

@@ -27,7 +27,7 @@ import shutil
 import numpy as np
 
 from dolg_tf.data.records import classes, shards, tars, tfrecord
-from dolg_tf.data.records.lists import ListsConfig, PhotoTable, read_photos
+from dolg_tf.data.records.label_lists import ListsConfig, PhotoTable, read_photos
 from dolg_tf.data.records.shards import Shard
 from dolg_tf.stage import config, files, progress
 from dolg_tf.stage.config import InputError, option

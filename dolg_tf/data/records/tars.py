@@ -13,7 +13,7 @@ import tarfile
 
 import numpy as np
 
-from dolg_tf.data.records.lists import PhotoTable, Places
+from dolg_tf.data.records.label_lists import PhotoTable, Places
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.processes import process_count, run_in_processes

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dolg_tf.data.records.lists import ListsConfig
+from dolg_tf.data.records.label_lists import ListsConfig
 from dolg_tf.evaluation.gldv2.kaggle_csv import COLUMNS, Prediction, Recognised
 from dolg_tf.evaluation.gldv2.sets import (
     Landmarks,

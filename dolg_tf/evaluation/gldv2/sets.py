@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dolg_tf.data.records.lists import ListsConfig, read_photos
+from dolg_tf.data.records.label_lists import ListsConfig, read_photos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory

@@ -10,7 +10,7 @@ from gldv2_files import files_of, jpeg, name_of, settings, write_gldv2
 
 from dolg_tf.data.records import shards, tars
 from dolg_tf.data.records.build import build_records
-from dolg_tf.data.records.lists import read_photos
+from dolg_tf.data.records.label_lists import read_photos
 from dolg_tf.stage.config import InputError
 
 # tar number: (format, what stands before a/b/c)

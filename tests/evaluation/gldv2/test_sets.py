@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dolg_tf.data.records.lists import ListsConfig
+from dolg_tf.data.records.label_lists import ListsConfig
 from dolg_tf.evaluation.gldv2 import sets
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet

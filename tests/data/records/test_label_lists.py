@@ -4,7 +4,7 @@ import pytest
 
 from dolg_tf.data.records import shards
 from dolg_tf.data.records.build import RecordsConfig, build_records
-from dolg_tf.data.records.lists import ListsConfig, read_photos
+from dolg_tf.data.records.label_lists import ListsConfig, read_photos
 from dolg_tf.stage.config import InputError
 
 
