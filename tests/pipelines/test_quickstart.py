@@ -126,7 +126,8 @@ def test_the_readmes_commands_run(finished):
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["medium"]["mAP"] > 0
     shutil.copy(next((folder / "runs/quickstart/photos/test").rglob("*.jpg")), folder / "photo.jpg")
-    code = _readme_block("Stage by stage", "python") + "\nassert descriptors.shape == (1, 512)"
+    code = _readme_block("Five lines of Python", "python")
+    code += "\nassert descriptors.shape == (1, 512) and rows.shape == (1, 10)"
     _run([sys.executable, "-c", code], folder)
 
 
