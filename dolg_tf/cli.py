@@ -6,7 +6,6 @@ import sys
 import typing
 from collections.abc import Sequence
 
-import dolg_tf
 from dolg_tf.stage import command, recipes
 
 
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "dolg") -> typin
         print(_help_text(program, COMMANDS))
         sys.exit(0)
     if first == "version":
-        print(f"dolg_tf {dolg_tf.__version__}")
+        print(f"dolg_tf {importlib.import_module(__package__).__version__}")
         sys.exit(0)
     for number in (2, 1):
         name = " ".join(words[:number])

@@ -2,12 +2,10 @@
 
 import pathlib
 
-import dolg_tf
-
 
 def find_recipes() -> dict[str, pathlib.Path]:
     """Returns the flagfiles of all recipes, by name."""
-    package = pathlib.Path(dolg_tf.__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     # Beside the package in a checkout, inside it when it is installed.
     for folder in (package / "configs", package.parent / "configs"):
         found = sorted(folder.glob("*.flags"))
