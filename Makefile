@@ -55,10 +55,10 @@ lint: $(TESTS)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(TESTS)
-	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 bench: $(TESTS)
 	$(BIN)/python benchmarks/speed/stages.py $(if $(ONLY),--only=$(ONLY))
