@@ -185,7 +185,7 @@ def _other_row(rows):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("set", lambda p: _cut(p / "descriptors-00000-of-00001.npy"), "not a whole .npy"),
+        ("set", lambda p: _cut(p / "descriptors-00000-of-00001.npy"), "not a complete .npy"),
         ("set", lambda p: (p / "ids.txt").write_text("red\ngreen\n"), "6 descriptors for 2 ids"),
         ("set", lambda p: _rewrite_rows(p, _other_row), "row 4 has norm 1.01, not 1"),
         ("set", lambda p: _rewrite_rows(p, lambda rows: rows * np.nan), "row 0 is not finite"),
@@ -339,5 +339,5 @@ def test_exit_codes_without_tensorflow(copied):
     assert done.returncode == 0 and f"{path}: sound; flat, 6 photos" in done.stderr, done.stderr
     _flip(path / "index.faiss", -1)
     done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "its checksum is another" in done.stderr
+    assert done.returncode == 1 and "its checksum is wrong" in done.stderr
     assert "Traceback" not in done.stderr

@@ -335,7 +335,7 @@ def test_lists_that_are_wrong(downloads):
     with pytest.raises(InputError, match="names 3 photos instead of 4"):
         prepare(config(downloads))
     write_truth(path, OXFORD, {"gnd": [os.system]})
-    with pytest.raises(InputError, match=r"refused, .*posix.system"):
+    with pytest.raises(InputError, match=r"refused: .*posix.system"):
         prepare(config(downloads))
     (downloads / "revisitop1m.txt").write_text("\n".join(DISTRACTORS)[:-14])  # cut short
     with pytest.raises(InputError, match="names 5 photos instead of 6"):
