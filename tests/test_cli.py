@@ -108,4 +108,4 @@ print(time.process_time() - start)
 """
     done, _ = _answer(without_tensorflow, "-c", program)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.3
+    assert float(done.stdout) < 0.1

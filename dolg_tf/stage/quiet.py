@@ -45,7 +45,7 @@ def hush_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _kept_from_terminal() -> Iterator[None]:
-    """Holds back what the block writes to file descriptor 2, and gives back what is no chatter."""
+    """Holds back what the block writes to file descriptor 2, then writes all but the chatter."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -1,8 +1,7 @@
 """A whitening on disk: unit((descriptor - mean) @ projection).
 
-The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and,
-where it is known, `model_hash`, that of the descriptors it was learned on. Other arrays in it are
-not read. `dolg whiten` learns and applies it; an export takes it into the model.
+The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and
+`model_hash` of the descriptors it was learned on, if that is known. Other arrays are not read. `dolg whiten` learns and applies it; an export takes it into the model.
 """
 
 import dataclasses
