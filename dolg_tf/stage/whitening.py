@@ -1,7 +1,8 @@
 """A whitening on disk: unit((descriptor - mean) @ projection).
 
 The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, K at most D, and
-`model_hash` of the descriptors it was learned on, if that is known. Other arrays are not read. `dolg whiten` learns and applies it; an export takes it into the model.
+`model_hash` of the descriptors it was learned on, if that is known. Other arrays are not read.
+`dolg whiten` learns and applies it; an export takes it into the model.
 """
 
 import dataclasses
