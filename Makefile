@@ -18,7 +18,7 @@ help:
 	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
 	@echo "make bench                      each stage beside its floor: benchmarks/README.md"
-	@echo "make pictures                   the pictures of README and docs, of the quickstart's run"
+	@echo "make pictures                   redraw the pictures in README and docs from the quickstart's run"
 	@echo "make install                    the environment alone, in $(VENV)"
 	@echo "make lint                       ruff and the import rules"
 

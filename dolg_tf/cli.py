@@ -6,7 +6,7 @@ import sys
 import typing
 from collections.abc import Sequence
 
-from dolg_tf.stage import command, recipes
+from dolg_tf.stage import command, installed
 
 
 class Command(typing.NamedTuple):
@@ -19,6 +19,7 @@ class Command(typing.NamedTuple):
     stage: str
 
 
+_HELP = ("help", "h")
 # In the order of the work.
 COMMANDS = {
     "quickstart": Command(
@@ -32,7 +33,7 @@ COMMANDS = {
         "labelled photos -> ground truths", "dolg_tf.data.own_photos:ground_truths"
     ),
     "verify": Command(
-        "check anything of ours, from records to exports", "dolg_tf.pipelines.verify:verify"
+        "check records, sets, indexes, models, runs and exports", "dolg_tf.pipelines.verify:verify"
     ),
     "convert": Command(
         "the authors' checkpoints -> model directory, and back",
@@ -104,25 +105,31 @@ def main(arguments: Sequence[str] | None = None, program: str = "dolg") -> typin
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     first = words[0].lstrip("-") if words else "help"
-    if first in ("help", "h"):
-        if words[1:]:  # `dolg help extract`
-            main([*words[1:], "--help"], program)
-        print(_help_text(program, COMMANDS))
-        sys.exit(0)
+    if first in _HELP:
+        words = [word for word in words if word.lstrip("-") not in _HELP]
+        if words:  # `dolg help extract`
+            main([*words, "--help"], program)
+        _say(program, _help_text(program, COMMANDS))
     if first == "version":
-        print(f"dolg_tf {importlib.import_module(__package__).__version__}")
-        sys.exit(0)
+        _say(program, f"dolg_tf {importlib.import_module(__package__).__version__}")
     for number in (2, 1):
         name = " ".join(words[:number])
         if name in COMMANDS:
             run(name, words[number:], f"{program} {name}")
     group = {name: entry for name, entry in COMMANDS.items() if name.startswith(f"{words[0]} ")}
-    if group and (len(words) == 1 or words[1].lstrip("-") in ("help", "h")):
-        print(_help_text(program, group))
-        sys.exit(0 if words[1:] else 1)
+    if group and len(words) == 1:
+        sys.exit(_help_text(program, group))
+    if group and words[1].lstrip("-") in _HELP:
+        _say(program, _help_text(program, group))
     if group:
         _refuse(f"{program} {words[0]}", words[1], [name.split()[1] for name in group])
     _refuse(program, words[0], [*COMMANDS, *_groups()])
+
+
+def _say(program: str, text: str) -> typing.NoReturn:
+    with command.exit_code(program):
+        print(text)
+    sys.exit(0)
 
 
 def _refuse(program: str, word: str, known: list[str]) -> typing.NoReturn:
@@ -134,12 +141,10 @@ def _refuse(program: str, word: str, known: list[str]) -> typing.NoReturn:
 def run(name: str, arguments: Sequence[str], program: str) -> typing.NoReturn:
     """Runs one of `COMMANDS` with these flags and exits."""
     module, function = COMMANDS[name].stage.split(":")
-    try:
+    with command.exit_code(program):
         stage = getattr(importlib.import_module(module), function)
-    except KeyboardInterrupt:
-        sys.exit(130)
     classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
-    known = recipes.find_recipes() if name == "train" else None
+    known = installed.find_recipes() if name == "train" else None
     command.run(program, stage, classes, arguments, known)
 
 

@@ -5,4 +5,4 @@ import sys
 from dolg_tf import cli
 
 if __name__ == "__main__":
-    cli.run("export", ["--mode=litert", *sys.argv[1:]], "python export/export_litert.py")
+    cli.run("export", [*sys.argv[1:], "--mode=litert"], "python export/export_litert.py")

@@ -5,4 +5,4 @@ import sys
 from dolg_tf import cli
 
 if __name__ == "__main__":
-    cli.run("export", ["--mode=onnx", *sys.argv[1:]], "python export/export_onnx.py")
+    cli.run("export", [*sys.argv[1:], "--mode=onnx"], "python export/export_onnx.py")

@@ -1,6 +1,8 @@
 """The front door of Python: seven names, at once, typed, and told of."""
 
+import ast
 import inspect
+import pathlib
 import typing
 
 import api_page
@@ -36,3 +38,14 @@ def test_each_name_is_there_and_its_parameters_are_typed(name):
 def test_another_name_is_refused():
     with pytest.raises(AttributeError, match="has no attribute 'serch'"):
         _ = dolg_tf.serch
+
+
+def test_the_stub_has_the_same_names_from_the_same_places():
+    tree = ast.parse(pathlib.Path(dolg_tf.__file__).with_suffix(".pyi").read_text())
+    found = {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert found == dolg_tf._HOMES

@@ -31,7 +31,8 @@ def _command(*argv, env=None):
         (["help", "draw"], 0, "usage: python -m dolg_tf draw [--flagfile=FILE]", ""),
         (["--version"], 0, f"dolg_tf {dolg_tf.__version__}\n", ""),
         (["index", "--help"], 0, "  index query ", ""),
-        (["index"], 1, "  index query ", ""),
+        (["help", "--help"], 0, "  index build ", ""),
+        (["--help", "draw"], 0, "usage: python -m dolg_tf draw [--flagfile=FILE]", ""),
         (
             ["extrakt"],
             1,
@@ -50,6 +51,11 @@ def test_the_first_words_choose_a_command(argv, code, out, err):
     assert out in done.stdout and bool(out) == bool(done.stdout)
     assert err in done.stderr and bool(err) == bool(done.stderr)
     assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_group_alone_is_incomplete():
+    done = _command("-m", "dolg_tf", "index")
+    assert done.returncode == 1 and not done.stdout and "  index query " in done.stderr
 
 
 def test_every_command_leads_to_a_stage_and_fits_a_line():

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 
 from dolg_tf.cli import COMMANDS
-from dolg_tf.stage import command, recipes
+from dolg_tf.stage import command, installed
 from dolg_tf.stage import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,7 +113,7 @@ NAMED = [
 def test_a_command_is_one_that_can_be_given(where, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     classes, argv = _configurations(words)
-    argv = command.with_recipe(argv, recipes.find_recipes())
+    argv = command.with_recipe(argv, installed.find_recipes())
     values = _flags(classes)
     here = [x for x in argv if not re.match(r"--flagfile=(?!(.*/)?configs/)", x)]
     assert values(["program", *here])[1:] == []

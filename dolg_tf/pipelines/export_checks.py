@@ -1,7 +1,6 @@
 """Checkers of exports: an export must say where it comes from and answer to one photo."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dolg_tf.pipelines.checks import check_norms, read_all, short
-from dolg_tf.stage import files
+from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
 
 _SIDES = (64, 80)  # height and width of the photo to try, in pixels
@@ -105,11 +104,6 @@ def _try(session, name: str, path: pathlib.Path) -> bool:
     return True
 
 
-def _need_package(name: str, extra: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        raise InputError(f"no package {name} is installed; pip install 'dolg_tf[{extra}]'")
-
-
 def _check_file(
     path: pathlib.Path, about: Mapping, run: Callable[[np.ndarray], np.ndarray]
 ) -> list[str]:
@@ -128,7 +122,7 @@ def _check_file(
 
 def check_onnx(path: pathlib.Path) -> list[str]:
     """Checks an ONNX file through onnxruntime."""
-    _need_package("onnxruntime", "onnx")
+    installed.need("onnx", "checking an ONNX file", "onnxruntime")
     import onnxruntime
 
     with _running(path):
@@ -141,7 +135,7 @@ def check_onnx(path: pathlib.Path) -> list[str]:
 
 def check_litert(path: pathlib.Path) -> list[str]:
     """Checks a LiteRT file: the `dolg.json` in the zip at its end, and its answer."""
-    _need_package("ai_edge_litert", "litert")
+    installed.need("litert", "checking a LiteRT file", "ai_edge_litert")
     from ai_edge_litert.interpreter import Interpreter
 
     with _running(path):

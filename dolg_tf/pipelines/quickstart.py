@@ -14,7 +14,7 @@ import sys
 import time
 
 from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
-from dolg_tf.stage import files, progress, recipes
+from dolg_tf.stage import files, installed, progress
 from dolg_tf.stage.config import option
 from dolg_tf.stage.scales import SCALE_SETS
 
@@ -118,7 +118,7 @@ def _records(photos: _Photos, layout: QuickstartLayout) -> dict:
 def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayout) -> None:
     """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save."""
     flags = {
-        "flagfile": recipes.flagfile(settings.train_flagfile),
+        "flagfile": installed.find_recipe(settings.train_flagfile),
         "train_file_pattern": layout.records / "train-*",
         "validation_file_pattern": layout.records / "validation-*",
         "num_classes": num_classes,
@@ -252,7 +252,13 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path:
 
     Returns:
       The path of report.md.
+
+    Raises:
+      InputError: when matplotlib or the recipe is missing.
     """
+    # Minutes before they are used.
+    installed.find_recipe(settings.train_flagfile)
+    installed.need("report", "the pictures of the report", "matplotlib")
     layout = QuickstartLayout(pathlib.Path(settings.output))
     start, times = time.monotonic(), {}
 

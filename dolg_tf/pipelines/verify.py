@@ -41,7 +41,7 @@ class VerifyConfig(records.VerifyConfig, PathConfig):
     def __post_init__(self):
         super().__post_init__()
         if bool(self.path) == bool(self.file_pattern):
-            raise InputError("give --path, or else --file_pattern")
+            raise InputError("give either --path or --file_pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,19 +121,19 @@ def kind_of(path: files.Path) -> str:
         if kind.is_one(path):
             return name
     raise InputError(
-        f"--path={path} is of no known kind: records, {', '.join(KINDS)}; for TFRecords with "
+        f"--path={path} is none of: records, {', '.join(KINDS)}; for TFRecords with "
         "other names give --file_pattern"
     )
 
 
 def verify(settings: VerifyConfig) -> Sound:
-    """Verifies anything of ours: records, descriptor sets, indexes, networks, runs and exports.
+    """Checks records, descriptor sets, indexes, networks, runs and exports.
 
     The exit code is 0 if it is sound, else 1 with the first damage as the error; for TFRecords all
     faults are listed. A bare .npy counts as a descriptor set.
 
     Raises:
-      InputError: naming the first damage, or when the path is of no known kind.
+      InputError: naming the first damage, or when the path is none of these.
     """
     path = pathlib.Path(settings.path)
     pattern = settings.file_pattern or _records_pattern(path)

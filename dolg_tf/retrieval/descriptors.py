@@ -350,7 +350,7 @@ def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None
     Args:
       path: of the output.
       verb: what was done there, "made" or "begun".
-      found: its meta data.
+      found: its metadata.
       meta: what they must say; `images` and `names` are hashes of the list of photos.
 
     Raises:

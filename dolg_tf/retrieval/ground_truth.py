@@ -58,7 +58,7 @@ def _read_pickle(path: pathlib.Path):
     except plain_pickle.Refused as error:
         raise InputError(
             f"{path}: refused: a ground truth holds only lists, dicts, strings and numbers "
-            f"({error}); download it again from the benchmark's authors"
+            f"({error}); download it again from the benchmark's authors, or write yours so"
         ) from error
 
 

@@ -5,8 +5,7 @@ import importlib.util
 import pathlib
 
 from dolg_tf.serving.config import MODES, ExportConfig
-from dolg_tf.stage import files
-from dolg_tf.stage.config import InputError
+from dolg_tf.stage import files, installed
 
 
 def export(config: ExportConfig) -> pathlib.Path:
@@ -24,11 +23,7 @@ def export(config: ExportConfig) -> pathlib.Path:
       RuntimeError: when the written model does not answer as the network does.
     """
     mode = MODES[config.mode]
-    missing = [name for name in mode.packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"no package {', '.join(missing)} is installed; pip install 'dolg_tf[{config.mode}]'"
-        )
+    installed.need(config.mode, f"--mode={config.mode}", *mode.packages)
     if mode.suffix:
         for path in (config.output, f"{config.output}.md"):
             files.check_output(path, config.overwrite)

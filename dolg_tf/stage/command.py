@@ -1,12 +1,15 @@
 """A stage run as a command: flags in, an exit code out."""
 
+import contextlib
+import inspect
 import logging
 import os
 import pathlib
+import select
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 
@@ -44,30 +47,59 @@ def run(
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     quiet.hush_tensorflow()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        arguments = with_recipe(arguments, recipes or {})
-        _refuse_inline_comments(arguments)
-        rest = flags.FLAGS([program, *arguments])[1:]
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    with exit_code(program):
+        words = _read_flagfiles(with_recipe(arguments, recipes or {}))
+        rest = flags.FLAGS([program, *words])[1:]
         if flags.FLAGS.help:
             print(_help_text(program, stage.__doc__ or "", classes, recipes or {}))
-            sys.exit(0)
-        if rest:
+        elif rest:
             raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
-        stage(*(from_flags(cls) for cls in classes))
-    except BrokenPipeError:  # whoever read the output has gone: `dolg ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+        else:
+            stage(*(from_flags(cls) for cls in classes))
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def exit_code(program: str) -> Iterator[None]:
+    """Turns what the block raises into one line on the terminal and an exit code.
+
+    Args:
+      program: the command as the user typed it.
+    """
+    try:
+        yield
+        sys.stdout.flush()
     except (flags.Error, InputError, FloatingPointError, OSError) as error:
-        message = " ".join(str(error).split())
+        if _stdout_is_lost() and isinstance(error, BrokenPipeError):
+            sys.exit(1)  # whoever read the output has gone: `dolg ... | head`
+        message = " ".join(str(error).removeprefix("ERROR:: ").split())
         sys.exit(f"{program}: error: {message}")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)
+
+
+def _stdout_is_lost() -> bool:
+    """Returns whether standard output cannot be written; then what is left of it is dropped."""
+    try:
+        sys.stdout.flush()
+        reader = select.poll()
+        reader.register(1, 0)
+        if not reader.poll(0):  # unbuffered, there is nothing to flush
+            return False
+    except OSError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def with_recipe(arguments: Sequence[str], recipes: Mapping[str, pathlib.Path]) -> list[str]:
-    """Returns the arguments with `--recipe=NAME` replaced by its flagfile."""
+    """Returns the arguments with `--recipe=NAME` replaced by its flagfile.
+
+    Raises:
+      InputError: when there is no such recipe.
+    """
     found, words = [], iter(arguments)
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
@@ -75,21 +107,27 @@ def with_recipe(arguments: Sequence[str], recipes: Mapping[str, pathlib.Path]) -
             value = value or next(words, "")
             if value not in recipes:
                 known = ", ".join(recipes)
-                raise InputError(f"--recipe={value} is unknown; it must be one of {known}")
+                wrong = f"--recipe={value} is unknown; it must be"
+                if not value or value.startswith("-"):
+                    wrong = "--recipe needs a name:"
+                raise InputError(f"{wrong} one of {known}")
             word = f"--flagfile={recipes[value]}"
         found.append(word)
     return found
 
 
-def _refuse_inline_comments(arguments: Sequence[str]) -> None:
-    """Refuses `--flag=value # comment` in a flagfile: absl would take the comment for value.
+def _read_flagfiles(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with the lines of flagfiles in their place.
 
-    On the command line, ` #` is part of the value. So it is on a line of a flagfile that holds
-    the value alone; see `config.to_flagfile`.
+    Read once, since a flagfile may be a pipe. `--flag=value # comment` in a flagfile is refused:
+    absl would take the comment for value. On the command line ` #` is part of the value, and so it
+    is on a line of a flagfile that holds the value alone; see `config.to_flagfile`.
     """
-    for word in flags.FLAGS.read_flags_from_files(list(arguments)):
+    words = flags.FLAGS.read_flags_from_files(list(arguments))
+    for word in words:
         if word.startswith("-") and " #" in word and word not in arguments:
             raise InputError(f"{word!r}: a flagfile takes comments only on lines of their own")
+    return words
 
 
 def _help_text(
@@ -98,7 +136,7 @@ def _help_text(
     usage = f"usage: {program} [--flagfile=FILE] [--flag=value ...]"
     lines = [usage.replace(" [--flag=", " [--recipe=NAME] [--flag=") if recipes else usage, ""]
     if doc:
-        lines += [doc.strip().split("\n\n")[0], ""]
+        lines += [inspect.cleandoc(doc).split("\n\n")[0], ""]
     if recipes:
         text = f"the flags of a recipe, which later flags override (one of {', '.join(recipes)})"
         lines += ["  --recipe", *_wrapped(text)]

@@ -4,7 +4,7 @@ No TensorFlow here, so that `--help` and a mistyped flag answer at once.
 """
 
 import dataclasses
-import pathlib
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -167,22 +167,30 @@ def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
         name, value = field.name, values[field.name].value
         if value is None:
             raise InputError(f"--{name} is required: {field.metadata['help']}")
-        if isinstance(value, str) and value.startswith("~"):
-            value = str(pathlib.Path(value).expanduser())
         element = _element(hints[name])
-        if element is not None:
+        if isinstance(value, str):
+            value = _expanded(value)
+        elif element is not None:
             try:
-                value = tuple(element(x) for x in value)
+                value = tuple(_expanded(x) if element is str else element(x) for x in value)
             except ValueError as error:
                 raise InputError(f"--{name}={','.join(value)}: {error}") from error
         kwargs[name] = value
     return cls(**kwargs)
 
 
+def _expanded(text: str) -> str:
+    """Returns the text with `~` at its start as the user's home; that of nobody stays."""
+    return os.path.expanduser(text)  # noqa: PTH111 - a Path would drop a slash at the end
+
+
 def to_flagfile(*configs) -> str:
     """Returns the text of a flagfile that gives these configurations again.
 
     A value that holds ` #` stands on a line of its own, where it is not taken for a comment.
+
+    Raises:
+      InputError: on a value that cannot be told from a comment or a flag there either.
     """
     lines = []
     for config in configs:
@@ -192,5 +200,8 @@ def to_flagfile(*configs) -> str:
                 lines.append(f"--{'' if value else 'no'}{field.name}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                lines.append(f"--{field.name}{chr(10) if ' #' in text else '='}{text}")
+                alone = " #" in text
+                if alone and text.startswith(("#", "//", "-")):
+                    raise InputError(f"--{field.name}={text}: a flagfile cannot hold this value")
+                lines += [f"--{field.name}", text] if alone else [f"--{field.name}={text}"]
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from typing import IO
 
 # The pickle of a ResNet-101 DOLG with its optimizer has 0.3 MB and 60,000 opcodes.
 _MOST_BYTES, _MOST_OPCODES = 1 << 24, 500_000
-_LONGEST_LINE = 1000  # bytes; names of classes, and the strings of protocol 0
+_LONGEST_LINE = 1 << 16  # bytes; names of classes, and the strings of protocol 0
 _ESCAPES = re.compile(rb"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[\\'\"nrt])")
 
 
@@ -114,10 +114,7 @@ def _opcodes(stream: _Limited) -> Iterator[tuple[str, object]]:
         opcode = pickletools.code2op[code]
         name = opcode.name
         if name not in _ACTIONS:
-            raise Refused(
-                f"its pickle has the opcode {name}, which is not supported; write it again with "
-                "pickle protocol 2"
-            )
+            raise Refused(f"its pickle has the opcode {name}, which plain values do not need")
         reader = _READERS.get(name) or (opcode.arg and opcode.arg.reader)
         yield name, reader and reader(stream)
 
@@ -305,6 +302,4 @@ def unpickle(
             _ACTIONS[name](machine, argument)
         return machine.stack[-1]
     except (ValueError, IndexError, KeyError) as error:
-        raise Refused(
-            f"its pickle is damaged ({str(error)[:200]}): download the file again"
-        ) from error
+        raise Refused(f"its pickle is damaged ({str(error)[:200]})") from error

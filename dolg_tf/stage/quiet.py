@@ -2,31 +2,37 @@
 
 TensorFlow writes to the standard error stream while it is imported and when it first looks for
 devices ("Could not find cuda drivers", "failed call to cuInit"), before any logging is set up, and
-no setting silences it. So the file descriptor is redirected for that time. What is not one of
-those lines is given back.
+no setting silences it. So for that time the file descriptor leads to a process that passes on all
+lines but those, at once: what TensorFlow says before it aborts is not lost.
 """
 
 import contextlib
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import logging
 import os
-import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # Information and warnings of absl's C++ logging, and what says of a machine that it has no GPU.
-_CHATTER = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog"
-    rb"|[IW]\d{4} [\d:.]+ +\d+ |\d{4}-\d\d-\d\d [\d:.]+: [IW] "
-    rb"|.*(failed call to cuInit|[Cc]ould not find cuda drivers|CUDA_ERROR_NO_DEVICE"
-    rb"|Unable to register cu\w+ factory|computation placer already registered"
-    rb"|kernel driver does not appear to be running|no NVIDIA GPU device is present)"
-    rb"|To enable the following instructions: "
+_CHATTER = (
+    r"WARNING: All log messages before absl::InitializeLog"
+    r"|[IW]\d{4} [\d:.]+ +\d+ |\d{4}-\d\d-\d\d [\d:.]+: [IW] "
+    r"|.*(failed call to cuInit|[Cc]ould not find cuda drivers|CUDA_ERROR_NO_DEVICE"
+    r"|Unable to register cu\w+ factory|computation placer already registered"
+    r"|kernel driver does not appear to be running|no NVIDIA GPU device is present)"
+    r"|To enable the following instructions: "
 )
+_FILTER = """
+import re, sys
+chatter = re.compile(sys.argv[1].encode())
+for line in sys.stdin.buffer:
+    if line.strip() and not chatter.match(line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
 
 
 def hush_tensorflow() -> None:
@@ -44,22 +50,28 @@ def hush_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _kept_from_terminal() -> Iterator[None]:
-    """Holds back what the block writes to file descriptor 2, then writes all but the chatter."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+def _without_chatter() -> Iterator[None]:
+    """Filters what the block writes to file descriptor 2; where there is none, does nothing."""
+    try:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+    except (AttributeError, OSError, ValueError):  # started with a closed stderr
+        yield
+        return
+    # In a session of its own, so that Ctrl-C ends the command and not its last words.
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _FILTER, _CHATTER],
+        stdin=subprocess.PIPE,
+        stderr=terminal,
+        start_new_session=True,
+    ) as filtering:
+        os.dup2(filtering.stdin.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            held.seek(0)
-            for line in held:
-                if line.strip() and not _CHATTER.match(line):
-                    os.write(2, line)
 
 
 class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -79,6 +91,6 @@ class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        with _kept_from_terminal():
+        with _without_chatter():
             self._loader.exec_module(module)
             module.config.list_physical_devices()  # the first look for devices says the rest

@@ -18,7 +18,7 @@ from dolg_tf.data.records import tfrecord
 from dolg_tf.data.records.build import build_records
 from dolg_tf.stage.config import InputError
 
-WHY = "install the extra: pip install 'dolg_tf[tfds]'"
+WHY = "install the extra: pip install -e '.[tfds]'"
 tfds = pytest.importorskip("tensorflow_datasets", reason=WHY)
 beam = pytest.importorskip("apache_beam", reason=WHY)
 from dolg_tf.data import tfds_builder  # noqa: E402 - it needs the two

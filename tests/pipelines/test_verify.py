@@ -303,13 +303,13 @@ def test_what_is_not_known(tmp_path):
         _verify(tmp_path / "x-*")
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match="is of no known kind: records, SavedModel, in"):
+        with pytest.raises(InputError, match="is none of: records, SavedModel, in"):
             _verify(path)
 
 
 def test_options_that_contradict(sound):
     for options in ({}, {"path": "a", "file_pattern": "b"}):
-        with pytest.raises(InputError, match="give --path, or else --file_pattern"):
+        with pytest.raises(InputError, match="give either --path or --file_pattern"):
             VerifyConfig(**options)
     with pytest.raises(InputError, match=r"--num_classes=3 is for TFRecords; .* kind: index"):
         _verify(sound / "index", num_classes=3)

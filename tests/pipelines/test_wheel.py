@@ -52,7 +52,12 @@ def test_what_is_in_it(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {f"dolg_tf/configs/{path.name}" for path in (ROOT / "configs").glob("*.flags")}
     assert recipes and recipes <= names
-    data = {"dolg_tf/py.typed", "dolg_tf/apps/demo/demo.css", "dolg_tf/apps/demo/demo.js"}
+    data = {
+        "dolg_tf/py.typed",
+        "dolg_tf/__init__.pyi",
+        "dolg_tf/apps/demo/demo.css",
+        "dolg_tf/apps/demo/demo.js",
+    }
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "dolg_tf").rglob("*.j2")}
     assert data | templates <= names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dolg_tf").rglob("*.py")}

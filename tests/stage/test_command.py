@@ -1,5 +1,6 @@
 """A stage as a command: one line for an error, an honest exit code, flagfiles and recipes."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_flags_recipes_and_their_order(tmp_path, argv, shown):
     [
         ("--count=7 # seven\n", ["--recipe=small"], "'--count=7 # seven': a flagfile takes comm"),
         ("--count=7\n", ["--recipe=smal"], "--recipe=smal is unknown; it must be one of small"),
-        ("--count=7\n", ["--recipe"], "--recipe= is unknown"),
+        ("--count=7\n", ["--recipe"], "--recipe needs a name: one of small"),
+        ("--count=7\n", ["--recipe", "--help"], "--recipe needs a name: one of small"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path, text, argv, message):
@@ -105,3 +107,40 @@ def test_a_wrong_recipe_is_one_line(tmp_path, text, argv, message):
     done = _command("-c", SHOW, recipe, *argv)
     assert done.returncode == 1 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_a_flagfile_may_be_a_pipe(tmp_path):
+    recipe = tmp_path / "none.flags"
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, recipe, "--flagfile=/dev/stdin"],
+        input="--name=b\n--count=7\n",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "Photos(name='b', count=7)", done.stderr
+
+
+PRINT = """
+import sys
+from dolg_tf.stage import command
+
+def stage():
+    print("x" * int(sys.argv[1]))
+
+command.run("print", stage, [], [])
+"""
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("length", ["5", "500000"])
+def test_output_that_nobody_reads_is_no_error_and_a_full_disk_is(length, buffered):
+    shell = f'"{sys.executable}" -c "$0" {length}'
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    script = f"set -o pipefail; {shell} | true"
+    done = subprocess.run(["bash", "-c", script, PRINT], **run)
+    assert done.stderr == "" and done.returncode in (0, 1)
+    done = subprocess.run(["bash", "-c", f"{shell} > /dev/full", PRINT], **run)
+    assert done.returncode == 1 and "print: error: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "space left" in done.stderr

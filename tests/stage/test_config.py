@@ -45,10 +45,25 @@ def test_a_value_that_looks_like_a_comment_survives_the_flagfile(tmp_path):
     assert _parse([TrainingConfig], f"--flagfile={path}") == (training,)
 
 
+@pytest.mark.parametrize("value", ["#1 #2", "// #1", "-x #1"])
+def test_a_value_that_no_flagfile_can_hold_is_refused(value):
+    with pytest.raises(InputError, match="a flagfile cannot hold this value"):
+        configs.to_flagfile(TrainingConfig(logdir=value))
+
+
 def test_a_tilde_is_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    (training,) = _parse([TrainingConfig], "--logdir=~/runs", "--init_from=a~b")
-    assert training.logdir == "/home/somebody/runs" and training.init_from == "a~b"
+    (training,) = _parse([TrainingConfig], "--logdir=~/runs/", "--init_from=a~b")
+    assert training.logdir == "/home/somebody/runs/" and training.init_from == "a~b"
+    (training,) = _parse([TrainingConfig], "--logdir=~nobody_of_this_name/runs")
+    assert training.logdir == "~nobody_of_this_name/runs"
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Pair:
+        photos: tuple[str, ...] = option("two photos")
+
+    (pair,) = _parse([Pair], "--photos=~/a.jpg,b.jpg")
+    assert pair.photos == ("/home/somebody/a.jpg", "b.jpg")
 
 
 def test_json_gives_the_config_again():

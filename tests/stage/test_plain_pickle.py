@@ -124,7 +124,7 @@ REFUSED = {
     "POP": (b"0", "opcode POP"),
     "unknown": (b"\xff", "damaged .*unknown"),
     "huge string": (b"X\xff\xff\xff\x7f", "larger than 16777216 bytes, or damaged"),
-    "long line": (b"S'" + b"x" * 2000 + b"'\n", "damaged .*cut short"),
+    "long line": (b"S'" + b"x" * 70000 + b"'\n", "damaged .*cut short"),
     "string without quotes": (b"Sx\n", "damaged .*quotes"),
     "string with one quote": (b"S'\n", "damaged .*quotes"),
     "unknown escape": (b"S'\\q'\n", "damaged .*escape"),

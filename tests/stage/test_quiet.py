@@ -65,3 +65,16 @@ def test_an_import_that_fails_says_why(run, tmp_path):
     done = run(IMPORT)
     assert done.returncode == 1 and done.stderr.startswith("why\n")
     assert "ImportError: x" in done.stderr
+
+
+def test_the_last_words_of_a_crash_are_not_lost(run, tmp_path):
+    dying = "import os\nos.write(2, b'F0000 why\\nI0000 00:00:17.1 4 x\\n')\nos.abort()"
+    (tmp_path / "tensorflow.py").write_text(dying)
+    done = run(IMPORT)
+    assert done.returncode == -6 and done.stderr == "F0000 why\n"
+
+
+def test_without_a_terminal_it_imports_all_the_same(run, tmp_path):
+    (tmp_path / "tensorflow.py").write_text(NOISY.replace("os.write(2", "os.write(1"))
+    done = run("import os\nos.close(2)\n" + IMPORT.replace("os.write(2", "os.write(1"))
+    assert done.returncode == 0 and "after" in done.stdout

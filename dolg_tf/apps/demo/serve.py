@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
+from dolg_tf.stage import installed
 from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,7 @@ def _import_gradio(uploads: str) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = uploads
     logging.getLogger("httpx").setLevel(logging.WARNING)  # logs requests to the page itself
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError("the demo needs Gradio: pip install 'dolg_tf[demo]'") from error
+    installed.need("demo", "the demo", "gradio")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dolg_tf.stage import installed
 from dolg_tf.stage.config import InputError
 
 # kind: (colour, mark, frame line, meaning). Okabe and Ito's palette keeps the colours apart for
@@ -56,10 +57,9 @@ def new_figure(width: float, height: float, dpi: int = 120):
     Raises:
       InputError: when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("pictures need matplotlib: pip install 'dolg_tf[report]'") from error
+    installed.need("report", "pictures", "matplotlib")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=dpi, facecolor="white")
 
 

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from dolg_tf.stage import files, progress
+from dolg_tf.stage import files, installed, progress
 from dolg_tf.stage.config import InputError
 
 PAGE = "report.html"
@@ -179,10 +179,9 @@ def template():
     Raises:
       InputError: when Jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError("the page needs Jinja2: pip install 'dolg_tf[report]'") from error
+    installed.need("report", "the page", "jinja2")
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,

@@ -178,7 +178,7 @@ class Evaluation:
       scores: {name of what was scored: what its report.json holds}.
       truth, inputs: of the descriptors, see `read_inputs`; None: a file is missing.
       places, plain_scores: of search without re-ranking and distractors, see
-        `revisited.label_places` and `revisited.score_places`.
+        `score.label_places` and `score.score_places`.
       image_root: folder of the photos; "": unknown or missing.
       crop: whether queries are cut to their boxes.
     """

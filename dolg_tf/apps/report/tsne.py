@@ -23,7 +23,7 @@ def place(rows: np.ndarray, perplexity: float) -> np.ndarray:
     """Returns places of rows on a plane where neighbours lie near one another.
 
     Args:
-      rows: float (N, D), D at least 2.
+      rows: float (N, D).
       perplexity: how many neighbours count, below N / 3.
 
     Returns:
@@ -32,7 +32,7 @@ def place(rows: np.ndarray, perplexity: float) -> np.ndarray:
     Reference: van der Maaten and Hinton, "Visualizing Data using t-SNE", 2008; rate and start as
     Belkina et al., 2019, and Kobak and Linderman, 2021, advise.
     """
-    start = principal_components(rows, 2)
+    start = principal_components(np.pad(rows, ((0, 0), (0, 2))), 2)  # rows may have one number
     points = (1e-4 * start / (start[:, 0].std() or 1)).astype(np.float32)
     shares = neighbour_shares(rows, perplexity)
     rate = max(len(rows) / _EXAGGERATION / 4, 50)

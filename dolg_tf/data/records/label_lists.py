@@ -50,7 +50,7 @@ class ListsConfig:
 
     def __post_init__(self):
         if bool(self.labels_csv) == bool(self.train_csv or self.train_clean_csv):
-            raise InputError("give either --train_csv or --train_clean_csv, or else --labels_csv")
+            raise InputError("give --train_csv, --train_clean_csv or both, or else --labels_csv")
         if not self.labels_csv and not self.images_dir:
             raise InputError("--images_dir is required: the folder with GLDv2's photos")
 

@@ -139,10 +139,10 @@ def _warn_of_faults(path, missing: list[str], scored: int, found: dict, task: st
     with pathlib.Path(path).open("rb") as file:
         file.seek(-1, 2)
         if file.read() != b"\n":
-            log.warning("%s: its last line is cut off; is it the whole file?", path)
+            log.warning("%s does not end in a line feed; is it the whole file?", path)
     if missing:
         log.warning(
-            "%s has no row for %d of %d queries, the first is %r: they count as found nothing",
+            "%s has no row for %d of %d queries, first %r: they count as having found nothing",
             *(path, len(missing), scored, min(missing)),
         )
     long = sum(len(images) > GLDV2_DEPTH for images in found.values()) if task == "retrieval" else 0

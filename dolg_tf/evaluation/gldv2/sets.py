@@ -123,7 +123,7 @@ def find_queries(queries: DescriptorSet, wanted: Sequence[str] | None) -> QueryR
         )
     others = len(names) - (len(rows) - unreadable.size)
     if others:
-        log.info("%d photos of %s are not wanted", others, queries.source)
+        log.info("%d photos of %s are not among the queries", others, queries.source)
     return QueryRows(list(wanted), rows)
 
 

@@ -17,7 +17,8 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import open_describer
 from dolg_tf.retrieval.extract.stage import ExtractConfig
-from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage import installed
+from dolg_tf.stage.config import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,9 @@ def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
       InputError: as `extract` does; or when Apache Beam is not installed or does not know an
         option.
     """
-    try:
-        from dolg_tf.retrieval.extract import beam_rounds
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise InputError("Apache Beam is not installed: pip install 'dolg_tf[beam]'") from error
+    installed.need("beam", "extraction by Beam", "apache_beam")
+    from dolg_tf.retrieval.extract import beam_rounds
+
     if settings.runner == beam_rounds.LOCAL:
         # It also raises what it logs; a cluster's runner logs where its jobs can be watched.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

@@ -134,7 +134,7 @@ class Index:
         """Makes sure that descriptors may be compared with those of the index.
 
         Raises:
-          InputError: when one of `keys` of their meta data, or their width, differs.
+          InputError: when one of `keys` of their metadata, or their width, differs.
         """
         if other.ids is None:
             raise InputError(
@@ -147,7 +147,7 @@ class Index:
         """Makes sure that descriptors are made in the same way as those of the index.
 
         Raises:
-          InputError: when one of `keys` of their meta data differs.
+          InputError: when one of `keys` of their metadata differs.
         """
         remedy = (
             "extract with the model and settings of the index, or rebuild the index with the other "
@@ -160,7 +160,7 @@ class Index:
 
 
 def how_made(found: DescriptorSet) -> tuple[str, dict]:
-    """Returns the source of a set and, for `check_same_space`, its meta data and width."""
+    """Returns the source of a set and, for `check_same_space`, its metadata and width."""
     return found.source, {**found.meta, "width": found.descriptors.shape[1]}
 
 
@@ -172,9 +172,9 @@ def check_same_space(
     """Makes sure that descriptors were all made in the same way.
 
     Args:
-      made: (source, meta data) of each set or index. One that lacks a key, such as a bare `.npy`,
+      made: (source, metadata) of each set or index. One that lacks a key, such as a bare `.npy`,
         is not compared in this key.
-      keys: of the meta data that must be equal; "width" is the length of a descriptor.
+      keys: of the metadata that must be equal; "width" is the length of a descriptor.
       remedy: the end of the error message.
 
     Raises:

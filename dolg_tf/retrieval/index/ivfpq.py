@@ -10,7 +10,7 @@ import numpy as np
 from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
-from dolg_tf.stage import files, progress
+from dolg_tf.stage import files, installed, progress
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,9 @@ def import_faiss():
       InputError: when it is not installed.
     """
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError(
-            "an ivfpq index needs faiss: pip install 'dolg_tf[faiss]', or build --kind=flat"
-        ) from error
+    installed.need("faiss", "an ivfpq index (--kind=flat needs no package)", "faiss")
+    import faiss
+
     return faiss
 
 

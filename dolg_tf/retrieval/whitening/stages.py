@@ -1,6 +1,6 @@
 """Whitening of descriptor sets: learned from one (`fit`), applied to others (`apply`).
 
-The file that `fit` writes goes into a model as well: `--whitening` of export_saved_model.py.
+The file that `fit` writes goes into a model as well: `--whitening` of `dolg export`.
 """
 
 import dataclasses

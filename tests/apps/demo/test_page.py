@@ -32,7 +32,7 @@ UPLOADS = {"photo": "#file input", "folder": "input[webkitdirectory]"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The command in a process of its own: (port, folder of its temporary files, process)."""
-    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'dolg_tf[demo]'")
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[demo]'")
     folder = tmp_path_factory.mktemp("demo")
     model, built = demo_world.make(folder)
     calibration = {"threshold": 0.97, "precision": 0.95}

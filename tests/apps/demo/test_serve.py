@@ -42,7 +42,7 @@ def test_without_gradio(world, monkeypatch):
     monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/")
     monkeypatch.setitem(sys.modules, "gradio", None)
     with (
-        pytest.raises(InputError, match=r"pip install 'dolg_tf\[demo\]'"),
+        pytest.raises(InputError, match=r"gradio is missing; pip install .*\[demo\]"),
         serve.serving(_settings(world)),
     ):
         raise AssertionError

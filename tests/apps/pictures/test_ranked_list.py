@@ -98,7 +98,7 @@ def test_no_figure_stays_in_pyplot():
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'dolg_tf\[report\]'"):
+    with pytest.raises(InputError, match=r"matplotlib is missing; pip install .*\[report\]"):
         ranked_list.ranked_list([_row("positive")])
 
 

@@ -112,5 +112,5 @@ def test_a_report_that_someone_put_a_file_into_stays(tmp_path):
 
 def test_without_jinja(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(InputError, match=r"the page needs Jinja2: pip install 'dolg_tf\[report\]'"):
+    with pytest.raises(InputError, match=r"the page: jinja2 is missing; pip install .*\[report\]"):
         report_page.template()

@@ -204,8 +204,8 @@ def test_no_photo_can_be_used(gldv2_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "give either --train_csv"),
-        ({"train_csv": "a", "labels_csv": "b"}, "give either --train_csv"),
+        ({}, "give --train_csv, --train_clean_csv or both"),
+        ({"train_csv": "a", "labels_csv": "b"}, "give --train_csv, --train_clean_csv or both"),
         ({"train_csv": "a"}, "--images_dir is required"),
         ({"labels_csv": "a", "num_shards": 0}, "--num_shards=0"),
         ({"labels_csv": "a", "validation_fraction": 1.0}, "--validation_fraction=1.0"),

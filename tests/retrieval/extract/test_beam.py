@@ -16,7 +16,7 @@ from dolg_tf.retrieval.extract.colour_histogram import colour_histograms
 from dolg_tf.retrieval.extract.model import Describer
 from dolg_tf.stage.config import InputError
 
-pytest.importorskip("apache_beam", reason="install the extra: pip install 'dolg_tf[beam]'")
+pytest.importorskip("apache_beam", reason="install the extra: pip install -e '.[beam]'")
 from dolg_tf.retrieval.extract import beam_rounds
 
 SHAPES = [(40, 50), (50, 40), (40, 50), (33, 47)]
@@ -211,7 +211,7 @@ def test_without_beam(monkeypatch, photos, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "dolg_tf.retrieval.extract.beam_rounds")
     monkeypatch.delattr("dolg_tf.retrieval.extract.beam_rounds")
-    with pytest.raises(InputError, match=r"Beam is not installed: pip install 'dolg_tf\[beam\]'"):
+    with pytest.raises(InputError, match=r"apache_beam is missing; pip install .*\[beam\]'"):
         beam.extract_beam(config(photos, tmp_path / "beam"))
 
 

@@ -108,7 +108,9 @@ def test_a_missing_model_or_package_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else find(name)
     )
-    with pytest.raises(InputError, match=r"no package tf2onnx .*pip install 'dolg_tf\[onnx\]'"):
+    with pytest.raises(
+        InputError, match=r"--mode=onnx: tf2onnx is missing; pip install .*\[onnx\]"
+    ):
         stage.export(config)
     assert not list(tmp_path.iterdir())
 

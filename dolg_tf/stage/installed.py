@@ -1,0 +1,54 @@
+"""What is installed: the recipes that come along, and packages that are optional."""
+
+import importlib.util
+import pathlib
+
+from dolg_tf.stage.config import InputError
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def find_recipes() -> dict[str, pathlib.Path]:
+    """Returns the flagfiles of all recipes, by name."""
+    # Beside the package in a checkout, inside it when it is installed.
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
+        found = sorted(folder.glob("*.flags"))
+        if found:
+            return {path.stem: path for path in found}
+    return {}
+
+
+def find_recipe(name_or_path: str) -> str:
+    """Returns the flagfile of a recipe, or the path that is given instead of a name.
+
+    Raises:
+      InputError: when it is neither.
+    """
+    recipes = find_recipes()
+    if name_or_path not in recipes and not pathlib.Path(name_or_path).is_file():
+        raise InputError(
+            f"{name_or_path!r} is neither a recipe ({', '.join(recipes)}) nor a flagfile"
+        )
+    return str(recipes.get(name_or_path, name_or_path))
+
+
+def need(extra: str, purpose: str, *packages: str) -> None:
+    """Checks that the packages of an extra are installed, without importing them.
+
+    Args:
+      extra: its name in pyproject.toml.
+      purpose: what needs them, as the error begins: "pictures".
+      packages: as they are imported.
+
+    Raises:
+      InputError: naming the missing ones and the command that installs them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{purpose}: {', '.join(missing)} is missing; {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """Returns the command that installs an extra: from this checkout, or by the package's name."""
+    in_checkout = (_PACKAGE.parent / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if in_checkout else f"pip install 'dolg_tf[{extra}]'"
