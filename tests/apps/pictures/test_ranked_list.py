@@ -97,7 +97,7 @@ def test_no_figure_stays_in_pyplot():
 
 
 def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"matplotlib is missing; pip install .*\[report\]"):
         ranked_list.ranked_list([_row("positive")])
 

@@ -120,7 +120,7 @@ def test_says_what_may_be_cut_off(tmp_path, caplog):
     path = _file(tmp_path, "id,landmarks\na,1 0.5\nb,1 0.")
     assert set(kaggle_csv.read_predictions(path, "recognition", solution)) == {"a", "b"}
     assert "does not end in a line feed" in caplog.messages[0]
-    assert "no row for 1 of 3 queries, the first is 'c'" in caplog.messages[1]
+    assert "no row for 1 of 3 queries, first 'c'" in caplog.messages[1]
     path = _file(tmp_path, "id,images\na," + "x " * 101 + "\nb," + "x " * 100 + "\nc,\n")
     kaggle_csv.read_predictions(path, "retrieval", solution)
     assert "only the first 100 photos of a query count; 1 queries have more" in caplog.messages[2]

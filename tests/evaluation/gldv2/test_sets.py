@@ -41,7 +41,7 @@ def test_find_queries(caplog):
     names, rows = sets.find_queries(queries, ["3", "4", "1"])
     assert names == ["3", "4", "1"] and rows.tolist() == [2, -1, 0]
     assert "1 queries could not be read, the first is '4'" in caplog.messages[0]
-    assert "1 photos of the set are not wanted" in caplog.messages[1]
+    assert "1 photos of the set are not among the queries" in caplog.messages[1]
     with pytest.raises(InputError, match=r"lacks 2 of the 3 wanted queries, the first is '5'"):
         sets.find_queries(queries, ["5", "1", "6"])
 
