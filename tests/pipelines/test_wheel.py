@@ -1,5 +1,6 @@
 """The wheel holds all that the commands need: installed in an empty environment, away from here."""
 
+import os
 import pathlib
 import shutil
 import site
@@ -15,7 +16,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _run(*words, folder, code=0):
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout + done.stderr
 

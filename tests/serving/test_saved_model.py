@@ -61,26 +61,24 @@ def test_five_scale_descriptors_of_the_exports_equal_the_authors(
         options = {"model_dir": str(tmp_path / "model"), "output": str(tmp_path / mode)}
         stage.export(ExportConfig(**options, mode=mode))
     scales = np.asarray(SCALES, np.float32)
-    for size in sorted({key.split("/")[0] for key in golden.files}):
-        photo = standin.image(*map(int, size.split("x")))
-        descriptor, rows = golden[f"{size}/descriptor"], golden[f"{size}/per_scale"]
-        for mode, signature, inputs, expected in (
-            ("serving", "images", {"images": photo[None], "scales": scales}, descriptor[None]),
-            ("kaggle", "serving_default", {"input_image": photo}, descriptor),
-            (
-                "delg",
-                "serving_default",
-                {
-                    "input_image": photo,
-                    "input_scales": scales,
-                    "input_global_scales_ind": np.arange(5, dtype=np.int32),
-                },
-                rows,
-            ),
-        ):
-            with CppSession(tmp_path / mode) as session:
+    every = {"input_scales": scales, "input_global_scales_ind": np.arange(5, dtype=np.int32)}
+    sizes = sorted({key.split("/")[0] for key in golden.files})
+    for mode in ("serving", "kaggle", "delg"):
+        with CppSession(tmp_path / mode) as session:
+            for size in sizes:
+                photo = standin.image(*map(int, size.split("x")))
+                descriptor, rows = golden[f"{size}/descriptor"], golden[f"{size}/per_scale"]
+                signature, inputs, expected = {
+                    "serving": (
+                        "images",
+                        {"images": photo[None], "scales": scales},
+                        descriptor[None],
+                    ),
+                    "kaggle": ("serving_default", {"input_image": photo}, descriptor),
+                    "delg": ("serving_default", {"input_image": photo, **every}, rows),
+                }[mode]
                 (found,) = session.run(signature, inputs).values()
-            np.testing.assert_allclose(found, expected, atol=1e-4)
+                np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_about_tells_where_it_comes_from(exported):

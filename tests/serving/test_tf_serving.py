@@ -166,5 +166,5 @@ def test_the_documents_file_of_batching_parameters_exists(exported):
 @pytest.mark.slow
 def test_threads_get_the_same_answers_and_memory_stays(exported):
     command = [sys.executable, "benchmarks/speed/serving_soak.py", f"--saved_model={exported}"]
-    command += ["--seconds=60", "--max_side=160"]
+    command += ["--seconds=30", "--max_side=160"]
     subprocess.run(command, cwd=DOCUMENT.parents[1], check=True)
