@@ -12,20 +12,19 @@ import pickle
 from PIL import Image
 
 from dolg_tf.data import photo_ids
-from dolg_tf.data.records.label_lists import own_rows
+from dolg_tf.data.records.label_lists import SPLITS, own_rows, warn_of_equal_numbers
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
-
-_SPLITS = ("train", "index", "query")
 
 
 def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
     """Reads a CSV with the columns path, landmark and split.
 
     Returns:
-      {"train"|"index"|"query": [(path, landmark), ...]}; an empty split means train.
+      {"train"|"index"|"query": [(path, landmark), ...]}, each perhaps empty; a row without split
+      is of train.
 
     Raises:
       InputError: naming file and line of what is missing or wrong, of a path that leads out of
@@ -35,14 +34,10 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
     if not labels.is_file():
         raise InputError(
             f"{labels}: no such file; it lists your photos under the header path,landmark,split, "
-            f"where split is one of {', '.join(_SPLITS)}"
+            f"where split is one of {', '.join(SPLITS)}"
         )
-    by_split, seen = {split: [] for split in _SPLITS}, set()
+    by_split, seen = {split: [] for split in SPLITS}, {}
     for where, path, landmark, split in own_rows(str(labels)):
-        if split not in _SPLITS:
-            raise InputError(
-                f"{where}: split is {split!r}, but must be one of {', '.join(_SPLITS)}"
-            )
         try:
             files.inside(labels.parent, path)
         except InputError as error:
@@ -50,12 +45,11 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
         photo_ids.check_name(path, where)
         id_ = photo_ids.id_of(path)
         if id_ in seen:
-            raise InputError(f"{where}: {path!r} is listed twice (as {id_})")
-        seen.add(id_)
+            raise InputError(f"{where}: {path!r} is listed twice (as {id_}, like {seen[id_]!r})")
+        seen[id_] = path
         by_split[split].append((path, landmark))
-    for split, rows in by_split.items():
-        if not rows:
-            raise InputError(f"{labels}: no photo has split {split}")
+    named = {landmark for rows in by_split.values() for _, landmark in rows}
+    warn_of_equal_numbers(str(labels), sorted(named))
     return by_split
 
 
@@ -76,6 +70,9 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
     """
     labels, output = pathlib.Path(labels), pathlib.Path(output)
     by_split = read_labels(labels)
+    for split in ("index", "query"):
+        if not by_split[split]:
+            raise InputError(f"{labels}: no photo has split {split}")
     trained = {landmark for _, landmark in by_split["train"]}
     places = collections.defaultdict(list)
     for place, (_, landmark) in enumerate(by_split["index"]):

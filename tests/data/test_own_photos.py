@@ -35,6 +35,22 @@ def test_queries_find_the_index_photos_of_their_landmark(tmp_path):
     assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
 
 
+def test_photos_that_are_only_searched_need_no_training_photos(tmp_path):
+    written = write_ground_truths(_folder(tmp_path, ROWS[1:]), tmp_path / "out")
+    assert list(written) == ["unseen"]
+    assert load_ground_truth(written["unseen"]).query_ids == ("a/4", "b/2")
+
+
+def test_blanks_do_not_make_another_landmark_and_equal_numbers_are_told(tmp_path, caplog):
+    rows = [(path, f" {landmark} ", f"{split} ") for path, landmark, split in ROWS]
+    rows += [("c/1.jpg", "1", "index"), ("c/2.jpg", "01", "index"), ("c/3.jpg", "1.0", "query")]
+    rows += [("c/4.jpg", "2", "index"), ("c/5.jpg", "arch 2", "index")]
+    written = write_ground_truths(_folder(tmp_path, rows), tmp_path / "out")
+    assert load_ground_truth(written["seen"]).query_ids == ("a/4",)
+    (message,) = caplog.messages
+    assert "labels.csv: '01', '1', '1.0' are one number" in message
+
+
 def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
     labels = _folder(tmp_path, [*ROWS, ("b/3.jpg", "bridge", "train")])
     assert list(write_ground_truths(labels, tmp_path / "out")) == ["seen"]
@@ -43,11 +59,16 @@ def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([*ROWS, ("b/3.jpg", "bridge", "val")], "line 8: split is 'val'"),
+        ([*ROWS, ("b/3.jpg", "bridge", "val")], "line 8: split is 'val', but must be one of train"),
+        ([*ROWS, ("b/3.jpg", "bridge", "Train")], "line 8: split is 'Train'"),
         (ROWS[:4], "no photo has split query"),
+        ([ROWS[0], *ROWS[4:]], "no photo has split index"),
         ([*ROWS, ("../x.jpg", "arch", "train")], "line 8: '../x.jpg' leads out of"),
         ([*ROWS, ("a/4.jpg", "arch", "train")], "line 8: 'a/4.jpg' is listed twice"),
-        ([*ROWS, ("a/4.png", "arch", "train")], "line 8: 'a/4.png' is listed twice .as a/4"),
+        (
+            [*ROWS, ("a/4.png", "arch", "train")],
+            "line 8: 'a/4.png' is listed twice .as a/4, like 'a/4.j",
+        ),
         ([*ROWS, ("a/9.jpg", "", "train")], "line 8: an empty landmark"),
     ],
 )

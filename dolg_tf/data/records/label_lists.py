@@ -4,11 +4,14 @@ GLDv2 lists 4.1 million photos: the table holds about 20 bytes for each, and mak
 when it is asked for.
 """
 
+import collections
 import dataclasses
+import decimal
 import hashlib
+import logging
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +21,11 @@ from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 from dolg_tf.stage.tables import read_table
 
+log = logging.getLogger(__name__)
+
 _GLDV2_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
+SPLITS = ("train", "index", "query")  # of your own list
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 _CHUNK = 1 << 16  # rows that wait as Python objects
 
 
@@ -127,22 +134,45 @@ def _gldv2_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, int]]:
         listed = read_table(settings.train_clean_csv, ["images"], ["landmark_id"])
     else:
         listed = read_table(settings.train_csv, ["id"], ["landmark_id"])
+    empty = []
     for where, (ids, landmark) in listed:
+        if not ids.strip():
+            empty.append(where)
         if not (landmark.isdecimal() and landmark.isascii() and len(landmark) < 19):
             raise InputError(f"{where}: landmark_id is {landmark!r}, but must be a number")
         for name in ids.split() if settings.train_clean_csv else [ids]:
             if not _GLDV2_ID.fullmatch(name):
                 raise InputError(f"{where}: {name!r} is not an image id")
             yield where, name, "", int(landmark)
+    if empty:
+        log.warning("%d landmarks list no photo and are left out; first %s", len(empty), empty[0])
 
 
 def own_rows(labels_csv: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yields where, path, landmark and split of your own list; no split means train."""
+    """Yields where, path, landmark and split of your own list; no split means train.
+
+    Blanks around landmark and split do not count.
+    """
     columns = (["path"], ["landmark", "label"], ["split", ""])
     for where, (path, landmark, split) in read_table(labels_csv, *columns):
+        landmark, split = landmark.strip(), split.strip() or "train"
         if not path or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if path else 'path'}")
-        yield where, path, landmark, split or "train"
+        if split not in SPLITS:
+            raise InputError(f"{where}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
+        yield where, path, landmark, split
+
+
+def warn_of_equal_numbers(labels_csv: str, landmarks: Iterable[str]) -> None:
+    """Tells of landmarks such as `1`, `01` and `1.0`, which a spreadsheet makes of one number."""
+    texts = {}
+    for landmark in landmarks:
+        if _NUMBER.fullmatch(landmark):
+            texts.setdefault(decimal.Decimal(landmark), []).append(landmark)
+    for same in texts.values():
+        if len(same) > 1:
+            names = ", ".join(map(repr, same))
+            log.warning("%s: %s are one number, but landmarks of their own", labels_csv, names)
 
 
 def _refuse_outside(root: str, name: str, inside: set[str]) -> None:
@@ -162,9 +192,10 @@ def _refuse_outside(root: str, name: str, inside: set[str]) -> None:
 
 def _own_training_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, str]]:
     """Yields where, photo id, suffix of its file and landmark."""
-    inside = set()
+    inside, others = set(), collections.Counter()
     for where, name, landmark, split in own_rows(settings.labels_csv):
         if split != "train":
+            others[split] += 1
             continue
         try:
             _refuse_outside(settings.root, name, inside)
@@ -172,6 +203,8 @@ def _own_training_rows(settings: ListsConfig) -> Iterator[tuple[str, str, str, s
             raise InputError(f"{where}: {error}") from error
         photo_ids.check_name(name, where)
         yield where, photo_ids.id_of(name), photo_ids.split_suffix(name)[1], landmark
+    for split, count in sorted(others.items()):
+        log.info("%s: %d photos of split %s are not trained on", settings.labels_csv, count, split)
 
 
 def _rows(settings: ListsConfig) -> Iterator[tuple]:
@@ -202,12 +235,14 @@ def _columns(rows: Iterator[tuple]) -> tuple[list[np.ndarray], list]:
 
 def _refuse_second(settings: ListsConfig, repeated: bytes) -> None:
     """Raises an error that names the line on which an id occurs for the second time."""
-    seen = False
+    first = None
     for where, name, suffix, _ in _rows(settings):
         if name.encode() == repeated:
-            if seen:
-                raise InputError(f"{where}: {name + suffix!r} is listed twice (as image {name})")
-            seen = True
+            if first is not None:
+                raise InputError(
+                    f"{where}: {name + suffix!r} is listed twice (as image {name}, like {first!r})"
+                )
+            first = name + suffix
 
 
 def _read_excluded(path: str) -> np.ndarray:
@@ -236,6 +271,8 @@ def read_photos(settings: ListsConfig) -> tuple[PhotoTable, list]:
     columns, landmarks = _columns(_rows(settings))
     if not landmarks:
         raise InputError(f"{source}: it lists no photos to train on")
+    if settings.labels_csv:
+        warn_of_equal_numbers(source, landmarks)
     order = np.argsort(columns[0], kind="stable")
     ids, suffixes, labels = (column[order] for column in columns)
     del columns, order

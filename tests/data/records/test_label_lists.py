@@ -29,7 +29,18 @@ from dolg_tf.stage.config import InputError
         ("own", "path,landmark,split\nx.jpg,a,query\n", "it lists no photos to train on"),
         ("own", "path,label\na.jpg,x\nb/../a.jpg,x\n", "line 3: 'b/../a.jpg' cannot name a"),
         ("own", "path,place\nx.jpg,a\n", "line 1: no column 'landmark' or 'label', only path,pl"),
-        ("own", "path,label\na/b.jpg,a\nc,a\na/b.png,a\n", "line 4: 'a/b.png' is listed twice"),
+        (
+            "own",
+            "path,label\na/b.jpg,a\nc,a\na/b.png,a\n",
+            "line 4: 'a/b.png' is listed twice (as image a/b, like 'a/b.jpg')",
+        ),
+        (
+            "own",
+            "path,label,split\nx,a,train\ny,a,Train\n",
+            "line 3: split is 'Train', but",
+        ),
+        ("own", "path,label,split\nx,a,\ny,a,val\n", "line 3: split is 'val', but must be one of"),
+        ("own", "path,label\nx.jpg, \n", "line 2: an empty landmark"),
     ],
 )
 def test_wrong_list_is_named(tmp_path, kind, text, message):
@@ -42,6 +53,24 @@ def test_wrong_list_is_named(tmp_path, kind, text, message):
         )
     assert message in str(error.value) and str(path) in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["list.csv"]
+
+
+def test_what_is_passed_over_is_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    text = "path,label,split\na,x ,train\nb, x,\nc,y,query\nd,y,index\ne,y, index\n"
+    (tmp_path / "own.csv").write_text(text)
+    photos, landmarks = read_photos(ListsConfig(labels_csv=str(tmp_path / "own.csv")))
+    assert len(photos) == 2 and landmarks == ["x"]
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "2 photos of split index are not trained on",
+        "1 photos of split query are not trained on",
+    ]
+    caplog.clear()
+    (tmp_path / "clean.csv").write_text("landmark_id,images\n1,abcd\n2,\n3, \n")
+    lists = ListsConfig(train_clean_csv=str(tmp_path / "clean.csv"), images_dir="x")
+    assert read_photos(lists)[1] == [1]
+    (message,) = caplog.messages
+    assert message.startswith("2 landmarks list no photo") and message.endswith("clean.csv, line 3")
 
 
 def test_no_list(tmp_path):
