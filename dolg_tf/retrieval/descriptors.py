@@ -261,7 +261,7 @@ def _load(path: pathlib.Path) -> np.ndarray:
         raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:
+    except files.DAMAGED_ARRAYS as error:
         raise InputError(f"{path}: not a complete .npy of numbers ({error})") from error
     if not isinstance(rows, np.ndarray):
         raise InputError(f"{path}: an archive of arrays; descriptors are a single .npy")

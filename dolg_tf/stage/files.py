@@ -8,12 +8,30 @@ import os
 import pathlib
 import shutil
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
 from dolg_tf.stage.config import InputError
 
 Path = str | os.PathLike
+# What NumPy and zipfile raise for a damaged .npy or .npz, besides OSError. NumPy reads a header
+# with Python's parser, and allocates what it says.
+DAMAGED_ARRAYS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextlib.contextmanager

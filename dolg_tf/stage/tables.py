@@ -18,7 +18,7 @@ def read_table(path: files.Path, *columns: Sequence[str]) -> Iterator[tuple[str,
 
     Raises:
       InputError: with file and line, when the file is missing, is not UTF-8 or not CSV, lacks a
-        column, or has a row that is longer or shorter than the header.
+        column, has a row that is longer or shorter than the header, or a NUL character.
     """
     csv.field_size_limit(1 << 30)  # GLDv2 lists all photos of a landmark in one field
     if not pathlib.Path(path).is_file():
@@ -34,6 +34,9 @@ def read_table(path: files.Path, *columns: Sequence[str]) -> Iterator[tuple[str,
                     raise InputError(f"{where}: {len(row)} fields, the header has {len(header)}")
                 if row:
                     values = ["" if place is None else row[place] for place in places]
+                    if "\0" in "".join(values):
+                        where = f"{path}, line {reader.line_num}"
+                        raise InputError(f"{where}: a NUL character; save the table as UTF-8 text")
                     yield f"{path}, line {reader.line_num}", values
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}, after line {reader.line_num}: {error}") from error

@@ -7,12 +7,13 @@ The file is a .npz without pickles: `mean` (D,) and `projection` (D, K), float, 
 
 import dataclasses
 import pathlib
-import zipfile
 
 import numpy as np
 
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+
+_SMALL = 4096  # bytes: a header, or a hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +73,14 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
       InputError: when there is no such file, or its arrays are missing, of other shapes, or not
         finite numbers.
     """
-    path, arrays = pathlib.Path(path), []
+    path = pathlib.Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            for name in ("mean", "projection"):
-                arrays.append(np.asarray(stored[name], np.float32))
-            model_hash = str(stored["model_hash"]) if "model_hash" in stored else ""
-    # zipfile raises a RuntimeError for what it cannot unpack.
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = [_read_array(stored, name, size) for name in ("mean", "projection")]
+            model_hash = ""
+            if "model_hash" in stored.files and _bytes_of(stored, "model_hash") <= _SMALL:
+                model_hash = str(stored["model_hash"])
+    except (*files.DAMAGED_ARRAYS, OSError) as error:
         raise InputError(
             f"--whitening={path}: no .npz with the arrays mean and projection ({error})"
         ) from error
@@ -101,3 +94,20 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
     if not (np.isfinite(mean).all() and np.isfinite(projection).all()):
         raise InputError(f"--whitening={path}: holds a NaN or an infinity; learn it again")
     return Whitening(mean, projection, files.sha256(path), model_hash)
+
+
+def _bytes_of(stored, name: str) -> int:
+    """Returns the size of an array's entry in an .npz, unpacked."""
+    return stored.zip.getinfo(f"{name}.npy").file_size
+
+
+def _read_array(stored, name: str, size: int) -> np.ndarray:
+    """Returns a real array of at most (size, size) numbers as float32."""
+    most = 8 * size * size + _SMALL
+    if _bytes_of(stored, name) > most:
+        raise ValueError(f"{name} has {_bytes_of(stored, name)} bytes, {size} x {size} is the most")
+    array = stored[name]
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is of {array.dtype}, not of real numbers")
+    with np.errstate(over="ignore"):  # infinity is refused
+        return np.asarray(array, np.float32)

@@ -119,6 +119,10 @@ DAMAGE = {
     ),
     "half a shard": (lambda f: _truncate(f / SHARD, 150), "not a complete .npy"),
     "empty shard": (lambda f: _truncate(f / SHARD, 0), "not a complete .npy"),
+    "a header that is cut": (
+        lambda f: (f / SHARD).write_bytes(b"\x93NUMPY\x01\x00\x0e\x00{'shape': (2,\n "),
+        "not a complete .npy",
+    ),
     "pickled shard": (
         lambda f: np.save(f / SHARD, np.array([{}, 1], object), allow_pickle=True),
         "not a complete .npy",

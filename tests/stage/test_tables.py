@@ -34,6 +34,7 @@ def test_the_first_name_that_is_there_counts(tmp_path):
     [
         (b"", "line 1: no column 'path' or 'id', only "),
         (b"name\nx\n", "line 1: no column 'path' or 'id', only name"),
+        (b"path,b\nx,y\nx\0,y\n", "line 3: a NUL character; save the table as UTF-8 text"),
         (b"path,b\nx,y\nz\n", "line 3: 1 fields, the header has 2"),
         (b"path,b\nx,y,z\n", "line 2: 3 fields, the header has 2"),
         (b"path\n\xff\n", "after line 0: 'utf-8' codec can't decode"),

@@ -1,5 +1,6 @@
 import hashlib
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -66,6 +67,10 @@ def test_what_is_not_whole_is_refused(tmp_path):
         ({"mean": np.zeros(16), "projection": np.zeros((16, 0))}, "do not fit"),
         ({"mean": np.full(16, np.nan), "projection": np.eye(16)}, "a NaN or an infinity"),
         ({"mean": np.array([None] * 16), "projection": np.eye(16)}, "no .npz .*allow_pickle"),
+        ({"mean": np.zeros(16), "projection": np.eye(16) * 1j}, "is of complex128, not of real"),
+        ({"mean": np.zeros(16), "projection": np.full((16, 16), "x")}, "is of <U1, not of real"),
+        ({"mean": np.full(16, 1e300), "projection": np.eye(16)}, "a NaN or an infinity"),
+        ({"mean": np.zeros(16), "projection": np.zeros((99, 99))}, "78536 bytes, 16 x 16 is the"),
     ],
 )
 def test_bad_whitening_is_refused(tmp_path, arrays, message):
@@ -80,3 +85,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     for name in ("none.npz", "text.npz", "mean.npy"):
         with pytest.raises(InputError, match="with the arrays mean and projection"):
             load_whitening(tmp_path / name, 16)
+
+
+def test_a_header_that_promises_terabytes_is_refused(tmp_path):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"
+    head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("mean.npy", head + bytes(64))
+        archive.writestr("projection.npy", head + bytes(64))
+    with pytest.raises(InputError, match=r"no \.npz with the arrays mean and projection"):
+        load_whitening(tmp_path / "w.npz", 16)

@@ -4,6 +4,7 @@ Each tar is scanned once, header by header. The result is kept in a note, so tha
 scan continues with the next tar. A photo is then read at its offset.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -98,10 +99,10 @@ def index_tar(tar: pathlib.Path, notes: pathlib.Path, md5_dir: str) -> None:
       InputError: when the tar is damaged or cut short, or its MD5 is wrong or unknown.
     """
     wanted, note = _wanted_md5(tar, md5_dir), notes / f"{tar.stem}.npz"
-    if note.exists():
-        with np.load(note) as found:
-            if wanted in ("", str(found["md5"])) and (found["stamp"] == _stamp(tar)).all():
-                return
+    # A damaged note is written anew.
+    with contextlib.suppress(*files.DAMAGED_ARRAYS, FileNotFoundError), np.load(note) as found:
+        if wanted in ("", str(found["md5"])) and (found["stamp"] == _stamp(tar)).all():
+            return
     members, md5 = _members(tar, bool(wanted))
     if md5 != wanted:
         raise InputError(f"{tar}: its MD5 is {md5}, but must be {wanted}; {_MEND}")

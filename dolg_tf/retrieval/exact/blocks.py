@@ -1,7 +1,6 @@
 """Exact search for very many queries: block by block, resumable, with penalties per index photo."""
 
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +12,6 @@ from dolg_tf.stage.config import InputError
 
 BLOCK = 1024  # queries searched at once
 # What NumPy and zipfile raise on a damaged file; EOFError on an empty one.
-_DAMAGE = (ValueError, OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 class Pieces:
@@ -47,7 +45,7 @@ class Pieces:
                     if wrong := arrays.zip.testzip():
                         raise ValueError(f"the checksum of {wrong} is wrong")
                     return Neighbours(arrays["scores"], arrays["ranks"])
-            except _DAMAGE as error:
+            except (*files.DAMAGED_ARRAYS, OSError) as error:
                 raise InputError(f"{path} is damaged ({error}); delete it") from error
         found = find()
         with files.atomic_path(path) as temporary:

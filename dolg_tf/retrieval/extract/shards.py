@@ -131,7 +131,7 @@ class UnfinishedSet:
         file = self._file(shard.number)
         try:
             rows = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (*files.DAMAGED_ARRAYS, OSError) as error:
             return f"{file} is missing or damaged ({error})"
         if rows.shape != (shard.rows, shard.width) or rows.dtype != self._meta["dtype"]:
             return f"{file} has changed since it was written"

@@ -28,6 +28,7 @@ KINDS = ("flat", "ivfpq")
 SAME_SPACE = ("model_hash", "scales", "whitening")
 # What all photos of an index must share.
 SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
+_FLAT_HEADER = struct.Struct("<4siqqq?iQ")
 _META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
 _BLOCK = 16384
 _TRIES, _WAIT = 4, 0.02  # tries of a reader, and seconds between them: replacing takes far less
@@ -89,12 +90,15 @@ class Index:
         if meta["kind"] == "ivfpq":
             check_sum(file, meta)
             return cls(path, ids, meta, None, ivfpq.read(file, rows, width))
-        header = _flat_header(rows, width)
-        with file.open("rb") as opened:
-            known = opened.read(len(header)) == header
-        if not known or file.stat().st_size != len(header) + rows * width * 4:
+        # Its size first: numbers beyond 64 bits fit into no header.
+        known = file.stat().st_size == _FLAT_HEADER.size + rows * width * 4
+        if known:
+            header = _flat_header(rows, width)
+            with file.open("rb") as opened:
+                known = opened.read(len(header)) == header
+        if not known:
             raise InputError(f"{file}: not an IndexFlatIP of {rows} x {width}; build it again")
-        mapped = np.memmap(file, np.float32, "r", len(header), (rows, width))
+        mapped = np.memmap(file, np.float32, "r", _FLAT_HEADER.size, (rows, width))
         return cls(path, ids, meta, Rows([mapped]))
 
     def __len__(self) -> int:
@@ -247,8 +251,8 @@ def read_ids(path: files.Path) -> list[str]:
 def _flat_header(rows: int, width: int) -> bytes:
     """Returns the header of faiss' file of an `IndexFlatIP`."""
     inner_product, trained, unused = 0, True, 1 << 20
-    return struct.pack(
-        "<4siqqq?iQ", b"IxFI", width, rows, unused, unused, trained, inner_product, rows * width
+    return _FLAT_HEADER.pack(
+        b"IxFI", width, rows, unused, unused, trained, inner_product, rows * width
     )
 
 

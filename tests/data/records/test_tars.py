@@ -187,3 +187,14 @@ def test_member_that_is_no_file(tmp_path):
     tars.index_tar(path, tmp_path, "")
     with np.load(tmp_path / "images_000.npz") as note:
         assert len(note["ids"]) == len(note["offsets"]) == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00\x0e\x00{'a': ("])
+def test_a_damaged_note_is_written_anew(tmp_path, damage):
+    path, note = tmp_path / "images_000.tar", tmp_path / "images_000.npz"
+    with tarfile.open(path, "w") as archive:
+        add(archive, "a/b/c/abc1.jpg", jpeg(1))
+    note.write_bytes(damage)
+    tars.index_tar(path, tmp_path, "")
+    with np.load(note) as found:
+        assert len(found["ids"]) == 1

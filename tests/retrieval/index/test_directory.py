@@ -118,6 +118,11 @@ DAMAGE = {
     ),
     "other size": ("meta.json", lambda f: _change(f, rows=59), "not an IndexFlatIP of 59 x 24"),
 }
+DAMAGE["a number beyond all files"] = (
+    "meta.json",
+    lambda f: _change(f, rows=2**63),
+    f"not an IndexFlatIP of {2**63} x 24",
+)
 WRONG = [
     ("rows", "60"),
     ("width", 0),
