@@ -149,7 +149,9 @@ def draw(
         axes = add_axes(left, bottom + high + _MARGIN, wide)
         axes.imshow(image, aspect="auto")
         axes.set_axis_off()
-        axes.set_title(_shorten(name, wide), fontsize=8, color="#333333", pad=4)
+        # Names are data: `$` in one begins no formula.
+        title = {"fontsize": 8, "color": "#333333", "pad": 4, "parse_math": False}
+        axes.set_title(_shorten(name, wide), **title)
         maps.append(add_axes(left, bottom, wide))
         drawn = draw_map(maps[-1], image, values)
         drawn.set_clim(0, 1)

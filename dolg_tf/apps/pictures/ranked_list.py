@@ -89,7 +89,9 @@ def _caption(figure, text: str, left: float, top: float, **style) -> None:
     """Writes a line centred under a cell; `top` is the lower edge of the cell in inches."""
     width, height = figure.get_size_inches()
     x, y = (left + _CELL / 2) / width, 1 - (top + 0.065) / height
-    figure.text(x, y, text, ha="center", va="top", fontsize=7.5, color="#333333", **style)
+    style = {"fontsize": 7.5, "color": "#333333", **style}
+    # Names are data: `$` in one begins no formula.
+    figure.text(x, y, text, ha="center", va="top", parse_math=False, **style)
 
 
 def _badge(figure, kind: str, left: float, top: float, size: float = 8) -> None:

@@ -65,6 +65,12 @@ def test_photos_and_maps_keep_their_aspects_and_share_a_scale():
     assert titles == ["wide.jpg", "", "tall.jpg", ""] and "0.500" in _texts(figure)[0]
 
 
+def test_a_name_is_no_formula():
+    draw((WIDE, TALL), _found(), 0.5, (r"a$\frac$b.jpg", "$x^2$.jpg")).savefig(
+        io.BytesIO(), format="png"
+    )
+
+
 def test_a_match_is_told_in_words():
     assert describe_match(_found()).endswith("at most 0.80 of 1; no pair of places is joined.")
     pairs = Pair((0, 5), (7, 0), 0.7), Pair((2, 0), (0, 3), 0.1)

@@ -40,6 +40,11 @@ def test_frames_and_marks_tell_the_kind():
     assert "1  0.500" in texts and "another landmark" in texts
 
 
+def test_a_name_is_no_formula():
+    row = RankedRow(GREY, [RankedPhoto(GREY, "positive", 0.5)], None, label=r"a$\frac$b")
+    ranked_list.ranked_list([row]).savefig(io.BytesIO(), format="png")
+
+
 def test_box_is_drawn_only_where_there_is_one():
     colour = ranked_list._BOX_COLOUR
     assert _count(_pixels(ranked_list.ranked_list([_row("positive")])), colour) == 0
@@ -106,7 +111,7 @@ def test_without_matplotlib(monkeypatch):
 def test_long_words_fit_beside_a_scale(shape):
     maps = {label: np.array([[0.001, 0.002]]) for label in MAPS.values()}
     figure = ranked_list.maps_overlay(np.zeros(shape, np.uint8), maps)
-    figure.canvas.draw()
+    figure.savefig(io.BytesIO(), format="png")
     width, height = figure.get_size_inches() * figure.dpi
     axes = figure.axes[1:]
     for photo, scale in zip(axes[::2], axes[1::2], strict=True):

@@ -161,7 +161,9 @@ def embedding_map(found: EmbeddingMap):
                 label=posixpath.basename(found.names[landmark]) if query else None,
             )
     if len(found.names) <= _LEGEND:
-        axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0))
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+        for text in axes.legend(fontsize=7, frameon=False, ncols=3, **place).get_texts():
+            text.set_parse_math(False)  # names are data: `$` in one begins no formula
     return figure
 
 

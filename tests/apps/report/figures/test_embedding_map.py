@@ -1,3 +1,6 @@
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 
@@ -54,6 +57,13 @@ def test_when_there_are_too_many_those_of_the_queries_come_first():
     assert len(found.points) == 26 and (found.landmark >= 0).all()
     found = embedding_map.map_photos(task, queries, index, most=14)
     assert len(found.points) == 14 and found.is_query.sum() == 2
+
+
+def test_a_name_is_no_formula():
+    task, queries, index = _clusters()
+    found = embedding_map.map_photos(task, queries, index)
+    found = dataclasses.replace(found, names=(r"a$\frac$b", "$x^2$"))
+    embedding_map.embedding_map(found).savefig(io.BytesIO(), format="png")
 
 
 def test_too_few_photos():
