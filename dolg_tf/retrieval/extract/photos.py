@@ -1,6 +1,7 @@
 """The photos to describe: a folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -221,6 +222,9 @@ class PhotosConfig:
 # --- finding the files ---------------------------------------------------------------
 
 
+_NO_FILES = contextlib.nullcontext(())
+
+
 class _Finder:
     """Finds photos by name, reading each folder once."""
 
@@ -235,15 +239,21 @@ class _Finder:
         return self._folders[name]
 
     def _names(self, folder: str) -> dict[str, str]:
-        """Returns the photos of a folder by their stems; "/" separates several with one stem."""
+        """Returns the files of a folder by their stems; "/" separates several photos of one stem.
+
+        A file of exactly the stem's name comes before photos that have it with a suffix.
+        """
         if folder not in self._stems:
-            stems = self._stems[folder] = {}
+            stems, exact = {}, {}
             # Not Path.iterdir, which makes a million Path objects.
-            names = os.listdir(folder) if pathlib.Path(folder).is_dir() else ()  # noqa: PTH208
-            for name in names:
-                stem, suffix = split_suffix(name)
-                if suffix:
-                    stems[stem] = f"{stems[stem]}/{name}" if stem in stems else name
+            with os.scandir(folder) if pathlib.Path(folder).is_dir() else _NO_FILES as entries:
+                for entry in entries:
+                    stem, suffix = split_suffix(entry.name)
+                    if suffix:
+                        stems[stem] = f"{stems[stem]}/{entry.name}" if stem in stems else entry.name
+                    elif entry.is_file():
+                        exact[stem] = stem
+            self._stems[folder] = stems | exact
         return self._stems[folder]
 
     def find(self, name: str, where) -> Photo:

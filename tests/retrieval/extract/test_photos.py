@@ -91,6 +91,15 @@ def test_csv_by_path_and_by_id(root):
     assert [p.path.name for p in listing.photos] == ["x.y.png", "2.JPG"]
 
 
+def test_a_file_of_exactly_that_name_comes_first(root):
+    for name in ("photo", "photo.jpg", "x.webp", "x.webp.jpg", "d.jpg"):
+        (root / name).write_bytes(b"")
+    (root / "d").mkdir()  # a folder is no photo
+    (root / "list.csv").write_text("path\nphoto\nx.webp\nd\n")
+    listing = _list(root / "list.csv")
+    assert [photo.path.name for photo in listing.photos] == ["photo", "x.webp", "d.jpg"]
+
+
 def test_ground_truth_boxes_belong_to_queries(root, tmp_path):
     path = _pickle(tmp_path / "gnd_x.pkl")
     queries = _list(path, image_root=str(root), subset="query")
