@@ -10,16 +10,12 @@ of a network or an export, a number that is still plausible goes unnoticed.
 import json
 import pathlib
 
-import numpy as np
-
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.index import directory
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 _NORM_TOLERANCE = 2e-3  # float16 rounds a norm by 5e-4
-_ROWS = 65536  # checked at a time
 
 
 def short(digest) -> str:
@@ -29,13 +25,9 @@ def short(digest) -> str:
 
 def check_norms(rows, source: files.Path, remedy: str) -> None:
     """Makes sure that rows, (N, D), are finite and have unit L2 norm."""
-    for start, block in blocks(rows, _ROWS):
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # NaN is wrong, too
-        if wrong.size:
-            raise InputError(
-                f"{source}: row {start + wrong[0]} has norm {norms[wrong[0]]:.4g}, not 1; {remedy}"
-            )
+    if wrong := descriptors.find_not_unit(rows, _NORM_TOLERANCE):
+        row, norm = wrong
+        raise InputError(f"{source}: row {row} has norm {norm:.4g}, not 1; {remedy}")
 
 
 def read_all(path: pathlib.Path) -> None:

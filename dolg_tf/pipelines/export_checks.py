@@ -2,15 +2,14 @@
 
 import contextlib
 import io
-import json
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from PIL import Image
 
 from dolg_tf.pipelines.checks import check_norms, read_all, short
+from dolg_tf.runtime.one_file import OneFile, load_litert, load_onnx
 from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
 
@@ -104,51 +103,24 @@ def _try(session, name: str, path: pathlib.Path) -> bool:
     return True
 
 
-def _check_file(
-    path: pathlib.Path, about: Mapping, run: Callable[[np.ndarray], np.ndarray]
-) -> list[str]:
-    """Checks what an export of one file says of itself, and its answer to one photo.
-
-    Args:
-      path: the file.
-      about: what it says of itself.
-      run: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, D).
-    """
-    _check_about(about, _ABOUT, path)
-    row = run(_photo()[None].astype(np.float32) / 255)
+def _check_file(path: pathlib.Path, load: Callable[[pathlib.Path], OneFile]) -> list[str]:
+    """Checks what an export of one file says of itself, and its answer to one photo."""
+    with _running(path):
+        loaded = load(path)
+        _check_about(loaded.about, _ABOUT, path)
+        row = loaded.describe(_photo()[None].astype(np.float32) / 255)
     _check_answer(str(path), {"descriptor": row})
-    return [f"weights {short(about['weights_sha256'])}", f"descriptors of width {row.shape[-1]}"]
+    digest = short(loaded.about["weights_sha256"])
+    return [f"weights {digest}", f"descriptors of width {row.shape[-1]}"]
 
 
 def check_onnx(path: pathlib.Path) -> list[str]:
     """Checks an ONNX file through onnxruntime."""
     installed.need("onnx", "checking an ONNX file", "onnxruntime")
-    import onnxruntime
-
-    with _running(path):
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        about = session.get_modelmeta().custom_metadata_map
-        return _check_file(
-            path, about, lambda photos: session.run(["descriptor"], {"image": photos})[0]
-        )
+    return _check_file(path, load_onnx)
 
 
 def check_litert(path: pathlib.Path) -> list[str]:
     """Checks a LiteRT file: the `dolg.json` in the zip at its end, and its answer."""
     installed.need("litert", "checking a LiteRT file", "ai_edge_litert")
-    from ai_edge_litert.interpreter import Interpreter
-
-    with _running(path):
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("dolg.json"))
-        interpreter = Interpreter(model_path=str(path))
-        index = interpreter.get_input_details()[0]["index"]
-
-        def run(photos):
-            interpreter.resize_tensor_input(index, photos.shape)
-            interpreter.allocate_tensors()
-            interpreter.set_tensor(index, photos)
-            interpreter.invoke()
-            return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-        return _check_file(path, about, run)
+    return _check_file(path, load_litert)

@@ -254,6 +254,16 @@ def write_about(path: pathlib.Path, ids: Iterable[str], meta: dict) -> None:
     files.write_json(path / "meta.json", meta)
 
 
+def find_not_unit(rows, tolerance: float) -> tuple[int, float] | None:
+    """Returns the first row of (N, D) that is not of unit L2 norm, and its norm; None: all are."""
+    for start, block in blocks(rows, _CHECK_ROWS):
+        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+        wrong = np.flatnonzero(~(np.abs(norms - 1) <= tolerance))  # NaN is wrong, too
+        if wrong.size:
+            return start + int(wrong[0]), float(norms[wrong[0]])
+    return None
+
+
 def _load(path: pathlib.Path) -> np.ndarray:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,1 +1,1 @@
-"""A SavedModel run through TensorFlow's C library."""
+"""Exports, run by the libraries that serve them: TensorFlow's C library, onnxruntime, LiteRT."""

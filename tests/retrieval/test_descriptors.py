@@ -5,20 +5,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from set_meta import META
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.stage.config import InputError
 
-META = {
-    "image_root": "photos",
-    "model_hash": "abc",
-    "scales": [1.0],
-    "crop": False,
-    "max_side": 0,
-    "whitening": None,
-    "bad": [],
-}
 IDS = ("a/1", "a/2", "b/é 3", "b/4", "c/5")
 ROWS = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 

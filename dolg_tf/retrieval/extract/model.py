@@ -68,13 +68,13 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
             f"--saved_model={path} has no assets.extra/dolg.json, so its scales are unknown; "
             f"give them, such as --scales={','.join(map(str, SCALE_SETS['three']))}"
         )
-    scales = tuple(scales or info["scales"])
-    return Describer(
+    describer = Describer(
         model_hash=info["weights_sha256"],
-        scales=scales,
+        scales=tuple(scales or info["scales"]),
         whitening=info.get("whitening"),
-        load=lambda: load_model(path, scales).describe,
+        load=lambda: _load(path, describer).describe,
     )
+    return describer
 
 
 def _hash_files(saved_model: pathlib.Path) -> str:
@@ -230,8 +230,10 @@ def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedM
       a, b = model.describe(["a.jpg", "b.jpg"])
       similarity = a @ b
     """
-    path = pathlib.Path(saved_model)
-    about = open_describer(path, tuple(scales))
+    return _load(pathlib.Path(saved_model), open_describer(saved_model, tuple(scales)))
+
+
+def _load(path: pathlib.Path, about: Describer) -> LoadedModel:
     import tensorflow as tf
 
     model = tf.saved_model.load(str(path))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows, blocks
+from dolg_tf.retrieval.descriptors import Rows, find_not_unit
 from dolg_tf.retrieval.exact.search import search
 from dolg_tf.retrieval.rerank import k_reciprocal, superglobal
 from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
@@ -24,7 +24,6 @@ from dolg_tf.stage.config import InputError, option
 _UNSET = -1
 _K2 = 6  # of k-reciprocal encoding, as published
 _NORM_TOLERANCE = 0.01  # float16 rounds a norm by 5e-4
-_CHECK_ROWS = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,14 +212,12 @@ class RerankConfig:
 
 def _check_unit(rows, what: str) -> None:
     """Makes sure that rows have unit norm: weights are powers of cosines."""
-    for start, block in blocks(rows, _CHECK_ROWS):
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))
-        if wrong.size:
-            raise InputError(
-                f"row {start + wrong[0]} of the {what} has norm {norms[wrong[0]]:.4g}; re-ranking "
-                "needs unit norms: divide the rows by their norms, and leave out zero rows"
-            )
+    if wrong := find_not_unit(rows, _NORM_TOLERANCE):
+        row, norm = wrong
+        raise InputError(
+            f"row {row} of the {what} has norm {norm:.4g}; re-ranking needs unit norms: divide the "
+            "rows by their norms, and leave out zero rows"
+        )
 
 
 def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray) -> Reranked:

@@ -11,12 +11,11 @@ import pathlib
 import zipfile
 
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
+from dolg_tf.runtime.one_file import ABOUT, load_litert
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileMode
 
-ABOUT = "dolg.json"
 _TOLERANCE = 1e-5  # of float32
 # The least cosine to float32. Measured minimum of three networks on noise and photos: 0.99999 and
 # 0.9967.
@@ -44,17 +43,7 @@ def _write(exported: Exported, path: pathlib.Path) -> None:
 
 
 def _check(exported: Exported, path: pathlib.Path) -> Distance:
-    interpreter = Interpreter(model_path=str(path))
-    index = interpreter.get_input_details()[0]["index"]
-
-    def run(photos):
-        interpreter.resize_tensor_input(index, photos.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(index, photos)
-        interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-    found = one_file.distance(exported, run)
+    found = one_file.distance(exported, load_litert(path).describe)
     quantize = exported.about["quantize"]
     if quantize == "none":
         right = found.difference <= _TOLERANCE

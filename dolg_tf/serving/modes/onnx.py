@@ -10,9 +10,9 @@ import os
 import pathlib
 
 import onnx
-import onnxruntime
 import tf2onnx
 
+from dolg_tf.runtime.one_file import load_onnx
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileMode
 
@@ -67,10 +67,7 @@ def _set_padding(node) -> None:
 
 
 def _check(exported: Exported, path: pathlib.Path) -> Distance:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = one_file.distance(
-        exported, lambda photos: session.run(["descriptor"], {"image": photos})[0]
-    )
+    found = one_file.distance(exported, load_onnx(path).describe)
     if not found.difference <= _TOLERANCE:
         raise RuntimeError(f"onnxruntime's descriptors are too far from the network's: {found}")
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from naive_scores import naive_scores
+from set_meta import META
 
 from dolg_tf.evaluation.revisited import inputs as revisited_inputs
 from dolg_tf.evaluation.revisited import score
@@ -162,16 +163,6 @@ def _assert_scores(report, expected):
 
 
 # --- the command ---------------------------------------------------------------------
-
-META = {
-    "image_root": "photos",
-    "model_hash": "abc",
-    "scales": [1.0],
-    "crop": False,
-    "max_side": 0,
-    "whitening": None,
-    "bad": [],
-}
 
 
 def _unit(rows):

@@ -2,22 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from set_meta import META
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.whitening.stages import ApplyConfig, FitConfig, apply, fit
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.whitening import load_whitening
-
-META = {
-    "image_root": "photos",
-    "model_hash": "abc",
-    "scales": [1.0],
-    "crop": False,
-    "max_side": 0,
-    "whitening": None,
-    "bad": [],
-}
 
 
 def _save(path, rows, **meta):
