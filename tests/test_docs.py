@@ -150,6 +150,8 @@ def test_the_extras_that_are_named_are_there():
     text = "\n".join(path.read_text() for path in (*PAGES, *MODULES, ROOT / "pyproject.toml"))
     named = ",".join(re.findall(r"(?:dolg_tf|'\.)\[([\w,-]+)\]", text)).split(",")
     assert set(named) <= set(extras) and {"beam", "faiss", "tfds"} <= set(named)
+    needed = re.findall(r'\binstalled\.need\("([\w-]+)"', text)
+    assert len(needed) >= 6 and set(needed) <= set(extras)
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)

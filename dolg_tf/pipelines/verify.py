@@ -138,7 +138,8 @@ def verify(settings: VerifyConfig) -> Sound:
     path = pathlib.Path(settings.path)
     pattern = settings.file_pattern or _records_pattern(path)
     if pattern:
-        found = records.verify_records(dataclasses.replace(settings, path="", file_pattern=pattern))
+        of_records = dataclasses.replace(settings, path="", file_pattern=pattern)
+        found = records.verify_records(of_records, settings.path)
         return Sound("records", tuple(f"{count:,} {name}" for name, count in found.items()))
     kind = kind_of(path)
     for name in _OF_RECORDS:

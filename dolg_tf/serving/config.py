@@ -142,6 +142,7 @@ class ExportConfig(NetworkConfig):
             takers = [mode for mode in MODES if name in MODES[mode].takes]
             if not takers or self.mode in takers or getattr(self, name) == field.default:
                 continue
-            general = f"leave it out, or choose --mode={' or '.join(takers)}, which takes it"
+            takes = "which takes it" if len(takers) == 1 else "which take it"
+            general = f"leave it out, or choose --mode={' or '.join(takers)}, {takes}"
             remedy = MODES[self.mode].remedies.get(name, general)
             raise InputError(f"--{name} with --mode={self.mode}: {remedy}")

@@ -79,7 +79,7 @@ class SavedModelMode:
             self.verify(temporary, network, config, whitening)
             self.add_files(temporary, config)
             card = model_card.card_of(
-                output.name, about, self.words, network, dolg_config, config.model_dir, report
+                _name(output), about, self.words, network, dolg_config, config.model_dir, report
             )
             files.write_text(temporary / model_card.NAME, card)
         log.info("exported %s to %s", config.model_dir, output)
@@ -149,3 +149,9 @@ def _in_precision(network: keras.Model, dolg_config: DolgConfig, precision: str)
     rebuilt = build_dolg(dolg_config, dtype="mixed_bfloat16")
     rebuilt.set_weights(network.get_weights())
     return rebuilt
+
+
+def _name(output: pathlib.Path) -> str:
+    """Returns the model's name: that of the folder, or of the one above it in NAME/VERSION."""
+    output = output.absolute()
+    return output.parent.name if output.name.isdigit() else output.name

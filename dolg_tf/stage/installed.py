@@ -1,7 +1,9 @@
 """What is installed: the recipes that come along, and packages that are optional."""
 
+import importlib.metadata
 import importlib.util
 import pathlib
+import shlex
 
 from dolg_tf.stage.config import InputError
 
@@ -45,10 +47,19 @@ def need(extra: str, purpose: str, *packages: str) -> None:
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"{purpose}: {', '.join(missing)} is missing; {install_command(extra)}")
+        verb = "is" if len(missing) == 1 else "are"
+        names = ", ".join(missing)
+        raise InputError(f"{purpose}: {names} {verb} missing; {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that installs an extra: from this checkout, or by the package's name."""
-    in_checkout = (_PACKAGE.parent / "pyproject.toml").is_file()
-    return f"pip install -e '.[{extra}]'" if in_checkout else f"pip install 'dolg_tf[{extra}]'"
+    """Returns the command that installs an extra: of this checkout, or the packages it names.
+
+    Those, and not the package with its extra: a wheel may have come from no package index.
+    """
+    if (_PACKAGE.parent / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    declared = importlib.metadata.requires("dolg_tf") or []
+    marked = (line.partition(";") for line in declared)
+    wanted = [name.strip() for name, _, marker in marked if f'extra == "{extra}"' in marker]
+    return f"pip install {shlex.join(wanted)}"

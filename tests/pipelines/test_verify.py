@@ -315,6 +315,12 @@ def test_options_that_contradict(sound):
         _verify(sound / "index", num_classes=3)
 
 
+def test_the_log_calls_records_by_the_path_that_was_given(sound, caplog):
+    caplog.set_level("INFO")
+    _verify(sound / "records")
+    assert f"{sound / 'records'}: 44 records in " in caplog.text
+
+
 def test_the_flags_of_records_stay(sound, tmp_path):
     counts, pattern = tmp_path / "counts.csv", str(sound / "records/train-*")
     for options in ({"path": pattern}, {"file_pattern": pattern}):

@@ -257,3 +257,8 @@ def test_the_moving_average_of_a_run_is_exported_when_asked(dolg_config, tmp_pat
         np.testing.assert_array_equal(variable, raw)
     for variable in written[1].variables:
         np.testing.assert_array_equal(variable, averages[variable.path])
+
+
+@pytest.mark.parametrize(("output", "name"), [("models/mine/12", "mine"), ("models/mine", "mine")])
+def test_a_model_is_called_by_its_name_not_its_version(output, name):
+    assert saved_model._name(pathlib.Path(output)) == name

@@ -1,5 +1,7 @@
 """Recipes and optional packages: found, or named with the remedy."""
 
+import importlib.metadata
+
 import pytest
 
 from dolg_tf.stage import installed
@@ -20,6 +22,12 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch,
     told = r"pictures: no_such_one is missing; pip install -e '\.\[report\]'"
     with pytest.raises(InputError, match=told):
         installed.need("report", "pictures", "json", "no_such_one")
+    with pytest.raises(InputError, match="no_such_one, nor_that are missing; pip install"):
+        installed.need("report", "pictures", "no_such_one", "nor_that")
     monkeypatch.setattr(installed, "_PACKAGE", tmp_path / "site-packages" / "dolg_tf")
-    assert installed.install_command("report") == "pip install 'dolg_tf[report]'"
+    declared = ["numpy>=2", 'jinja2>=3.1; extra == "report"', 'onnx>=1; extra == "onnx"']
+    declared += ['matplotlib>=3.9; extra == "report"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: declared)
+    told = "pip install 'jinja2>=3.1' 'matplotlib>=3.9'"
+    assert installed.install_command("report") == told
     assert installed.find_recipes() == {}

@@ -284,13 +284,17 @@ def _verify(settings: VerifyConfig, paths: list[str], num_classes: int, found: _
     return {"files": len(paths), "records": total, "counts": counts}
 
 
-def verify_records(settings: VerifyConfig) -> dict:
+def verify_records(settings: VerifyConfig, name: str = "") -> dict:
     """Verifies TFRecords: checksums, keys, labels, that every JPEG decodes, and unique ids.
 
     They may be ours or DELG's own. Each record needs all of DELG's keys. The stored height, width,
     colorspace and format must be those of the photo. No id may occur twice. Records of files named
     `test-*` need no label. `class_counts_csv` counts the labels that are in range, whatever other
     faults there are.
+
+    Args:
+      settings: which records, and what is checked.
+      name: what the log calls them; "": their pattern.
 
     Returns:
       {"files": n, "records": n, "classes": number of labels that occur}.
@@ -324,7 +328,7 @@ def verify_records(settings: VerifyConfig) -> dict:
     result["classes"] = len(counts)
     log.info(
         "%s: %d records in %d files, %s, %d faults",
-        *(pattern, result["records"], result["files"]),
+        *(name or pattern, result["records"], result["files"]),
         f"{result['classes']} of {num_classes or 'any number of'} classes"
         if labelled
         else "no labels needed",
