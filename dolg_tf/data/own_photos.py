@@ -9,7 +9,7 @@ import logging
 import pathlib
 import pickle
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dolg_tf.data import photo_ids
 from dolg_tf.data.records.label_lists import SPLITS, own_rows, warn_of_equal_numbers
@@ -98,6 +98,7 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
                 }
                 for path, landmark in queries
             ],
+            "upright": True,
         }
         written[name] = output / f"gnd_{name}.pkl"
         with files.atomic_path(written[name]) as temporary:
@@ -106,10 +107,11 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:
-    """Returns width and height in pixels."""
+    """Returns width and height in pixels, as EXIF orientation turns the photo."""
     try:
         with Image.open(path) as image:
-            return image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
     except OSError as error:
         raise InputError(f"{path}: this query photo cannot be read ({error})") from error
 

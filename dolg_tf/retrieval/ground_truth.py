@@ -43,12 +43,15 @@ class GroundTruth:
       index_ids: `imlist`, the photos to search in.
       query_ids: `qimlist`, the photos to search for.
       queries: `gnd`, one per query photo.
+      upright: whether boxes and photos are as EXIF orientation turns them. Files of
+        `dolg ground-truth` say so; benchmarks' do not, and count in pixels as stored.
     """
 
     name: str
     index_ids: tuple[str, ...]
     query_ids: tuple[str, ...]
     queries: tuple[Query, ...]
+    upright: bool = False
 
 
 def _read_pickle(path: pathlib.Path):
@@ -150,4 +153,7 @@ def load_ground_truth(path: files.Path) -> GroundTruth:
         _query(query, len(index_ids), f"{path}: query {i} ({query_ids[i]})")
         for i, query in enumerate(queries)
     )
-    return GroundTruth(path.stem, index_ids, query_ids, parsed)
+    upright = value.get("upright", False)
+    if type(upright) is not bool:
+        raise InputError(f"{path}: 'upright' must be True or False")
+    return GroundTruth(path.stem, index_ids, query_ids, parsed, upright)

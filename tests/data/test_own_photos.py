@@ -1,7 +1,7 @@
 """labels.csv becomes ground truths, or an error that names the line."""
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dolg_tf.data.own_photos import GroundTruthsConfig, ground_truths, write_ground_truths
 from dolg_tf.retrieval.ground_truth import load_ground_truth
@@ -33,6 +33,15 @@ def test_queries_find_the_index_photos_of_their_landmark(tmp_path):
     assert seen.query_ids == ("a/4",) and unseen.query_ids == ("b/2",)
     assert list(seen.queries[0].easy) == [0, 2] and list(unseen.queries[0].easy) == [1]
     assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
+
+
+def test_boxes_are_of_the_photo_as_it_is_turned_and_the_file_says_so(tmp_path):
+    labels = _folder(tmp_path, ROWS)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (24, 10)).save(tmp_path / "a/4.jpg", exif=exif)
+    seen = load_ground_truth(write_ground_truths(labels, tmp_path / "out")["seen"])
+    assert seen.upright and tuple(seen.queries[0].box) == (0, 0, 10, 24)
 
 
 def test_photos_that_are_only_searched_need_no_training_photos(tmp_path):

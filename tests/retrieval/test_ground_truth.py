@@ -43,6 +43,15 @@ def test_pickle(tmp_path):
     _check(load_ground_truth(_write(tmp_path / "gnd_x.pkl", TRUTH)))
 
 
+def test_whether_photos_are_turned(tmp_path):
+    for value in (True, False):
+        path = _write(tmp_path / "gnd_x.pkl", TRUTH | {"upright": value})
+        assert load_ground_truth(path).upright is value
+    assert load_ground_truth(_write(tmp_path / "gnd_x.pkl", TRUTH)).upright is False
+    with pytest.raises(InputError, match="'upright' must be True or False"):
+        load_ground_truth(_write(tmp_path / "gnd_x.pkl", TRUTH | {"upright": 1}))
+
+
 def test_mat_counts_from_one(tmp_path):
     fields = ("bbx", "easy", "hard", "junk")
     gnd = np.zeros((1, 2), dtype=[(name, object) for name in fields])
