@@ -16,9 +16,10 @@ import pathlib
 
 import numpy as np
 
+from dolg_tf.data import protos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
-from dolg_tf.stage import files, progress, protos
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ may come in any order.
 
 from collections.abc import Iterator
 
-from dolg_tf.stage import protos
+from dolg_tf.data import protos
 
 _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _BYTES_LIST = 1  # field of a Feature

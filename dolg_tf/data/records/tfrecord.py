@@ -16,7 +16,8 @@ from concurrent import futures
 import numpy as np
 from crc32c import crc32c
 
-from dolg_tf.stage import files, protos
+from dolg_tf.data import protos
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from dolg_tf.stage import protos
+from dolg_tf.data import protos
 
 
 def test_tensorflow_reads_an_example_and_the_other_way_round():
@@ -34,7 +34,7 @@ def test_damaged_data_is_a_value_error():
 
 def test_tensorflow_is_not_imported():
     code = (
-        "import sys; from dolg_tf.stage import protos; protos.example_class(); "
+        "import sys; from dolg_tf.data import protos; protos.example_class(); "
         "from dolg_tf.data.records import shards; assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
