@@ -1,7 +1,7 @@
 """Pickles read as data: nothing that they name is imported or called.
 
 This is not a `pickle.Unpickler`. It carries out only the few opcodes that plain values need, in
-protocols 0 to 4, on plain dicts, lists, tuples, strings and numbers.
+protocols 0 to 5, on plain dicts, lists, tuples, sets, strings, bytes and numbers.
 """
 
 import codecs
@@ -36,18 +36,27 @@ class Global:
     make: Callable | None = None
 
 
+def hashable(key):
+    """Returns a key of a dict or an element of a set.
+
+    Raises:
+      Refused: on a tuple: hashing one that holds itself many times over never ends.
+    """
+    if type(key) is int and abs(key) >= 2**61 - 1:
+        raise Refused("its pickle has a huge number as a key")  # such numbers can share one hash
+    if type(key) not in (str, bytes, int, float, bool, type(None)):
+        raise Refused(f"its pickle has a key of type {type(key).__name__}")
+    return key
+
+
 def set_item(target: dict, key, value) -> None:
     """Sets an item, unless its key is unread.
 
     Raises:
-      Refused: on a tuple as key: hashing one that holds itself many times over never ends.
+      Refused: see `hashable`.
     """
-    if type(key) is int and abs(key) >= 2**61 - 1:
-        raise Refused("its pickle has a huge number as a key")  # such numbers can share one hash
-    if type(key) in (str, int, float, bool, type(None)):
-        target[key] = value
-    elif type(key) is not Unread:
-        raise Refused(f"its pickle has a key of type {type(key).__name__}")
+    if type(key) is not Unread:
+        target[hashable(key)] = value
 
 
 class _Limited:
@@ -190,6 +199,14 @@ class _Machine:
         items = self._pop_mark()
         self._set(items)
 
+    def add_marked(self, _) -> None:
+        items = self._pop_mark()
+        _as(self.stack[-1], set).update(map(hashable, items))
+
+    def set_of_marked(self, _) -> None:
+        items = self._pop_mark()
+        self.push(set(map(hashable, items)))
+
     def list_of_marked(self, _) -> None:
         items = self._pop_mark()
         self.push(items)
@@ -231,12 +248,14 @@ _ACTIONS: dict[str, Callable[[_Machine, object], None]] = {
         (
             *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # of Python 2
             *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         ),
         _Machine.push,
     ),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
@@ -248,6 +267,8 @@ _ACTIONS: dict[str, Callable[[_Machine, object], None]] = {
     "APPENDS": _Machine.append_marked,
     "SETITEM": _Machine.set,
     "SETITEMS": _Machine.set_marked,
+    "ADDITEMS": _Machine.add_marked,
+    "FROZENSET": _Machine.set_of_marked,
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
     "MEMOIZE": _Machine.memoize,
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),

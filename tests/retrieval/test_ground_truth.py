@@ -1,3 +1,4 @@
+import collections
 import os
 import pickle
 
@@ -6,6 +7,7 @@ import pytest
 from peak_memory import peak_below
 from scipy.io import savemat
 
+from dolg_tf.retrieval import ground_truth
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage.config import InputError
 
@@ -87,9 +89,72 @@ def test_hostile_pickle_is_not_run(tmp_path, place):
     assert trap.exists(), "the trap itself does not work"
 
 
-def test_classes_are_refused_even_harmless_ones(tmp_path):
-    path = _write(tmp_path / "gnd_x.pkl", _changed(easy=np.array([1])))
-    with pytest.raises(InputError, match="refused"):
+def _as_numpy(dtype):
+    queries = [
+        {key: np.array(value, float if key == "bbx" else dtype) for key, value in query.items()}
+        for query in TRUTH["gnd"]
+    ]
+    return {"imlist": np.array(TRUTH["imlist"]), "qimlist": np.array(TRUTH["qimlist"], "S")} | {
+        "gnd": queries
+    }
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["<i8", ">u2"])
+def test_arrays(tmp_path, dtype, protocol):
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(_as_numpy(dtype), protocol))
+    _check(load_ground_truth(tmp_path / "gnd_x.pkl"))
+
+
+def test_numbers_of_numpy_tuples_sets_and_bytes(tmp_path):
+    first, second = TRUTH["gnd"]
+    first = first | {"bbx": tuple(map(np.float32, first["bbx"])), "easy": {3, 0}}
+    first["junk"] = [np.int64(1)]
+    own = {"imlist": tuple(map(np.str_, TRUTH["imlist"])), "qimlist": [b"q0", np.bytes_("q1")]}
+    own["gnd"] = (first, collections.OrderedDict(second))
+    _check(load_ground_truth(_write(tmp_path / "gnd_x.pkl", own)))
+
+
+@pytest.mark.parametrize("box", [None, [], np.zeros(0), "missing"])
+def test_a_query_without_box_is_the_whole_photo(tmp_path, box):
+    value = _changed(bbx=box)
+    if isinstance(box, str):
+        del value["gnd"][0]["bbx"]
+    found = load_ground_truth(_write(tmp_path / "gnd_x.pkl", value))
+    assert [query.box for query in found.queries] == [None, (0, 0, 9, 9)]
+
+
+def test_one_list_is_enough(tmp_path):
+    for key in ("easy", "hard"):
+        value = TRUTH | {"gnd": [{key: [2]}, {"easy": [1], "junk": []}]}
+        first, second = load_ground_truth(_write(tmp_path / "gnd_x.pkl", value)).queries
+        assert getattr(first, key).tolist() == [2] and second.easy.tolist() == [1]
+        assert not len(second.hard) and not len(first.junk)
+
+
+def test_the_original_protocol(tmp_path):
+    value = TRUTH | {"gnd": [{"bbx": [0, 0, 9, 9], "ok": [2, 0], "junk": [1]}, {"ok": []}]}
+    found = load_ground_truth(_write(tmp_path / "gnd_x.pkl", value))
+    assert found.original and found.queries[0].easy.tolist() == [0, 2]
+    assert found.queries[0].junk.tolist() == [1] and not len(found.queries[0].hard)
+    assert not load_ground_truth(_write(tmp_path / "gnd_x.pkl", TRUTH)).original
+
+
+def test_a_query_listed_often_is_kept_once(tmp_path):
+    value = {"imlist": [f"i{n}" for n in range(3000)], "qimlist": ["q"] * 3000}
+    value["gnd"] = [{"easy": list(range(3000))}] * 3000
+    path = _write(tmp_path / "gnd_x.pkl", value)
+    with peak_below(4):
+        found = load_ground_truth(path)
+    assert found.queries[0] is found.queries[2999]
+
+
+def test_queries_that_share_their_rows_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(ground_truth, "_MOST_ROWS", 5)
+    rows = [0, 1]
+    value = TRUTH | {"qimlist": ["a", "b", "c"], "gnd": [{"easy": rows} for _ in "abc"]}
+    path = _write(tmp_path / "gnd_x.pkl", value)
+    with pytest.raises(InputError, match="list more than 5 rows together"):
         load_ground_truth(path)
 
 
@@ -97,24 +162,41 @@ def test_classes_are_refused_even_harmless_ones(tmp_path):
     ("value", "told"),
     [
         ([1], "must be a dict"),
-        ({}, "'imlist' must be a list"),
+        ({}, "'imlist' must be a list of photo names; the file has no key"),
         (TRUTH | {"imlist": []}, "'imlist' is empty"),
         (TRUTH | {"qimlist": ["q0", 1]}, "'qimlist' must be a list"),
         (TRUTH | {"gnd": TRUTH["gnd"][:1]}, "one entry for each of 2"),
         (TRUTH | {"gnd": [1, 2]}, r"query 0 \(q0\): must be a dict"),
         (_changed(bbx=[1, 2, 3]), "'bbx' is"),
-        (_changed(bbx=None), "no 'bbx'"),
+        (_changed(bbx="whole"), "no 'bbx' of four numbers.*leave it out"),
+        (_changed(bbx=[1, 2, 3, None]), "no 'bbx' of four"),
+        (_changed(bbx=[1, 2, 3, [4]]), "no 'bbx' of four"),
         (_changed(bbx=[1, 2, 3, float("nan")]), "'bbx' is"),
         (_changed(easy=[4]), r"'easy' has row 4, but the index has rows 0 to 3"),
         (_changed(easy=[-1]), "'easy' has row -1"),
         (_changed(easy=[0.5]), "whole numbers"),
-        (_changed(easy=[0, 0]), "'easy' has a row twice"),
-        (_changed(easy=[1]), "in two of easy, hard and junk"),
+        (_changed(easy=[0, 0]), "'easy' has row 0 twice"),
+        (_changed(easy=[1]), r"query 0 \(q0\): row 1 is in 'easy' and 'junk'; keep"),
+        (_changed(easy=np.array([0.0, 1])), "whole numbers.*but has 0.0"),
+        (_changed(easy=np.array([True])), "whole numbers.*but has True"),
+        (_changed(easy=np.array([[0, 1]])), r"'easy' must be a list.*write \[\] for none"),
+        (_changed(easy=np.array([[0], "x"], object)), r"refused: .*array of objects; .*tolist"),
+        (_changed(easy=["0"]), "but has '0'"),
+        (_changed(easy=3), "'easy' must be a list"),
+        (TRUTH | {"gnd": [{"ok": [1], "hard": []}] * 2}, "'ok' belongs to the original protocol"),
+        (TRUTH | {"gnd": [{"ok": [1]}, {"easy": [1]}]}, "some queries have 'ok', but q1 does not"),
+        (TRUTH | {"gnd": [{"good": [1], "bbx": None}] * 2}, "it has 'good', 'bbx', but no list"),
+        (TRUTH | {"gnd": np.zeros(2)}, "query 0 .*must be a dict"),
+        (TRUTH | {"imlist": ["a", "b", "a", "c"]}, "'imlist' has 'a' twice"),
+        (TRUTH | {"imlist": {"a", "b"}}, "'imlist' must be a list of photo names, but is a set"),
+        (TRUTH | {"imlist": [1, 2]}, "but has 1 at place 0; write strings"),
+        (TRUTH | {"imlist": [b"\xff"]}, "is not UTF-8"),
+        (TRUTH | {"imlist": np.array([["a"]])}, "'imlist' must be a list"),
         (_changed(easy=[[0], [1, 2]]), "'easy' must be a list"),
         (_changed(easy=[[0], [1]]), "'easy' must be a list"),
-        (_changed(easy=[2**80]), "'easy' must be a list"),
+        (_changed(easy=[2**80]), "'easy' has row 1208925819614629174706176, but"),
+        (_changed(easy=[2**800]), "'easy' has row .int., but"),
         (_changed(easy=None), "'easy' must be a list"),
-        (TRUTH | {"gnd": [{"bbx": [0, 0, 9, 9], "easy": [], "hard": []}] * 2}, "'junk' must be"),
         (_changed(bbx=[1, 2, 3, 10**400]), "no 'bbx'"),
     ],
 )
@@ -150,7 +232,7 @@ def test_damaged_files(tmp_path):
         with pytest.raises(InputError, match=r"refused|must be"):
             load_ground_truth(path)
     (tmp_path / "gnd_x.mat").write_bytes(b"MATLAB 5.0 or so" * 20)
-    with pytest.raises(InputError, match="not a MATLAB file"):
+    with pytest.raises(InputError, match="refused: it is not a MATLAB file"):
         load_ground_truth(tmp_path / "gnd_x.mat")
     with pytest.raises(InputError, match="no such file"):
         load_ground_truth(tmp_path / "none.pkl")

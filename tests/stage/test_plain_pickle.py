@@ -19,6 +19,7 @@ def read(data, **options):
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**600), 2**600) | st.text(max_size=99)
 SCALARS |= st.floats(allow_nan=False)
+BYTES = st.lists(st.binary(max_size=300) | st.sets(st.text(max_size=9) | st.integers(-9, 9)))
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
@@ -30,7 +31,7 @@ VALUES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 @given(value=VALUES)
 @settings(max_examples=60, deadline=None)
 def test_plain_values_are_what_pickle_load_gives(protocol, value):
@@ -40,9 +41,17 @@ def test_plain_values_are_what_pickle_load_gives(protocol, value):
     assert found == expected and repr(found) == repr(expected)  # 1 is not True
 
 
+@pytest.mark.parametrize("protocol", (4, 5))
+@given(value=BYTES)
+@settings(max_examples=60, deadline=None)
+def test_bytes_and_sets_are_what_pickle_load_gives(protocol, value):
+    value += [bytearray(b"x")] * (protocol == 5) + [b"long" * 100, frozenset("ab")]
+    assert read(pickle.dumps(value, protocol)) == value
+
+
 def test_a_long_list_comes_in_several_batches_and_frames():
     value = {"imlist": [f"photo_{n:06d}" for n in range(20_000)], "rows": list(range(5000))}
-    for protocol in range(5):
+    for protocol in range(6):
         assert read(pickle.dumps(value, protocol)) == value
 
 
@@ -74,7 +83,7 @@ def test_the_real_ground_truths_are_read_as_pickle_load_reads_them(ground_truths
     for name in ("gnd_roxford5k.pkl", "gnd_rparis6k.pkl"):
         data = (ground_truths / name).read_bytes()
         expected = pickle.loads(data, encoding="latin1")
-        for again in (data, *(pickle.dumps(expected, protocol) for protocol in range(5))):
+        for again in (data, *(pickle.dumps(expected, protocol) for protocol in range(6))):
             assert read(again) == expected
 
 
@@ -90,9 +99,9 @@ def test_names_are_looked_up_alike_in_all_protocols():
         calls.append(name)
         return Global(name, lambda *arguments: UNREAD)
 
-    for protocol in range(5):
+    for protocol in range(6):
         assert read(pickle.dumps(codecs.encode, protocol), find=find).name == "_codecs.encode"
-    assert calls == ["_codecs.encode"] * 5
+    assert calls == ["_codecs.encode"] * 6
     assert read(pickle.dumps(b"\xff", 2), find=find) is UNREAD  # called with plain arguments
 
 
@@ -119,7 +128,8 @@ REFUSED = {
     "REDUCE": (b"N)R", "of type NoneType where it cannot be"),
     "LONG4": (b"\x8b\4\0\0\0\0\0\0\1", "opcode LONG4"),
     "BINUNICODE8": (b"\x8d\1\0\0\0\0\0\0\0a", "opcode BINUNICODE8"),
-    "BYTEARRAY8": (b"\x96" + b"\xff" * 8, "opcode BYTEARRAY8"),
+    "huge bytes": (b"\x8e\0\0\0\0\0\1\0\0", "larger than 16777216 bytes, or damaged"),
+    "huge bytearray": (b"\x96" + b"\xff" * 8, "damaged .*sys.maxsize"),
     "DUP": (b"}2", "opcode DUP"),
     "POP": (b"0", "opcode POP"),
     "unknown": (b"\xff", "damaged .*unknown"),
@@ -128,6 +138,9 @@ REFUSED = {
     "string without quotes": (b"Sx\n", "damaged .*quotes"),
     "string with one quote": (b"S'\n", "damaged .*quotes"),
     "unknown escape": (b"S'\\q'\n", "damaged .*escape"),
+    "tuple in a set": (b"\x8f(" + SHARED[8:-5] + b"\x90", "a key of type tuple"),
+    "set in a set": (b"(\x8f\x91", "a key of type set"),
+    "elements of a list": (b"](K\1\x90", "of type list where it cannot be"),
     "tuple for a key": (b"}(" + SHARED + b"u", "a key of type tuple"),
     "list for a key": (b"}]K\1s", "a key of type list"),
     "list for a key of DICT": (b"(]K\1d", "a key of type list"),
@@ -160,7 +173,7 @@ def test_a_huge_memo_index_takes_no_memory(put):
 
 
 def test_every_cut_of_a_pickle_is_refused():
-    for protocol in range(5):
+    for protocol in range(6):
         whole = pickle.dumps({"a": [1, 2.5, "é", (None, True)], "b": 2**70}, protocol)
         for length in range(len(whole)):
             with pytest.raises(Refused, match="damaged"):

@@ -111,7 +111,7 @@ def read_inputs(
         **_how_extracted(sets),
         "image_variant": _image_variant(ground_truth),
     }
-    protocol["remarks"] = _remarks(protocol)
+    protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol)
     return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol)
 
 
@@ -152,6 +152,20 @@ def _image_variant(ground_truth: files.Path | None) -> str:
     if prepared is None or not prepared.exists():
         return "unknown"
     return files.read_json(prepared, _PREPARED_VERSION).get("variant") or "unknown"
+
+
+def _remarks_on_task(task: GroundTruth) -> list[str]:
+    """Returns how an own ground truth differs from the benchmark's."""
+    remarks = []
+    if task.original:
+        remarks.append(
+            "its photos are listed as 'ok', by the original protocol of Oxford and Paris, which "
+            "has one level: easy and medium are both that level, and hard has no photo"
+        )
+    boxed = sum(query.box is not None for query in task.queries)
+    if boxed < len(task.queries):
+        remarks.append(f"{len(task.queries) - boxed} queries have no box and are whole photos")
+    return remarks
 
 
 def _remarks(protocol: dict) -> list[str]:

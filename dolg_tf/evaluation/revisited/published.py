@@ -77,8 +77,13 @@ ROWS = (
 
 
 def dataset_of(task: GroundTruth) -> str | None:
-    """Returns "roxford5k" or "rparis6k" if the lists of photos are theirs, else None."""
+    """Returns "roxford5k" or "rparis6k" if the lists of photos are theirs, else None.
+
+    Scores of the original protocol are not comparable.
+    """
     names = "\n".join((*task.query_ids, *task.index_ids))
+    if task.original:
+        return None
     return _NAMES.get(hashlib.sha256(names.encode()).hexdigest())
 
 

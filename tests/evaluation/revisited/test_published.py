@@ -11,6 +11,7 @@ def test_a_data_set_is_known_by_its_lists(ground_truths, name):
     task = load_ground_truth(ground_truths / f"gnd_{name}.pkl")
     assert published.dataset_of(dataclasses.replace(task, name="mine")) == name
     assert published.dataset_of(dataclasses.replace(task, index_ids=task.index_ids[1:])) is None
+    assert published.dataset_of(dataclasses.replace(task, original=True)) is None
 
 
 def test_rows_are_whole():

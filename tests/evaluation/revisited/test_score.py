@@ -70,6 +70,19 @@ def test_levels_by_hand(task):
     assert low <= scores["medium"]["mAP"] <= high
 
 
+def test_the_original_protocol_is_one_level_and_said(tmp_path):
+    rng = np.random.default_rng(0)
+    value = TRUTH | {"gnd": [{"ok": [0, 1, 2], "junk": [3]}, {"ok": [4]}, {"ok": [], "junk": [5]}]}
+    path = tmp_path / "gnd_x.pkl"
+    path.write_bytes(pickle.dumps(value))
+    index, queries = rng.normal(size=(8, 4)), rng.normal(size=(3, 4))
+    scores = score.evaluate_revisited(path, queries.astype("f4"), index.astype("f4"))
+    _, *others = scores.protocol["remarks"]
+    assert "one level: easy and medium are both" in scores.protocol["remarks"][0]
+    assert others[0] == "3 queries have no box and are whole photos"
+    assert scores.easy == scores.medium and scores.easy.mAP > 0 and scores.hard.mAP is None
+
+
 def test_a_level_without_positives(task):
     queries = tuple(dataclasses.replace(query, hard=query.hard[:0]) for query in task.queries)
     scores = _score(dataclasses.replace(task, queries=queries), RANKS)
