@@ -31,9 +31,9 @@ from photo_scores import percent_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage import files, progress
-from dolg_tf.stage.scales import SCALE_SETS
 from dolg_tf.stage.tables import write_table
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "finetune_small.flags"

@@ -21,9 +21,9 @@ import sys
 import numpy as np
 from ablation_table import FULL, VARIANTS, bootstrap, difference_cell, mean_cell, paper_cell
 
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files, progress
-from dolg_tf.stage.scales import SCALE_SETS
 
 SPLITS = ("seen", "unseen")
 

@@ -26,13 +26,13 @@ from matplotlib.figure import Figure
 from photo_scores import mean_scores
 
 from dolg_tf.data.own_photos import read_labels
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.extract.decoding import decode_ahead, describe_batches
 from dolg_tf.retrieval.extract.model import Describe, LoadedModel, load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import command, files, progress
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.scales import SCALE_SETS
 
 Change = Callable[[np.ndarray], np.ndarray]  # of uint8 RGB (H, W, 3)
 

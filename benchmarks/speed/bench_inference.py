@@ -27,6 +27,7 @@ import tensorflow as tf
 from timing import Timer, best_rates, has_bfloat16, peak_memory, peaks
 
 from dolg_tf.data import images
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_network, save_dolg
@@ -37,7 +38,6 @@ from dolg_tf.serving.export import export
 from dolg_tf.serving.modes import serving
 from dolg_tf.serving.pyramid import multi_scale
 from dolg_tf.serving.saved_model import write_signatures
-from dolg_tf.stage.scales import SCALE_SETS
 
 SCALES = SCALE_SETS["five"]
 _COUNTED = 5  # rounds of the floor

@@ -15,7 +15,7 @@ import numpy as np
 import timing
 from commands import list_commands, run_python
 
-from dolg_tf.stage.scales import SCALE_SETS
+from dolg_tf.data.scales import SCALE_SETS
 
 WIDTH = 512  # numbers per descriptor
 SCALES = SCALE_SETS["three"]

@@ -14,9 +14,9 @@ import sys
 import time
 
 from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.stage import files, installed, progress
 from dolg_tf.stage.config import option
-from dolg_tf.stage.scales import SCALE_SETS
 
 log = logging.getLogger(__name__)
 

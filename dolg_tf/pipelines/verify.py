@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from dolg_tf.data.records import verify as records
 from dolg_tf.pipelines import checks, export_checks
-from dolg_tf.stage import files
+from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def kind_of(path: files.Path) -> str:
       InputError: when there is nothing there, or nothing of a known kind.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    if not workshop.recover(path):
         raise InputError(f"--path={path}: no such file or folder")
     for name, kind in KINDS.items():
         if kind.is_one(path):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.stage import files
+from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
@@ -308,6 +308,7 @@ def read(path: files.Path) -> DescriptorSet:
         row is not finite.
     """
     path = pathlib.Path(path)
+    workshop.recover(path)
     if path.suffix == ".npy" and not path.is_dir():
         return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
     if not path.is_dir():
@@ -343,7 +344,7 @@ def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
       InputError: when it was made with another model, other settings or other photos.
     """
     path = pathlib.Path(path)
-    if not (path / "meta.json").exists():
+    if not workshop.recover(path / "meta.json"):
         if not path.exists():
             return None
         if not path.is_dir() or (any(path.iterdir()) and not (path / UNFINISHED).is_dir()):

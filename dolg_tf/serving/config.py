@@ -7,10 +7,10 @@ No TensorFlow here, so that `--help` and a refused option answer at once. What a
 import dataclasses
 from collections.abc import Mapping
 
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.config import NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.scales import SCALE_SETS
 
 SUBMISSION = "submission.zip"
 

@@ -1,12 +1,15 @@
 """Files that are either whole or not there, and JSON with a format version."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import stat
 import tempfile
 import tokenize
 import zipfile
@@ -14,9 +17,11 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from dolg_tf.stage import workshop
 from dolg_tf.stage.config import InputError
 
 Path = str | os.PathLike
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What NumPy and zipfile raise for a damaged .npy or .npz, besides OSError. NumPy reads a header
 # with Python's parser, and allocates what it says.
 DAMAGED_ARRAYS = (
@@ -34,32 +39,122 @@ DAMAGED_ARRAYS = (
 )
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path` that is renamed to it when the block succeeds.
+class FullDisk(OSError):
+    """An output does not fit on its disk; `filename` is the output as the user named it."""
 
-    The block may make a file or a directory there. When it fails, nothing is left behind and
-    what stood at `path` still stands.
+
+def full_disk(error: BaseException) -> int:
+    """Returns the errno of a full disk, an exceeded quota or a file that is too large; else 0.
+
+    TensorFlow and h5py tell the reason in words, NumPy only how much was written.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return error.errno
+    if isinstance(error, InputError):
+        return 0
+    text = str(error)
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", text):
+        return errno.ENOSPC
+    return next((number for number in _FULL if os.strerror(number) in text), 0)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names an output in the errors of its disk, instead of its temporary files.
 
     Raises:
-      InputError: when a file would take the place of a folder.
+      FullDisk: when it is full, whichever library says so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if number := full_disk(error):
+            raise FullDisk(number, os.strerror(number), str(path)) from error
+        if isinstance(error, OSError) and workshop.holds(error.filename):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` that takes its place when the block succeeds.
+
+    The block may make a file or a directory there. When it fails or is killed, what stood at `path`
+    still stands. What is in place is on the disk, not only in memory. A link stays a link, and what
+    it leads to is replaced. Into a device, a pipe or standard output the file is copied.
+
+    Raises:
+      InputError: when something of another kind would be replaced.
+      FullDisk: when there is no room.
+    """
+    target = _target(path)
+    if target is None:
+        with _copied(path) as temporary:
+            yield temporary
+        return
+    with naming(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with workshop.workshop(target) as folder:
+            (folder / "new").mkdir()
+            temporary = folder / "new" / target.name
+            yield temporary
+            workshop.sync(temporary)
+            _put(temporary, target, folder / "old")
+
+
+def _target(path: Path) -> pathlib.Path | None:
+    """Returns where an output is, behind links; None for what is written into, not replaced.
+
+    Raises:
+      InputError: when it is a socket or a disk, or a link into a folder that is not there.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary, replaced = folder / path.name, folder / "replaced"
-    try:
+    mode = path.stat().st_mode if path.exists() else 0
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        raise InputError(f"{path} is a socket or a disk, which cannot be an output; name a file")
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return None
+    hop = path.absolute()
+    while hop.is_symlink() and mode:
+        if pathlib.Path(os.path.realpath(hop.parent)).is_relative_to("/proc"):
+            return None  # /dev/stdout and its like, whatever they lead to
+        hop = hop.parent / hop.readlink()
+    target = pathlib.Path(os.path.realpath(path))
+    if path.is_symlink() and (target.is_symlink() or not target.parent.is_dir()):
+        raise InputError(f"{path} is a link to {target}, whose folder is not there; make it first")
+    return target
+
+
+@contextlib.contextmanager
+def _copied(path: Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary file whose bytes are written into `path` when the block succeeds."""
+    with naming(path), tempfile.TemporaryDirectory(prefix="dolg-") as folder:
+        temporary = pathlib.Path(folder, pathlib.Path(path).name)
         yield temporary
-        if path.is_dir() and not path.is_symlink():
-            if not temporary.is_dir():
-                raise InputError(f"{path} is a folder, which a file must not replace; name a file")
-            # rename(2) does not replace a full directory: move the old one aside first.
-            path.rename(replaced)
-        temporary.replace(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if temporary.is_dir():
+            raise InputError(f"{path} is a device or a pipe, which cannot hold a folder")
+        with temporary.open("rb") as source, pathlib.Path(path).open("ab") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def _put(new: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
+    """Puts a finished file or folder in place, at once.
+
+    Raises:
+      InputError: when something of another kind is there.
+    """
+    if target.is_dir() and not new.is_dir():
+        raise InputError(f"{target} is a folder, which a file must not replace; name a file")
+    if new.is_dir() and target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, which a folder must not replace; name a folder")
+    if not target.is_dir():
+        new.replace(target)
+    elif not workshop.exchange(new, target):
+        old.mkdir()
+        target.rename(old / target.name)
+        # A process that is killed here leaves the old folder to `recover`.
+        new.rename(target)
+    workshop.sync_folder(target.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,6 +179,7 @@ def read_json(path: Path, format_version: int | None = None):
       InputError: when there is no such file, it is not JSON, or the version is another.
     """
     try:
+        workshop.recover(path)
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
@@ -99,27 +195,36 @@ def read_json(path: Path, format_version: int | None = None):
     return value
 
 
-def check_output(path: Path, overwrite: bool, mark: str | None = None) -> None:
+def check_output(path: Path, overwrite: bool, *marks: str) -> None:
     """Checks that an output may be put in place.
 
     Args:
       path: of the output.
       overwrite: whether one that is there may be replaced.
-      mark: a file that a directory must hold to be replaced, so that no other is lost; None: the
+      *marks: the files that a folder must hold to be replaced, so that no other is lost; none: the
         output is a file.
 
     Raises:
       InputError: when something there must stay.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    target = _target(path)
+    if target is None:
+        if marks:
+            raise InputError(f"{path} is a device or a pipe, which cannot hold a folder")
+        return
+    if not workshop.recover(target):
         return
     if not overwrite:
         raise InputError(f"{path} exists; give --overwrite or another --output")
-    if path.is_dir() and not (mark and (path / mark).is_file()):
+    if target.is_dir() and not (marks and all((target / mark).is_file() for mark in marks)):
         raise InputError(
             f"{path} is a directory of something else, which --overwrite does not replace; give "
             "another --output"
+        )
+    if marks and not target.is_dir():
+        raise InputError(
+            f"{path} is a file, which --overwrite does not replace by a folder; give another "
+            "--output"
         )
 
 

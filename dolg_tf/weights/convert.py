@@ -57,7 +57,8 @@ def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
       InputError: when the input is damaged, or a tensor of it has no place.
     """
     output = pathlib.Path(config.output)
-    files.check_output(output, config.overwrite, "config.json" if config.to != "official" else None)
+    marks = ("config.json", "model.weights.h5") if config.to != "official" else ()
+    files.check_output(output, config.overwrite, *marks)
     if config.to == "official":
         _to_official(config, output)
     else:

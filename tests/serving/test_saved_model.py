@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.model_dir import save_dolg
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving import export as stage
@@ -20,7 +21,6 @@ from dolg_tf.serving.modes import kaggle, serving
 from dolg_tf.serving.pyramid import per_scale
 from dolg_tf.serving.saved_model import SavedModelMode
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.scales import SCALE_SETS
 from dolg_tf.stage.whitening import Whitening
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.config import TrainingConfig

@@ -78,10 +78,10 @@ def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
     for folder in (mine, other):
         folder.mkdir()
     (mine / "config.json").touch()
-    files.check_output(mine, overwrite=True, mark="config.json")
+    files.check_output(mine, True, "config.json")
     files.check_output(mine / "config.json", overwrite=True)
     with pytest.raises(InputError, match="exists; give --overwrite"):
-        files.check_output(mine, overwrite=False, mark="config.json")
-    for folder, mark in ((other, "config.json"), (mine, None)):
+        files.check_output(mine, False, "config.json")
+    for folder, mark in ((other, ["config.json"]), (mine, [])):
         with pytest.raises(InputError, match="directory of something else"):
-            files.check_output(folder, overwrite=True, mark=mark)
+            files.check_output(folder, True, *mark)

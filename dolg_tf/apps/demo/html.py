@@ -9,9 +9,9 @@ import numpy as np
 
 from dolg_tf.apps.demo import photos as demo_photos
 from dolg_tf.apps.demo.search import OWN_SCALES, Answer, FoundPhoto, Query
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rerank.methods import RERANKERS
-from dolg_tf.stage.scales import SCALE_SETS
 
 RERANK_WORDS = {"none": "None", **{name: one.title for name, one in RERANKERS.items()}}
 _SHOWN_SIDE = 1024  # longest side of photos on the page, in pixels

@@ -10,6 +10,7 @@ import numpy as np
 
 from dolg_tf.apps.demo import photos
 from dolg_tf.data.photo_ids import SUFFIXES
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import shrink
@@ -19,7 +20,6 @@ from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.scales import SCALE_SETS
 
 RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
 OWN_SCALES = "index"

@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from dolg_tf.stage import files, installed, progress
+from dolg_tf.stage import files, installed, progress, workshop
 from dolg_tf.stage.config import InputError
 
 PAGE = "report.html"
@@ -104,7 +104,7 @@ def check_folder(output: files.Path) -> None:
       InputError: when it holds something else.
     """
     output = pathlib.Path(output)
-    if output.exists() and not output.is_dir():
+    if workshop.recover(output) and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
@@ -139,7 +139,7 @@ def write_page(
     pictures = [b for section in sections for b in section.blocks if isinstance(b, Picture)]
     taken = f"{output}: another process is writing this report; wait for it"
     with (
-        files.lock(output.parent / f".{output.name}.lock", taken),
+        files.lock(workshop.hidden(output, "lock"), taken),
         files.atomic_path(output) as temporary,
     ):
         temporary.mkdir()

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.extract import decoding
 from dolg_tf.retrieval.extract.photos import Photo
-from dolg_tf.stage import files
+from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.scales import SCALE_SETS
 
 Describe = Callable[[np.ndarray], np.ndarray]
 _BATCH = 16  # photos of equal size that are described together
@@ -53,7 +53,7 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
       InputError: when there is no SavedModel, or no scales are known.
     """
     path = pathlib.Path(saved_model)
-    if not (path / "saved_model.pb").is_file():
+    if not workshop.recover(path / "saved_model.pb"):
         raise InputError(f"--saved_model={path}: no SavedModel there; `dolg export` writes one")
     about = path / "assets.extra" / "dolg.json"
     if about.exists():

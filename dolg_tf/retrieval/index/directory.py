@@ -19,7 +19,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
-from dolg_tf.stage import files, progress
+from dolg_tf.stage import files, progress, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
@@ -205,7 +205,7 @@ def read_meta(path: pathlib.Path) -> dict:
       InputError: when it is missing, damaged or from another release.
     """
     file = path / "meta.json"
-    if not file.is_file():
+    if not workshop.recover(file):
         raise InputError(f"{path}: no index; `dolg index build` writes one")
     meta = files.read_json(file, FORMAT_VERSION)
     missing = set(_META_KEYS) - set(meta)
@@ -274,7 +274,7 @@ def locked(path: files.Path, *, new: bool = False) -> Iterator[pathlib.Path]:
     if not new:
         read_meta(path)  # or a lock would be left beside a mistyped path
     taken = f"{path}: another process is changing this index; wait for it"
-    with files.lock(path.parent / f".{path.name}.lock", taken):
+    with files.lock(workshop.hidden(path, "lock"), taken):
         yield path
 
 

@@ -87,7 +87,7 @@ def build(settings: BuildConfig) -> Index:
       InputError: when the set is damaged, or the output exists and must not be replaced.
     """
     with directory.locked(settings.output, new=True) as path:
-        files.check_output(path, settings.overwrite, "index.faiss")
+        files.check_output(path, settings.overwrite, "index.faiss", "meta.json")
         made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
         found = descriptors.read(settings.descriptors)
         return _build(found, path, made if settings.kind == "ivfpq" else None)

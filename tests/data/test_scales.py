@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from dolg_tf.stage.scales import SCALE_SETS
+from dolg_tf.data.scales import SCALE_SETS
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 

@@ -1,0 +1,238 @@
+"""Outputs outlast a kill at any step; what killed commands leave is cleared, and nothing else."""
+
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from dolg_tf.stage import files, workshop
+from dolg_tf.stage.config import InputError
+
+STEPS = {files.__file__, workshop.__file__}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Waits for no disk."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def _write(path, text):
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        for name in ("a", "b"):
+            (temporary / name).write_text(text)
+
+
+def _contents(path):
+    return {file.name: file.read_text() for file in path.iterdir()}
+
+
+def _killed_at(step, work):
+    """Runs `work` in a process that is killed before its `step`th line; returns whether it was."""
+    child = os.fork()
+    if not child:
+        left = step
+
+        def count(frame, event, _):
+            nonlocal left
+            if frame.f_code.co_filename not in STEPS:
+                return None
+            left -= event == "line"
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return count
+
+        sys.settrace(count)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_folder_outlives_a_kill_at_every_step(tmp_path, monkeypatch, quick, exchanging):
+    if not exchanging:
+        monkeypatch.setattr(workshop, "exchange", lambda one, other: False)
+    path, step, lost, seen = tmp_path / "index", 0, 0, set()
+    _write(path, "old")
+    while _killed_at(step, lambda: _write(path, "new")):
+        lost += not path.exists()
+        if step % 2:  # half of them are opened by a reader first, half by a writer
+            assert workshop.recover(path)
+            found = _contents(path)
+            assert found in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
+            seen.add(found["a"])
+        _write(path, "old")
+        assert [p.name for p in tmp_path.iterdir()] == ["index"]
+        step += 1
+    assert step > 50 and seen == {"old", "new"}
+    assert (lost > 0) == (not exchanging)
+
+
+def test_a_killed_first_write_leaves_nothing_that_looks_whole(tmp_path, quick):
+    path, step = tmp_path / "set.json", 0
+    while _killed_at(step, lambda: files.write_json(path, {"whole": True})):
+        if path.exists():
+            assert files.read_json(path) == {"whole": True}
+            path.unlink()
+        step += 3
+    path.unlink()
+    files.write_json(path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["set.json"]
+
+
+def test_readers_find_what_a_killed_process_had_moved_aside(tmp_path):
+    (tmp_path / ".index.dolg-2/old/index").mkdir(parents=True)
+    (tmp_path / ".index.dolg-2/lock").touch()
+    (tmp_path / ".index.dolg-2/old/index/meta.json").write_text('{"rows": 3}')
+    assert files.read_json(tmp_path / "index/meta.json") == {"rows": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_what_a_living_process_works_on_stays(tmp_path):
+    path = tmp_path / "index"
+    with files.atomic_path(path) as slow:
+        slow.mkdir()
+        (slow / "a").write_text("slow")
+        _write(path, "quick")
+        assert _contents(path) == {"a": "quick", "b": "quick"}
+        assert (slow / "a").read_text() == "slow"
+    assert _contents(path) == {"a": "slow"}
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_many_writers_at_once_are_whole_and_too_many_are_told(tmp_path, quick):
+    path, faults = tmp_path / "index", []
+
+    def write(text):
+        try:
+            for _ in range(5):
+                _write(path, text)
+        except InputError as error:
+            faults.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(str(n),)) for n in range(12)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    found = _contents(path)
+    assert found["a"] == found["b"] and [p.name for p in tmp_path.iterdir()] == ["index"]
+    assert all("8 processes are writing" in fault for fault in faults)
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    mine = tmp_path / ".out.dolg-0"
+    mine.mkdir()
+    (mine / "letter").write_text("dear")
+    (tmp_path / ".out.dolg-1").symlink_to(mine)
+    (tmp_path / ".out.dolg-2").write_text("file")
+    (tmp_path / ".out.x1y2z3").mkdir()
+    files.write_text(tmp_path / "out", "text")
+    assert (mine / "letter").read_text() == "dear" and len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_name_of_255_bytes(tmp_path):
+    for name in ("é" * 127, "é" * 126 + "xyz"):
+        path = tmp_path / name
+        _write(path, "old")
+        _write(path, "new")
+        assert _contents(path)["a"] == "new" and workshop.hidden(path, "lock").name.endswith("lock")
+        assert len(os.fsencode(workshop.hidden(path, "lock").name)) <= 255
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_links_and_slashes(tmp_path):
+    _write(tmp_path / "disk/index", "old")
+    for name in ("index", "new"):  # "new" is not there yet
+        (tmp_path / f"{name}.link").symlink_to(tmp_path / "disk" / name)
+        _write(f"{tmp_path}/{name}.link/", "new")
+        assert (tmp_path / f"{name}.link").is_symlink()
+        assert _contents(tmp_path / "disk" / name)["a"] == "new"
+    files.write_text(tmp_path / "text", "old")
+    (tmp_path / "text.link").symlink_to("text")
+    files.write_text(tmp_path / "text.link", "new")
+    assert (tmp_path / "text").read_text() == "new" and (tmp_path / "text.link").is_symlink()
+    for target in ("unmounted/index", "lost.link"):
+        (tmp_path / "lost.link").symlink_to(target)
+        with pytest.raises(InputError, match=r"lost\.link is a link to .*make it first"):
+            files.write_text(tmp_path / "lost.link", "text")
+        (tmp_path / "lost.link").unlink()
+
+
+def test_devices_pipes_and_sockets_are_not_replaced(tmp_path):
+    pipe, device = tmp_path / "pipe", tmp_path / "null"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    for path in (pipe, device):
+        files.check_output(path, overwrite=False)
+        files.write_text(path, "text")
+    reader.join()
+    assert got == ["text"] and pipe.is_fifo() and device.is_char_device()
+    for path in (pipe, device):
+        with pytest.raises(InputError, match="device or a pipe, which cannot hold a folder"):
+            files.check_output(path, True, "meta.json")
+    block = pathlib.Path("/dev/vda")
+    if block.is_block_device():
+        with pytest.raises(InputError, match="a socket or a disk"):
+            files.check_output(block, overwrite=True)
+    files.write_text(tmp_path / "file", "text")
+    with pytest.raises(InputError, match="is a file, which --overwrite does not replace"):
+        files.check_output(tmp_path / "file", True, "meta.json")
+    with pytest.raises(InputError, match="is a file, which a folder must not replace"):
+        _write(tmp_path / "file", "text")
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("into", ["file", "pipe"])
+def test_standard_output_is_written_into(tmp_path, path, into):
+    program = (
+        "from dolg_tf.stage import files; import sys; files.check_output(sys.argv[1], False); "
+        "print('first', flush=True); files.write_json(sys.argv[1], 2)"
+    )
+    run = {"cwd": pathlib.Path(__file__).parents[2], "check": True}
+    if into == "pipe":
+        out = subprocess.run([sys.executable, "-c", program, path], capture_output=True, **run)
+        assert out.stdout == b"first\n2\n"
+        return
+    with (tmp_path / "out.txt").open("w") as file:
+        subprocess.run([sys.executable, "-c", program, path], stdout=file, **run)
+    assert (tmp_path / "out.txt").read_text() == "first\n2\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_all_is_on_the_disk_before_it_is_in_place(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(number):
+        number = getattr(number, "fileno", lambda: number)()
+        link = pathlib.Path(f"/proc/self/fd/{number}").readlink()
+        synced.append((link.name, (tmp_path / "index").exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    _write(tmp_path / "index", "text")
+    assert sorted(synced[:2]) == [("a", False), ("b", False)]
+    assert synced[2:] == [("index", False), (tmp_path.name, True)]
+
+
+def test_a_folder_that_may_not_be_written_is_told_by_the_name_of_the_output(tmp_path, monkeypatch):
+    mkdir = pathlib.Path.mkdir
+
+    def refuse(self, *args, **kwargs):
+        if self.parent == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    with pytest.raises(PermissionError) as caught:
+        files.write_text(tmp_path / "out.json", "text")
+    assert caught.value.filename == str(tmp_path / "out.json")
