@@ -39,7 +39,7 @@ def test_written_and_read_again(tmp_path):
         (b"label,photos\n0,1\n1,2,3\n", "line 3: 3 fields, the header has 2"),
         (b"label,photos\n0,1\n", "lists 1 classes, --num_classes=2; correct the flag, or"),
         (b"label,photos\n0,1\n1,1\n2,1\n", "lists 3 classes, --num_classes=2"),
-        (b"label,photos\n0,\xff\n", "'utf-8' codec can't decode"),
+        (b"label,photos\n0,\xff\n", "not UTF-8 (byte 0xff"),
     ],
 )
 def test_wrong_counts(tmp_path, text, message):
