@@ -1,33 +1,38 @@
 """`dolg COMMAND --flag=value`: every stage behind one door, imported when it is asked for."""
 
-import difflib
 import importlib
 import sys
 import typing
 from collections.abc import Sequence
 
-from dolg_tf.stage import command, installed
+from dolg_tf.stage import signals  # light; the others are imported after a signal can end us
 
 
 class Command(typing.NamedTuple):
     """A stage as a command: what it does, in one line, and "module:function" of its stage.
 
-    The function's annotated parameters are the configurations whose options become flags.
+    The function's annotated parameters are the configurations whose options become flags. Of some
+    commands the same one continues after an interruption.
     """
 
     words: str
     stage: str
+    continues: bool = False
 
 
 _HELP = ("help", "h")
 # In the order of the work.
 COMMANDS = {
     "quickstart": Command(
-        "the whole chain, from photos to a scored report", "dolg_tf.pipelines.quickstart:quickstart"
+        "the whole chain, from photos to a scored report",
+        "dolg_tf.pipelines.quickstart:quickstart",
+        continues=True,
     ),
-    "draw": Command("procedural landmark photos", "dolg_tf.data.procedural.write:write_toy"),
+    "draw": Command(
+        "procedural landmark photos", "dolg_tf.data.procedural.write:write_toy", continues=True
+    ),
     "records": Command(
-        "photos and labels -> TFRecords", "dolg_tf.data.records.build:build_records"
+        "photos and labels -> TFRecords", "dolg_tf.data.records.build:build_records", continues=True
     ),
     "ground-truth": Command(
         "labelled photos -> ground truths", "dolg_tf.data.own_photos:ground_truths"
@@ -39,7 +44,7 @@ COMMANDS = {
         "the authors' checkpoints -> model directory, and back",
         "dolg_tf.weights.convert:convert_checkpoint",
     ),
-    "train": Command("TFRecords -> run directory", "dolg_tf.pipelines.train:train"),
+    "train": Command("TFRecords -> run directory", "dolg_tf.pipelines.train:train", continues=True),
     "summary": Command(
         "parameters and arithmetic of a network", "dolg_tf.modeling.summary:print_summary"
     ),
@@ -49,10 +54,14 @@ COMMANDS = {
     ),
     "model-card": Command("model card of a network", "dolg_tf.serving.model_card:write_model_card"),
     "extract": Command(
-        "SavedModel and photos -> descriptor set", "dolg_tf.retrieval.extract.stage:extract"
+        "SavedModel and photos -> descriptor set",
+        "dolg_tf.retrieval.extract.stage:extract",
+        continues=True,
     ),
     "extract-beam": Command(
-        "the same on a cluster, by Apache Beam", "dolg_tf.retrieval.extract.beam:extract_beam"
+        "the same on a cluster, by Apache Beam",
+        "dolg_tf.retrieval.extract.beam:extract_beam",
+        continues=True,
     ),
     "colour-histogram": Command(
         "photos -> colour histograms, the baseline",
@@ -70,25 +79,32 @@ COMMANDS = {
     "index add": Command("add descriptors to an index", "dolg_tf.retrieval.index.stages:add"),
     "index remove": Command("remove photos from an index", "dolg_tf.retrieval.index.stages:remove"),
     "index rebuild": Command(
-        "an index for another model or of another kind", "dolg_tf.retrieval.index.stages:rebuild"
+        "an index for another model or of another kind",
+        "dolg_tf.retrieval.index.stages:rebuild",
+        continues=True,
     ),
     "calibrate": Command(
         "labelled pairs -> a threshold for the same place",
         "dolg_tf.evaluation.calibrate:calibrate",
     ),
     "prepare-revisited": Command(
-        "lay out Revisited Oxford and Paris", "dolg_tf.evaluation.revisited.prepare:prepare"
+        "lay out Revisited Oxford and Paris",
+        "dolg_tf.evaluation.revisited.prepare:prepare",
+        continues=True,
     ),
     "evaluate revisited": Command(
         "mAP on Revisited Oxford and Paris, or your own ground truth",
         "dolg_tf.evaluation.revisited.score:evaluate",
     ),
     "evaluate gldv2": Command(
-        "mAP@100 and GAP on Google Landmarks v2", "dolg_tf.evaluation.gldv2.score:evaluate"
+        "mAP@100 and GAP on Google Landmarks v2",
+        "dolg_tf.evaluation.gldv2.score:evaluate",
+        continues=True,
     ),
     "submit": Command(
         "descriptor sets -> Kaggle's submission.csv",
         "dolg_tf.evaluation.gldv2.submission:write_submission",
+        continues=True,
     ),
     "report": Command("a page about a run: report.html", "dolg_tf.apps.report.write:write_report"),
     "match": Command("why two photos match, as a picture", "dolg_tf.apps.pictures.match:match"),
@@ -103,6 +119,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "dolg") -> typin
       arguments: the command's name and its flags; None: those of the command line.
       program: what the user typed before them.
     """
+    signals.install(program)
     words = list(sys.argv[1:] if arguments is None else arguments)
     first = words[0].lstrip("-") if words else "help"
     if first in _HELP:
@@ -127,12 +144,16 @@ def main(arguments: Sequence[str] | None = None, program: str = "dolg") -> typin
 
 
 def _say(program: str, text: str) -> typing.NoReturn:
+    from dolg_tf.stage import command
+
     with command.exit_code(program):
-        print(text)
+        command.show(text)
     sys.exit(0)
 
 
 def _refuse(program: str, word: str, known: list[str]) -> typing.NoReturn:
+    import difflib
+
     near = difflib.get_close_matches(word, known, 1)
     hint = f"did you mean `{program} {near[0]}`?" if near else f"see `{program} --help`"
     sys.exit(f"{program}: error: {word!r} is not a command; {hint}")
@@ -140,12 +161,16 @@ def _refuse(program: str, word: str, known: list[str]) -> typing.NoReturn:
 
 def run(name: str, arguments: Sequence[str], program: str) -> typing.NoReturn:
     """Runs one of `COMMANDS` with these flags and exits."""
-    module, function = COMMANDS[name].stage.split(":")
+    signals.install(program)
+    from dolg_tf.stage import command, installed
+
+    entry = COMMANDS[name]
+    module, function = entry.stage.split(":")
     with command.exit_code(program):
         stage = getattr(importlib.import_module(module), function)
-    classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
-    known = installed.find_recipes() if name == "train" else None
-    command.run(program, stage, classes, arguments, known)
+        classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
+        known = installed.find_recipes() if name == "train" else None
+    command.run(program, stage, classes, arguments, known, entry.continues)
 
 
 def _groups() -> list[str]:

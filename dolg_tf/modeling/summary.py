@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
+from dolg_tf.stage import command
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import at_least
 
@@ -70,7 +71,7 @@ def print_summary(config: SummaryConfig) -> None:
     from dolg_tf.modeling.model_dir import load_network
 
     loaded = load_network(config.model_dir, config.checkpoint, config.weights)
-    print(as_text(summarize(*loaded, config.image_size)))
+    command.show(as_text(summarize(*loaded, config.image_size)))
 
 
 def summarize(network, config: DolgConfig, provenance: dict, image_size: int) -> dict:

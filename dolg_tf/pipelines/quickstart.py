@@ -6,6 +6,7 @@ quickstart continues where it stopped.
 
 import dataclasses
 import logging
+import os
 import pathlib
 import shlex
 import signal
@@ -15,7 +16,7 @@ import time
 
 from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.stage import files, installed, progress
+from dolg_tf.stage import files, installed, progress, signals
 from dolg_tf.stage.config import option
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _records(photos: _Photos, layout: QuickstartLayout) -> dict:
 
 
 def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayout) -> None:
-    """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save."""
+    """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save, and it ends with us."""
     flags = {
         "flagfile": installed.find_recipe(settings.train_flagfile),
         "train_file_pattern": layout.records / "train-*",
@@ -129,7 +130,10 @@ def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayou
         flags["batch_size"] = settings.batch_size
     _announce("training")
     _show("train", **flags)
-    child = subprocess.Popen([sys.executable, "-m", "dolg_tf", "train", *_words(flags)])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dolg_tf", "train", *_words(flags)],
+        env={**os.environ, signals.PARENT: str(os.getpid())},
+    )
     before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         code = child.wait()

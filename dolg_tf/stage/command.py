@@ -5,16 +5,40 @@ import inspect
 import logging
 import os
 import pathlib
+import re
 import select
+import signal
 import sys
 import textwrap
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 
-from dolg_tf.stage import quiet
+from dolg_tf.stage import files, quiet, signals
 from dolg_tf.stage.config import InputError, default_text, define_flags, from_flags, options
+
+# What moves a terminal's cursor, colours, reorders or cannot be encoded: controls but for tab and
+# line feed, marks of writing direction, line separators, halves of surrogate pairs.
+_CONTROLS = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def plain(text: str) -> str:
+    """Returns the text with its control characters spelled out, as for a terminal: `\\x1b`."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def show(text: str) -> None:
+    """Prints the result of a command."""
+    print(plain(text))
+
+
+class _PlainLines(logging.Formatter):
+    def format(self, record):
+        return plain(super().format(record))
 
 
 def main(stage: Callable, *classes: type) -> typing.NoReturn:
@@ -28,10 +52,11 @@ def run(
     classes: Sequence[type],
     arguments: Sequence[str],
     recipes: Mapping[str, pathlib.Path] | None = None,
+    continues: bool = False,
 ) -> typing.NoReturn:
     """Runs `stage(*configs)` with flags from the command line and exits.
 
-    Exit codes: 0 done, 1 bad input or a failure, 130 interrupted.
+    Exit codes: 0 done, 1 bad input or a failure, 130 interrupted, 143 terminated.
 
     Args:
       program: the command as the user typed it, without flags.
@@ -39,20 +64,27 @@ def run(
       classes: the configuration dataclasses that it takes, in order.
       arguments: the flags.
       recipes: flagfiles that `--recipe` takes by name; None: the command has no recipes.
+      continues: whether the same command continues after an interruption.
     """
+    signals.install(program)
     define_flags(*classes)
     flags.DEFINE_bool("help", False, "show this help", short_name="h")
     # oneDNN's convolutions are the faster ones on processors without AVX-512 too, where
     # TensorFlow leaves them off.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     quiet.hush_tensorflow()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if sys.stdout is None:  # closed
+        sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error, whatever it can encode
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_PlainLines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-    with exit_code(program):
+    with exit_code(program, continues):
         words = _read_flagfiles(with_recipe(arguments, recipes or {}))
         rest = flags.FLAGS([program, *words])[1:]
         if flags.FLAGS.help:
-            print(_help_text(program, stage.__doc__ or "", classes, recipes or {}))
+            show(_help_text(program, stage.__doc__ or "", classes, recipes or {}))
         elif rest:
             raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
         else:
@@ -61,23 +93,42 @@ def run(
 
 
 @contextlib.contextmanager
-def exit_code(program: str) -> Iterator[None]:
+def exit_code(program: str, continues: bool = False) -> Iterator[None]:
     """Turns what the block raises into one line on the terminal and an exit code.
 
     Args:
       program: the command as the user typed it.
+      continues: whether the same command continues after an interruption.
     """
     try:
-        yield
-        sys.stdout.flush()
-    except (flags.Error, InputError, FloatingPointError, OSError) as error:
-        if _stdout_is_lost() and isinstance(error, BrokenPipeError):
-            sys.exit(1)  # whoever read the output has gone: `dolg ... | head`
-        message = " ".join(str(error).removeprefix("ERROR:: ").split())
-        sys.exit(f"{program}: error: {message}")
+        with signals.working(program):
+            yield
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(signals.tell(signals.received() or signal.SIGINT))
+    except Exception as error:
+        if signals.received():  # what libraries made of it
+            sys.exit(signals.tell(signals.received()))
+        if isinstance(error, BrokenPipeError) and _stdout_is_lost():
+            sys.exit(1)  # whoever read the output has gone: `dolg ... | head`
+        message = _one_line(error, continues)
+        if message is None:
+            sys.exit(plain("".join(traceback.format_exception(error)).rstrip()))
+        _stdout_is_lost()
+        sys.exit(plain(f"{program}: error: {message}"))
+
+
+def _one_line(error: Exception, continues: bool) -> str | None:
+    """Returns what to say of an error that the user can mend; None: it is a fault of ours."""
+    if number := files.full_disk(error):
+        what, reason = getattr(error, "filename", None) or "the output", os.strerror(number)
+        kept = "the finished parts are kept" if continues else "what was there before is kept"
+        then = "continues" if continues else "begins anew"
+        return f"{what}: {reason}; {kept}: make room, and the same command {then}"
+    if isinstance(error, (flags.Error, InputError, FloatingPointError, OSError)):
+        text = str(error).removeprefix("ERROR:: ").strip()
+        return re.sub(r"[ \t]*\n\s*", " ", text)
+    return None
 
 
 def _stdout_is_lost() -> bool:

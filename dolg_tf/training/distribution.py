@@ -55,9 +55,10 @@ def make_strategy() -> tf.distribute.Strategy:
 
 def _meet(workers: list[str]) -> tf.distribute.Strategy:
     # One message, before the wait: TensorFlow blocks other threads while it waits, and Python's
-    # handling of Ctrl-C as well.
+    # handling of signals as well.
     log.info("waiting for all workers of TF_CONFIG: %s", ", ".join(workers))
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_PACK)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
@@ -67,7 +68,8 @@ def _meet(workers: list[str]) -> tf.distribute.Strategy:
             "all of them, on the hosts and ports given there"
         ) from error
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -1,5 +1,6 @@
 """A stage as a command: one line for an error, an honest exit code, flagfiles and recipes."""
 
+import ast
 import os
 import pathlib
 import subprocess
@@ -144,3 +145,50 @@ def test_output_that_nobody_reads_is_no_error_and_a_full_disk_is(length, buffere
     done = subprocess.run(["bash", "-c", f"{shell} > /dev/full", PRINT], **run)
     assert done.returncode == 1 and "print: error: " in done.stderr
     assert len(done.stderr.splitlines()) == 1 and "space left" in done.stderr
+
+
+CONTROLS = """
+import logging
+from dolg_tf.stage import command
+from dolg_tf.stage.config import InputError
+
+NAME = "a\\x1b[2J\\x07\\r\\x9b1m\\u202egpj\\u2066\\udcff\\u2028é\\tb"
+
+def stage():
+    command.show("shown " + NAME)
+    logging.getLogger("any").info("two lines:\\n%s", NAME)
+    logging.getLogger("any").warning("warned %s", NAME)
+    raise InputError("refused " + NAME)
+
+command.run("controls", stage, [], [])
+"""
+
+
+def test_nothing_is_printed_by_another_way():
+    for path in (ROOT / "dolg_tf").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        printing = {"print", "sys.stdout.write", "sys.stderr.write"} & {*calls}
+        assert not printing or path.name == "command.py" and calls.count("print") == 1, path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_are_no_commands_to_the_terminal(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", CONTROLS], cwd=ROOT, env=environment, capture_output=True
+    )
+    plain = r"a\x1b[2J\x07\r\x9b1m\u202egpj\u2066\udcff\u2028" + (
+        "é" if encoding == "utf-8" else r"\xe9"
+    )
+    assert done.stdout.decode(encoding) == f"shown {plain}\tb\n", done.stderr
+    log, named, warned, refused = done.stderr.decode(encoding).splitlines()
+    assert log == "two lines:" and named == f"{plain}\tb" and warned == f"warned {plain}\tb"
+    assert refused == f"controls: error: refused {plain}\tb" and done.returncode == 1
+
+
+def test_a_closed_standard_output_is_no_fault():
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "$0" 5 >&-', PRINT], cwd=ROOT, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

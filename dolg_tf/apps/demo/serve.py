@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import os
 import pathlib
-import signal
 import socket
 import tempfile
 import threading
@@ -124,7 +123,6 @@ def demo(settings: DemoConfig) -> None:
     Raises:
       InputError: as `serving`.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
     with serving(settings) as address:
         log.info("ready at %s; stop it with Ctrl-C", address)
         threading.Event().wait()
