@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
+from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
@@ -71,12 +72,12 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
         seen.add(pair)
     rows = []
     for ids, found in ((a, queries), (b, index)):
-        rows.append(_places(ids, _ids(found)))
+        rows.append(joining.find_rows(ids, _ids(found), found.source))
         missing = np.flatnonzero(rows[-1] < 0)
         if missing.size:
             raise InputError(
                 f"{path}: {missing.size} of {len(ids)} pairs have a photo that is not in "
-                f"{found.source}, such as {ids[missing[0]]!r}"
+                f"{found.source}, such as {ids[missing[0]]!r}; its ids are like {found.ids[0]!r}"
             )
     return functools.partial(_list_blocks, queries, index, *rows, np.array(truth, bool))
 
@@ -123,12 +124,17 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
         if known != landmark:
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
-    labels = []
+    landmarks = np.array([numbers[landmark] for landmark in landmark_of.values()], np.int64)
+    labels, known = [], np.zeros(len(landmarks), bool)
     # An approximate index has other rows than its set, but the ids are the same object.
     one_set = queries.ids is index.ids
     for found in (index,) if one_set else (queries, index):
         ids = _ids(found)
-        labels.append(np.array([numbers.get(landmark_of.get(id_), -1) for id_ in ids], np.int64))
+        rows = joining.find_rows(landmark_of, ids, found.source)
+        there = rows >= 0
+        known |= there
+        labels.append(np.full(len(ids), -1))
+        labels[-1][rows[there]] = landmarks[there]
         lacking = np.count_nonzero(labels[-1] < 0)
         if lacking == len(ids):
             raise InputError(
@@ -137,11 +143,11 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
             )
         if lacking:
             log.info("%s: %d of %d photos have no label", found.source, lacking, len(ids))
-    unknown = landmark_of.keys() - set(queries.ids) - set(index.ids)
+    unknown = [name for name, there in zip(landmark_of, known, strict=True) if not there]
     if unknown:
         log.info(
             "%s: %d of %d labelled photos have no descriptor, such as %r",
-            *(path, len(unknown), len(landmark_of), min(unknown)),
+            *(path, len(unknown), len(landmark_of), unknown[0]),
         )
     own = _places(queries.ids, index.ids)
 

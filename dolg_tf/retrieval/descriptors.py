@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from dolg_tf.retrieval import joining
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
@@ -118,7 +119,8 @@ class DescriptorSet:
     def select(self, ids) -> Rows | np.ndarray:
         """Returns the (len(ids), D) descriptors of these photos, in this order.
 
-        A set is joined by id, whatever its order. A bare `.npy` is joined by row: its first row
+        A set is joined by id, whatever its order; names with a suffix or of another image root are
+        joined where that is clear (see `joining`). A bare `.npy` is joined by row: its first row
         belongs to the first id, and rows after the last id are ignored.
 
         Raises:
@@ -135,15 +137,14 @@ class DescriptorSet:
             return self.descriptors[: len(ids)]
         if tuple(ids) == self.ids:
             return self.descriptors
-        row_of = {id_: row for row, id_ in enumerate(self.ids)}
-        missing = [id_ for id_ in ids if id_ not in row_of]
-        if missing:
+        rows = joining.find_rows(ids, self.ids, self.source)
+        if (rows < 0).any():
             raise InputError(
-                f"{self.source} lacks {len(missing)} of {len(ids)} photos, the first is "
-                f"{missing[0]!r}; extract them with the same model, or check that image_root "
-                f"({self.meta.get('image_root')}) is the folder the names refer to"
+                f"{self.source} lacks {joining.of_which(ids, rows, self.ids)}; extract them with "
+                f"the same model, or check that image_root ({self.meta.get('image_root')}) is the "
+                "folder the names refer to"
             )
-        return self.descriptors[[row_of[id_] for id_ in ids]]
+        return self.descriptors[rows]
 
 
 def shard_name(shard: int, count: int) -> str:

@@ -1,12 +1,15 @@
 """The CSVs of the GLDv2 challenges: solutions, predictions and sample submissions."""
 
+import collections
 import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from dolg_tf.data.photo_ids import id_of
 from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -17,6 +20,7 @@ log = logging.getLogger(__name__)
 # task: the second column of its CSVs
 COLUMNS = {"retrieval": "images", "recognition": "landmarks"}
 _USAGES = ("Public", "Private", "Ignored")
+_WHOLE = re.compile(r"0*([0-9]+)(?:\.0*)?")
 
 
 class Recognised(NamedTuple):
@@ -51,8 +55,29 @@ class Solution:
 
 
 def landmark_name(text: str) -> str:
-    """Returns a landmark for comparison: numbers without leading zeros, names as they are."""
-    return (text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else text
+    """Returns a landmark for comparison: `1` for `01` and `1.0` too, names as they are."""
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def photo_name(text: str) -> str:
+    """Returns a photo for comparison: without folder and suffix."""
+    return id_of(text).rpartition("/")[2] if "." in text or "/" in text else text
+
+
+def _photo_names(names: Collection[str], path) -> Mapping[str, str]:
+    """Returns what the photos of a solution are called: as Kaggle does, if that is clear."""
+    short = {name: photo_name(name) for name in names}
+    changed = [name for name, other in short.items() if name != other]
+    if not changed:
+        return short
+    if len(set(short.values())) < len(short):
+        return {name: name for name in short}
+    log.warning(
+        "%s: %d of %d photos are taken without folder and suffix, such as %r",
+        *(path, len(changed), len(short), changed[0]),
+    )
+    return short
 
 
 def _rows(path: files.Path, task: str, *more: str) -> Iterator[tuple[str, list[str]]]:
@@ -91,10 +116,56 @@ def read_solution(path: files.Path, task: str) -> Solution:
             parts[usage][id_] = tuple(map(landmark_name, names) if task == "recognition" else names)
     if not any(parts.values()):
         raise InputError(f"{path}: no query is Public or Private; is it the whole file?")
-    return Solution(parts["Public"], parts["Private"], frozenset(ignored))
+    queries = _photo_names([*parts["Public"], *parts["Private"], *ignored], path)
+    photos = {}
+    if task == "retrieval":
+        listed = (name for part in parts.values() for names in part.values() for name in names)
+        photos = _photo_names(dict.fromkeys(listed), path)
+    public, private = (
+        {
+            queries[id_]: tuple(photos.get(name, name) for name in names)
+            for id_, names in part.items()
+        }
+        for part in parts.values()
+    )
+    return Solution(public, private, frozenset(queries[id_] for id_ in ignored))
 
 
-def _recognised(text: str, where: str) -> Recognised:
+class _Joined:
+    """Takes the names of predictions as the solution writes them, and counts the others."""
+
+    def __init__(self, path: files.Path):
+        self._path, self._others = path, collections.Counter()
+        self._first = {}  # of each kind
+
+    def photo(self, name: str, known: Collection[str]) -> str:
+        """Returns a photo's name as it is known, or as it is written."""
+        short = name if name in known else photo_name(name)
+        if short not in known:
+            return name
+        if short != name:
+            self._count("photos", name)
+        return short
+
+    def landmark(self, written: str) -> str:
+        name = landmark_name(written)
+        if name != written:
+            self._count("landmarks", written)
+        return name
+
+    def _count(self, kind: str, name: str) -> None:
+        self._others[kind] += 1
+        self._first.setdefault(kind, name)
+
+    def say(self) -> None:
+        """Tells how many names were written otherwise."""
+        for kind, rule in (("photos", "without folder and suffix"), ("landmarks", "as numbers")):
+            if count := self._others[kind]:
+                told = (self._path, count, kind, rule, self._first[kind])
+                log.warning("%s: %d %s are taken %s, such as %r", *told)
+
+
+def _recognised(text: str, where: str) -> tuple[str, float]:
     try:
         name, score = text.split()
         score = float(score)
@@ -102,7 +173,7 @@ def _recognised(text: str, where: str) -> Recognised:
             raise ValueError
     except ValueError as error:
         raise InputError(f"{where}: {text!r:.60} is not a landmark and its score") from error
-    return Recognised(landmark_name(name), score)
+    return name, score
 
 
 def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[str, Prediction]:
@@ -122,14 +193,26 @@ def read_predictions(path: files.Path, task: str, solution: Solution) -> dict[st
         a prediction is malformed.
     """
     scored, found, listed = solution.both, {}, set()
-    for where, (id_, text) in _rows(path, task):
+    photos = {name for names in scored.values() for name in names}
+    queries, joined = scored.keys() | solution.ignored, _Joined(path)
+    for where, (written, text) in _rows(path, task):
+        id_ = joined.photo(written, queries)
         if id_ in solution.ignored:
             continue
         if id_ not in scored:
-            raise InputError(f"{where}: the query {id_!r} is not in the solution; is it its CSV?")
+            raise InputError(
+                f"{where}: the query {written!r} is not in the solution, whose ids are like "
+                f"{next(iter(scored))!r}; is it its CSV?"
+            )
+        if id_ in listed:
+            raise InputError(f"{where}: the id {written!r} is there with and without suffix")
         listed.add(id_)
-        if text.strip():
-            found[id_] = tuple(text.split()) if task == "retrieval" else _recognised(text, where)
+        if text.strip() and task == "retrieval":
+            found[id_] = tuple(joined.photo(name, photos) for name in text.split())
+        elif text.strip():
+            name, value = _recognised(text, where)
+            found[id_] = Recognised(joined.landmark(name), value)
+    joined.say()
     _warn_of_faults(path, list(scored.keys() - listed), len(scored), found, task)
     return found
 
@@ -152,6 +235,31 @@ def _warn_of_faults(path, missing: list[str], scored: int, found: dict, task: st
             path,
             GLDV2_DEPTH,
             long,
+        )
+
+
+def warn_of_strangers(
+    solution: Solution, task: str, predicted: Mapping[str, Prediction], source: files.Path
+) -> None:
+    """Warns when nothing that is predicted occurs in the solution: the score is 0 then.
+
+    Args:
+      solution: of the task.
+      task: retrieval or recognition.
+      predicted: {query: prediction}.
+      source: of the predictions.
+    """
+    right = {name for names in solution.both.values() for name in names}
+    made = [made for made in predicted.values() if made]
+    if task == "recognition":
+        named = [landmark_name(one.landmark) for one in made]
+    else:
+        named = [photo for one in made for photo in one]
+    if right and named and right.isdisjoint(named):
+        log.warning(
+            "%s: 0 of %d %s in it are in the solution, so that the score is 0: the first is %r, "
+            "the solution's are like %r",
+            *(source, len(named), COLUMNS[task], named[0], min(right)),
         )
 
 

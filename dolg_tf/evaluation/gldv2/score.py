@@ -141,7 +141,7 @@ def score(solution: kaggle_csv.Solution, task: str, predicted: Mapping[str, Pred
 def table(report: Mapping) -> str:
     """Returns the scores as a small text table: in percent, positions as they are."""
     names = [name for name in report["both"] if not name.endswith("_interval") and name != "AP"]
-    lines = [f"{'':<24}" + "".join(f"{part:>22}" for part in PARTS)]
+    lines = [f"{'':<24}" + "".join(f"{part:>24}" for part in PARTS)]
     for name in names:
         line = f"{name:<24}"
         for part in PARTS:
@@ -156,7 +156,7 @@ def table(report: Mapping) -> str:
                 text = f"{100 * value:.2f}"
                 if interval:
                     text += f" ({100 * interval[0]:.2f}-{100 * interval[1]:.2f})"
-            line += f"{text:>22}"
+            line += f"{text:>24}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -198,6 +198,8 @@ def evaluate(settings: Gldv2Config) -> dict:
 
 
 def _finish(settings: Gldv2Config, solution: kaggle_csv.Solution, predicted: Mapping) -> dict:
+    source = settings.predictions or settings.index_descriptors
+    kaggle_csv.warn_of_strangers(solution, settings.task, predicted, source)
     report = score(solution, settings.task, predicted)
     log.info("%s\n%d ignored queries are left out", table(report), report["ignored"])
     report["protocol"] = _protocol(settings)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dolg_tf.data.records.label_lists import ListsConfig, read_photos
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, joining
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory
 from dolg_tf.stage.config import InputError
@@ -104,17 +104,17 @@ def find_queries(queries: DescriptorSet, wanted: Sequence[str] | None) -> QueryR
       InputError: when a wanted query is neither in the set nor among its bad photos.
     """
     names = kaggle_ids(queries)
-    row_of = {name: row for row, name in enumerate(names)}
     bad = dict.fromkeys(_kaggle_id(str(photo["id"])) for photo in queries.meta["bad"])
-    if wanted is None:
-        wanted = [*names, *(name for name in bad if name not in row_of)]
-    missing = [name for name in wanted if name not in row_of and name not in bad]
-    if missing:
+    known = [*names, *(name for name in bad if name not in set(names))]
+    wanted = known if wanted is None else list(wanted)
+    rows = joining.find_rows(map(_kaggle_id, wanted), known, queries.source)
+    missing = np.flatnonzero(rows < 0)
+    if missing.size:
         raise InputError(
-            f"{queries.source} lacks {len(missing)} of the {len(wanted)} wanted queries, the first "
-            f"is {missing[0]!r}; extract all of them"
+            f"{queries.source} lacks {missing.size} of the {len(wanted)} wanted queries, the first "
+            f"is {wanted[missing[0]]!r}, its ids are like {known[0]!r}; extract all of them"
         )
-    rows = np.array([row_of.get(name, -1) for name in wanted], np.int64)
+    rows[rows >= len(names)] = -1
     unreadable = np.flatnonzero(rows < 0)
     if unreadable.size:
         log.warning(
@@ -124,7 +124,7 @@ def find_queries(queries: DescriptorSet, wanted: Sequence[str] | None) -> QueryR
     others = len(names) - (len(rows) - unreadable.size)
     if others:
         log.info("%d photos of %s are not among the queries", others, queries.source)
-    return QueryRows(list(wanted), rows)
+    return QueryRows(wanted, rows)
 
 
 def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> Landmarks:
@@ -146,16 +146,24 @@ def read_landmarks(lists: ListsConfig, index: DescriptorSet) -> Landmarks:
                 f"{source}: the landmark {landmark!r} contains blanks, which the CSV of "
                 "predictions cannot hold; write it without them"
             )
-    names = index.ids if lists.labels_csv else map(_kaggle_id, index.ids)
-    names = np.array([name.encode() for name in names])
-    order = np.argsort(listed.ids)
-    places = np.searchsorted(listed.ids, names, sorter=order)
-    rows = order[np.minimum(places, len(order) - 1)]
-    missing = np.flatnonzero(listed.ids[rows] != names)
+    if lists.labels_csv:
+        rows = joining.find_rows(index.ids, [name.decode() for name in listed.ids], source)
+    else:
+        rows = _gldv2_rows(index.ids, listed.ids)
+    missing = np.flatnonzero(rows < 0)
     if missing.size:
         raise InputError(
             f"{missing.size} of {len(index)} photos of {index.source} have no landmark in "
-            f"{source}, the first is {index.ids[missing[0]]!r}; give the list they were "
-            "extracted from"
+            f"{source}, the first is {index.ids[missing[0]]!r}, its photos are like "
+            f"{listed.ids[0].decode()!r}; give the list they were extracted from"
         )
     return Landmarks(listed.labels[rows], landmarks)
+
+
+def _gldv2_rows(ids: Sequence[str], listed: np.ndarray) -> np.ndarray:
+    """Returns where GLDv2's list, of millions of photos, has each id; -1: nowhere."""
+    names = np.array([_kaggle_id(id_).encode() for id_ in ids])
+    order = np.argsort(listed)
+    places = np.searchsorted(listed, names, sorter=order)
+    rows = order[np.minimum(places, len(order) - 1)]
+    return np.where(listed[rows] == names, rows, -1)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,11 +68,72 @@ def test_landmarks_are_numbers_where_they_can_be(tmp_path):
     solution = kaggle_csv.read_solution(path, "recognition")
     assert solution.public == {"a": ("7", "eiffel")}
     assert kaggle_csv.landmark_name("000") == "0"
+    for text in ("1", "01", "1.0", "1.", "001.000"):
+        assert kaggle_csv.landmark_name(text) == "1"
+    for text in ("1.5", "-1", "1e3", ".0", "x1", "1.0.0", "\u0661"):
+        assert kaggle_csv.landmark_name(text) == text
     # Longer than the numbers that Python reads.
     assert kaggle_csv.landmark_name("0" + 5000 * "7") == 5000 * "7"
     path = _file(tmp_path, "id,landmarks\na,07 1e-3\n")
     found = kaggle_csv.read_predictions(path, "recognition", solution)
     assert found == {"a": ("7", 0.001)}
+
+
+def test_names_are_joined_where_that_is_clear_and_it_is_told(tmp_path, caplog):
+    text = (
+        "images,Usage,id\n1/x.jpg y.jpg,Public,q/a.jpg\nz.jpg,Private,b.jpg\nNone,Ignored,c.jpg\n"
+    )
+    solution = kaggle_csv.read_solution(_file(tmp_path, text), "retrieval")
+    assert solution.both == {"a": ("x", "y"), "b": ("z",)} and solution.ignored == {"c"}
+    assert "some.csv: 3 of 3 photos are taken without folder and suffix, such as" in caplog.text
+    caplog.clear()
+    path = _file(tmp_path, "\ufeffimages,id\nx 5/y.png other.jpg,a\nz,b.jpeg\nx,c.jpg\n")
+    found = kaggle_csv.read_predictions(path, "retrieval", solution)
+    assert found == {"a": ("x", "y", "other.jpg"), "b": ("z",)}
+    assert (
+        "some.csv: 3 photos are taken without folder and suffix, such as '5/y.png'" in caplog.text
+    )
+    caplog.clear()
+    solution = Solution({"a": ("1",), "b": ("2",)}, {}, frozenset())
+    path = _file(tmp_path, 'id,landmarks\na,1.0 0.5\nb," 02 0.25"\n')
+    found = kaggle_csv.read_predictions(path, "recognition", solution)
+    assert found == {"a": ("1", 0.5), "b": ("2", 0.25)}
+    assert "some.csv: 2 landmarks are taken as numbers, such as '1.0'" in caplog.text
+
+
+def test_names_that_differ_by_their_suffix_alone_stay_as_they_are(tmp_path, caplog):
+    text = "id,images,Usage\na,x.jpg x.png,Public\n"
+    solution = kaggle_csv.read_solution(_file(tmp_path, text), "retrieval")
+    assert solution.public == {"a": ("x.jpg", "x.png")}
+    found = kaggle_csv.read_predictions(
+        _file(tmp_path, "id,images\na,x.png x\n"), "retrieval", solution
+    )
+    assert found == {"a": ("x.png", "x")} and not caplog.messages
+    path = _file(tmp_path, "id,images\na,x.png\na.jpg,x.png\n")
+    with pytest.raises(InputError, match=r"line 3: the id 'a\.jpg' is there with and without suff"):
+        kaggle_csv.read_predictions(path, "retrieval", solution)
+
+
+@pytest.mark.parametrize(
+    ("task", "truth", "made", "told"),
+    [
+        (
+            "retrieval",
+            ("x",),
+            ("y", "z"),
+            "0 of 2 images in it .* first is 'y', the .* like 'x'",
+        ),
+        ("recognition", ("1",), kaggle_csv.Recognised("2", 0.5), "0 of 1 landmarks in it"),
+        ("retrieval", ("x",), ("y", "x"), None),
+        ("retrieval", ("x",), (), None),
+        ("retrieval", (), ("y",), None),
+    ],
+)
+def test_a_score_of_zero_is_never_silent(caplog, task, truth, made, told):
+    solution = Solution({"a": truth}, {}, frozenset())
+    kaggle_csv.warn_of_strangers(solution, task, {"a": made}, "some.csv")
+    assert len(caplog.messages) == (told is not None)
+    assert told is None or re.search(told, caplog.messages[0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +159,7 @@ def test_wrong_solutions(tmp_path, text, message):
     ("text", "message"),
     [
         ("id,images\na,b\n", "--task=recognition reads id,landmarks"),
-        ("id,landmarks\nz,1 0.5\n", "'z' is not in the solution"),
+        ("id,landmarks\nz,1 0.5\n", "'z' is not in the solution, whose ids are like 'a'; is"),
         ("id,landmarks\na,1 0.5\na,\n", "line 3: the id 'a' is repeated"),
         ("id,landmarks\na,1\n", "line 2: '1' is not a landmark and its score"),
         ("id,landmarks\na,1 0.5 2 0.3\n", "is not a landmark and its score"),

@@ -42,8 +42,12 @@ def test_find_queries(caplog):
     assert names == ["3", "4", "1"] and rows.tolist() == [2, -1, 0]
     assert "1 queries could not be read, the first is '4'" in caplog.messages[0]
     assert "1 photos of the set are not among the queries" in caplog.messages[1]
-    with pytest.raises(InputError, match=r"lacks 2 of the 3 wanted queries, the first is '5'"):
+    with pytest.raises(InputError, match=r"lacks 2 of the 3 wanted .* '5', its ids are like '1'"):
         sets.find_queries(queries, ["5", "1", "6"])
+    caplog.clear()
+    names, rows = sets.find_queries(queries, ["x/3.jpg", "4.jpg", "1"])
+    assert names == ["x/3.jpg", "4.jpg", "1"] and rows.tolist() == [2, -1, 0]
+    assert "the set: 2 of 3 photos are found by their names without suffix" in caplog.messages[0]
 
 
 def test_sets_go_together(tmp_path):
@@ -98,7 +102,9 @@ def test_landmarks_of_an_own_list(tmp_path):
     lists = ListsConfig(labels_csv=str(path))
     labels, landmarks = sets.read_landmarks(lists, _set(["tower/1", "arch/1"]))
     assert landmarks == ["arch", "tower"] and labels.tolist() == [1, 0]
-    with pytest.raises(InputError, match="'arch/2'"):
+    labels, _ = sets.read_landmarks(lists, _set(["mine/tower/1", "mine/arch/1.png"]))
+    assert labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match="the first is 'arch/2', its photos are like 'arch/1'"):
         sets.read_landmarks(lists, _set(["arch/2"]))
     path.write_text("path,landmark\n1.jpg,my tower\n")
     with pytest.raises(InputError, match="'my tower' contains blanks"):
