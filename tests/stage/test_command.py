@@ -169,7 +169,7 @@ def test_nothing_is_printed_by_another_way():
         tree = ast.parse(path.read_text())
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         printing = {"print", "sys.stdout.write", "sys.stderr.write"} & {*calls}
-        assert not printing or path.name == "command.py" and calls.count("print") == 1, path
+        assert not printing or (path.name == "command.py" and calls.count("print") == 1), path
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
