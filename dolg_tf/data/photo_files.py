@@ -10,7 +10,10 @@ where a GIF is transparent). No TensorFlow here.
 """
 
 import contextlib
+import errno
 import io
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,11 +24,12 @@ from PIL import Image
 
 from dolg_tf.data import jpeg_header, photo_containers
 from dolg_tf.data.jpeg_header import UnusablePhoto
-from dolg_tf.stage import installed
+from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
 
 # Phones take up to 200 million pixels, which is 0.6 GB of levels.
 MAX_PIXELS = 2**28
+_MAX_BYTES = 2**30  # of a file: more than any photo of so many pixels has
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -59,6 +63,35 @@ class Header(NamedTuple):
     height: int  # pixels, as stored
     width: int  # pixels, as stored
     orientation: int  # of EXIF, 1 to 8; above 1 viewers show the photo turned or mirrored
+
+
+def read_file(path: files.Path) -> bytes:
+    """Returns the bytes of a photo's file.
+
+    Raises:
+      UnusablePhoto: when it is not a file, but a folder, pipe or device, or too large.
+      FileNotFoundError: when there is none of that name.
+      OSError: when it cannot be read: that is the disk's fault, not the photo's.
+    """
+    try:
+        # Unless told not to, opening a pipe waits for a writer.
+        with open(path, "rb", opener=lambda path, how: os.open(path, how | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UnusablePhoto("corrupt", "not a file")
+            if about.st_size > _MAX_BYTES:
+                size = f"{about.st_size >> 20} MiB, more than {_MAX_BYTES >> 20}"
+                raise UnusablePhoto("too_large", f"a file of {size}")
+            return file.read()
+    except NotADirectoryError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except OSError as error:
+        # A folder, a socket, a device without a driver.
+        if error.errno in (errno.EISDIR, errno.ENXIO, errno.ENODEV):
+            raise UnusablePhoto("corrupt", "not a file") from error
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UnusablePhoto("corrupt", error.strerror) from error
+        raise
 
 
 def sniff(head: bytes) -> str | None:

@@ -47,6 +47,12 @@ class LandmarksConfig(tfds.core.BuilderConfig):
     validation_fraction: float = 0.2
     seed: int = 0
     strict: bool = False
+    upright: bool | None = None
+
+    @property
+    def turned(self) -> bool:
+        """Whether photos are turned by their EXIF orientation, as `RecordsConfig.rule` has it."""
+        return bool(self.labels_csv) if self.upright is None else self.upright
 
     def settings(self, manual: epath.Path, output: epath.Path) -> RecordsConfig:
         """Returns the records builder's configuration for the same photos."""
@@ -57,6 +63,7 @@ class LandmarksConfig(tfds.core.BuilderConfig):
             validation_fraction=self.validation_fraction,
             seed=self.seed,
             strict=self.strict,
+            upright=self.turned,
         )
 
 
@@ -97,11 +104,10 @@ class _Convert(beam.DoFn):
 
         photo = self._photos[number]
         try:
-            encoded = shards.encode_photo(shards.read_photo(photo))
+            encoded = shards.encode_photo(shards.read_photo(photo), self._settings.rule)
         except shards.UnusablePhoto as error:
             if self._settings.strict:
-                what = f"{error.kind}: {error.reason}"
-                raise InputError(f"{photo.path}: {what} (image {photo.id}; strict)") from error
+                raise InputError(f"{photo.path}: {error} (image {photo.id}; strict)") from error
             yield odd(error.kind, error.reason)
             return
         for kind, detail in encoded.oddities():
@@ -117,6 +123,8 @@ class _Convert(beam.DoFn):
             "id": photo.id,
             "width": encoded.width,
         }
+        if self._settings.rule.upright:
+            image["upright"] = 1
         yield beam.pvalue.TaggedOutput(split, (photo.id, {"image": image}))
 
 
@@ -179,6 +187,8 @@ class DolgLandmarks(tfds.core.GeneratorBasedBuilder):
             "id": tfds.features.Text(),
             "width": np.int64,
         }
+        if self.builder_config.turned:
+            image["upright"] = np.int64
         return self.dataset_info_from_configs(
             description="Photos of landmarks, with the keys of DELG's records.",
             homepage="https://github.com/cvdfoundation/google-landmark",

@@ -21,7 +21,8 @@ def option(help: str, default=dataclasses.MISSING, *, unit: str = "", choices: S
 
     Args:
       help: what it does, as `--help` prints it.
-      default: the default value; without one the flag is required.
+      default: the default value; without one the flag is required. None, for a `bool | None`: the
+        flag may be left unset.
       unit: of the value, as `--help` prints it ("pixels", "steps").
       choices: the values a string option may take.
     """
@@ -100,6 +101,10 @@ def _plain(hint: type, value, name: str, source: str):
         if not isinstance(value, list | tuple):
             raise InputError(f"{source}: {name} is {value!r:.60}; it must be a list")
         return tuple(_plain(element, item, name, source) for item in value)
+    if _may_be_unset(hint):
+        if value is None:
+            return None
+        hint = bool
     kind, words = _KINDS[hint]
     fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
     # Neither NaN, nor infinite, nor a whole number too large for a float.
@@ -121,6 +126,8 @@ def default_text(field: dataclasses.Field) -> str:
     if field.default is dataclasses.MISSING:
         return "required"
     value = field.default
+    if value is None:
+        return "unset"
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"default {text or 'empty'}"
 
@@ -128,6 +135,11 @@ def default_text(field: dataclasses.Field) -> str:
 def _element(hint) -> type | None:
     """Returns T of `tuple[T, ...]`, None for other types."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
+def _may_be_unset(hint) -> bool:
+    """Tells whether a type is `bool | None`, whose flag has three states."""
+    return type(None) in typing.get_args(hint)
 
 
 def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -147,6 +159,7 @@ def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None
             else:
                 define = {
                     bool: flags.DEFINE_bool,
+                    bool | None: flags.DEFINE_bool,
                     int: flags.DEFINE_integer,
                     float: flags.DEFINE_float,
                     str: flags.DEFINE_string,
@@ -165,7 +178,7 @@ def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
     hints, kwargs = typing.get_type_hints(cls), {}
     for field in options(cls):
         name, value = field.name, values[field.name].value
-        if value is None:
+        if value is None and not _may_be_unset(hints[name]):
             raise InputError(f"--{name} is required: {field.metadata['help']}")
         element = _element(hints[name])
         if isinstance(value, str):
@@ -196,6 +209,8 @@ def to_flagfile(*configs) -> str:
     for config in configs:
         for field in options(type(config)):
             value = getattr(config, field.name)
+            if value is None:
+                continue
             if isinstance(value, bool):
                 lines.append(f"--{'' if value else 'no'}{field.name}")
             else:

@@ -25,6 +25,10 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+class ProcessDied(InputError):
+    """A worker process was killed, or crashed."""
+
+
 def _start_process() -> None:
     """Makes a process end at Ctrl-C, and with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -48,7 +52,7 @@ def run_in_processes(function: Callable, items: Iterable, processes: int) -> Ite
       processes: number of processes; with 1, everything runs in this one.
 
     Raises:
-      InputError: when a process was killed from outside; otherwise whatever `function` raises.
+      ProcessDied: when a process was killed or crashed; otherwise whatever `function` raises.
     """
     items = iter(items)
     if processes == 1:
@@ -59,20 +63,25 @@ def run_in_processes(function: Callable, items: Iterable, processes: int) -> Ite
     pool = futures.ProcessPoolExecutor(processes, spawn, _start_process)
     try:
         # One more than there are processes: the next item is ready when one finishes.
-        waiting = {pool.submit(function, item) for item in itertools.islice(items, processes + 1)}
+        first = itertools.islice(items, processes + 1)
+        waiting = {pool.submit(function, item): item for item in first}
         while waiting:
-            done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+            done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
             for future in done:
                 result = future.result()
-                waiting |= {pool.submit(function, item) for item in itertools.islice(items, 1)}
+                del waiting[future]
+                for item in itertools.islice(items, 1):
+                    waiting[pool.submit(function, item)] = item
                 yield result
     except BaseException as error:
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
         if isinstance(error, BrokenProcessPool):
-            raise InputError(
-                "a worker process was killed, perhaps for lack of memory; run the same command "
-                "again, with fewer --processes"
+            paths = [str(item) for item in waiting.values() if isinstance(item, str | os.PathLike)]
+            at = f" at one of {', '.join(sorted(paths))}" if paths else ""
+            raise ProcessDied(
+                f"a worker process was killed{at}, perhaps for lack of memory; run the same "
+                "command again, with fewer --processes"
             ) from error
         raise
     finally:

@@ -132,6 +132,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     photos = TrainingInput(data, training.batch_size, training.seed, workers)
     if data.validation_file_pattern:
         validation_dataset(data, training.batch_size)  # so that it fails now, not in an hour
+    upright = photos.upright()
     steps = photos.steps_per_epoch * training.epochs
     last = min(steps, training.max_steps or steps)
     if training.init_from:
@@ -163,8 +164,9 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
             initialize(trainer, landmarks, photos)
         first = trainer.agreed_step()
         log.info(
-            "%d photos, %d classes, %d steps of %d photos on %d replicas, %.1f M parameters",
+            "%d photos (%s), %d classes, %d steps of %d photos on %d replicas, %.1f M parameters",
             photos.num_photos,
+            "turned upright" if upright else "as they are stored",
             data.num_classes,
             last,
             training.batch_size,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dolg_tf.stage.processes import process_count, run_in_processes
+from dolg_tf.stage.processes import ProcessDied, process_count, run_in_processes
 
 
 def square(number):
@@ -21,6 +21,12 @@ def fails_at_three(number):
 def process_of(seconds):
     time.sleep(seconds)
     return os.getpid()
+
+
+def dies_at_b(path):
+    if path == "b":
+        os.abort()
+    time.sleep(60)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -42,6 +48,11 @@ def test_all_is_done_and_few_items_are_made_ahead(processes):
 def test_error_of_the_work_is_raised(processes):
     with pytest.raises(KeyError, match="three"):
         list(run_in_processes(fails_at_three, range(30), processes))
+
+
+def test_a_process_that_dies_is_told_with_what_it_was_at():
+    with pytest.raises(ProcessDied, match="a worker process was killed at one of a, b, perhaps"):
+        list(run_in_processes(dies_at_b, ["a", "b"], 2))
 
 
 def test_processes_end_when_the_caller_stops():

@@ -66,6 +66,23 @@ class TrainingInput:
         """
         return int(self._sizes.min()) // self._share
 
+    def upright(self) -> bool:
+        """Returns whether the photos were turned by their EXIF orientation when they were written.
+
+        Raises:
+          InputError: when those of some files were, others not; or training photos, and those of
+            validation not.
+        """
+        pattern, other = self._data.train_file_pattern, self._data.validation_file_pattern
+        upright = self._index.upright(pattern)
+        if other and _validation_index(self._data).upright(other) != upright:
+            words = ("turned", "not turned") if upright else ("not turned", "turned")
+            raise InputError(
+                f"{pattern!r} holds photos {words[0]} by their EXIF orientation, {other!r} photos "
+                f"{words[1]}; build both with or without --upright"
+            )
+        return upright
+
     def photos_of_step(self, step) -> tuple[tf.Tensor, augment.Draws]:
         """Returns the record numbers of a step, int64 (batch_size,), and their random choices."""
         step = tf.cast(step, tf.int64)

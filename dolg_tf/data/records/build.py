@@ -6,11 +6,13 @@
 What happens to odd photos (records.json counts each kind, odd_photos.tsv lists them all):
 
   missing       no such file, or in none of the tars: left out
-  corrupt       cannot be decoded, or ends too early: left out
-  unsupported   more than 8 bits per channel: left out
+  corrupt       cannot be decoded, ends too early, or is not a file: left out
+  unsupported   a lossless JPEG, or of pixels that cannot become 8 bits: left out
+  too_large     of more pixels than --max_pixels, or a JPEG of more than 32 scans: left out
+  crashed       killed the process that read it, in the run before: left out
   non_jpeg      a PNG, WebP, ... whatever its name says: re-encoded as RGB JPEG, quality 95
   grey, cmyk    a JPEG that is not RGB: re-encoded likewise
-  exif_rotated  kept as stored, not turned: training and extraction both ignore EXIF
+  exif_rotated  with --upright turned and re-encoded likewise, else kept as stored
 
 All other photos keep their bytes. A landmark's only photo is used for training. `--strict` stops at
 a photo that would be left out; finished record files are kept. A disk that cannot be read always
@@ -26,12 +28,13 @@ import shutil
 
 import numpy as np
 
+from dolg_tf.data import photo_files
 from dolg_tf.data.records import classes, shards, tars, tfrecord
 from dolg_tf.data.records.label_lists import ListsConfig, PhotoTable, read_photos
-from dolg_tf.data.records.shards import Shard
+from dolg_tf.data.records.shards import Rule, Shard
 from dolg_tf.stage import config, files, progress
 from dolg_tf.stage.config import InputError, option
-from dolg_tf.stage.processes import process_count, run_in_processes
+from dolg_tf.stage.processes import ProcessDied, process_count, run_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +61,17 @@ class RecordsConfig(ListsConfig):
     seed: int = option("random seed of the split and the order", 0)
     processes: int = option("worker processes; 0: one per core", 0)
     strict: bool = option(
-        "stop at the first photo that is missing, corrupt or unsupported, instead of leaving it "
-        "out; photos that are re-encoded (not JPEG, grey, CMYK) or that EXIF rotates are kept and "
-        "listed either way",
+        "stop at the first photo that would be left out; photos that are re-encoded (not JPEG, "
+        "grey, CMYK) or that EXIF rotates are kept and listed either way",
         False,
+    )
+    upright: bool | None = option(
+        "turn photos by their EXIF orientation; unset: those of --labels_csv are turned, GLDv2's "
+        "are not",
+        None,
+    )
+    max_pixels: int = option(
+        "photos of more are left out; 0: none is", photo_files.MAX_PIXELS, unit="pixels"
     )
 
     def __post_init__(self):
@@ -72,7 +82,13 @@ class RecordsConfig(ListsConfig):
             raise InputError(
                 f"--validation_fraction={self.validation_fraction} must be at least 0 and below 1"
             )
-        config.at_least(self, processes=0)
+        config.at_least(self, processes=0, max_pixels=0)
+
+    @property
+    def rule(self) -> Rule:
+        """What becomes of photos."""
+        upright = bool(self.labels_csv) if self.upright is None else self.upright
+        return Rule(upright, self.max_pixels, self.strict)
 
     @property
     def in_tars(self) -> bool:
@@ -133,6 +149,7 @@ def _identity(settings: RecordsConfig, photos: PhotoTable, landmarks: list) -> d
     """Returns what must be equal for a rerun to continue: the options and the listed photos."""
     free = ("output_dir", "processes", "strict", "md5_dir")
     options = {k: v for k, v in config.to_dict(settings).items() if k not in free}
+    options["upright"] = settings.rule.upright
     names = hashlib.sha256("\n".join(map(str, landmarks)).encode()).hexdigest()
     return {**options, "photos_sha256": photos.sha256(), "landmarks_sha256": names}
 
@@ -147,7 +164,8 @@ def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dic
     if not path.exists():
         return None
     found = files.read_json(path, FORMAT_VERSION)
-    before = found["configuration"]
+    # Records from before these options were made like this.
+    before = {"upright": False, "max_pixels": photo_files.MAX_PIXELS} | found["configuration"]
     changed = sorted(key for key in identity if before.get(key) != identity[key])
     if changed:
         raise InputError(
@@ -179,19 +197,49 @@ def _start(output: pathlib.Path, building: pathlib.Path, identity: dict) -> None
         shutil.rmtree(half, ignore_errors=True)
 
 
+def _note_crashes(missing: list[_Planned]) -> list[str]:
+    """Notes the photos that killed a process, so that the next run passes over them.
+
+    Returns:
+      These photos, and how the process died: "a/b (Segmentation fault)".
+    """
+    found = []
+    for shard in (Shard(planned.path, ()) for planned in missing):
+        name, how = shards.read_crash_note(shard.at_hand)
+        if how:
+            with shard.crashed.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+            shard.at_hand.unlink()
+            found.append(f"{name} ({how})")
+    return found
+
+
 def _write(plan: list[_Planned], photos: PhotoTable, settings: RecordsConfig) -> None:
     """Writes the record files that do not exist yet."""
     missing = [planned for planned in plan if not planned.note.exists()]
     if len(missing) < len(plan):
         log.info("%d of %d record files are kept", len(plan) - len(missing), len(plan))
+    for crash in _note_crashes(missing):  # of this process itself, where it works alone
+        log.warning("left out, because the last run died at it: %s", crash)
     # A file's photos are gathered when its turn comes: only a few files' are in memory at a time.
     tasks = (
-        Shard(planned.path, photos.take(planned.numbers), settings.strict) for planned in missing
+        Shard(planned.path, photos.take(planned.numbers), settings.rule) for planned in missing
     )
     processes = process_count(settings.processes, len(missing))
     written = run_in_processes(shards.write_shard, tasks, processes)
-    for _ in progress.track(written, len(missing), "records", "files"):
-        pass
+    try:
+        for _ in progress.track(written, len(missing), "records", "files"):
+            pass
+    except ProcessDied as error:
+        crashes = _note_crashes(missing)
+        if crashes:
+            raise InputError(
+                f"a worker process crashed at {', '.join(crashes)}; run the same command again: it "
+                "leaves that out"
+            ) from error
+        at_hand = [shards.read_crash_note(Shard(one.path, ()).at_hand)[0] for one in missing]
+        names = ", ".join(filter(None, at_hand)) or "none"
+        raise InputError(f"{error}; photos at hand: {names}") from error
 
 
 def _summarise(plan: list[_Planned], photos: PhotoTable, identity: dict) -> tuple[dict, np.ndarray]:
@@ -208,6 +256,7 @@ def _summarise(plan: list[_Planned], photos: PhotoTable, identity: dict) -> tupl
     summary = {
         "format_version": FORMAT_VERSION,
         "configuration": identity,
+        "upright": identity["upright"],
         "num_classes": len(counts),
         "train": totals["train"],
         "validation": totals["validation"],
@@ -237,14 +286,17 @@ def _report(summary: dict, output: pathlib.Path) -> None:
     odd = summary["odd_photos"]
 
     def listed(kinds):
-        return ", ".join(f"{odd[kind]} {kind}" for kind in kinds if odd[kind]) or "0"
+        return ", ".join(f"{odd[kind]} {kind}" for kind in kinds if odd.get(kind)) or "0"
 
     log.info(
-        "left out: %s; re-encoded as RGB JPEG: %s; rotated by EXIF, kept as stored: %d; "
-        "landmarks without a training photo: %d",
-        *(listed(shards.LEFT_OUT), listed(shards.ENCODED_AGAIN), odd["exif_rotated"]),
-        summary["landmarks_without_training_photo"],
+        "left out: %s; re-encoded as RGB JPEG: %s; rotated by EXIF, %s: %d; landmarks without a "
+        "training photo: %d",
+        *(listed(shards.LEFT_OUT), listed(shards.ENCODED_AGAIN)),
+        "turned" if summary["configuration"].get("upright") else "kept as stored",
+        *(odd["exif_rotated"], summary["landmarks_without_training_photo"]),
     )
+    if odd.get("too_large"):
+        log.info("--max_pixels lets in photos of more pixels; at 0, of any number")
     if summary["configuration"]["exclude"]:
         log.info(
             "excluded: %d photos; ids of --exclude that are not in the list: %d",
@@ -290,11 +342,11 @@ def _build(settings: RecordsConfig, photos: PhotoTable, landmarks: list, identit
 
 def build_records(settings: RecordsConfig) -> dict:
     """Builds training and validation TFRecords from photo files or tars and their labels.
-    Photos that are missing, corrupt or of more than 8 bits per channel are left out. Photos that
-    are not JPEG, grey or CMYK are re-encoded as RGB JPEG (quality 95). Photos that EXIF rotates are
-    kept as stored, not turned. All of these are counted in records.json and listed in
-    odd_photos.tsv. A landmark's only photo is used for training. After an interruption, run the
-    same command again: it keeps the files that are finished.
+    Photos that are missing, corrupt, unsupported or too large are left out. Photos that are not
+    JPEG, grey or CMYK are re-encoded as RGB JPEG (quality 95), and so are those that --upright
+    turns. All of these are counted in records.json and listed in odd_photos.tsv. A landmark's only
+    photo is used for training. After an interruption or a crash, run the same command again: it
+    keeps the files that are finished and passes over the photo that it died at.
 
     Writes `train-*` and `validation-*` files, relabeling.csv (new_label,old_label),
     class_counts.csv (label,photos), odd_photos.tsv (id, path, kind, detail) if there are any, and

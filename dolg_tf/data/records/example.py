@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dolg_tf.data import protos
 
 _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5  # wire types
-_BYTES_LIST = 1  # field of a Feature
+_BYTES_LIST, _INT64_LIST = 1, 3  # fields of a Feature
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -80,10 +80,24 @@ def find_bytes(data: memoryview, key: bytes) -> bytes | None:
     Raises:
       ValueError: when the data is not such a message.
     """
+    for part in _lists(data, key, _BYTES_LIST):
+        return next((bytes(value) for value in _delimited(part, 1)), None)
+    return None
+
+
+def find_int(data: memoryview, key: bytes) -> int | None:
+    """Returns the first int64 value of one key, without its sign, as `find_bytes` does."""
+    for part in _lists(data, key, _INT64_LIST):
+        for number, value in _fields(part):
+            if number == 1 and (isinstance(value, int) or len(value)):
+                return value if isinstance(value, int) else _varint(value, 0)[0]
+    return None
+
+
+def _lists(data: memoryview, key: bytes, kind: int) -> Iterator[memoryview]:
+    """Yields the lists of one kind that the feature of a key holds."""
     for features in _delimited(data, 1):
         for entry in _delimited(features, 1):
             if next(_delimited(entry, 1), None) == key:
                 for feature in _delimited(entry, 2):
-                    for part in _delimited(feature, _BYTES_LIST):
-                        return next((bytes(value) for value in _delimited(part, 1)), None)
-    return None
+                    yield from _delimited(feature, kind)

@@ -4,6 +4,7 @@ One record is one photo. The framing is written here, so that the builder's proc
 TensorFlow; the tests hold it against TensorFlow's.
 """
 
+import contextlib
 import glob
 import logging
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from crc32c import crc32c
 
 from dolg_tf.data import protos
+from dolg_tf.data.records import example
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -35,7 +37,15 @@ def masked_crc32c(data: bytes) -> int:
 # --- writing ------------------------------------------------------------------------------
 
 
-def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | None) -> bytes:
+def encode(
+    jpeg: bytes,
+    image_id: str,
+    height: int,
+    width: int,
+    label: int | None,
+    *,
+    upright: bool = False,
+) -> bytes:
     """Returns one photo as a serialised `tf.train.Example` of DELG's schema.
 
     Args:
@@ -43,6 +53,8 @@ def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | Non
       image_id: the photo's id.
       height, width: in pixels.
       label: the landmark, at least 0; None in test records.
+      upright: whether photos of these records are turned by their EXIF orientation; False is not
+        written: DELG's schema does not have it.
     """
     values = {
         "image/channels": 3,
@@ -52,6 +64,7 @@ def encode(jpeg: bytes, image_id: str, height: int, width: int, label: int | Non
         "image/format": b"JPEG",
         "image/height": height,
         "image/id": image_id.encode(),
+        "image/upright": 1 if upright else None,
         "image/width": width,
     }
     message = protos.example_class()()
@@ -242,6 +255,30 @@ class RecordIndex:
         if data is None:
             raise InputError(f"{self.where(record)}: the checksum is wrong; write the file again")
         return data
+
+    def upright(self, pattern: str) -> bool:
+        """Returns whether the photos were turned by their EXIF orientation when they were written.
+
+        The first record of each file is asked; one that cannot be read says nothing.
+
+        Args:
+          pattern: that of the files, for the error.
+
+        Raises:
+          InputError: when some files were turned, others not.
+        """
+        found = {}
+        for path, first, behind in zip(self.paths, self._firsts, self._firsts[1:], strict=False):
+            with contextlib.suppress(InputError, ValueError):
+                if first < behind:
+                    value = example.find_int(memoryview(self.read(int(first))), b"image/upright")
+                    found.setdefault(bool(value), path)
+        if len(found) > 1:
+            raise InputError(
+                f"{pattern!r}: the photos of {found[True]} are turned by their EXIF orientation, "
+                f"those of {found[False]} are not; build all with or without --upright"
+            )
+        return True in found
 
     def places(self) -> Iterator[tuple[str, list[int]]]:
         """Yields the path of each file and the bytes at which its records start."""

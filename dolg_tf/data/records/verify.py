@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from dolg_tf.data.records import classes, shards
+from dolg_tf.data import photo_files
+from dolg_tf.data.photo_files import UnusablePhoto
+from dolg_tf.data.records import classes
 from dolg_tf.data.records.example import parse_example
 from dolg_tf.data.records.tfrecord import masked_crc32c
 from dolg_tf.stage import config, files, progress
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 20  # faults on stderr
 _LABEL = "image/class/label"
+_UPRIGHT = "image/upright"  # ours; DELG's own records lack it
 _KEYS = {
     "image/encoded": bytes,
     "image/id": bytes,
@@ -40,6 +42,7 @@ _KEYS = {
     "image/width": int,
     "image/channels": int,
     _LABEL: int,
+    _UPRIGHT: int,
 }
 _EXPECTED = {"image/colorspace": b"RGB", "image/format": b"JPEG", "image/channels": 3}
 
@@ -128,7 +131,7 @@ def _one(values: dict, key: str):
 
 def _key_faults(values: dict, labelled: bool) -> Iterator[str]:
     for key, kind in _KEYS.items():
-        if key == _LABEL and not labelled:
+        if (key == _LABEL and not labelled) or (key == _UPRIGHT and key not in values):
             continue
         value = _one(values, key)
         if key not in values:
@@ -139,6 +142,8 @@ def _key_faults(values: dict, labelled: bool) -> Iterator[str]:
             yield f"{key} is {value!r}, not {_EXPECTED[key]!r}"
         elif key == "image/id" and not value:
             yield "image/id is empty"
+        elif key == _UPRIGHT and value not in (0, 1):
+            yield f"{key} is {value}, not 0 or 1"
 
 
 def _photo_faults(values: dict) -> Iterator[str]:
@@ -147,22 +152,22 @@ def _photo_faults(values: dict) -> Iterator[str]:
     if encoded is None:
         return
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.format not in shards.JPEG_FORMATS:
-                yield f"image/encoded is {image.format}, not JPEG"
-            elif image.mode != "RGB":
-                yield f"the JPEG is {image.mode}, not RGB"
-            for key, real in (("image/height", image.height), ("image/width", image.width)):
-                stored = _one(values, key)
-                if stored not in (None, real):
-                    yield f"{key} is {stored}, but the photo's is {real}"
-            shards.decode_small(image)
-    except MemoryError:
-        raise
-    except Image.UnidentifiedImageError:
-        yield "image/encoded is not a picture"
-    except Exception as error:  # Pillow's decoders raise anything on damaged data
-        yield f"the photo cannot be decoded: {' '.join(str(error).split())}"
+        header = photo_files.read_header(encoded)
+        if header.format != "JPEG":
+            yield f"image/encoded is {header.format}, not JPEG"
+        elif header.mode != "RGB":
+            yield f"the JPEG is {header.mode}, not RGB"
+        for key, real in (("image/height", header.height), ("image/width", header.width)):
+            stored = _one(values, key)
+            if stored not in (None, real):
+                yield f"{key} is {stored}, but the photo's is {real}"
+        # Small, which shows just as well whether all of the data is there.
+        photo_files.decode(encoded, upright=False, max_pixels=0, reduce_to=1)
+    except UnusablePhoto as error:
+        if error.reason == "not a picture":
+            yield "image/encoded is not a picture"
+        else:
+            yield f"the photo cannot be decoded: {error.reason}"
 
 
 def _label_faults(values: dict, num_classes: int) -> Iterator[str]:
@@ -182,7 +187,7 @@ def verify_file(path: str, num_classes: int = 0) -> FileReport:
     """
     faults, labels, numbers, hashes, count = [], [], [], [], 0
     labelled = is_labelled(path)
-    with pathlib.Path(path).open("rb") as file, shards.quiet_pillow():
+    with pathlib.Path(path).open("rb") as file:
         for number, (data, fault) in enumerate(_payloads(file)):
             count += 1
             reasons, values = [fault] if fault else [], {}

@@ -52,6 +52,24 @@ def config(folder, **changes):
     return DataConfig(**values | changes)
 
 
+def test_turned_photos_are_not_mixed_with_others(tmp_path):
+    def records(split, upright, shards=2):
+        photos = [tfrecord.encode(jpeg(i), f"{i}", 40, 52, 0, upright=upright) for i in range(4)]
+        write(tmp_path, split, photos, shards)
+
+    for upright in (True, False):
+        records("train", upright)
+        records("validation", upright)
+        assert pipeline.TrainingInput(config(tmp_path), 2, 0).upright() is upright
+        pipeline._validation_index.cache_clear()
+    records("validation", True)
+    with pytest.raises(InputError, match=r"train-\*' holds photos not turned by .*validation-\*'"):
+        pipeline.TrainingInput(config(tmp_path), 2, 0).upright()
+    records("train", True, 1)
+    with pytest.raises(InputError, match=r"00001 are turned .*00002 are not"):
+        pipeline.TrainingInput(config(tmp_path), 2, 0).upright()
+
+
 def collect(dataset):
     """Returns the batches of each part of the elements, joined."""
     return [np.concatenate(part) for part in zip(*dataset.as_numpy_iterator(), strict=True)]

@@ -4,13 +4,16 @@ import collections
 import csv
 import io
 import json
+import os
 
 import numpy as np
+import odd_photos
 import pytest
 from gldv2_files import files_of, jpeg, name_of, put, read, settings, write_gldv2
 from PIL import Image
 
-from dolg_tf.data.records import build
+from dolg_tf.data import photo_files
+from dolg_tf.data.records import build, example, tfrecord
 from dolg_tf.data.records.build import RecordsConfig, build_records
 from dolg_tf.stage.config import InputError
 
@@ -120,6 +123,8 @@ def test_odd_photos(gldv2_folder, caplog):
         "missing": 1,
         "corrupt": 3,
         "unsupported": 1,
+        "too_large": 0,
+        "crashed": 0,
         "non_jpeg": 1,
         "grey": 1,
         "cmyk": 1,
@@ -146,7 +151,7 @@ def test_odd_photos(gldv2_folder, caplog):
     assert len(odd) == len(lines) == 10
     name = name_of(4)
     assert odd[name, "missing"][1] == f"{root}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
-    assert "truncated" in odd[name_of(5), "corrupt"][3].lower()
+    assert odd[name_of(5), "corrupt"][3] == "it ends before its end marker"
     assert odd[name_of(6), "corrupt"][3] == odd[name_of(15), "corrupt"][3] == "not a picture"
     assert odd[name_of(7), "unsupported"][3] == "TIFF with pixels of I"
     assert odd[name_of(1), "cmyk"][3] == "JPEG CMYK"
@@ -185,11 +190,78 @@ def test_strict_refuses_what_was_built_without(gldv2_folder):
         build_records(settings(gldv2_folder, strict=True))
 
 
-def test_unreadable_photo_stops_the_build(gldv2_folder):
-    path = put(gldv2_folder / "train", name_of(4), b"")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(InputError, match=rf"{name_of(4)}\.jpg: cannot be read \(Is a directory\)"):
+def circle(path):
+    path.symlink_to(path)
+
+
+def test_what_is_no_file_or_too_much(gldv2_folder):
+    root = gldv2_folder / "train"
+    for number, make in enumerate((os.mkfifo, os.mkdir, circle)):
+        path = put(root, name_of(number), b"")
+        path.unlink()
+        make(path)
+    put(root, name_of(3), odd_photos.with_frame(jpeg(3), 0xC3))
+    put(root, name_of(4), odd_photos.scan_bomb(200))
+    put(root, name_of(5), odd_photos.encode(odd_photos.pixels(3, 9)))  # thin, but a photo
+    put(root, name_of(6), odd_photos.encode(odd_photos.pixels(60, 50)))
+    summary = build_records(settings(gldv2_folder, max_pixels=2999))
+    kinds = {kind: count for kind, count in summary["odd_photos"].items() if count}
+    assert kinds == {"corrupt": 3, "unsupported": 1, "too_large": 2}
+    lines = (gldv2_folder / "records" / "odd_photos.tsv").read_text().splitlines()[1:]
+    odd = {line.split("\t")[0]: line.split("\t")[3] for line in lines}
+    assert [odd[name_of(number)] for number in range(4)] == [
+        *("not a file", "not a file", "Too many levels of symbolic links", "a lossless JPEG"),
+    ]
+    assert odd[name_of(6)] == "50 x 60 = 0.0 million pixels, more than 0.002999 million"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_upright(gldv2_folder, own):
+    """Photos of one's own list are turned, GLDv2's are not; the records say which."""
+    if own:
+        rows = [f"{number}.jpg,a" for number in range(1, 9)]
+        (gldv2_folder / "labels.csv").write_text("\n".join(["path,landmark", *rows]))
+        for number in range(1, 9):
+            data = odd_photos.turned()["JPEG", number]
+            (gldv2_folder / f"{number}.jpg").write_bytes(data)
+        lists = {"images_dir": "", "train_csv": "", "train_clean_csv": ""}
+        common = lists | {
+            "labels_csv": str(gldv2_folder / "labels.csv"),
+            "validation_fraction": 0.0,
+        }
+        names = [str(number) for number in range(1, 9)]
+    else:
+        for number in range(8):
+            data = odd_photos.turned()["JPEG", number + 1]
+            put(gldv2_folder / "train", name_of(number), data)
+        common, names = {"validation_fraction": 0.0}, [name_of(number) for number in range(8)]
+    for options, upright in (({}, own), ({"upright": not own}, not own)):
+        output = gldv2_folder / f"records{upright}"
+        summary = build_records(settings(gldv2_folder, output_dir=str(output), **common, **options))
+        assert summary["upright"] is upright and summary["odd_photos"]["exif_rotated"] == 7
+        found = read(output, "train")
+        for orientation, name in enumerate(names, 1):
+            stored = odd_photos.turned()["JPEG", orientation]
+            written = found[name][1]
+            assert (written == stored) is (orientation == 1 or not upright)
+            assert photo_files.read_header(written).orientation == (1 if upright else orientation)
+            expected = photo_files.decode(stored, upright=upright).astype(int)
+            assert np.abs(photo_files.decode(written, upright=False) - expected).mean() < 6
+        detail = (output / "odd_photos.tsv").read_text().splitlines()[1].split("\t")[3]
+        assert detail.endswith(", turned") is upright
+        index = tfrecord.RecordIndex.open(str(output / "train-*"))
+        data = {example.find_int(memoryview(index.read(n)), b"image/upright") for n in range(8)}
+        assert data == {1 if upright else None}
+    with pytest.raises(InputError, match=r"another configuration \(upright was "):
+        build_records(settings(gldv2_folder, output_dir=str(output), **common))
+
+
+def test_unreadable_photo_stops_the_build(gldv2_folder, monkeypatch):
+    def broken(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(photo_files, "read_file", broken)
+    with pytest.raises(InputError, match=r"\.jpg: cannot be read \(Input/output error\)"):
         build_records(settings(gldv2_folder))
 
 

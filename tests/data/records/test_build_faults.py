@@ -1,6 +1,7 @@
 """The records builder cut off: by a kill, Ctrl-C, a full disk, or a second builder.
 
-A photo that is a named pipe stops a builder for good in the middle of a record file.
+A photo that is a named pipe stops a builder for good in the middle of a record file, if it is read
+like a file; another reader crashes.
 """
 
 import io
@@ -32,6 +33,15 @@ def command(folder, processes):
     names = ("images_dir", "train_csv", "train_clean_csv", "output_dir", "num_shards", "processes")
     flags = [f"--{name}={getattr(options, name)}" for name in names]
     return [sys.executable, "-m", "dolg_tf", "records", *flags]
+
+
+def environment(folder, reader):
+    """The environment of a builder that reads photos by other code."""
+    code = f"import pathlib\nfrom dolg_tf.data import photo_files\n{reader}"
+    (folder / "code").mkdir()
+    (folder / "code" / "sitecustomize.py").write_text(code)
+    paths = [str(folder / "code"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def jpeg_of_noise():
@@ -66,7 +76,13 @@ def stuck(gldv2_folder):
     # A test run in the background of a script has Ctrl-C switched off, which children inherit.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     builder = subprocess.Popen(
-        command(gldv2_folder, 2), start_new_session=True, stderr=pipe, text=True
+        command(gldv2_folder, 2),
+        start_new_session=True,
+        stderr=pipe,
+        text=True,
+        env=environment(
+            gldv2_folder, "photo_files.read_file = lambda path: pathlib.Path(path).read_bytes()"
+        ),
     )
     signal.signal(signal.SIGINT, before)
     building = gldv2_folder / "records" / ".building"
@@ -122,7 +138,47 @@ def test_killed_worker(stuck):
     assert stuck.wait(20) == 1
     last = stuck.stderr.read().splitlines()[-1]
     assert "error: a worker process was killed, perhaps for lack of memory" in last
+    assert last.endswith(f"; photos at hand: {name_of(4)}")
     wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
+
+
+_CRASHES = """
+import ctypes
+read = photo_files.read_file
+def crash(path):
+    data = read(path)
+    return ctypes.string_at(0) if data == b"crash" else data
+photo_files.read_file = crash
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_photo_that_kills_its_process_is_passed_over(gldv2_folder, processes):
+    for number in (4, 9):
+        put(gldv2_folder / "train", name_of(number), b"crash")
+    env = environment(gldv2_folder, _CRASHES)
+    told = []
+    for _ in range(3):
+        done = subprocess.run(
+            command(gldv2_folder, processes), capture_output=True, text=True, env=env
+        )
+        told.append(done.stderr)
+        if not done.returncode:
+            break
+    assert done.returncode == 0, told
+    if processes == 2:
+        error = told[0].splitlines()[-1]
+        assert "error: a worker process crashed at " in error and "(Segmentation fault)" in error
+        assert error.endswith("; run the same command again: it leaves that out")
+        assert name_of(4) in error or name_of(9) in error
+    else:
+        assert "left out, because the last run died at it: " in told[-1]
+    assert "left out: 2 crashed" in told[-1]
+    odd = (gldv2_folder / "records" / "odd_photos.tsv").read_text()
+    for number in (4, 9):
+        assert f"{name_of(number)}.jpg\tcrashed\tits decoder killed the process" in odd
+    names = {path.name for path in (gldv2_folder / "records").iterdir()}
+    assert len(names) == 6 + 4 and "records.json" in names
 
 
 def test_full_disk(gldv2_folder):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from gldv2_files import jpeg, settings, write_gldv2
+from odd_photos import scan_bomb
 from PIL import Image
 
 from dolg_tf.data.records import tfrecord
@@ -19,6 +20,13 @@ from dolg_tf.stage.config import InputError
 def example(number, label=0, **changes):
     values = {"jpeg": jpeg(number), "image_id": f"id{number}", "height": 24, "width": 30}
     return tfrecord.encode(**values | changes, label=label)
+
+
+def with_upright(value):
+    data = example(1, upright=True)
+    true, other = (b"\x1a\x03\x0a\x01" + bytes([number]) for number in (1, value))
+    at = data.index(true, data.index(b"image/upright"))
+    return data[:at] + other + data[at + 5 :]
 
 
 def faults_of(folder, **options):
@@ -71,7 +79,10 @@ def png(number):
         (example(1, jpeg=jpeg(1, "CMYK")), {"the JPEG is CMYK, not RGB"}),
         (example(1, jpeg=png(1)), {"image/encoded is PNG, not JPEG"}),
         (example(1, jpeg=b"<html>"), {"image/encoded is not a picture"}),
-        (example(1, jpeg=jpeg(1)[:-60]), {"the photo cannot be decoded: image file is truncated"}),
+        (
+            example(1, jpeg=jpeg(1)[:-60]),
+            {"the photo cannot be decoded: it ends before its end marker"},
+        ),
         (
             example(1).replace(b"\x0a\x03RGB", b"\x0a\x03BGR"),
             {"image/colorspace is b'BGR', not b'RGB'"},
@@ -82,6 +93,11 @@ def png(number):
         ),
         (example(1).replace(b"image/channels", b"image/chonnels"), {"no image/channels"}),
         (example(1).replace(b"image/height", b"image/length"), {"no image/height"}),
+        (with_upright(2), {"image/upright is 2, not 0 or 1"}),
+        (
+            example(1, jpeg=scan_bomb(99, 24, 30)),
+            {"the photo cannot be decoded: more than 32 scans"},
+        ),
         (example(1).replace(b"image/encoded", b"image/uncoded"), {"no image/encoded"}),
         (example(1)[:-3], {"not a tf.train.Example: damaged, or cut short"}),
         (b"abc", {"not a tf.train.Example: damaged, or cut short"}),
@@ -207,5 +223,5 @@ def test_photo_that_is_large_enough_to_be_scaled_down(tmp_path):
     examples += [example(1, jpeg=out.getvalue()[:-500], **size)]
     tfrecord.write_shard(tmp_path / "train-00000-of-00001", examples)
     assert {(number, why.split(" (")[0]) for _, number, _, why in faults_of(tmp_path)} == {
-        (1, "the photo cannot be decoded: image file is truncated")
+        (1, "the photo cannot be decoded: it ends before its end marker")
     }
