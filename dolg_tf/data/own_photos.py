@@ -77,6 +77,7 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
     places = collections.defaultdict(list)
     for place, (_, landmark) in enumerate(by_split["index"]):
         places[landmark].append(place)
+    _say_what_does_not_count(labels, by_split, places)
     written = {}
     for name in ("seen", "unseen"):
         queries = [
@@ -104,6 +105,18 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         with files.atomic_path(written[name]) as temporary:
             temporary.write_bytes(pickle.dumps(truth, protocol=2))
     return written
+
+
+def _say_what_does_not_count(labels: pathlib.Path, by_split: dict, places: dict) -> None:
+    """Tells of queries that match no index photo, and of photos that are not searched."""
+    alone = [row for row in by_split["query"] if row[1] not in places]
+    if alone:
+        log.warning(
+            "%s: %d queries match no index photo and count nowhere, such as %s of landmark %r",
+            *(labels, len(alone), *alone[0]),
+        )
+    if by_split["train"]:
+        log.info("%s: %d photos of split train are not searched", labels, len(by_split["train"]))
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.records.label_lists import warn_of_equal_numbers
 from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.retrieval.exact import search
@@ -57,11 +58,12 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
     one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
     a, b, truth, seen = [], [], [], set()
     for where, (id_a, id_b, same) in read_table(path, ["id_a"], ["id_b"], ["same"]):
-        if same.lower() not in _TRUTH:
+        same = same.strip().lower()
+        if same not in _TRUTH:
             raise InputError(f"{where}: same is {same!r}; it must be 1 or 0")
         a.append(id_of(id_a))
         b.append(id_of(id_b))
-        truth.append(_TRUTH[same.lower()])
+        truth.append(_TRUTH[same])
         pair = (a[-1], b[-1])
         if one_folder:
             pair = (min(pair), max(pair))
@@ -118,12 +120,14 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
     for where, (name, landmark) in read_table(
         path, ["path", "id"], ["landmark", "label", "landmark_id"]
     ):
+        landmark = landmark.strip()
         if not name or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")
         known = landmark_of.setdefault(id_of(name), landmark)
         if known != landmark:
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
+    warn_of_equal_numbers(str(path), sorted(numbers))
     landmarks = np.array([numbers[landmark] for landmark in landmark_of.values()], np.int64)
     labels, known = [], np.zeros(len(landmarks), bool)
     # An approximate index has other rows than its set, but the ids are the same object.

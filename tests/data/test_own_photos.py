@@ -50,6 +50,15 @@ def test_photos_that_are_only_searched_need_no_training_photos(tmp_path):
     assert load_ground_truth(written["unseen"]).query_ids == ("a/4", "b/2")
 
 
+def test_queries_without_index_photo_and_photos_of_train_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    labels = _folder(tmp_path, [*ROWS, ("c/1.jpg", "castle", "query")])
+    written = write_ground_truths(labels, tmp_path / "out")
+    assert not len(load_ground_truth(written["unseen"]).queries[1].easy)
+    assert "1 queries match no index photo and count nowhere, such as c/1.jpg of" in caplog.text
+    assert "labels.csv: 1 photos of split train are not searched" in caplog.text
+
+
 def test_blanks_do_not_make_another_landmark_and_equal_numbers_are_told(tmp_path, caplog):
     rows = [(path, f" {landmark} ", f"{split} ") for path, landmark, split in ROWS]
     rows += [("c/1.jpg", "1", "index"), ("c/2.jpg", "01", "index"), ("c/3.jpg", "1.0", "query")]

@@ -134,6 +134,17 @@ def test_pairs_of_two_sets(tmp_path, caplog):
     )
 
 
+def test_blanks_and_another_image_root(tmp_path, caplog):
+    photos = _set([f"mine/{id_}" for id_ in LANDMARKS])
+    text = LABELS.replace("a,a2", '" a ",a2')
+    pairs = labelled_pairs.labelled_pairs(_csv(tmp_path, text), photos, photos)
+    found = _found(pairs)
+    assert len(found) == 6 * 5 / 2 and sum(same for _, _, same in found) == 1 + 3
+    assert caplog.messages == ["set: all 6 photos are found in the folder 'mine/'"]
+    text = "id_a,id_b,same\na1,b1, True\na2,b2,0\n"
+    assert len(_found(labelled_pairs.listed_pairs(_csv(tmp_path, text), photos, photos))) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 
 from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.records.label_lists import SPLITS
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -58,8 +59,10 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
     others = missing = 0
     columns = (["path", "id"], ["landmark", "label", "landmark_id"], ["split", ""])
     for where, (name, landmark, split) in read_table(path, *columns):
-        id_ = id_of(name)
-        if split not in ("", "train"):
+        id_, landmark, split = id_of(name), landmark.strip(), split.strip() or "train"
+        if split not in SPLITS:
+            raise InputError(f"{where}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
+        if split != "train":
             others += 1
             continue
         if id_ in seen:
@@ -83,11 +86,12 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
         others,
         missing,
     )
-    return _arrays(pairs, path)
+    among = f" in split train; {others} photos are of other splits" if others else ""
+    return _arrays(pairs, path, among)
 
 
-def _arrays(pairs: list, path) -> Pairs:
+def _arrays(pairs: list, path, among: str = "") -> Pairs:
     if not pairs:
-        raise InputError(f"{path}: no two photos of the same landmark")
+        raise InputError(f"{path}: no two photos of the same landmark{among}")
     queries, positives = np.array(pairs, np.int64).T
     return queries, positives

@@ -50,6 +50,16 @@ def test_only_training_photos_are_paired(listed, caplog):
         (pairs_from_csv, ["query,other", "a/0,a/1"], "no column 'positive'"),
         (pairs_from_csv, ["query,positive", "a/0"], "line 2: 1 fields"),
         (pairs_from_labels, ["path,landmark", "a/0,x", "a/1,y"], "no two photos of the same"),
+        (
+            pairs_from_labels,
+            ["path,landmark,split", "a/0,x,index", "a/1,x,query"],
+            "same landmark in split train; 2 photos are of other splits",
+        ),
+        (
+            pairs_from_labels,
+            ["path,landmark,split", "a/0,x,", "a/1,x,Train"],
+            "line 3: split is 'Train', but must be one of train, index, query",
+        ),
         (pairs_from_labels, ["path,landmark", "0.jpg,x"], "none of its 1 photos is in .*is 'a/0'"),
         (pairs_from_labels, ["path,landmark", "a/0,x", "a/0,x"], "line 3: 'a/0' is listed twice"),
         (pairs_from_labels, ["landmark", "x"], "no column 'path' or 'id'"),
