@@ -65,8 +65,9 @@ def test_blanks_do_not_make_another_landmark_and_equal_numbers_are_told(tmp_path
     rows += [("c/4.jpg", "2", "index"), ("c/5.jpg", "arch 2", "index")]
     written = write_ground_truths(_folder(tmp_path, rows), tmp_path / "out")
     assert load_ground_truth(written["seen"]).query_ids == ("a/4",)
-    (message,) = caplog.messages
+    message, other = caplog.messages
     assert "labels.csv: '01', '1', '1.0' are one number" in message
+    assert "1 queries match no index photo" in other
 
 
 def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
