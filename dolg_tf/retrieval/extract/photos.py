@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
-from dolg_tf.data.records import example, tfrecord
+from dolg_tf.data.records import example, foreign, tfrecord
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
@@ -162,12 +162,15 @@ def list_records(pattern: str) -> Iterator[tuple[str, str, int, int]]:
 
 def _id(record: memoryview, path: str, start: int) -> str:
     where = f"{path}, record at byte {start}"
+    found, fault = "", ""
     try:
         found = (example.find_bytes(record, b"image/id") or b"").decode()
     except ValueError as error:  # UnicodeDecodeError is one
-        raise InputError(f"{where}: not a tf.train.Example ({error}); write it again") from error
+        fault = f"not a tf.train.Example ({error}); write it again"
     if not found:
-        raise InputError(f"{where}: no image/id; records of photos follow DELG's schema")
+        # Outside: while the error lives, its frames hold parts of the file's mapping.
+        fault = fault or foreign.schema_fault(bytes(record)) or "its image/id is empty"
+        raise InputError(f"{where}: {fault}")
     return found
 
 
