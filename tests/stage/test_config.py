@@ -129,6 +129,21 @@ def test_bad_values_are_named(argv, message):
         _parse([DolgConfig], *argv)
 
 
+def test_a_flag_may_be_left_unset():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Turned:
+        upright: bool | None = option("turn photos; unset: as recorded", None)
+
+    assert configs.default_text(configs.options(Turned)[0]) == "unset"
+    for argv, value in ([], None), (["--upright"], True), (["--noupright"], False):
+        (config,) = _parse([Turned], *argv)
+        assert config.upright is value
+        assert configs.to_flagfile(config).split() == argv
+        assert configs.from_dict(Turned, configs.to_dict(config), "here") == config
+    with pytest.raises(InputError, match="upright is 'yes'; it must be true or false"):
+        configs.from_dict(Turned, {"upright": "yes"}, "here")
+
+
 def test_a_required_flag_is_asked_for():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Stage:
