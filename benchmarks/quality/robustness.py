@@ -27,7 +27,9 @@ from photo_scores import mean_scores
 
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.retrieval.extract.decoding import decode_ahead, describe_batches
+from dolg_tf.retrieval.extract.ahead import decode_ahead
+from dolg_tf.retrieval.extract.batches import describe_batches
+from dolg_tf.retrieval.extract.decoding import WHOLE
 from dolg_tf.retrieval.extract.model import Describe, LoadedModel, load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import command, files, progress
@@ -168,7 +170,7 @@ def describe_changed(
     """Returns descriptors, float32 (changes, photos, D), of each photo under each change."""
 
     def changed():
-        decoded = progress.track(decode_ahead(photos, 0), len(photos), what)
+        decoded = progress.track(decode_ahead(photos, WHOLE), len(photos), what)
         for row, image in enumerate(decoded):
             if isinstance(image, str):
                 raise InputError(f"{image}; repair the file, or remove it from labels.csv")
@@ -182,7 +184,7 @@ def describe_changed(
 def cost(describe: Describe, photos: list[Photo], change: Change) -> float:
     """Returns the CPU milliseconds per described photo."""
     spent = 0.0
-    for image in decode_ahead(photos, 0):
+    for image in decode_ahead(photos, WHOLE):
         batch = change(image)[None]
         describe(batch)  # traces the graph and prepares the kernels for this size
         start = time.process_time()

@@ -202,7 +202,7 @@ def export_small_model(folder: pathlib.Path) -> pathlib.Path:
 
 
 def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:
-    from dolg_tf.retrieval.extract import decoding
+    from dolg_tf.retrieval.extract import batches, decoding
     from dolg_tf.retrieval.extract.model import Describer, load_model
     from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
     from dolg_tf.retrieval.extract.stage import describe_photos
@@ -222,7 +222,7 @@ def prepare_extraction(folder: pathlib.Path, quick: bool) -> Case:
 
     listed = list_photos(options).photos
     decoded = enumerate(map(decoding.load_photo, listed))
-    prepared = [batch for _, batch in decoding.bucket(decoded, options.batch_size)]
+    prepared = [batch for _, batch in batches.bucket(decoded, options.batch_size)]
 
     def floor():
         for batch in prepared:

@@ -4,20 +4,18 @@ In a notebook, `%matplotlib inline` makes a cell show the Figure that its last l
 """
 
 import pathlib
-import tempfile
 
 from dolg_tf.apps.pictures import match, ranked_list
 from dolg_tf.apps.pictures.maps import MAPS
 from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
-from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel, load_model
-from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
-from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.extract.photos import Photo, list_named
+from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.stage import files
-from dolg_tf.stage.tables import write_table
 
-_SIDE = 1024  # longest side, in pixels, to which a photo is shrunk for the network
-_FOUND_SIDE = 320  # the same of found photos
+_SHOWN = Preparation(1024)  # longest side, in pixels, of a photo for the network
+_FOUND = Preparation(320)  # the same of found photos
 
 
 def show_maps(model: LoadedModel | files.Path, photo: files.Path):
@@ -33,7 +31,7 @@ def show_maps(model: LoadedModel | files.Path, photo: files.Path):
     Raises:
       InputError: when the photo cannot be read, or the network has no local branch.
     """
-    image = read_photo(photo, _SIDE)
+    image = read_photo(photo, _SHOWN)
     maps = _loaded(model).maps(image)
     return ranked_list.maps_overlay(image, {MAPS[name]: maps[name] for name in MAPS})
 
@@ -51,7 +49,7 @@ def show_match(model: LoadedModel | files.Path, a: files.Path, b: files.Path):
     Raises:
       InputError: when a photo cannot be read or the model gives no local features.
     """
-    photos = [read_photo(path, _SIDE) for path in (a, b)]
+    photos = [read_photo(path, _SHOWN) for path in (a, b)]
     similarity, found = match.compare(_loaded(model), *photos)
     return match.draw(photos, found, similarity, [pathlib.Path(path).name for path in (a, b)])
 
@@ -81,14 +79,15 @@ def show_search(
     model = _loaded(model)
     index = index if isinstance(index, Index) else Index.open(index)
     scales = tuple(index.meta["scales"] or model.about.scales)
-    about = {key: getattr(model.about, key) for key in SAME_SPACE}
+    about = {key: getattr(model.about, key) for key in SAME_MODEL}
     index.check_making(str(model.path), about | {"scales": list(scales)})
-    image = read_photo(photo, index.meta["max_side"] or 0)
+    photo = Photo(pathlib.Path(photo).stem, photo, turn=index.meta["upright"])
+    image = read_photo(photo, Preparation(index.meta["max_side"] or 0))
     scores, ranks = (row[0] for row in index.search(model.describe(image[None], scales), k))
     there = ranks >= 0
     photos = _photos([index.ids[rank] for rank in ranks[there]], index, image_root)
     found = [
-        RankedPhoto(read_photo(one.file, _FOUND_SIDE), "unknown", float(score))
+        RankedPhoto(read_photo(one, _FOUND), "unknown", float(score))
         for one, score in zip(photos, scores[there], strict=True)
     ]
     return ranked_list.ranked_list([RankedRow(image, found)])
@@ -100,7 +99,5 @@ def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
 
 def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:
     """Returns the photos of an index by their ids, whatever their suffixes."""
-    root = str(image_root or index.meta["image_root"])
-    with tempfile.TemporaryDirectory() as folder:
-        listed = write_table(pathlib.Path(folder, "photos.csv"), ["id"], ([id_] for id_ in ids))
-        return list_photos(PhotosConfig(images=str(listed), image_root=root, output="")).photos
+    root = image_root or index.meta["image_root"]
+    return list_named(ids, root, index.path, upright=index.meta["upright"]).photos

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.photo_ids import id_among
 from dolg_tf.data.records.label_lists import warn_of_equal_numbers
 from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
@@ -56,13 +56,14 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
     """
     # In two folders one name may stand for two photos, but not in one folder.
     one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
+    known = [set(_ids(found)) for found in (queries, index)]
     a, b, truth, seen = [], [], [], set()
     for where, (id_a, id_b, same) in read_table(path, ["id_a"], ["id_b"], ["same"]):
         same = same.strip().lower()
         if same not in _TRUTH:
             raise InputError(f"{where}: same is {same!r}; it must be 1 or 0")
-        a.append(id_of(id_a))
-        b.append(id_of(id_b))
+        a.append(id_among(id_a, known[0]))
+        b.append(id_among(id_b, known[1]))
         truth.append(_TRUTH[same])
         pair = (a[-1], b[-1])
         if one_folder:
@@ -116,14 +117,14 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
     Raises:
       InputError: when a photo has two landmarks, or no photo has one.
     """
-    landmark_of = {}
+    landmark_of, there_are = {}, {*_ids(queries), *_ids(index)}
     for where, (name, landmark) in read_table(
         path, ["path", "id"], ["landmark", "label", "landmark_id"]
     ):
         landmark = landmark.strip()
         if not name or not landmark:
             raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")
-        known = landmark_of.setdefault(id_of(name), landmark)
+        known = landmark_of.setdefault(id_among(name, there_are), landmark)
         if known != landmark:
             raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.evaluation.revisited import score
-from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract import ahead, batches
+from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.serving.pyramid import multi_scale
@@ -37,7 +38,7 @@ class RetrievalValidation:
 
     def __init__(self, training: TrainingConfig):
         path = pathlib.Path(training.retrieval_ground_truth)
-        self._max_side = training.retrieval_image_size
+        self._how = Preparation(training.retrieval_image_size)
         root = pathlib.Path(training.retrieval_image_root or path.parent)
         if not path.is_file() or path.suffix not in (".pkl", ".mat"):
             raise InputError(f"--retrieval_ground_truth={path}: no such gnd_*.pkl or gnd_*.mat")
@@ -72,9 +73,9 @@ class RetrievalValidation:
 
     def _descriptors(self, photos: tuple[Photo, ...]) -> np.ndarray:
         """Returns float32 (N, D), unit L2 norm, in the order of the photos."""
-        images = decoding.decode_ahead(photos, self._max_side)
+        images = ahead.decode_ahead(photos, self._how)
         images = progress.track(images, len(photos), "retrieval validation")
-        rows, _ = decoding.describe_batches(_readable(images), self._describe, len(photos), BATCH)
+        rows, _ = batches.describe_batches(_readable(images), self._describe, len(photos), BATCH)
         return rows
 
 

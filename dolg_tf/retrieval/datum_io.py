@@ -19,7 +19,6 @@ import numpy as np
 from dolg_tf.data import protos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
-from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 
@@ -94,7 +93,7 @@ def read(path: files.Path) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatumConfig(NormConfig):
+class DatumConfig:
     """What is converted, and to where."""
 
     input: str = option("descriptor set, or folder with DELF's files ID.delg_global")
@@ -117,7 +116,7 @@ def _file_of(folder: pathlib.Path, id_: str, source) -> pathlib.Path:
 
 def to_delg(settings: DatumConfig) -> None:
     """Writes one `ID.delg_global` per row of a descriptor set."""
-    found = descriptors.read(settings.input, settings.normalize)
+    found = descriptors.read(settings.input)
     if found.ids is None:
         raise InputError(
             f"--input={settings.input} has no ids to name the files by; give a descriptor set"
@@ -212,8 +211,7 @@ def from_delg(settings: DatumConfig) -> None:
     folder = pathlib.Path(settings.input)
     ids, meta = _about(folder, settings.model_hash)
     descriptors.check_output(settings.output, settings.overwrite)
-    found = DescriptorSet(tuple(ids), _Files(folder, ids), meta)
-    descriptors.write(settings.output, found, normalize=settings.normalize)
+    descriptors.write(settings.output, DescriptorSet(tuple(ids), _Files(folder, ids), meta))
     log.info("%s: %d descriptors", settings.output, len(ids))
 
 

@@ -63,9 +63,14 @@ def scale_choices(own: Sequence[float]) -> list[tuple[str, str]]:
     return choices
 
 
-def stage(query: Query | None) -> str:
-    """Returns the visitor's photo, to draw a box on; without a photo, nothing."""
-    return _part("stage", query, demo_photos.jpeg(query.image, _SHOWN_SIDE)) if query else ""
+def stage(query: Query, picture: bytes) -> str:
+    """Returns the visitor's photo, to draw a box on.
+
+    Args:
+      query: the photo.
+      picture: a JPEG of it.
+    """
+    return _part("stage", query, picture)
 
 
 def message(text: str) -> str:

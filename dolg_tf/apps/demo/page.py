@@ -1,15 +1,16 @@
 """The demo's page: its layout and its events."""
 
-import functools
-import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from dolg_tf.apps.demo import html
-from dolg_tf.apps.demo.search import OWN_SCALES, Added, Engine, Query
+from dolg_tf.apps.demo.calls import SKIP, Event
+from dolg_tf.apps.demo.search import OWN_SCALES, Engine, Query
+from dolg_tf.apps.demo.uploads import Upload
+from dolg_tf.apps.demo.visitors import Visitor
 from dolg_tf.stage.config import InputError
-
-log = logging.getLogger(__name__)
 
 _HERE = pathlib.Path(__file__).parent
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -23,8 +24,7 @@ _COLOURS = {
     "button_primary_background_fill_hover_dark": "*primary_600",
 }
 _MONOSPACE = ("ui-monospace", "monospace")
-_AT_ONCE = 4  # answers that are computed at the same time; others wait in line
-_WAITING = 64  # visitors in that line
+_FAR = 1e9  # pixels; no box reaches farther
 _NO_PHOTO = "Drop or choose a photo first."
 
 
@@ -39,86 +39,103 @@ class Page:
 
     def __init__(self, engine: Engine, max_bytes: int, max_pixels: int, max_added: int):
         self._engine, self._max_added = engine, max_added
-        self._read = functools.partial(engine.read, max_bytes=max_bytes, max_pixels=max_pixels)
+        self._max_bytes, self._max_pixels = max_bytes, max_pixels
 
     # --- what happens --------------------------------------------------------------------
 
-    def take(self, file: str | None, scales, reranking, k, added) -> Iterator[tuple]:
+    def take(self, visitor: Visitor, file: Upload | None, *controls) -> Iterator[tuple]:
         """Reads a photo and searches for the whole of it.
 
-        Yields the photo, its HTML, its box, the emptied file field, the answer and the map. When
-        the file is not a photo, the previous photo disappears too: its answer would seem to belong
-        to the file.
+        Yields its HTML, its box, the emptied file field, the answer and the map. When the file is
+        not a photo, the previous photo disappears too: its answer would seem to belong to the file.
         """
-        import gradio
-
-        query, said = None, html.welcome(self._engine.index)
+        visitor.query = None
+        if file is None:
+            yield "", 0, 0, 0, 0, None, html.welcome(self._engine.index), ""
+            return
         try:
-            if file is not None:
-                query = self._read(pathlib.Path(file).read_bytes())
+            query = self._read(file)
+            image, picture = self._engine.image(query), self._engine.picture(query)
         except (InputError, OSError) as error:
             said = html.message(_words(error))
-        width, height = (query.width, query.height) if query else (0, 0)
-        yield query, html.stage(query), 0, 0, width, height, None, said, ""
-        box = (0, 0, width, height)
-        for shown in self.search(query, *box, scales, reranking, k, added):
-            yield *(gradio.skip() for _ in range(7)), *shown
+            yield "", 0, 0, 0, 0, None, said, ""
+            return
+        visitor.query = query
+        box = (0, 0, query.width, query.height)
+        yield html.stage(query, picture), *box, None, html.welcome(self._engine.index), ""
+        for shown in self._answers(visitor, query, image, *controls):
+            yield *(SKIP for _ in range(6)), *shown
 
-    def search(
-        self, query: Query | None, left, top, right, bottom, scales, reranking, k, added
-    ) -> Iterator[tuple]:
-        """Yields the answer to a photo, its box and the controls, and then the map."""
-        import gradio
+    def _read(self, file: Upload) -> Query:
+        return self._engine.read(file.path.read_bytes(), self._max_bytes, self._max_pixels)
 
+    def search(self, visitor: Visitor, *values) -> Iterator[tuple]:
+        """Yields the answer to the visitor's photo, for a box and the controls, and then the map.
+
+        Args:
+          visitor: whose photo.
+          values: left, top, right, bottom, scales, re-ranking and number of photos.
+        """
+        query = visitor.query
         if query is None:
-            yield gradio.skip(), gradio.skip()
+            yield SKIP, SKIP
             return
         whole = (0, 0, query.width, query.height)
-        given = (left, top, right, bottom)
-        box = tuple(y if x is None else x for x, y in zip(given, whole, strict=True))
+        box = tuple(y if x is None else x for x, y in zip(values[:4], whole, strict=True))
         try:
-            found = self._engine.search(query, box, scales, reranking, int(k), added)
-            yield (
-                html.answer(found, self._engine.index, scales, reranking),
-                gradio.skip(),
-            )
-            yield gradio.skip(), html.attention(self._engine.attention(query, box))
+            image = self._engine.image(query, box)
         except InputError as error:
             yield html.message(str(error)), ""
+            return
+        yield from self._answers(visitor, query, image, *values[4:])
 
-    def press(self, query: Query | None, *controls) -> Iterator[tuple]:
-        """As `search`, with a message when there is no photo yet."""
-        if query is None:
+    def _answers(
+        self, visitor: Visitor, query: Query, image: np.ndarray, scales, reranking, k
+    ) -> Iterator[tuple]:
+        found = self._engine.search(image, scales, reranking, k, visitor.added)
+        if visitor.query is not query:  # they chose another one meanwhile
+            return
+        yield html.answer(found, self._engine.index, scales, reranking), SKIP
+        yield SKIP, html.attention(self._engine.attention(image))
+
+    def press(self, visitor: Visitor, *values) -> Iterator[tuple]:
+        """As `search`, with a message when there is no photo."""
+        if visitor.query is None:
             yield html.message(_NO_PHOTO), ""
         else:
-            yield from self.search(query, *controls)
+            yield from self.search(visitor, *values)
 
-    def add(self, paths: Sequence[str] | None, added: Added | None) -> Iterator[tuple]:
-        """Adds files for this visitor; yields the added photos and a message about them."""
-        import gradio
-
-        paths = sorted(paths or ())
+    def add(self, visitor: Visitor, files: Sequence[Upload]) -> Iterator[tuple]:
+        """Adds files for this visitor; yields a message about them."""
+        added = visitor.added
         known = set() if added is None else set(added.files)
         wrong, twice, over = [], 0, 0
-        for number, path in enumerate(map(pathlib.Path, paths), 1):
-            file = f"{path.parent.name}/{path.name}"  # Gradio's folder is a hash of the contents
-            if file in known:
+        files = sorted(files, key=lambda file: file.name)
+        for number, file in enumerate(files, 1):
+            name = f"{file.digest}/{file.name}"
+            if name in known:
                 twice += 1
             elif len(known) >= self._max_added:
                 over += 1
             else:
                 try:
-                    added = self._engine.add(added, file, self._read(path.read_bytes()))
-                    known.add(file)
+                    query = self._read(file)
+                    added = visitor.added = self._engine.add(added, name, query)
+                    known.add(name)
                 except (InputError, OSError) as error:
-                    wrong.append(f"{path.name}: {_words(error)}")
-            if number < len(paths):
-                yield gradio.skip(), html.lines(f"{number} of {len(paths)} files ...")
+                    wrong.append(f"{file.name}: {_words(error)}")
+            if number < len(files):
+                yield (html.lines(f"{number} of {len(files)} files ..."),)
         notes = [f"Left out: {text}" for text in wrong[:3]]
         notes += [f"Left out: {len(wrong) - 3} more."] if len(wrong) > 3 else []
         notes += [f"Already added: {twice}."] if twice else []
         notes += [f"Left out, as there is no room for more: {over}."] if over else []
-        yield added, html.added(len(known), notes, self._max_added)
+        yield (html.added(len(known), notes, self._max_added),)
+
+    def forget(self, visitor: Visitor) -> Iterator[tuple]:
+        """Removes the photos that this visitor added."""
+        visitor.added = None
+        yield ("",)
 
     # --- what stands where ---------------------------------------------------------------
 
@@ -126,11 +143,7 @@ class Page:
         """Returns the page as `gradio.Blocks`."""
         import gradio
 
-        # Uploads are deleted when they are ten minutes old; by then they have long been read.
-        with gradio.Blocks(
-            title="DOLG landmark search", analytics_enabled=False, delete_cache=(60, 600)
-        ) as blocks:
-            query, added = gradio.State(), gradio.State()
+        with gradio.Blocks(title="DOLG landmark search", analytics_enabled=False) as blocks:
             count = len(self._engine.index)
             gradio.HTML(
                 f"<h1>Landmark search</h1><p>Which of {count:,} photos show the same place?</p>",
@@ -144,13 +157,12 @@ class Page:
                     attention = gradio.HTML("", elem_id="attention")
                 options = self._options_area()
             gradio.HTML(
-                "<p>Your photos stay on the machine that runs this page, and are forgotten an "
-                "hour after you close it. Nothing is added to the index on its disk.</p>",
+                "<p>Your photos stay in the memory of the machine that runs this page, and are "
+                "forgotten an hour after your last search. Nothing is added to the index on its "
+                "disk.</p>",
                 elem_id="foot",
             )
-            shown = [answer, attention]
-            controls = [query, *photo["box"], *options["controls"], added]
-            self._connect(photo, options, query, added, controls, shown)
+            self._connect(photo, options, [answer, attention])
         return blocks
 
     def _photo_area(self) -> dict:
@@ -164,7 +176,7 @@ class Page:
                 elem_id="file",
             )
             stage = gradio.HTML(
-                html.stage(None),
+                "",
                 js_on_load=(_HERE / "demo.js").read_text(encoding="utf-8"),
                 elem_id="stage",
             )
@@ -223,85 +235,136 @@ class Page:
             "told": told,
         }
 
-    def _connect(self, photo: dict, options: dict, query, added, controls, shown) -> None:
+    def _connect(self, photo: dict, options: dict, shown: list) -> None:
         import gradio
 
         private = {"api_visibility": "private"}
         last = private | {"trigger_mode": "always_last", "show_progress": "minimal"}
         box, told = photo["box"], options["told"]
-        taken = [query, photo["stage"], *box, photo["file"], *shown]
+        controls = [*box, *options["controls"]]
+        take, search, press = map(_asked, (self.take, self.search, self.press))
         photo["file"].upload(
-            self.take,
-            [photo["file"], *options["controls"], added],
-            taken,
+            take,
+            [photo["file"], *options["controls"]],
+            [photo["stage"], *box, photo["file"], *shown],
             show_progress="minimal",
             **private,
         )
         here = {"fn": None, "queue": False, **private}
         drawn = photo["stage"].box_drawn(js="() => window.queryBox.pixels()", outputs=box, **here)
-        drawn.then(self.search, controls, shown, **last)
+        drawn.then(search, controls, shown, **last)
         whole = photo["whole"].click(
             js="() => { window.queryBox.show(0, 0, 1e9, 1e9); return window.queryBox.pixels(); }",
             outputs=box,
             **here,
         )
-        whole.then(self.search, controls, shown, **last)
+        whole.then(search, controls, shown, **last)
         show = "(...box) => window.queryBox.show(...box)"
         gradio.on([field.input for field in box], js=show, inputs=box, **here)
-        gradio.on(
-            [photo["search"].click, *(field.submit for field in box)],
-            self.press,
-            controls,
-            shown,
-            concurrency_limit=_AT_ONCE,
-            **last,
-        )
+        pressed = [photo["search"].click, *(field.submit for field in box)]
+        gradio.on(pressed, press, controls, shown, **last)
         scales, reranking, k = options["controls"]
-        gradio.on([scales.input, reranking.input, k.release], self.search, controls, shown, **last)
+        gradio.on([scales.input, reranking.input, k.release], search, controls, shown, **last)
         for button in options["uploads"]:
-            button.upload(
-                self.add, [button, added], [added, told], concurrency_limit=1, **private
-            ).success(self.search, controls, shown, **last)
-        options["forget"].click(lambda: (None, ""), None, [added, told], **private).then(
-            self.search, controls, shown, **last
+            button.upload(_asked(self.add), button, told, **private).success(
+                search, controls, shown, **last
+            )
+        options["forget"].click(_asked(self.forget), None, told, **private).then(
+            search, controls, shown, **last
         )
 
-    def launch(self, blocks, port: int, gate: Sequence, max_bytes: int) -> str:
-        """Serves the page on 127.0.0.1 in threads, and returns its address.
+    def app(self, blocks):
+        """Returns Gradio's application, for the page itself and its files.
 
         Args:
           blocks: the page.
-          port: on 127.0.0.1.
-          gate: Starlette middleware in front of everything.
-          max_bytes: largest file that may be uploaded.
         """
+        import fastapi
         import gradio
 
-        blocks.queue(max_size=_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False)
         fonts = {"font": _SYSTEM_FONTS, "font_mono": _MONOSPACE}
-        blocks.launch(
+        theme = gradio.themes.Base(primary_hue="teal", neutral_hue="slate", **fonts)
+        return gradio.mount_gradio_app(
+            fastapi.FastAPI(openapi_url=None),
+            blocks,
+            "",
             server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
             footer_links=[],
             run_history=False,
             allowed_paths=[],
-            state_session_capacity=_WAITING,
-            max_file_size=max_bytes,
+            max_file_size=self._max_bytes,
             enable_monitoring=False,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            num_workers=0,
-            app_kwargs={"middleware": list(gate)},
-            theme=gradio.themes.Base(primary_hue="teal", neutral_hue="slate", **fonts).set(
-                **_COLOURS
-            ),
+            theme=theme.set(**_COLOURS),
             css=(_HERE / "demo.css").read_text(encoding="utf-8"),
         )
-        return f"http://127.0.0.1:{port}"
+
+
+# --- events ------------------------------------------------------------------------------
+
+
+def _asked(answer: Callable[..., Iterator[tuple]]) -> Callable:
+    """Returns what Gradio is given as the function of an event; `calls.py` calls `answer`."""
+
+    def never(*values):
+        yield from ()
+
+    never.answer = answer
+    return never
+
+
+def events(blocks) -> dict[int, Event]:
+    """Returns the events of a page, by Gradio's number."""
+    found = {}
+    for number, function in blocks.fns.items():
+        answer = getattr(function.fn, "answer", None)
+        if answer is not None:
+            names = [part.elem_id for part in function.outputs]
+            said = next(names.index(name) for name in ("answer", "added") if name in names)
+            inputs = tuple(map(_check, function.inputs))
+            found[number] = Event(answer, inputs, len(names), said)
+    return found
+
+
+def _check(component) -> Callable:
+    """Returns a function that takes a value of a component from JSON; see `calls.Event`."""
+    kind = component.get_block_name()
+    if kind == "file":
+        return lambda value, claim: None if value is None else claim(_path(value))
+    if kind == "uploadbutton":
+        return lambda value, claim: [claim(_path(one)) for one in _list(value)]
+    if kind == "radio":
+        allowed = {value for _, value in component.choices}
+        return lambda value, _: _one_of(value, allowed)
+    if kind == "slider":
+        return lambda value, _: round(_number(value, component.minimum, component.maximum))
+    return lambda value, _: None if value is None else _number(value, -_FAR, _FAR)
+
+
+def _path(value) -> object:
+    if not isinstance(value, dict):
+        raise ValueError("a file is an object with its path")
+    return value.get("path")
+
+
+def _list(value) -> list:
+    if value is not None and not isinstance(value, list):
+        raise ValueError("files are a list")
+    return value or []
+
+
+def _one_of(value, allowed: set[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{value!r:.40} is not one of {', '.join(sorted(allowed))}")
+    return value
+
+
+def _number(value, least: float, most: float) -> float:
+    if type(value) not in (int, float) or not least <= value <= most:  # as NaN is not
+        raise ValueError(f"{value!r:.40} is not a number from {least:g} to {most:g}")
+    return float(value)
 
 
 def _words(error: Exception) -> str:

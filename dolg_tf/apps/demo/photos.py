@@ -1,16 +1,20 @@
-"""Visitors' photos, decoded within limits and turned upright, and pictures for the page."""
+"""Visitors' photos, refused by what they state or decoded; and pictures for the page."""
 
 import base64
-import functools
 import io
+import os
 import pathlib
+import stat
 
 import numpy as np
 
+from dolg_tf.data import photo_files
+from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.stage.config import InputError
 
-_ORIENTATION = 0x0112  # EXIF's tag
+# Of the index, at most, when a thumbnail is made; JPEGs are decoded at a fraction of their size.
+_THUMBNAIL_BYTES, _THUMBNAIL_PIXELS = 2**28, 50_000_000
 # From black through violet and orange to light yellow, even in lightness: matplotlib's "inferno".
 RAMP = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")
 _MAP_SHARE = 0.6  # of the map over the grey photo
@@ -19,82 +23,43 @@ _MAP_SHARE = 0.6  # of the map over the grey photo
 # --- reading -------------------------------------------------------------------------
 
 
-@functools.cache
-def _photo_size():
-    """Returns `headers.photo_size` as a graph: op by op, the blocks of a GIF take seconds."""
-    import tensorflow as tf
-
-    from dolg_tf.data import headers
-
-    return tf.function(
-        headers.photo_size, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
-    )
-
-
-def read_photo(data: bytes, max_bytes: int, max_pixels: int) -> np.ndarray:
-    """Decodes an untrusted photo and turns it upright.
-
-    The size is read from the header first: a photo that is too large is never decoded.
+def read_size(data: bytes, upright: bool, max_bytes: int, max_pixels: int) -> tuple[int, int]:
+    """Returns width and height of an untrusted photo, from its header: nothing is decoded.
 
     Args:
-      data: JPEG, PNG, WebP, BMP or GIF, or anything else.
+      data: a photo, or anything else.
+      upright: whether it will be turned by its EXIF orientation.
       max_bytes: largest file that is accepted.
-      max_pixels: largest photo that is decoded.
-
-    Returns:
-      uint8 RGB (H, W, 3).
+      max_pixels: largest photo that is accepted.
 
     Raises:
-      InputError: when it is too large, or not a photo.
+      InputError: when it is too large, or not a photo that can be decoded.
     """
-    import tensorflow as tf
-
-    from dolg_tf.data import images
-
     if len(data) > max_bytes:
         raise InputError(
             f"The photo has {len(data) / 2**20:.1f} MiB, the limit is {max_bytes / 2**20:.4g} MiB."
         )
-    no_photo = "The file cannot be read as a photo: damaged, or not JPEG, PNG, WebP, BMP or GIF."
     try:
-        height, width = (int(side) for side in _photo_size()(tf.constant(data)))
-        if height * width > max_pixels:
-            raise InputError(
-                f"The photo has {width} x {height} = {width * height / 1e6:.1f} million pixels, "
-                f"the limit is {max_pixels / 1e6:g} million."
-            )
-        image = images.decode(tf.constant(data)).numpy() if height * width else None
-    except tf.errors.InvalidArgumentError:
-        image = None
-    if image is None or not image.size:
-        raise InputError(no_photo)
-    return _upright(image, _orientation(data))
+        header = photo_files.read_header(data)
+    except UnusablePhoto as error:
+        raise refusal(data, error) from error
+    width, height = header.width, header.height
+    if upright and header.orientation >= 5:
+        width, height = height, width
+    if height * width > max_pixels:
+        raise InputError(
+            f"The photo has {width} x {height} = {width * height / 1e6:.1f} million pixels, "
+            f"the limit is {max_pixels / 1e6:g} million."
+        )
+    return width, height
 
 
-def _orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a JPEG, 1 to 8; 1 when it has none that can be read."""
-    from PIL import Image
-
-    if not data.startswith(b"\xff\xd8\xff"):
-        return 1
-    try:
-        # Reads the header alone.
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as photo:
-            found = photo.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises whatever a damaged EXIF makes it raise
-        return 1
-    return found if found in range(1, 9) else 1
-
-
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns a photo upright by its EXIF orientation: where its rows and columns begin."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+def refusal(data: bytes, error: UnusablePhoto) -> InputError:
+    """Returns what to tell a visitor whose photo cannot be used."""
+    known = photo_files.sniff(data[:64])
+    if known is None:
+        return InputError("The file cannot be read as a photo: it is not a JPEG, PNG or the like.")
+    return InputError(f"The file cannot be read as a photo: {known} photo; {error.reason}.")
 
 
 # --- showing -------------------------------------------------------------------------
@@ -109,26 +74,31 @@ def jpeg(image: np.ndarray, max_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(file: pathlib.Path, side: int) -> bytes | None:
-    """Returns a small upright JPEG of a photo on disk; None when it is gone or damaged.
-
-    A JPEG is decoded at a fraction of its size, which is several times as fast: thumbnails are only
-    looked at, never described.
+def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
+    """Returns a small JPEG of a photo on disk; None when it is gone, damaged or too large.
 
     Args:
       file: the photo.
       side: longest side in pixels.
+      upright: turn it by its EXIF orientation.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(file) as photo:
-            photo.draft("RGB", (side, side))
-            small = ImageOps.exif_transpose(photo.convert("RGB"))
-            small.thumbnail((side, side))
-            return jpeg(np.asarray(small), side)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        data = _read(file)
+        header = photo_files.read_header(data)
+        if header.format != "JPEG" and header.height * header.width > _THUMBNAIL_PIXELS:
+            return None
+        return jpeg(photo_files.decode(data, upright=upright, reduce_to=side), side)
+    except (OSError, UnusablePhoto, MemoryError):
         return None
+
+
+def _read(file: pathlib.Path) -> bytes:
+    """Returns the bytes of a file; a pipe or a device, which might never answer, is not read."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+        about = os.fstat(opened.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _THUMBNAIL_BYTES:
+            raise OSError(f"{file}: not a file of at most {_THUMBNAIL_BYTES} bytes")
+        return opened.read(_THUMBNAIL_BYTES)
 
 
 def data_uri(encoded: bytes) -> str:

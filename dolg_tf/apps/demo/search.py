@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 import pathlib
+import threading
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from dolg_tf.apps.demo import photos
+from dolg_tf.data import photo_files
+from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.photo_ids import SUFFIXES
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.retrieval.extract.model import load_model, open_describer
-from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.stage import files
@@ -23,7 +26,8 @@ from dolg_tf.stage.config import InputError
 
 RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
 OWN_SCALES = "index"
-KEPT_SIDE = 2048  # longest side of a visitor's photo that is kept, in pixels
+_MOST_SIDE = 2048  # longest side that is described, in pixels: more takes too long for a page
+_SHOWN_SIDE = 1024  # of a visitor's photo on the page, in pixels
 THUMBNAIL_SIDE = 320  # pixels
 _THUMBNAILS = 4096  # of about 15 KB that are kept
 _IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
@@ -37,11 +41,11 @@ class Query:
     """A visitor's photo.
 
     Attributes:
-      image: uint8 RGB (H, W, 3), its longest side at most KEPT_SIDE pixels.
-      width, height: of the photo as it was uploaded, in pixels; boxes are given in these pixels.
+      data: encoded, which is a tenth of what its pixels would take.
+      width, height: in pixels; boxes are given in these.
     """
 
-    image: np.ndarray
+    data: bytes
     width: int
     height: int
 
@@ -103,7 +107,8 @@ class Engine:
       index: a directory.
       image_root: folder of the photos of the index; empty: where they were described.
       max_side: photos are shrunk to this longest side before they are described, in pixels; 0:
-        never. Where the photos of the index were shrunk to less, visitors' are too.
+        to 2,048, above which an answer would take too long. Where the photos of the index were
+        shrunk to less, visitors' are too; and they are turned upright if those were.
 
     Raises:
       InputError: when the index belongs to another model, or was not described by a model alone.
@@ -115,12 +120,15 @@ class Engine:
         _check_describable(self.index)
         self.scales = tuple(meta["scales"])
         describer = open_describer(saved_model, self.scales)
-        about = {key: getattr(describer, key) for key in SAME_SPACE}
+        about = {key: getattr(describer, key) for key in SAME_MODEL}
         self.index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
         self.image_root = pathlib.Path(image_root or meta["image_root"])
-        self._max_side = min(max_side or meta["max_side"] or 0, meta["max_side"] or max_side)
+        self._max_side = min(max_side or _MOST_SIDE, meta["max_side"] or _MOST_SIDE, _MOST_SIDE)
+        self._upright = bool(meta.get("upright", False))
         self._saved_model = saved_model
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
+        # One photo at a time: the model uses all cores, and its memory stays that of one.
+        self._turn = threading.Lock()
 
     def load(self) -> None:
         """Loads the model and answers once, so that the first visitor does not wait for it."""
@@ -129,10 +137,9 @@ class Engine:
         if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
             rows = rows[:].copy()
         self._rows = rows
-        blank = Query(np.zeros((*_WARM_UP, 3), np.uint8), _WARM_UP[1], _WARM_UP[0])
+        blank = np.zeros((*_WARM_UP, 3), np.uint8)
         self.search(blank)
         self.attention(blank)
-        photos.read_photo(photos.jpeg(blank.image, 64), 2**20, 2**20)
 
     @property
     def rerankings(self) -> tuple[str, ...]:
@@ -147,12 +154,11 @@ class Engine:
     # --- photos of visitors --------------------------------------------------------------
 
     def read(self, data: bytes, max_bytes: int, max_pixels: int) -> Query:
-        """Reads a visitor's photo; see `photos.read_photo`."""
-        image = photos.read_photo(data, max_bytes, max_pixels)
-        height, width = image.shape[:2]
-        return Query(shrink(image, KEPT_SIDE), width, height)
+        """Reads what a visitor's photo states; see `photos.read_size`."""
+        width, height = photos.read_size(data, self._upright, max_bytes, max_pixels)
+        return Query(data, width, height)
 
-    def cut(self, query: Query, box: Box | None = None) -> np.ndarray:
+    def image(self, query: Query, box: Box | None = None) -> np.ndarray:
         """Returns the part of a photo that is described, as uint8 RGB (H, W, 3).
 
         Args:
@@ -161,26 +167,34 @@ class Engine:
             None: the whole photo.
 
         Raises:
-          InputError: when the box contains no pixel.
+          InputError: when the photo is damaged, or the box contains no pixel.
         """
-        image = query.image
-        if box is not None:
-            height, width = image.shape[:2]
-            scale = width / query.width
-            left, right = (round(min(max(x, 0), query.width) * scale) for x in box[::2])
-            top, bottom = (round(min(max(y, 0), query.height) * scale) for y in box[1::2])
-            if left >= right or top >= bottom:
-                raise InputError(
-                    f"The box {tuple(round(x) for x in box)} contains no pixel of the photo, "
-                    f"which has {query.width} x {query.height} pixels."
-                )
-            image = image[top : min(bottom, height), left : min(right, width)]
-        return shrink(image, self._max_side)
+        width, height = query.width, query.height
+        left, top, right, bottom = map(round, box or (0, 0, width, height))
+        left, top = max(left, 0), max(top, 0)
+        right, bottom = min(right, width), min(bottom, height)
+        if left >= right or top >= bottom:
+            raise InputError(
+                f"The box {tuple(round(x) for x in box)} contains no pixel of the photo, which has "
+                f"{width} x {height} pixels."
+            )
+        image = self._decode(query)[top:bottom, left:right]
+        return shrink(np.ascontiguousarray(image), self._max_side)
+
+    def picture(self, query: Query) -> bytes:
+        """Returns a JPEG of a photo, for the page."""
+        return photos.jpeg(self._decode(query, reduce_to=_SHOWN_SIDE), _SHOWN_SIDE)
+
+    def _decode(self, query: Query, reduce_to: int = 0) -> np.ndarray:
+        try:
+            return photo_files.decode(query.data, upright=self._upright, reduce_to=reduce_to)
+        except UnusablePhoto as error:
+            raise photos.refusal(query.data, error) from error
 
     def add(self, added: Added | None, file: str, query: Query) -> Added:
         """Returns the added photos with one more, described as the index is."""
-        row = self._describe(self.cut(query), self.scales)
-        small = photos.jpeg(query.image, THUMBNAIL_SIDE)
+        image = self.image(query)
+        row, small = self._describe(image, self.scales), photos.jpeg(image, THUMBNAIL_SIDE)
         if added is None:
             return Added((file,), row, (small,))
         rows = np.concatenate([added.rows, row])
@@ -190,8 +204,7 @@ class Engine:
 
     def search(
         self,
-        query: Query,
-        box: Box | None = None,
+        image: np.ndarray,
         scales: str = OWN_SCALES,
         reranking: str = "none",
         k: int = 12,
@@ -200,36 +213,37 @@ class Engine:
         """Finds the nearest photos.
 
         Args:
-          query: the photo.
-          box: the part that is searched for, see `cut`.
+          image: what is searched for, from `image`.
           scales: a key of SCALE_SETS; OWN_SCALES: those of the index.
           reranking: one of `rerankings`, with its default numbers.
           k: number of photos.
           added: photos to search besides those of the index.
 
         Raises:
-          InputError: when the box contains no pixel, or the scales or the re-ranking are unknown.
+          InputError: when the scales or the re-ranking are unknown.
         """
         start = time.perf_counter()
         if scales != OWN_SCALES and scales not in SCALE_SETS:
             raise InputError(f"Unknown scales {scales!r:.40}; use those on the page.")
         if reranking not in self.rerankings:
             raise InputError(f"Unknown re-ranking {reranking!r:.40}; use one of those on the page.")
-        row = self._describe(self.cut(query, box), SCALE_SETS.get(scales, self.scales))
+        row = self._describe(image, SCALE_SETS.get(scales, self.scales))
         scores, ranks = self._rank(row, reranking, max(1, k), added)
         found = [self._photo(rank, score, added) for score, rank in zip(scores, ranks, strict=True)]
         searched = len(self.index) + (0 if added is None else len(added.rows))
         return Answer(tuple(found), searched, time.perf_counter() - start)
 
-    def attention(self, query: Query, box: Box | None = None) -> np.ndarray | None:
-        """Returns the attention map over the described part; None: the model has no maps."""
+    def attention(self, image: np.ndarray) -> np.ndarray | None:
+        """Returns the attention map over what was described; None: the model has no maps."""
         if not self.has_maps:
             return None
-        image = self.cut(query, box)
-        return photos.overlay(image, self._model.maps(image)["attention"])
+        with self._turn:
+            values = self._model.maps(image)["attention"]
+        return photos.overlay(image, values)
 
     def _describe(self, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-        return self._model.describe(image[None], scales)
+        with self._turn:
+            return self._model.describe(image[None], scales)
 
     def _rank(self, row: np.ndarray, reranking: str, k: int, added: Added | None):
         """Returns (scores, row numbers) for a query (1, D); added photos follow those of the index.
@@ -273,7 +287,7 @@ class Engine:
 
     def _new_thumbnail(self, id_: str) -> bytes | None:
         file = self._file(id_)
-        return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE)
+        return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE, self._upright)
 
     def _file(self, id_: str) -> pathlib.Path | None:
         """Returns the file of a photo of the index; None: it is missing, or outside the folder."""

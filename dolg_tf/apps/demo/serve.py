@@ -4,6 +4,7 @@ dolg demo --saved_model=MODEL --index=INDEX
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -19,6 +20,7 @@ from dolg_tf.stage.config import InputError, at_least, option
 log = logging.getLogger(__name__)
 
 _LOOKED_FOR = 20  # first photos of the index; one of them should be on disk
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # of mallopt(3)
 _FILES = 50  # files of the largest size that fit into one upload
 
 
@@ -42,23 +44,33 @@ class DemoConfig:
         1024,
         unit="pixels",
     )
+    max_seconds: float = option("longest time that an answer may take", 60.0, unit="s")
     max_added: int = option("photos that visitors may add for themselves, each", 200, unit="photos")
 
     def __post_init__(self):
-        at_least(self, port=1, max_bytes=1, max_pixels=1, max_side=0, max_added=0)
+        at_least(self, port=1, max_bytes=1, max_pixels=1, max_side=0, max_seconds=0.1, max_added=0)
         if self.port > 65535:
             raise InputError(f"--port={self.port} must be at most 65535")
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError(
-                f"--port={port} cannot be used ({error.strerror}); choose another --port"
-            ) from error
+def _steady_memory() -> None:
+    """Has the memory of photos go back to the system once they are freed.
+
+    The heaps that glibc keeps for many threads would hold on to it: a gigabyte within minutes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 2**20)
+        library.mallopt(_ARENA_MAX, 2)
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port), backlog=64)
+    except OSError as error:
+        raise InputError(
+            f"--port={port} cannot be used ({error.strerror}); choose another --port"
+        ) from error
 
 
 def _import_gradio(uploads: str) -> None:
@@ -79,18 +91,17 @@ def serving(settings: DemoConfig) -> Iterator[str]:
     Raises:
       InputError: when the index belongs to another model, the port is taken, or Gradio is missing.
     """
-    from dolg_tf.apps.demo import page as demo_page
     from dolg_tf.apps.demo.search import Engine
 
-    with tempfile.TemporaryDirectory(prefix="dolg-demo-") as uploads:
-        engine = Engine(
-            settings.saved_model, settings.index, settings.image_root, settings.max_side
-        )
-        _check_port(settings.port)
-        _import_gradio(uploads)
-        from starlette.middleware import Middleware
-
-        from dolg_tf.apps.demo.gate import Gate
+    engine = Engine(settings.saved_model, settings.index, settings.image_root, settings.max_side)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dolg-demo-"))
+        listening = stack.enter_context(_listen(settings.port))
+        _import_gradio(folder)
+        from dolg_tf.apps.demo import page as demo_page
+        from dolg_tf.apps.demo import server
+        from dolg_tf.apps.demo.calls import Calls
+        from dolg_tf.apps.demo.uploads import Uploads
 
         if not engine.has_photos(engine.index.ids[:_LOOKED_FOR]):
             log.warning(
@@ -102,16 +113,14 @@ def serving(settings: DemoConfig) -> Iterator[str]:
         engine.load()
         limits = settings.max_bytes, settings.max_pixels, settings.max_added
         page = demo_page.Page(engine, *limits)
-        gate = Middleware(
-            Gate,
-            uploads=pathlib.Path(uploads),
-            max_upload=_FILES * settings.max_bytes,
-        )
         blocks = page.build()
-        try:
-            yield page.launch(blocks, settings.port, [gate], settings.max_bytes)
-        finally:
-            blocks.close(verbose=False)
+        largest = _FILES * settings.max_bytes
+        uploads = Uploads(pathlib.Path(folder), settings.max_bytes, largest)
+        stack.callback(uploads.close)
+        calls = Calls(demo_page.events(blocks), uploads, settings.max_seconds)
+        app = server.application(calls, uploads, page.app(blocks), settings.port)
+        stack.enter_context(server.serve(app, listening))
+        yield f"http://127.0.0.1:{settings.port}"
 
 
 def demo(settings: DemoConfig) -> None:
@@ -123,6 +132,7 @@ def demo(settings: DemoConfig) -> None:
     Raises:
       InputError: as `serving`.
     """
+    _steady_memory()
     with serving(settings) as address:
         log.info("ready at %s; stop it with Ctrl-C", address)
         threading.Event().wait()

@@ -14,7 +14,7 @@ import numpy as np
 from dolg_tf.apps.pictures.agreement import Agreement, Pair, agreement
 from dolg_tf.apps.pictures.ranked_list import draw_map, new_figure
 from dolg_tf.retrieval.exact.search import inner_products
-from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel, load_model
 from dolg_tf.stage import config, files
 from dolg_tf.stage.config import InputError, option
@@ -70,7 +70,7 @@ def match(settings: MatchConfig):
     """
     files.check_output(settings.output, settings.overwrite)
     new_figure(1, 1)  # says at once that matplotlib is missing
-    photos = [read_photo(path, settings.max_side) for path in settings.photos]
+    photos = [read_photo(path, Preparation(settings.max_side)) for path in settings.photos]
     model = load_model(settings.saved_model)
     similarity, found = compare(model, *photos)
     strongest = found.a.max()

@@ -1,7 +1,7 @@
 """From rankings to the rows of a picture: the queries to show, and the photos that they found."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from dolg_tf.apps.pictures.ranked_list import RankedPhoto, RankedRow
 from dolg_tf.evaluation.revisited.score import LEVELS, score_descriptors
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query, load_ground_truth
 from dolg_tf.stage import files
 
 # Longest side of a photo in a picture, in pixels.
-_SIDE = 320
+_SHOWN = Preparation(320)
 
 
 def spread_queries(ap: Sequence[float | None], count: int) -> list[int]:
@@ -71,7 +71,7 @@ def ranked_rows(
         photo = query_photos[query]
         results = [
             RankedPhoto(
-                read_photo(index_photos[row], _SIDE), kinds.get(row, "negative"), float(score)
+                read_photo(index_photos[row], _SHOWN), kinds.get(row, "negative"), float(score)
             )
             for row, score in zip(ranks[query][:top], scores[query][:top], strict=True)
         ]
@@ -85,7 +85,10 @@ def ranked_rows(
 
 
 def task_photos(
-    ground_truth: files.Path, image_root: files.Path, crop_queries: bool
+    ground_truth: files.Path,
+    image_root: files.Path,
+    crop_queries: bool,
+    upright: bool | None = None,
 ) -> tuple[Sequence[Photo], Sequence[Photo]]:
     """Finds the photos of a ground truth.
 
@@ -93,6 +96,7 @@ def task_photos(
       ground_truth: gnd_*.pkl or gnd_*.mat.
       image_root: folder of the photos.
       crop_queries: whether queries are cut to their boxes.
+      upright: whether photos are turned by their EXIF orientation; None: as the ground truth says.
 
     Returns:
       Queries and index photos, in the order of the ground truth.
@@ -108,9 +112,23 @@ def task_photos(
             subset=subset,
             output="",
             crop_queries=crop_queries,
+            upright=upright,
         )
         found.append(list_photos(settings).photos)
     return found[0], found[1]
+
+
+def photos_of_evaluation(
+    ground_truth: files.Path, image_root: files.Path, protocol: Mapping
+) -> tuple[Sequence[Photo], Sequence[Photo]]:
+    """Finds the photos of a ground truth, cut and turned as the protocol of its scores says."""
+    crop = protocol["query_crop"] != "none"
+    return task_photos(ground_truth, image_root, crop, protocol["upright"])
+
+
+def preparation(protocol: Mapping, subset: str) -> Preparation:
+    """Returns how the query or index photos of an evaluation were shrunk before the network."""
+    return Preparation.of({**protocol, "max_side": protocol[f"{subset}_max_side"]})
 
 
 def rows_of_evaluation(
@@ -135,7 +153,8 @@ def rows_of_evaluation(
     task = load_ground_truth(ground_truth)
     queries = descriptors.read(query_descriptors)
     crop = queries.meta.get("crop", True)
-    query_photos, index_photos = task_photos(ground_truth, image_root, crop)
+    turned = queries.meta.get("upright")
+    query_photos, index_photos = task_photos(ground_truth, image_root, crop, turned)
     index_rows = descriptors.read(index_descriptors).select(task.index_ids)
     query_rows = np.asarray(queries.select(task.query_ids))
     found = search.search(index_rows, query_rows, top)

@@ -40,20 +40,20 @@ class Inputs:
     protocol: dict
 
 
-def _read(found: Descriptors, name: str, normalize: bool) -> DescriptorSet:
-    """Returns the set, with its rows as `Rows` of unit norm.
+def _read(found: Descriptors, name: str) -> DescriptorSet:
+    """Returns the set, with its rows as `Rows`.
 
     Args:
       found: the set, its path, or its rows.
       name: what errors call rows that came without a path.
-      normalize: whether rows are divided by their norms.
     """
+    if isinstance(found, np.ndarray):
+        descriptors.check_rows(found, name)
     if isinstance(found, np.ndarray | Rows):
         found = DescriptorSet(None, found, {}, name)
     elif not isinstance(found, DescriptorSet):
-        return descriptors.read(found, normalize)
-    rows = descriptors.unit_rows(found.descriptors, found.source, normalize)
-    return dataclasses.replace(found, descriptors=rows)
+        found = descriptors.read(found)
+    return dataclasses.replace(found, descriptors=Rows([found.descriptors]))
 
 
 def read_inputs(
@@ -62,24 +62,19 @@ def read_inputs(
     queries: Descriptors,
     index: Descriptors,
     distractors: Descriptors | None = None,
-    *,
-    normalize: bool = False,
 ) -> Inputs:
     """Reads the descriptors of a task; rows on disk stay there.
 
     Args:
       task: the ground truth.
       ground_truth: its file, beside which prepared.json may lie; None: it came from no file.
-      queries, index, distractors, normalize: see `score.evaluate_revisited`.
+      queries, index, distractors: see `score.evaluate_revisited`.
 
     Raises:
       InputError: when a photo has no descriptor, the sets come from different models, or
         distractors are photos of the index.
     """
-    sets = {
-        "query": _read(queries, "the queries", normalize),
-        "index": _read(index, "the index", normalize),
-    }
+    sets = {"query": _read(queries, "the queries"), "index": _read(index, "the index")}
     if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
         raise InputError(
             f"{sets['query'].source} has {len(sets['query'])} rows for {len(task.query_ids)} "
@@ -98,7 +93,7 @@ def read_inputs(
             sets["index"].source,
         )
     if distractors is not None:
-        sets["distractor"] = _read(distractors, "the distractors", normalize)
+        sets["distractor"] = _read(distractors, "the distractors")
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
     # Scales may differ on purpose: the protocol states them, with a remark.
@@ -146,6 +141,9 @@ def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
         "model_hash": sets["query"].meta.get("model_hash"),
         "whitening": sets["query"].meta.get("whitening"),
     }
+    protocol |= {
+        key: sets["query"].meta.get(key) for key in ("upright", "query_scale", "box_rounding")
+    }
     for key in ("scales", "max_side"):
         protocol |= {f"{name}_{key}": found.meta.get(key) for name, found in sets.items()}
     return protocol
@@ -184,6 +182,10 @@ def _remarks(protocol: dict) -> list[str]:
         remarks.append("whether queries were cut to their boxes is not known: an .npy does not say")
     if protocol["image_variant"] in ("blurred", "mixed"):
         remarks.append("faces are blurred in these photos; published scores are of the originals")
+    if protocol["query_scale"] == "crop" and protocol["query_max_side"]:
+        remarks.append(
+            "queries were shrunk by the size of their boxes, not by their photos' as DELF's are"
+        )
     for key in ("scales", "max_side"):
         for name, several in (("query", "queries"), ("distractor", "distractors")):
             found, own = protocol.get(f"{name}_{key}"), protocol[f"index_{key}"]

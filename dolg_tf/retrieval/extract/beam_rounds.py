@@ -7,6 +7,7 @@ a shard to another file, and the process that started them writes the shard. So 
 graph nor that process ever holds more than a few photos or rows.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,8 +23,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract import shards as unfinished
+from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
 from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
@@ -78,17 +80,17 @@ class _Load(beam.DoFn):
     The output `_BAD` has ((shard, row), {"id", "reason"}) of the unreadable ones.
     """
 
-    def __init__(self, folder: pathlib.Path, max_side: int):
-        self._folder, self._max_side = folder, max_side
+    def __init__(self, folder: pathlib.Path, how: Preparation):
+        self._folder, self._how = folder, how
 
     def process(self, chunk: tuple[int, int, int]) -> Iterator:
         shard, first, end = chunk
         listed = json.loads(_list_file(self._folder, shard).read_text(encoding="utf-8"))
-        photos = [Photo(id_, file, box and tuple(box), start) for id_, file, box, start in listed]
-        images = decoding.decode_ahead(photos[first:end], self._max_side)
+        photos = [Photo(**one | {"box": one["box"] and tuple(one["box"])}) for one in listed]
+        images = ahead.decode_ahead(photos[first:end], self._how)
         for row, image in enumerate(images, first):
             if isinstance(image, str):
-                bad = {"id": photos[row].id, "reason": image}
+                bad = unfinished.bad_photo(photos[row].id, image)
                 yield beam.pvalue.TaggedOutput(_BAD, ((shard, row), bad))
             else:
                 yield (shard, row), image
@@ -116,11 +118,11 @@ class DescribeHandler(ModelHandler[np.ndarray, np.ndarray, Describe]):
         self, batch: Sequence[np.ndarray], model: Describe, inference_args=None
     ) -> Iterable[np.ndarray]:
         count = len(batch)
-        return decoding.describe_batches(enumerate(batch), model, count, self._batch_size)[0]
+        return batches.describe_batches(enumerate(batch), model, count, self._batch_size)[0]
 
     def batch_elements_kwargs(self) -> dict:
         # By bytes, not by what Beam finds fastest: batches take memory.
-        most = decoding.WAITING_BYTES
+        most = batches.WAITING_BYTES
 
         def size(keyed):
             return min(keyed[1].nbytes, most)
@@ -167,7 +169,7 @@ def _rows_file(folder: pathlib.Path, shard: int) -> pathlib.Path:
 def _pipeline(
     chunks: list[tuple[int, int, int]],
     folder: pathlib.Path,
-    max_side: int,
+    how: Preparation,
     handler: DescribeHandler,
     options: PipelineOptions,
 ) -> beam.Pipeline:
@@ -177,7 +179,7 @@ def _pipeline(
         pipeline
         | "Chunks" >> beam.Create(chunks)
         | "Spread" >> beam.Reshuffle()
-        | "Load" >> beam.ParDo(_Load(folder, max_side)).with_outputs(_BAD, main="good")
+        | "Load" >> beam.ParDo(_Load(folder, how)).with_outputs(_BAD, main="good")
     )
     described = loaded.good | "Describe" >> RunInference(KeyedModelHandler(handler))
     _ = (
@@ -242,7 +244,7 @@ def do_part(
                 _write_list(_list_file(folder, shard), listing.photos[first:end])
                 starts = range(0, end - first, _CHUNK)
                 chunks += [(shard, at, min(at + _CHUNK, end - first)) for at in starts]
-            _run(_pipeline(chunks, folder, settings.max_side, handler, options))
+            _run(_pipeline(chunks, folder, Preparation.asked(settings), handler, options))
             for shard in shards:
                 rows, found = _read_rows(_rows_file(folder, shard))
                 work.write(shard, rows, found)
@@ -256,7 +258,7 @@ def do_part(
 def _write_list(path: pathlib.Path, photos: Sequence[Photo]) -> None:
     # Absolute: workers have working directories of their own.
     listed = [
-        (photo.id, os.path.abspath(photo.file), photo.box, photo.start)  # noqa: PTH100
+        dataclasses.asdict(photo) | {"file": os.path.abspath(photo.file)}  # noqa: PTH100
         for photo in photos
     ]
     path.write_text(json.dumps(listed), encoding="utf-8")

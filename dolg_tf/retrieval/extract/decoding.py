@@ -1,88 +1,205 @@
-"""Photos are read, decoded, cropped and batched ahead of the model."""
+"""An encoded photo becomes the pixels that are described: decoded, turned, cut and shrunk."""
 
-import collections
-import concurrent.futures
-import itertools
-import os
+import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from PIL import Image
 
-from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.data import photo_files
+from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
-# Most decoded photos that wait for others of their size.
-WAITING_BYTES = 256 * 2**20
+Hold = Callable[[int], None]
+"""Is told how many bytes a photo takes while it is decoded, and may wait until they are free."""
+
+# A large JPEG is decoded at 1/2, 1/4 or 1/8, but at no less than so many times its final size:
+# cosines of its descriptors to those of the whole photo stay above 0.999, see docs/limits.md.
+_REDUCED = 2.5
+_BYTES = 7  # per pixel: 4 in Pillow's memory, 3 in ours
 
 
-def _cut(image: np.ndarray, photo: Photo) -> np.ndarray:
-    height, width = image.shape[:2]
-    left, top, right, bottom = (int(x) for x in photo.box)
-    left, right = max(left, 0), min(right, width)
-    top, bottom = max(top, 0), min(bottom, height)
-    if left >= right or top >= bottom:
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How photos are cut and shrunk.
+
+    Attributes:
+      max_side: longest side in pixels; 0: not bounded.
+      query_scale: whose side that is where a photo is cut to a box: "photo" or "crop".
+      box_rounding: whose rule makes whole pixels of a box: "dolg", "delf" or "how".
+      max_pixels: photos with more are refused.
+    """
+
+    max_side: int = 0
+    query_scale: str = "photo"
+    box_rounding: str = "dolg"
+    max_pixels: int = photo_files.MAX_PIXELS
+
+    @classmethod
+    def asked(cls, settings: PhotosConfig) -> "Preparation":
+        """Returns what the options say."""
+        return cls(
+            settings.max_side, settings.query_scale, settings.box_rounding, settings.max_pixels
+        )
+
+    @classmethod
+    def of(cls, meta: Mapping) -> "Preparation":
+        """Returns what the metadata of a set or an index say."""
+        kept = {key: meta[key] for key in ("query_scale", "box_rounding") if meta.get(key)}
+        return cls(meta["max_side"] or 0, **kept)
+
+
+WHOLE = Preparation()
+
+
+# --- boxes and sizes -------------------------------------------------------------------
+
+
+def _whole_box(photo: Photo, height: int, width: int, rounding: str) -> tuple[int, int, int, int]:
+    """Returns the box of a photo in whole pixels; DELF's and HOW's may leave the photo."""
+    if photo.box is None:
+        return 0, 0, width, height
+    whole = int if rounding == "dolg" else round  # DELF and HOW: halves to even, as Pillow
+    left, top, right, bottom = (whole(x) for x in photo.box)
+    inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
         raise InputError(
             f"{photo.where}: the box {photo.box} has no pixel of its {width} x {height}; "
             "correct the ground truth, or use --nocrop_queries"
         )
-    return image[top:bottom, left:right]
+    return inside if rounding == "dolg" else (left, top, right, bottom)
+
+
+def _inside(box: tuple[int, int, int, int], height: int, width: int) -> bool:
+    return min(box) >= 0 and box[2] <= width and box[3] <= height
+
+
+def _factor(height: int, width: int, box: tuple[int, int, int, int], how: Preparation) -> float:
+    """Returns the factor, at most 1, by which the part of a photo in a box is shrunk.
+
+    Reference: research/delf, delg/extract_features.py: a query's longest side is bounded by
+    max_side x longest(crop) / longest(photo), so that it keeps its photo's scale.
+    """
+    if how.query_scale == "photo":
+        longest = max(height, width)
+    else:
+        longest = max(box[2] - box[0], box[3] - box[1])
+    return min(1.0, how.max_side / longest) if how.max_side else 1.0
+
+
+def _scaled(side: float, factor: float) -> int:
+    return max(1, round(side * factor))
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     """Returns uint8 RGB (H, W, 3), shrunk to a longest side of `max_side` pixels; 0: unchanged."""
     height, width = image.shape[:2]
-    if not max_side or max(height, width) <= max_side:
-        return image
-    from PIL import Image
-
-    scale = max_side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Antialiased, since a photo may be shrunk a lot here; the network's scales resample it later.
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    box = (0, 0, width, height)
+    return _cut(image, box, _factor(height, width, box, Preparation(max_side)))
 
 
-def load_photo(photo: Photo, max_side: int = 0) -> np.ndarray | str:
-    """Reads, decodes, crops (to the box, truncated to whole pixels) and shrinks a photo.
+def _cut(
+    image: np.ndarray, box: tuple[int, int, int, int], factor: float, times: int = 1
+) -> np.ndarray:
+    """Returns the part in a box, scaled; what lies outside the photo is black.
+
+    Args:
+      image: uint8 RGB (H, W, 3), the photo or the means of its blocks of `times` x `times` pixels.
+      box: (left, top, right, bottom) in pixels of the photo.
+      factor: at most 1.
+      times: 1 where the box leaves the photo.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = box
+    if factor == 1 and _inside(box, height, width):
+        part = image[top:bottom, left:right]
+        return part if part.size == image.size else part.copy()  # so that the rest is freed
+    corner = left // times, top // times
+    part = Image.fromarray(image).crop((*corner, -(-right // times), -(-bottom // times)))
+    if factor < 1:
+        size = _scaled(right - left, factor), _scaled(bottom - top, factor)
+        inner = [side / times - corner[place % 2] for place, side in enumerate(box)]
+        # Antialiased, since a photo may be shrunk a lot here; the network's scales resample it
+        # later.
+        part = part.resize(size, Image.Resampling.BILINEAR, box=inner)
+    return np.asarray(part)
+
+
+# --- photos ----------------------------------------------------------------------------
+
+
+def load_photo(
+    photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None
+) -> np.ndarray | str:
+    """Reads, decodes, turns, cuts and shrinks a photo.
 
     Args:
       photo: what to read.
-      max_side: longest side in pixels after the crop; 0: unchanged.
+      how: to cut and to shrink it.
+      hold: is asked before the photo is decoded.
 
     Returns:
-      uint8 RGB (H, W, 3); or the reason, when the file is missing or not a photo.
+      uint8 RGB (H, W, 3); or the reason, when the file is missing or cannot be described.
 
     Raises:
       InputError: when the box is outside the photo, or the disk fails.
     """
-    import tensorflow as tf
-
-    from dolg_tf.data import images
-
+    if photo.fault:
+        return f"{photo.where}: {photo.fault}"
     try:
-        image = images.decode(tf.constant(photo.read())).numpy()
+        return _decode(photo, photo.read(), how, hold)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{photo.where}: {error.strerror}"
     except OSError as error:
         # Otherwise a lost disk would turn every photo into a bad one.
         raise InputError(f"{photo.where}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # a damaged record
+    except MemoryError:
+        return f"{photo.where}: too large for the memory"
+    except InputError:
+        raise
+    except ValueError as error:  # no photo, or a damaged record
         return f"{photo.where}: {error}"
-    except tf.errors.InvalidArgumentError:
-        return f"{photo.where}: not a photo that can be decoded (JPEG, PNG, GIF, BMP, WebP)"
-    if photo.box is not None:
-        image = _cut(image, photo)
-    return shrink(image, max_side)
 
 
-def read_photo(photo: np.ndarray | Photo | files.Path, max_side: int = 0) -> np.ndarray:
+def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> np.ndarray:
+    header = photo_files.read_header(data)
+    height, width = header.height, header.width
+    if photo.turn and header.orientation >= 5:
+        height, width = width, height
+    if 0 < how.max_pixels < height * width:
+        size = f"{width} x {height} pixels are more than --max_pixels={how.max_pixels}"
+        raise photo_files.UnusablePhoto("too_large", size)
+    box = _whole_box(photo, height, width, how.box_rounding)
+    factor = _factor(height, width, box, how)
+    longest = max(height, width)
+    shrunk = factor < 1 and _inside(box, height, width)
+    # A box that leaves the photo is cut from the whole: Pillow scales only what is inside.
+    reduce_to = int(np.ceil(_REDUCED * factor * longest)) if shrunk else 0
+    pixels = height * width
+    if reduce_to and header.format == "JPEG":
+        pixels //= max(1, min(longest // reduce_to, 8)) ** 2
+    if hold:
+        hold(_BYTES * pixels + len(data))
+    image = photo_files.decode(
+        data, upright=photo.turn, max_pixels=how.max_pixels, reduce_to=reduce_to
+    )
+    del data
+    sizes = {(-(-height // times), -(-width // times)): times for times in (8, 4, 2, 1)}
+    return _cut(image, box, factor, sizes[image.shape[:2]])
+
+
+def read_photo(
+    photo: np.ndarray | Photo | files.Path, how: Preparation = WHOLE, hold: Hold | None = None
+) -> np.ndarray:
     """Reads a photo as extraction does.
 
     Args:
-      photo: one of a listing, cropped to its box if it has one; the path of a JPEG, PNG, GIF, BMP
-        or WebP file; or uint8 RGB (H, W, 3), which is checked.
-      max_side: longest side in pixels to shrink it to; 0: never.
+      photo: one of a listing, cropped to its box if it has one; the path of a photo, which is
+        turned by its EXIF orientation; or uint8 RGB (H, W, 3), which is checked.
+      how: to cut and to shrink it.
+      hold: is asked before the photo is decoded.
 
     Returns:
       uint8 RGB (H, W, 3).
@@ -93,104 +210,10 @@ def read_photo(photo: np.ndarray | Photo | files.Path, max_side: int = 0) -> np.
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3:
             raise InputError(f"a photo is {photo.dtype} {photo.shape}; give uint8 RGB (H, W, 3)")
-        return shrink(photo, max_side)
+        return shrink(photo, how.max_side)
     if not isinstance(photo, Photo):
-        photo = Photo(pathlib.Path(photo).stem, photo)
-    image = load_photo(photo, max_side)
+        photo = Photo(pathlib.Path(photo).stem, photo, turn=True)
+    image = load_photo(photo, how, hold)
     if isinstance(image, str):
         raise InputError(image)
     return image
-
-
-# --- ahead of the model --------------------------------------------------------------
-
-
-def decode_ahead(photos: Iterable[Photo], max_side: int) -> Iterator[np.ndarray | str]:
-    """Yields `load_photo` of each photo, in order, while threads decode a few more."""
-    return _ahead(lambda photo: load_photo(photo, max_side), photos)
-
-
-def read_ahead(photos: Iterable[np.ndarray | Photo | files.Path]) -> Iterator[np.ndarray]:
-    """Yields `read_photo` of each photo, in order, while threads decode a few more."""
-    return _ahead(read_photo, photos)
-
-
-def _ahead(read: Callable, photos: Iterable) -> Iterator:
-    workers = os.cpu_count() or 1
-    pending = collections.deque()
-    rest = iter(photos)
-    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for photo in itertools.islice(rest, 4 * workers):
-            pending.append(pool.submit(read, photo))
-        while pending:
-            image = pending.popleft().result()
-            for photo in itertools.islice(rest, 1):
-                pending.append(pool.submit(read, photo))
-            yield image
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# --- batches of equal size ------------------------------------------------------------
-
-
-def bucket(
-    images: Iterable[tuple[int, np.ndarray]], batch_size: int, waiting_bytes: int = WAITING_BYTES
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Groups images of equal shape.
-
-    Args:
-      images: (row, uint8 (H, W, 3)) pairs.
-      batch_size: most images per batch.
-      waiting_bytes: when the images that wait for a full batch exceed this size in total, the
-        fullest bucket is yielded as it is.
-
-    Yields:
-      (rows, uint8 (B, H, W, 3)), 1 <= B <= batch_size; every image once.
-    """
-    buckets: dict[tuple, list] = {}
-    waiting = 0
-
-    def take(shape):
-        taken = buckets.pop(shape)
-        return [row for row, _ in taken], np.stack([image for _, image in taken])
-
-    for row, image in images:
-        buckets.setdefault(image.shape, []).append((row, image))
-        waiting += image.nbytes
-        full = image.shape if len(buckets[image.shape]) == batch_size else None
-        if full is None and waiting > waiting_bytes:
-            full = max(buckets, key=lambda shape: len(buckets[shape]) * np.prod(shape))
-        if full is not None:
-            rows, batch = take(full)
-            waiting -= batch.nbytes
-            yield rows, batch
-    for shape in list(buckets):
-        yield take(shape)
-
-
-def describe_batches(
-    images: Iterable[tuple[int, np.ndarray]],
-    describe: Callable[[np.ndarray], np.ndarray],
-    count: int,
-    batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Describes images in batches and puts the results in the order of their rows.
-
-    Args:
-      images: (row, uint8 (H, W, 3)) pairs, rows below `count`.
-      describe: uint8 (B, H, W, 3) -> float32 (B, D).
-      count: total number of rows.
-      batch_size: most images per batch.
-
-    Returns:
-      (descriptors, done): float32 (count, D), and bool (count,), the rows that were described.
-    """
-    descriptors, done = np.zeros((count, 0), np.float32), np.zeros(count, bool)
-    for rows, batch in bucket(images, batch_size):
-        part = np.asarray(describe(batch), np.float32)
-        if not done.any():
-            descriptors = np.zeros((count, part.shape[1]), np.float32)
-        descriptors[rows], done[rows] = part, True
-    return descriptors, done

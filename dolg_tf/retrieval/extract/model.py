@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract import ahead, batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo
-from dolg_tf.runtime import export_files
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
@@ -56,9 +55,12 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     path = pathlib.Path(saved_model)
     if not workshop.recover(path / "saved_model.pb"):
         raise InputError(f"--saved_model={path}: no SavedModel there; `dolg export` writes one")
-    info = export_files.read_about(path)
-    if info is not None:
-        _check_about(info, path / export_files.ABOUT)
+    about = path / "assets.extra" / "dolg.json"
+    if about.exists():
+        info = files.read_json(about, 1)
+        for key in ("scales", "weights_sha256"):
+            if not info.get(key):
+                raise InputError(f"{about}: no {key!r}; export the model again")
     elif scales:
         info = {"scales": scales, "weights_sha256": _hash_files(path)}
     else:
@@ -73,19 +75,6 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
         load=lambda: _load(path, describer).describe,
     )
     return describer
-
-
-def _check_about(info: dict, source: pathlib.Path) -> None:
-    """Makes sure that a model says by what it is identified, and how it describes photos."""
-    for key in ("scales", "weights_sha256"):
-        if not info.get(key):
-            raise InputError(f"{source}: no {key!r}; {export_files.REMEDY}")
-    sound = isinstance(info["weights_sha256"], str) and isinstance(info["scales"], list)
-    sound = sound and all(
-        type(scale) in (int, float) and 0 < scale < float("inf") for scale in info["scales"]
-    )
-    if not (sound and isinstance(info.get("whitening"), dict | None)):
-        raise InputError(f"{source}: damaged; {export_files.REMEDY}")
 
 
 def _hash_files(saved_model: pathlib.Path) -> str:
@@ -142,17 +131,28 @@ class LoadedModel:
         photos = list(photos)
         if not photos:
             raise InputError("there are no photos to describe; give at least one")
-        images = enumerate(decoding.read_ahead(photos))
-        rows, _ = decoding.describe_batches(
+        images = enumerate(ahead.read_ahead(photos))
+        rows, _ = batches.describe_batches(
             images, lambda batch: self._describe(batch, scales), len(photos), _BATCH
         )
         return rows
 
     def _describe(self, images: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-        """Returns float32 (B, D) of uint8 (B, H, W, 3)."""
+        """Returns float32 (B, D) of uint8 (B, H, W, 3).
+
+        Raises:
+          MemoryError: when they are too large for the memory.
+        """
         import tensorflow as tf
 
-        scales = tf.constant(scales, tf.float32)
+        try:
+            return self._call(images, tf.constant(scales, tf.float32))
+        except tf.errors.ResourceExhaustedError:
+            raise MemoryError("the network needs more memory than there is") from None
+
+    def _call(self, images: np.ndarray, scales) -> np.ndarray:
+        import tensorflow as tf
+
         if "images" in self._model.signatures:
             call = self._model.signatures["images"]
             return call(images=tf.constant(images), scales=scales)["descriptors"].numpy()
@@ -247,8 +247,7 @@ def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedM
 def _load(path: pathlib.Path, about: Describer) -> LoadedModel:
     import tensorflow as tf
 
-    with export_files.loading(path):
-        model = tf.saved_model.load(str(path))
+    model = tf.saved_model.load(str(path))
     if "images" not in model.signatures:
         _check_delg(path, model.signatures)
     return LoadedModel(path, about, model)

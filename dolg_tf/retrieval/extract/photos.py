@@ -1,22 +1,19 @@
 """The photos to describe: a folder, CSV, ground truth or TFRecords become (id, file, box)."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import glob
 import hashlib
 import logging
-import mmap
 import os
 import pathlib
-import posixpath
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
-from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
-from dolg_tf.data.records import example, foreign, tfrecord
+from dolg_tf.data import photo_files, photo_folders, photo_ids
+from dolg_tf.retrieval.extract import photo_records
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
@@ -26,7 +23,9 @@ log = logging.getLogger(__name__)
 
 _STAT_THREADS = 16  # each call takes milliseconds on a network disk
 _STAT_PHOTOS = 4096  # per task of a thread
-_RECORD_HEADER = 12  # bytes: length of a record, and its checksum
+# How the authors' codes make whole pixels of a box, see `decoding`.
+BOX_ROUNDINGS = ("dolg", "delf", "how")
+QUERY_SCALES = ("photo", "crop")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,11 +33,14 @@ class Photo:
     """A photo to describe.
 
     Attributes:
-      id: its path relative to the image root, without suffix; in a TFRecord its `image/id`.
+      id: its path relative to the image root, without suffix unless another photo of the folder
+        has the same name but for it; in a TFRecord its `image/id`.
       file: where it is: a file of its own, which may be missing, or a TFRecord file.
       box: (left, top, right, bottom) in pixels, the part that is cut out; None: the whole photo.
       start: byte of the TFRecord file at which its record starts; -1: it has a file of its own.
       record_size: of the record, in bytes.
+      turn: whether it is to be turned by its EXIF orientation.
+      fault: why it cannot be described, whatever its file holds; "": nothing is known.
     """
 
     id: str
@@ -46,6 +48,8 @@ class Photo:
     box: tuple[float, float, float, float] | None = None
     start: int = -1
     record_size: int = -1
+    turn: bool = False
+    fault: str = ""
 
     @property
     def path(self) -> pathlib.Path:
@@ -61,10 +65,13 @@ class Photo:
 
         Raises:
           OSError: when the file cannot be read.
-          ValueError: when its record is damaged.
+          ValueError: when its record is damaged, or it is a pipe or a device.
         """
         if self.start >= 0:
-            return read_record(self.file, self.start)
+            return photo_records.read_record(self.file, self.start)
+        mode = self.path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError("a pipe, a socket or a device")  # which might never answer
         return self.path.read_bytes()
 
 
@@ -85,11 +92,19 @@ class Fingerprints:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Photos in the order of their descriptors, and whether they are cut to boxes."""
+    """Photos in the order of their descriptors.
+
+    Attributes:
+      image_root: what ids are relative to.
+      photos: all of them.
+      crop: whether they are cut to boxes.
+      upright: whether they are described as EXIF orientation turns them.
+    """
 
     image_root: pathlib.Path
     photos: tuple[Photo, ...]
-    crop: bool
+    crop: bool = False
+    upright: bool = False
 
     def sizes(self) -> np.ndarray:
         """Returns the size of each photo in bytes, int64 (N,); -1: the file is missing."""
@@ -132,64 +147,6 @@ def _sizes(photos: Iterable[Photo]) -> list[int]:
     return sizes
 
 
-# --- photos in TFRecords --------------------------------------------------------------
-
-
-def list_records(pattern: str) -> Iterator[tuple[str, str, int, int]]:
-    """Yields id, file, first byte and size in bytes of each record, in file order.
-
-    Args:
-      pattern: a glob of TFRecords of DELG's schema.
-
-    Raises:
-      InputError: when no file matches, a file is truncated or not a TFRecord, or a record has no
-        `image/id`.
-    """
-    for path, starts in tfrecord.RecordIndex.open(pattern).places():
-        if not starts:
-            continue
-        with (
-            pathlib.Path(path).open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as data,
-        ):
-            for start in starts:
-                body = start + _RECORD_HEADER
-                size = int.from_bytes(data[start : start + 8], "little")
-                with data[body : body + size] as record:
-                    yield _id(record, path, start), path, start, size
-
-
-def _id(record: memoryview, path: str, start: int) -> str:
-    where = f"{path}, record at byte {start}"
-    found, fault = "", ""
-    try:
-        found = (example.find_bytes(record, b"image/id") or b"").decode()
-    except ValueError as error:  # UnicodeDecodeError is one
-        fault = f"not a tf.train.Example ({error}); write it again"
-    if not found:
-        # Outside: while the error lives, its frames hold parts of the file's mapping.
-        fault = fault or foreign.schema_fault(bytes(record)) or "its image/id is empty"
-        raise InputError(f"{where}: {fault}")
-    return found
-
-
-def read_record(path: str, start: int) -> bytes:
-    """Returns the encoded photo of the record that starts at a given byte.
-
-    Raises:
-      OSError: when the file cannot be read.
-      ValueError: saying what is wrong with the record.
-    """
-    data = tfrecord.read_at(path, start)
-    if data is None:
-        raise ValueError("the checksum is wrong")
-    encoded = example.find_bytes(memoryview(data), b"image/encoded")
-    if not encoded:
-        raise ValueError("no image/encoded in the record")
-    return encoded
-
-
 # --- which photos ---------------------------------------------------------------------
 
 
@@ -210,8 +167,32 @@ class PhotosConfig:
     )
     output: str = option("descriptor set (a directory) to write")
     crop_queries: bool = option("crop the queries of a ground truth to their boxes", True)
-    max_side: int = option("shrink photos to this longest side; 0: never", 0, unit="pixels")
-    batch_size: int = option("photos of equal size per batch", 16, unit="photos")
+    max_side: int = option(
+        "shrink photos to this longest side, DELF's bound by default; 0: never", 1024, unit="pixels"
+    )
+    query_scale: str = option(
+        "what --max_side bounds in a cropped query: its photo, so that the crop keeps its photo's "
+        "scale as in DELF and HOW, or the crop itself",
+        "photo",
+        choices=QUERY_SCALES,
+    )
+    box_rounding: str = option(
+        "whose rule makes whole pixels of a query's box: dolg truncates; delf and how round, and "
+        "pad with black what leaves the photo",
+        "dolg",
+        choices=BOX_ROUNDINGS,
+    )
+    upright: bool | None = option(
+        "turn photos by their EXIF orientation; unset: yes for a folder, a photo, a CSV and a "
+        "ground truth of `dolg ground-truth`, no for a benchmark's, as recorded for TFRecords",
+        None,
+    )
+    max_pixels: int = option(
+        "refuse photos with more pixels, as unreadable; 0: none",
+        photo_files.MAX_PIXELS,
+        unit="pixels",
+    )
+    batch_size: int = option("photos of equal size per batch, at most", 16, unit="photos")
     max_bad: int = option(
         "unreadable photos to tolerate; they are listed in meta.json", 0, unit="photos"
     )
@@ -219,118 +200,113 @@ class PhotosConfig:
     def __post_init__(self):
         if self.subset not in ("", "query", "index"):
             raise InputError(f"--subset={self.subset} must be query or index")
-        at_least(self, max_side=0, batch_size=1, max_bad=0)
+        at_least(self, max_side=0, max_pixels=0, batch_size=1, max_bad=0)
 
 
-# --- finding the files ---------------------------------------------------------------
+# --- listing them ----------------------------------------------------------------------
 
 
-_NO_FILES = contextlib.nullcontext(())
+def _named(names: Iterable[tuple[str, str]], root: files.Path, upright: bool) -> list[Photo]:
+    """Returns the photos of (place in a list, name)."""
+    finder = photo_folders.Finder(root)
+    return [Photo(*finder.find(name, where), turn=upright) for where, name in names]
 
 
-class _Finder:
-    """Finds photos by name, reading each folder once."""
-
-    def __init__(self, root: pathlib.Path):
-        self._root = root
-        self._folders, self._stems = {}, {}
-
-    def _folder(self, name: str) -> str:
-        """Returns the path of a folder."""
-        if name not in self._folders:
-            self._folders[name] = str(files.inside(self._root, name))
-        return self._folders[name]
-
-    def _names(self, folder: str) -> dict[str, str]:
-        """Returns the files of a folder by their stems; "/" separates several photos of one stem.
-
-        A file of exactly the stem's name comes before photos that have it with a suffix.
-        """
-        if folder not in self._stems:
-            stems, exact = {}, {}
-            # Not Path.iterdir, which makes a million Path objects.
-            with os.scandir(folder) if pathlib.Path(folder).is_dir() else _NO_FILES as entries:
-                for entry in entries:
-                    stem, suffix = split_suffix(entry.name)
-                    if suffix:
-                        stems[stem] = f"{stems[stem]}/{entry.name}" if stem in stems else entry.name
-                    elif entry.is_file():
-                        exact[stem] = stem
-            self._stems[folder] = stems | exact
-        return self._stems[folder]
-
-    def find(self, name: str, where) -> Photo:
-        """Returns the photo that a list calls `name`, with or without suffix."""
-        check_name(name, where)
-        parent, last = posixpath.split(name)
-        folder = self._folder(parent)
-        stem, suffix = split_suffix(last)
-        found = last if suffix else self._names(folder).get(stem, stem)
-        if "/" in found:
-            several = sorted(found.split("/"))
-            raise InputError(
-                f"{where}: {name!r} may be {several[0]} or {several[1]} in {folder}; keep only one"
-            )
-        return Photo(id_of(name), f"{folder}/{found}")
-
-
-def _from_folder(folder: pathlib.Path, root: pathlib.Path) -> list[Photo]:
+def _from_folder(folder: pathlib.Path, root: pathlib.Path, upright: bool) -> list[Photo]:
     if not folder.is_relative_to(root):
         raise InputError(f"--images={folder} is not inside --image_root={root}")
-
-    def fail(error: OSError):
-        raise error
-
-    photos, others, links = [], 0, 0
-    inside = folder.relative_to(root).as_posix()
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders.sort()
-        links += sum(pathlib.Path(parent, name).is_symlink() for name in folders)
-        below = posixpath.normpath(posixpath.join(inside, os.path.relpath(parent, folder)))
-        prefix = "" if below == "." else f"{below}/"
-        for name in sorted(names):
-            stem, suffix = split_suffix(name)
-            if name.startswith(".") or not suffix:
-                others += 1
-                continue
-            photos.append(Photo(f"{prefix}{stem}", f"{parent}/{name}"))
-    if others:
-        log.info("%s: %d other files (not jpg, jpeg or png) are ignored", folder, others)
-    if links:
-        log.warning("%s: %d links to folders are not followed", folder, links)
-    return photos
+    found = photo_folders.photos_below(folder, root)
+    return [Photo(id_, file, turn=upright) for id_, file in found]
 
 
-def _from_csv(path: pathlib.Path, finder: _Finder) -> list[Photo]:
-    return [finder.find(name, where) for where, (name,) in read_table(path, ["path", "id"])]
+def _from_photo(path: pathlib.Path, root: pathlib.Path, upright: bool) -> list[Photo]:
+    if not path.is_relative_to(root):
+        raise InputError(f"--images={path} is not inside --image_root={root}")
+    return _named([(str(path), path.relative_to(root).as_posix())], root, upright)
 
 
-def _from_ground_truth(path, subset: str, crop: bool, finder: _Finder) -> list[Photo]:
+def _from_ground_truth(
+    path: pathlib.Path, root: pathlib.Path, settings: PhotosConfig
+) -> tuple[list[Photo], bool]:
+    """Returns the photos, and whether they are turned."""
     task = load_ground_truth(path)
-    if subset == "index":
-        return [finder.find(name, path) for name in task.index_ids]
-    found = [finder.find(name, path) for name in task.query_ids]
-    if not crop:
-        return found
-    return [
-        dataclasses.replace(photo, box=query.box)
-        for photo, query in zip(found, task.queries, strict=True)
-    ]
+    upright = task.upright if settings.upright is None else settings.upright
+    if upright and not task.upright and settings.subset == "query" and settings.crop_queries:
+        log.warning(
+            "%s does not say that its boxes are of photos turned by EXIF orientation; give "
+            "--noupright unless they are",
+            path,
+        )
+    names = task.query_ids if settings.subset == "query" else task.index_ids
+    found = _named(((str(path), name) for name in names), root, upright)
+    if settings.subset == "query" and settings.crop_queries:
+        boxes = (query.box for query in task.queries)
+        found = [
+            dataclasses.replace(photo, box=box) for photo, box in zip(found, boxes, strict=True)
+        ]
+    return found, upright
 
 
-def _check_ids(photos: list[Photo], source) -> None:
-    seen = {}
+def _from_records(pattern: str, upright: bool | None) -> tuple[list[Photo], bool]:
+    """Returns the photos, and whether they are turned: when they were written, or by us."""
+    found, turned = [], 0
+    for record in photo_records.list_records(pattern):
+        turn = bool(upright) and not record.upright
+        found.append(Photo(record.id, record.file, None, record.start, record.size, turn))
+        turned += record.upright
+    told = (
+        f"--images={pattern}: {turned} of {len(found)} records hold photos that were turned by "
+        "their EXIF orientation"
+    )
+    if turned and upright is False:
+        raise InputError(
+            f"{told}, which --noupright cannot undo; leave it out, or build the records again with "
+            "--noupright"
+        )
+    if 0 < turned < len(found) and not upright:
+        raise InputError(f"{told}, the others as they are stored; give --upright to turn all")
+    return found, turned > 0 if upright is None else upright
+
+
+def _listing(
+    root: pathlib.Path, photos: list[Photo], source, *, crop: bool = False, upright: bool
+) -> Listing:
+    """Checks the ids of photos."""
+    if not photos:
+        raise InputError(f"--images={source}: no photos there")
+    rows = {}
     for row, photo in enumerate(photos):
-        other = seen.setdefault(photo.id, row)
+        other = rows.setdefault(photo.id, row)
         if other != row:
             raise InputError(
                 f"{source}: {photo.where} and {photos[other].where} have the same id, "
                 f"{photo.id!r}; keep only one"
             )
+        fault = photo_ids.fault_of(photo.id)
+        if fault:
+            photos[row] = dataclasses.replace(photo, fault=f"{fault}; rename it")
+    return Listing(root, tuple(photos), crop, upright)
+
+
+def list_named(names: Iterable[str], root: files.Path, where, *, upright: bool) -> Listing:
+    """Lists photos by name or id.
+
+    Args:
+      names: relative to the root, with or without suffix.
+      root: the folder.
+      where: the names come from, for errors.
+      upright: whether to turn photos by their EXIF orientation.
+
+    Raises:
+      InputError: when there are none, two are the same, or a name leads out of the root or may be
+        one of several photos.
+    """
+    photos = _named(((where, name) for name in names), root, upright)
+    return _listing(pathlib.Path(root), photos, where, upright=upright)
 
 
 def list_photos(settings: PhotosConfig) -> Listing:
-    """Lists the photos of a folder (recursive, sorted), a CSV, a ground truth or TFRecords.
+    """Lists the photos of a folder (recursive, sorted), a CSV, a ground truth or TFRecords, or one.
 
     Photos named in a file are in the order of that file, and missing ones are listed too: they are
     counted when they are read.
@@ -340,33 +316,39 @@ def list_photos(settings: PhotosConfig) -> Listing:
     """
     source = pathlib.Path(settings.images)
     is_truth = source.suffix in (".pkl", ".mat")
-    pattern = not source.exists() and glob.has_magic(settings.images)
-    if not source.exists() and not pattern:
-        raise InputError(f"--images={source}: no such file or folder")
     if is_truth != bool(settings.subset):
         remedy = "needs --subset=query or --subset=index" if is_truth else "takes no --subset"
         raise InputError(f"--images={source} {remedy}")
+    root = _root(settings, source)
+    upright = settings.upright is not False
+    crop = settings.subset == "query" and settings.crop_queries
+    if source.is_dir():
+        found = _from_folder(source, root, upright)
+    elif is_truth:
+        found, upright = _from_ground_truth(source, root, settings)
+    elif source.suffix.lower() == ".csv":
+        names = ((where, name) for where, (name,) in read_table(source, ["path", "id"]))
+        found = _named(names, root, upright)
+    elif source.is_file() and photo_folders.is_photo(str(source), source.name):
+        found = _from_photo(source, root, upright)
+    elif source.suffix.lower() == ".txt":
+        raise InputError(
+            f"--images={source} is not a folder, a photo, a .csv, a .pkl, a .mat or TFRecords"
+        )
+    else:
+        found, upright = _from_records(settings.images, settings.upright)
+    return _listing(root, found, source, crop=crop, upright=upright)
+
+
+def _root(settings: PhotosConfig, source: pathlib.Path) -> pathlib.Path:
+    """Returns the folder that ids are relative to."""
+    pattern = not source.exists() and glob.has_magic(settings.images)
+    if not pattern and not source.is_file() and not source.is_dir():
+        raise InputError(f"--images={source}: no such file or folder")
     root = pathlib.Path(settings.image_root or (source if source.is_dir() else source.parent))
     while pattern and glob.has_magic(str(root)):
         root = root.parent
     if not root.is_dir():
         wrong = f"image_root={root}" if settings.image_root else f"images={source}"
         raise InputError(f"--{wrong}: no such folder")
-    crop = settings.subset == "query" and settings.crop_queries
-    if source.is_dir():
-        found = _from_folder(source, root)
-    elif is_truth:
-        found = _from_ground_truth(source, settings.subset, crop, _Finder(root))
-    elif source.suffix == ".csv":
-        found = _from_csv(source, _Finder(root))
-    elif source.suffix.lower() in (*SUFFIXES, ".txt"):
-        raise InputError(f"--images={source} is not a folder, a .csv, a .pkl, a .mat or TFRecords")
-    else:
-        found = [
-            Photo(id_, file, None, start, size)
-            for id_, file, start, size in list_records(settings.images)
-        ]
-    if not found:
-        raise InputError(f"--images={source}: no photos (jpg, jpeg, png) there")
-    _check_ids(found, source)
-    return Listing(root, tuple(found), crop)
+    return root

@@ -112,7 +112,8 @@ class UnfinishedSet:
             except (InputError, KeyError, TypeError) as error:
                 log.warning("%s is damaged, so its shard is done again: %s", file, error)
                 continue
-            descriptors.refuse_other(self.path, "begun", about["set"], self._about)
+            begun = descriptors.with_defaults(about["set"])
+            descriptors.refuse_other(self.path, "begun", begun, self._about)
             fault = self._fault(shard)
             if fault:
                 log.warning("shard %d of %d is done again: %s", shard.number, self.count, fault)
@@ -215,7 +216,8 @@ class UnfinishedSet:
             raise InputError(f"{self.path}: {wrong}; delete it and extract it again")
         self._join(shards, *widths)
         without = {one["id"] for one in bad}
-        ids = [photo.id for photo in self._listing.photos if photo.id not in without]
+        photos = self._listing.photos
+        ids = [photo.id for photo in photos if not photo.fault and photo.id not in without]
         root = str(self._listing.image_root.resolve())
         meta = {"format_version": descriptors.FORMAT_VERSION, "image_root": root, **self._meta}
         meta |= {"images": self._prints.images, "bad": bad}
@@ -240,6 +242,12 @@ class UnfinishedSet:
                 np.lib.format.write_array_header_1_0(joined, header)
                 for shard in group:
                     joined.write(np.load(self._file(shard.number), allow_pickle=False).tobytes())
+
+
+def bad_photo(id_: str, reason: str) -> dict[str, str]:
+    """Returns an entry of "bad" in `meta.json`; bytes that are not UTF-8 are escaped there."""
+    texts = {"id": id_, "reason": reason}
+    return {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
 
 
 def too_many_bad(bad: list[dict], max_bad: int) -> InputError:

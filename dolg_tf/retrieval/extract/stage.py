@@ -8,6 +8,7 @@ split the work with --shard=0/2 and --shard=1/2.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import re
@@ -18,12 +19,12 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract import shards as unfinished
+from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
 from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
-from dolg_tf.retrieval.meta import DTYPES
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 
@@ -38,7 +39,9 @@ class ExtractConfig(PhotosConfig):
     scales: tuple[float, ...] = option(
         "scales of a photo, whose descriptors are averaged; empty: those of the export", ()
     )
-    dtype: str = option("number format of the stored descriptors", "float32", choices=DTYPES)
+    dtype: str = option(
+        "number format of the stored descriptors", "float32", choices=descriptors.DTYPES
+    )
     shard: str = option(
         f"i/n, i from 0: describe shards i, i + n, i + 2 n, ... of {unfinished.SHARD_PHOTOS} "
         "photos each; n processes share one --output",
@@ -74,7 +77,7 @@ class _BadPhotos:
 
     def add(self, id_: str, reason: str) -> None:
         log.warning("unreadable photo %s", reason)
-        self._all.append({"id": id_, "reason": reason})
+        self._all.append(unfinished.bad_photo(id_, reason))
         self._check()
 
     def _check(self) -> None:
@@ -93,6 +96,7 @@ def describe_photos(
     dtype: str = "float32",
     part: tuple[int, int] = (0, 1),
     do_part: Callable | None = None,
+    listing: Listing | None = None,
 ) -> DescriptorSet | None:
     """Describes the photos that `settings` lists and writes the set, unless it exists already.
 
@@ -102,6 +106,7 @@ def describe_photos(
       dtype: of the stored descriptors.
       part: the shards to do, (i, n): i, i + n, i + 2 n, ...
       do_part: replaces `_do_part` in writing these shards.
+      listing: the photos; None: those that `settings` lists.
 
     Returns:
       The set; None when this part is done but others are not.
@@ -110,18 +115,10 @@ def describe_photos(
       InputError: when the output was made with other settings, too many photos are bad, or
         another process is working on the same part.
     """
-    listing = list_photos(settings)
-    descriptors.check_ids((photo.id for photo in listing.photos), settings.images)
+    listing = listing or list_photos(settings)
     sizes = listing.sizes()
     prints = listing.fingerprints(sizes, unfinished.SHARD_PHOTOS)
-    meta = {
-        "model_hash": describer.model_hash,
-        "scales": list(describer.scales),
-        "crop": listing.crop,
-        "max_side": settings.max_side,
-        "dtype": dtype,
-        "whitening": describer.whitening,
-    }
+    meta = _meta(settings, listing, describer, dtype)
     kept = descriptors.finished(settings.output, meta | {"images": prints.images})
     if kept is not None:
         unfinished.remove(settings.output)
@@ -138,6 +135,22 @@ def describe_photos(
     bad = len(found.meta["bad"])
     log.info("%s: %d photos described, %d bad", settings.output, len(found), bad)
     return found
+
+
+def _meta(settings: PhotosConfig, listing: Listing, describer: Describer, dtype: str) -> dict:
+    """Returns what all shards of a set share."""
+    meta = {
+        "model_hash": describer.model_hash,
+        "scales": list(describer.scales),
+        "crop": listing.crop,
+        "upright": listing.upright,
+        "max_side": settings.max_side,
+        "dtype": dtype,
+        "whitening": describer.whitening,
+    }
+    if listing.crop:
+        meta |= {"query_scale": settings.query_scale, "box_rounding": settings.box_rounding}
+    return meta
 
 
 def _check_there(listing: Listing, sizes: np.ndarray, settings: PhotosConfig) -> None:
@@ -187,12 +200,17 @@ def _describe_shards(
 ) -> None:
     total = sum(len(photos) for photos in shards.values())
     # One stream for all shards: photos of the next are decoded while the last are described.
-    stream = decoding.decode_ahead(itertools.chain(*shards.values()), settings.max_side)
+    all_photos = itertools.chain(*shards.values())
+    stream = ahead.decode_ahead(all_photos, Preparation.asked(settings))
     with contextlib.closing(stream):
         images = progress.track(stream, total, "extract")
         for shard, photos in shards.items():
-            rows, there = decoding.describe_batches(
-                _readable(photos, images, bad), describe, len(photos), settings.batch_size
+            rows, there = batches.describe_batches(
+                _readable(photos, images, bad),
+                describe,
+                len(photos),
+                settings.batch_size,
+                functools.partial(_too_large, photos, bad),
             )
             work.write(shard, rows[there], bad.take())
 
@@ -207,12 +225,16 @@ def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Ite
             yield row, image
 
 
+def _too_large(photos: Sequence[Photo], bad: _BadPhotos, row: int, reason: str) -> None:
+    bad.add(photos[row].id, f"{photos[row].where}: {reason}")
+
+
 def extract(settings: ExtractConfig) -> DescriptorSet | None:
     """Extracts the descriptors of photos: a SavedModel and photos in, a descriptor set out.
 
     Queries of a ground truth are cropped to their boxes (as the benchmark asks), index photos are
-    not. The set is in the order of the list, whatever the batches. The same command resumes an
-    interrupted run.
+    not. Your own photos are turned by their EXIF orientation, a benchmark's are not. The set is in
+    the order of the list, whatever the batches. The same command resumes an interrupted run.
 
     Returns:
       The set; None when --shard's part is done but others are not.

@@ -15,23 +15,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
-from dolg_tf.retrieval.meta import check_meta
-from dolg_tf.stage import checksums, files, progress, workshop
+from dolg_tf.stage import files, progress, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
-_REMEDY = "build the index again"
 KINDS = ("flat", "ivfpq")
+# What a model says of its descriptors.
+SAME_MODEL = ("model_hash", "scales", "whitening")
 # What two descriptors must share for their product to be meaningful.
-SAME_SPACE = ("model_hash", "scales", "whitening")
-# What all photos of an index must share.
-SAME_MAKING = (*SAME_SPACE, "crop", "max_side")
+SAME_SPACE = (*SAME_MODEL, "upright")
+# What all photos of an index must share. The last two are of photos cut to boxes alone, so that
+# queries with boxes are searched in an index of whole photos.
+SAME_MAKING = (*SAME_SPACE, "crop", "max_side", "query_scale", "box_rounding")
 _FLAT_HEADER = struct.Struct("<4siqqq?iQ")
-_META_KEYS = ("kind", "rows", "width", "sha256", "image_root", *SAME_MAKING, "ivfpq", "calibration")
+_META_KEYS = (
+    *("kind", "rows", "width", "sha256", "image_root", "crop", "max_side", "ivfpq", "calibration"),
+    *SAME_MODEL,
+)
 _BLOCK = 16384
 _TRIES, _WAIT = 4, 0.02  # tries of a reader, and seconds between them: replacing takes far less
 
@@ -192,8 +197,10 @@ def check_same_space(
         for source, value in told[1:]:
             first, expected = told[0]
             if value != expected:
+                mend = "extract both with --upright, or both with --noupright"
                 raise InputError(
-                    f"{source} has {key} {value!r:.80}, {first} has {expected!r:.80}: {remedy}"
+                    f"{source} has {key} {value!r:.80}, {first} has {expected!r:.80}: "
+                    f"{mend if key == 'upright' else remedy}"
                 )
 
 
@@ -209,8 +216,10 @@ def read_meta(path: pathlib.Path) -> dict:
     file = path / "meta.json"
     if not workshop.recover(file):
         raise InputError(f"{path}: no index; `dolg index build` writes one")
-    meta, _ = checksums.read_json(file, FORMAT_VERSION, _REMEDY)
-    check_meta(meta, _META_KEYS, file, _REMEDY)
+    meta = files.read_json(file, FORMAT_VERSION)
+    missing = set(_META_KEYS) - set(meta)
+    if missing:
+        raise InputError(f"{file}: no {min(missing)!r}; build the index again")
     least, calibration = [(meta["rows"], 1), (meta["width"], 1)], meta["calibration"]
     if meta["kind"] == "ivfpq":
         made = meta["ivfpq"] if isinstance(meta["ivfpq"], dict) else {}
@@ -221,8 +230,8 @@ def read_meta(path: pathlib.Path) -> dict:
         threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
         sound &= type(threshold) is float and math.isfinite(threshold)
     if not sound:
-        raise InputError(f"{file}: damaged; {_REMEDY}")
-    return meta
+        raise InputError(f"{file}: damaged; build the index again")
+    return descriptors.with_defaults(meta)
 
 
 def check_sum(file: pathlib.Path, meta: dict) -> None:
@@ -232,7 +241,7 @@ def check_sum(file: pathlib.Path, meta: dict) -> None:
       InputError: when they differ.
     """
     if files.sha256(file) != meta["sha256"].get(file.name):
-        raise checksums.wrong(file, _REMEDY)
+        raise InputError(f"{file}: damaged, its checksum is wrong; build the index again")
 
 
 def read_ids(path: files.Path) -> list[str]:
@@ -295,7 +304,7 @@ def write(
         files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
         sums = {name: files.sha256(temporary / name) for name in ("index.faiss", "ids.txt")}
         about = {"format_version": FORMAT_VERSION, **meta, "rows": len(ids), "sha256": sums}
-        checksums.write_json(temporary / "meta.json", about, {})
+        files.write_json(temporary / "meta.json", about)
 
 
 def write_flat(rows, path: pathlib.Path) -> None:
@@ -324,4 +333,4 @@ def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> No
         made = [("the threshold", fitted_for), (folder, meta)]
         remedy = "the index was changed meanwhile; calibrate again"
         check_same_space(made, (*SAME_SPACE, "width", "kind"), remedy)
-        checksums.write_json(folder / "meta.json", meta | {"calibration": calibration}, {})
+        files.write_json(folder / "meta.json", meta | {"calibration": calibration})

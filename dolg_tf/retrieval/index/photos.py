@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -10,10 +11,9 @@ import numpy as np
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import Describer, open_describer
-from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
-from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_named
+from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +40,13 @@ def describe_queries(
     Raises:
       InputError: when photos cannot be described so, or too many are unreadable.
     """
-    describer, root = _describer(saved_model, index), ""
+    describer, listing = _describer(saved_model, index), None
+    if images.is_file() and images.suffix.lower() != ".csv":
+        upright = index.meta["upright"]
+        listing = list_named([images.name], images.parent, images, upright=upright)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(temporary)
-        if images.is_file() and images.suffix.lower() != ".csv":
-            root = str(images.parent)
-            images = write_table(folder / "photo.csv", ["path"], [[images.name]])
-        settings = _settings(index, images, root, folder / "queries", max_bad)
-        found = stage.describe_photos(settings, describer)
+        settings = _settings(index, images, pathlib.Path(temporary, "queries"), max_bad)
+        found = stage.describe_photos(settings, describer, listing=listing)
         # The files of the rows are deleted with the folder.
         return dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
 
@@ -65,16 +64,16 @@ def _describer(saved_model: str, index: Index) -> Describer:
             "queries in the same way, and give --descriptors, not --images"
         )
     describer = open_describer(saved_model, tuple(index.meta["scales"]))
-    about = {key: getattr(describer, key) for key in SAME_SPACE}
+    about = {key: getattr(describer, key) for key in SAME_MODEL}
     index.check_making(saved_model, about | {"scales": list(describer.scales)})
     return describer
 
 
-def _settings(index: Index, images, image_root: str, output, max_bad: int) -> PhotosConfig:
+def _settings(index: Index, images, output: pathlib.Path, max_bad: int) -> PhotosConfig:
     return PhotosConfig(
         images=str(images),
-        image_root=image_root,
         max_side=index.meta["max_side"] or 0,
+        upright=index.meta["upright"],
         max_bad=max_bad,
         output=str(output),
     )
@@ -108,23 +107,23 @@ def describe_anew(
             "undo; extract, whiten and build it instead"
         )
     describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
-    with tempfile.TemporaryDirectory() as folder:
-        ids = ([id_] for id_ in index.ids)
-        listed = write_table(pathlib.Path(folder, "photos.csv"), ["id"], ids)
-        settings = _settings(index, listed, root, work, max_bad)
-        if not any(photo.path.is_file() for photo in list_photos(settings).photos):
-            raise InputError(
-                f"{root} has none of the {len(index)} photos of {path}: say with --image_root "
-                "where they are; photos in TFRecords cannot be found again, so extract and build "
-                "those instead"
-            )
-        try:
-            return stage.describe_photos(settings, describer)
-        except InputError as error:
-            # The message is about an --output, which nobody chose here.
-            told = str(error).replace(f"--output={work}", str(work))
-            told = told.replace("delete it or choose another --output", f"delete {work}")
-            raise InputError(told) from error
+    if not pathlib.Path(root).is_dir():
+        raise InputError(f"--image_root={root}: no such folder")
+    listing = list_named(index.ids, root, path, upright=index.meta["upright"])
+    if not any(photo.path.is_file() for photo in listing.photos):
+        raise InputError(
+            f"{root} has none of the {len(index)} photos of {path}: say with --image_root "
+            "where they are; photos in TFRecords cannot be found again, so extract and build "
+            "those instead"
+        )
+    try:
+        settings = _settings(index, path, work, max_bad)
+        return stage.describe_photos(settings, describer, listing=listing)
+    except InputError as error:
+        # The message is about an --output, which nobody chose here.
+        told = str(error).replace(f"--output={work}", str(work))
+        told = re.sub(r"delete it or choose another --output.*", f"delete {work}", told)
+        raise InputError(told) from error
 
 
 def _new_describer(saved_model: str, index: Index) -> Describer:

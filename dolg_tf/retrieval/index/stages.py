@@ -22,7 +22,6 @@ from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
-from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table
@@ -57,7 +56,7 @@ def _order(ids) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildConfig(NormConfig):
+class BuildConfig:
     """Which descriptors become an index, and of which kind."""
 
     descriptors: str = option("descriptor set of the photos to search in")
@@ -90,7 +89,7 @@ def build(settings: BuildConfig) -> Index:
     with directory.locked(settings.output, new=True) as path:
         files.check_output(path, settings.overwrite, "index.faiss", "meta.json")
         made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
-        found = descriptors.read(settings.descriptors, settings.normalize)
+        found = descriptors.read(settings.descriptors)
         return _build(found, path, made if settings.kind == "ivfpq" else None)
 
 
@@ -104,7 +103,8 @@ def _build(
         )
     order = _order(found.ids)
     ids, rows = [found.ids[row] for row in order], _Reordered(found.descriptors, order)
-    meta = {key: found.meta[key] for key in ("image_root", *directory.SAME_MAKING)}
+    kept = ("image_root", *directory.SAME_MAKING)
+    meta = {key: found.meta[key] for key in kept if key in found.meta}
     meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
     if made is None:
         directory.write(path, ids, meta, functools.partial(directory.write_flat, rows))
@@ -127,7 +127,7 @@ def _build(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryConfig(NormConfig):
+class QueryConfig:
     """What is searched for, and in which index."""
 
     index: str = option("index (a directory)")
@@ -158,7 +158,7 @@ def query(settings: QueryConfig) -> None:
     files.check_output(settings.output, settings.overwrite)
     index = Index.open(settings.index)
     if settings.descriptors:
-        queries = descriptors.read(settings.descriptors, settings.normalize)
+        queries = descriptors.read(settings.descriptors)
     else:
         queries = photos.describe_queries(
             index, settings.saved_model, pathlib.Path(settings.images), settings.max_bad
@@ -200,7 +200,7 @@ def _say(index: Index, names, found: Neighbours) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AddConfig(NormConfig):
+class AddConfig:
     """Which photos are added to an index."""
 
     index: str = option("index (a directory)")
@@ -214,7 +214,7 @@ def add(settings: AddConfig) -> Index:
       InputError: when a photo is already in the index, or was described differently.
     """
     with directory.locked(settings.index) as path:
-        index, new = Index.open(path), descriptors.read(settings.descriptors, settings.normalize)
+        index, new = Index.open(path), descriptors.read(settings.descriptors)
         index.check_same(new, directory.SAME_MAKING)
         twice = set(index.ids) & set(new.ids)
         if twice:

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from dolg_tf.data.photo_ids import id_of
+from dolg_tf.data.photo_ids import id_among
 from dolg_tf.data.records.label_lists import SPLITS
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.stage import files
@@ -34,7 +34,7 @@ def pairs_from_csv(path: files.Path, photos: DescriptorSet) -> Pairs:
     """
     rows, pairs = _rows_by_id(photos), []
     for where, names in read_table(path, ["query"], ["positive"]):
-        ids = [id_of(name) for name in names]
+        ids = [id_among(name, rows) for name in names]
         for id_ in ids:
             if id_ not in rows:
                 raise InputError(f"{where}: {photos.source} has no photo {id_!r}")
@@ -59,7 +59,7 @@ def pairs_from_labels(path: files.Path, photos: DescriptorSet) -> Pairs:
     others = missing = 0
     columns = (["path", "id"], ["landmark", "label", "landmark_id"], ["split", ""])
     for where, (name, landmark, split) in read_table(path, *columns):
-        id_, landmark, split = id_of(name), landmark.strip(), split.strip() or "train"
+        id_, landmark, split = id_among(name, rows), landmark.strip(), split.strip() or "train"
         if split not in SPLITS:
             raise InputError(f"{where}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
         if split != "train":

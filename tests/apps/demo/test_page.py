@@ -383,16 +383,16 @@ def test_several_visitors_at_once(server):
 
     port = server[0]
     config = json.loads(_ask(port, "GET", "/config")[1])
-    take = next(e for e in config["dependencies"] if len(e["outputs"]) == 9)
-    search = next(e for e in config["dependencies"] if len(e["inputs"]) == 9)
+    take = next(e for e in config["dependencies"] if len(e["outputs"]) == 8)
+    search = next(e for e in config["dependencies"] if len(e["inputs"]) == 7)
 
     def visit(number):
         name, session = list(COLOURS)[number % len(COLOURS)], f"visitor{number}"
         (path,) = json.loads(_upload(port, encoded(scene(name)))[1])
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        controls = ["index", "none", 12, None]
+        controls = ["index", "none", 12]
         answers(port, session, take["id"], [file, *controls])
-        controls = [None, 0, 0, 96, 64, *controls]
+        controls = [0, 0, 96, 64, *controls]
         told = json.dumps(answers(port, session, search["id"], controls))
         first = told.index("title=")
         return name, told[first : first + 40]

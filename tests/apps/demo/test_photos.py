@@ -1,16 +1,17 @@
-"""Photos of strangers are refused by their headers, or decoded and turned upright."""
+"""Photos of strangers are refused by their headers, and pictures are made for the page."""
 
 import io
+import os
 import struct
 import zlib
 
 import demo_world
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dolg_tf.apps.demo import photos
-from dolg_tf.data import images
+from dolg_tf.data import photo_files
 from dolg_tf.stage.config import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
@@ -23,75 +24,99 @@ def _png_of(width, height):
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
-def test_photos_of_each_kind_are_read(kind):
+@pytest.fixture(autouse=True)
+def _no_decoding(monkeypatch, request):
+    if "thumbnail" not in request.node.name:
+        monkeypatch.setattr(photo_files, "decode", None)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "TIFF"])
+def test_photos_of_each_kind_state_their_size(kind):
     data = demo_world.encoded(NOISE, kind)
-    found = photos.read_photo(data, len(data), NOISE.shape[0] * NOISE.shape[1])
-    np.testing.assert_array_equal(found, images.decode(data).numpy())
+    assert photos.read_size(data, True, len(data), NOISE.shape[0] * NOISE.shape[1]) == (14, 9)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_turned_upright(orientation):
+@pytest.mark.parametrize("orientation", [*range(1, 9), 0, 9, 65535])
+def test_the_size_is_that_of_the_turned_photo(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = demo_world.encoded(NOISE, "JPEG", exif=exif, quality=95)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    found = photos.read_photo(data, *LIMITS)
-    np.testing.assert_allclose(found.astype(int), expected, atol=1)
-
-
-@pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_is_none_is_passed_over(value):
-    exif = Image.Exif()
-    exif[0x0112] = value
     data = demo_world.encoded(NOISE, "JPEG", exif=exif)
-    assert photos.read_photo(data, *LIMITS).shape == NOISE.shape
-    cut = data.replace(b"Exif\0\0", b"Exif\0\0\xff")
-    assert photos.read_photo(cut, *LIMITS).shape == NOISE.shape
+    turned = (9, 14) if orientation in range(5, 9) else (14, 9)
+    assert photos.read_size(data, True, *LIMITS) == turned
+    assert photos.read_size(data, False, *LIMITS) == (14, 9)
 
 
-def test_a_bomb_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr(images, "decode", None)
+def test_a_bomb_is_refused_by_its_header():
+    end = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
     told = r"60000 x 70000 = 4200.0 million pixels, the limit is 1 million"
     with pytest.raises(InputError, match=told):
-        photos.read_photo(_png_of(60000, 70000), *LIMITS)
+        photos.read_size(_png_of(60000, 70000) + end, True, *LIMITS)
     with pytest.raises(InputError, match=r"limit is 0\.000125 million"):
-        photos.read_photo(demo_world.encoded(NOISE), 10**6, NOISE.size // 3 - 1)
+        photos.read_size(demo_world.encoded(NOISE), True, 10**6, NOISE.size // 3 - 1)
+
+
+def test_a_bomb_of_scans_is_refused_by_its_header():
+    image = np.zeros((64, 64, 3), np.uint8)
+    data = demo_world.encoded(image, "JPEG", progressive=True)
+    start, end = data.index(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    scan = data[start : data.index(b"\xff", start + 20)]
+    bomb = data[:end] + scan * 1000 + data[end:]
+    with pytest.raises(InputError, match="JPEG photo; more than 32 scans"):
+        photos.read_size(bomb, True, 10**6, 10**6)
 
 
 def test_a_file_that_is_too_long_is_not_looked_at():
     with pytest.raises(InputError, match=r"has 1\.9 MiB, the limit is 0\.9537 MiB"):
-        photos.read_photo(b"\xff\xd8\xff" * 666667, *LIMITS)
+        photos.read_size(b"\xff\xd8\xff" * 666667, True, *LIMITS)
 
 
 JPEG = demo_world.encoded(NOISE, "JPEG")
+LOSSLESS = JPEG.replace(b"\xff\xc0", b"\xff\xc3")
 NO_PHOTOS = {
-    "nothing": b"",
-    "text": b"no photo",
-    "cut jpeg": JPEG[: len(JPEG) * 2 // 3],
-    "cut header": JPEG[:5],
-    "cut png": _png_of(20, 20),
-    "no pixels": _png_of(0, 20),
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "gif of blocks": b"GIF89a\1\0\1\0\0\0\0" + b"!\xff\1x\0" * 3000,
+    "nothing": (b"", "it is not a JPEG"),
+    "text": (b"no photo", "it is not a JPEG"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is not a JPEG"),
+    "cut jpeg": (JPEG[: len(JPEG) * 2 // 3], "JPEG photo; it ends"),
+    "cut header": (JPEG[:5], "JPEG photo; "),
+    "lossless": (LOSSLESS, "JPEG photo; a lossless JPEG"),
+    "cut png": (_png_of(20, 20), "PNG photo; "),
+    "no pixels": (_png_of(0, 20), "PNG photo; "),
+    "gif of blocks": (b"GIF89a\1\0\1\0\0\0\0" + b"!\xff\1x\0" * 3000, "GIF photo; "),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC photo; "),
+    "avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(100), "AVIF photo; "),
 }
 
 
 @pytest.mark.parametrize("name", NO_PHOTOS)
 def test_what_is_no_photo(name):
-    with pytest.raises(InputError, match="cannot be read as a photo"):
-        photos.read_photo(NO_PHOTOS[name], *LIMITS)
+    data, told = NO_PHOTOS[name]
+    with pytest.raises(InputError, match=f"cannot be read as a photo: {told}"):
+        photos.read_size(data, True, *LIMITS)
 
 
 def test_thumbnails(tmp_path):
     file, exif = tmp_path / "photo.jpg", Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.full((100, 400, 3), 200, np.uint8)).save(file, exif=exif)
-    small = Image.open(io.BytesIO(photos.thumbnail(file, 80)))
-    assert small.size == (20, 80)
-    file.write_bytes(file.read_bytes()[:50])
-    assert photos.thumbnail(file, 80) is None
-    assert photos.thumbnail(tmp_path / "none.jpg", 80) is None
+    assert Image.open(io.BytesIO(photos.thumbnail(file, 80, True))).size == (20, 80)
+    assert Image.open(io.BytesIO(photos.thumbnail(file, 80, False))).size == (80, 20)
+    file.write_bytes(LOSSLESS)
+    assert photos.thumbnail(file, 80, True) is None
+    file.write_bytes(JPEG[:50])
+    assert photos.thumbnail(file, 80, True) is None
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in ("none.jpg", "pipe.jpg", ".", "photo.jpg/x", "x" * 300):
+        assert photos.thumbnail(tmp_path / name, 80, True) is None
+
+
+def test_thumbnails_of_huge_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "_THUMBNAIL_PIXELS", 100)
+    monkeypatch.setattr(photos, "_THUMBNAIL_BYTES", 5000)
+    for kind, there in (("PNG", False), ("JPEG", True)):
+        (tmp_path / kind).write_bytes(demo_world.encoded(NOISE, kind))
+        assert (photos.thumbnail(tmp_path / kind, 80, True) is not None) == there
+    (tmp_path / "JPEG").write_bytes(JPEG + bytes(5000))
+    assert photos.thumbnail(tmp_path / "JPEG", 80, True) is None
 
 
 def _ramp(value):

@@ -4,6 +4,8 @@ import concurrent.futures
 import csv
 import html
 import io
+import json
+import os
 
 import demo_world
 import numpy as np
@@ -39,7 +41,7 @@ def engine(world):
 
 
 def _query(image):
-    return Query(image, image.shape[1], image.shape[0])
+    return Query(encoded(image), image.shape[1], image.shape[0])
 
 
 def _ids(answer):
@@ -48,7 +50,7 @@ def _ids(answer):
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_the_same_scene_leads(engine, name):
-    answer = engine.search(_query(scene(name)), k=len(COLOURS))
+    answer = engine.search(scene(name), k=len(COLOURS))
     rows = {other: demo_world.descriptor(scene(other)) for other in COLOURS}
     expected = sorted(COLOURS, key=lambda other: (-float(rows[other] @ rows[name]), other))
     assert _ids(answer) == expected and expected[0] == name
@@ -68,7 +70,7 @@ def test_it_answers_as_the_command_does(tmp_path, world, engine):
     stages.query(QueryConfig(index=built, saved_model=model, k=4, **options))
     with (tmp_path / "found.csv").open(newline="") as file:
         expected = [(row["id"], np.float32(row["score"])) for row in csv.DictReader(file)]
-    answer = engine.search(engine.read(data, 10**6, 10**6), k=4)
+    answer = engine.search(engine.image(engine.read(data, 10**6, 10**6)), k=4)
     assert [(photo.id, np.float32(photo.score)) for photo in answer.found] == expected
 
 
@@ -86,33 +88,34 @@ def test_it_answers_as_the_command_does(tmp_path, world, engine):
 )
 def test_a_box_is_searched_for(engine, box, first):
     query = _query(scene("green", "violet", "blue"))
-    assert _ids(engine.search(query, box))[0] == first
+    assert _ids(engine.search(engine.image(query, box)))[0] == first
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (96, 0, 120, 64), (-9, 0, 0, 64)])
 def test_a_box_without_pixels(engine, box):
     with pytest.raises(InputError, match="contains no pixel of the photo, which has 96 x 64"):
-        engine.search(_query(scene("red")), box)
+        engine.image(_query(scene("red")), box)
 
 
-def test_a_large_photo_is_kept_smaller_and_boxes_are_told_in_its_own_pixels(engine):
+def test_boxes_are_told_in_pixels_of_the_photo(engine):
     image = scene("green", "blue", width=5000, height=500)
     query = engine.read(encoded(image), 10**7, 10**7)
     assert (query.width, query.height) == (5000, 500)
-    assert query.image.shape == (205, 2048, 3)
-    assert _ids(engine.search(query, (2600, 0, 5000, 500)))[0] == "blue"
-    assert engine.cut(query).shape == (102, 1024, 3)
-    assert engine.cut(query, (0, 0, 2500, 250)).shape == (102, 1024, 3)
-    assert engine.cut(query, (0, 0, 50, 50)).shape == (20, 20, 3)
+    assert _ids(engine.search(engine.image(query, (2600, 0, 5000, 500))))[0] == "blue"
+    assert engine.image(query).shape == (102, 1024, 3)
+    assert engine.image(query, (0, 0, 2500, 250)).shape == (102, 1024, 3)
+    np.testing.assert_array_equal(engine.image(query, (0, 0, 50, 50)), image[:50, :50])
+    assert Image.open(io.BytesIO(engine.picture(query))).size == (1024, 102)
 
 
 @pytest.mark.parametrize(
-    ("of_index", "asked", "side"), [(0, 0, 2000), (0, 100, 100), (80, 100, 80), (80, 0, 80)]
+    ("of_index", "asked", "side"),
+    [(0, 0, 2048), (0, 4000, 2048), (0, 100, 100), (80, 100, 80), (80, 0, 80)],
 )
 def test_photos_are_shrunk_to_the_smaller_of_both_sides(tmp_path, of_index, asked, side):
     world = demo_world.make(tmp_path, max_side=of_index)
-    query = _query(scene("red", width=2000, height=1000))
-    assert Engine(*world, "", asked).cut(query).shape == (side // 2, side, 3)
+    query = _query(scene("red", width=2400, height=1200))
+    assert Engine(*world, "", asked).image(query).shape == (side // 2, side, 3)
 
 
 # --- scales, re-ranking, threshold ---------------------------------------------------
@@ -125,10 +128,10 @@ def test_scales(engine, monkeypatch):
         LoadedModel, "describe", lambda m, x, s: asked.append(s) or describe(m, x, s)
     )
     for scales in (search.OWN_SCALES, "one", "five"):
-        engine.search(_query(scene("red")), scales=scales)
+        engine.search(scene("red"), scales=scales)
     assert asked == [stand_in_saved_model.SCALES, (1.0,), (0.3535, 0.5, 0.7071, 1.0, 1.4142)]
     with pytest.raises(InputError, match="Unknown scales 'seven'"):
-        engine.search(_query(scene("red")), scales="seven")
+        engine.search(scene("red"), scales="seven")
 
 
 def _many(folder, count=60):
@@ -159,7 +162,7 @@ def test_rerankings_order_as_evaluation_does(many, name):
     image = scene("yellow", "violet", "red")
     row = demo_world.descriptor(image)[None]
     rows = np.asarray(many.index.descriptors)
-    answer = many.search(_query(image), reranking=name, k=20)
+    answer = many.search(image, reranking=name, k=20)
     refined = methods.apply(RerankConfig(rerank=name), row, rows)
     if refined.head is not None:
         expected = refined.head[0]
@@ -173,10 +176,10 @@ def test_rerankings_order_as_evaluation_does(many, name):
 
 def test_rerankings_differ(many):
     image = scene("yellow", "violet", "red")
-    orders = {tuple(_ids(many.search(_query(image), reranking=x, k=40))) for x in RERANKINGS}
+    orders = {tuple(_ids(many.search(image, reranking=x, k=40))) for x in RERANKINGS}
     assert len(orders) == len(RERANKINGS)
     with pytest.raises(InputError, match="Unknown re-ranking 'alpha_dba'"):
-        many.search(_query(image), reranking="alpha_dba")
+        many.search(image, reranking="alpha_dba")
 
 
 def test_the_threshold_says_what_matches(tmp_path):
@@ -185,14 +188,14 @@ def test_the_threshold_says_what_matches(tmp_path):
     directory.set_calibration(built, calibration, Index.open(built).meta)
     made = Engine(model, built, "", 0)
     made.load()
-    answer = made.search(_query(scene("red")))
+    answer = made.search(scene("red"))
     assert [photo.matches for photo in answer.found] == [
         photo.score >= 0.9 for photo in answer.found
     ]
     page = demo_html.answer(answer, made.index, search.OWN_SCALES, "none")
     assert "<strong>Match</strong> 1 photo reaches the threshold of 0.900." in page
     assert "95 % show the same place" in page
-    none = made.search(_query(scene("red", "green")))
+    none = made.search(scene("red", "green"))
     page = demo_html.answer(none, made.index, "one", "superglobal")
     best = max(photo.score for photo in none.found)
     assert "<strong>No match</strong>" in page and f"the best scores {best:.3f}" in page
@@ -200,7 +203,7 @@ def test_the_threshold_says_what_matches(tmp_path):
 
 
 def test_without_a_threshold_the_page_says_so(engine):
-    page = demo_html.answer(engine.search(_query(scene("red"))), engine.index, "index", "none")
+    page = demo_html.answer(engine.search(scene("red")), engine.index, "index", "none")
     assert "No threshold in this index" in page and "match" not in page.lower()
 
 
@@ -210,7 +213,7 @@ def test_without_a_threshold_the_page_says_so(engine):
 def test_added_photos_are_found_by_who_added_them(engine):
     added = engine.add(None, "mine.jpg", _query(scene("red", "blue")))
     added = engine.add(added, "other.jpg", _query(scene("green", "yellow")))
-    query = _query(scene("red", "blue"))
+    query = scene("red", "blue")
     for reranking in ("none", "alpha_qe"):
         first = engine.search(query, reranking=reranking, added=added).found[0]
         assert (first.id, first.added) == ("mine.jpg", True)
@@ -221,7 +224,7 @@ def test_added_photos_are_found_by_who_added_them(engine):
     assert len(alone.found) == len(COLOURS) and not any(photo.added for photo in alone.found)
     # A copy of a photo of the index ranks behind it.
     twin = engine.add(None, "a.jpg", _query(scene("red")))
-    assert _ids(engine.search(_query(scene("red")), added=twin))[:2] == ["red", "a.jpg"]
+    assert _ids(engine.search(scene("red"), added=twin))[:2] == ["red", "a.jpg"]
 
 
 def test_an_approximate_index(tmp_path, many):
@@ -234,13 +237,13 @@ def test_an_approximate_index(tmp_path, many):
     made = Engine(model, tmp_path / "small", "", 0)
     made.load()
     assert made.rerankings == ("none",)
-    query, row = _query(scene("red", "blue")), demo_world.descriptor(scene("red", "blue"))[None]
+    query, row = scene("red", "blue"), demo_world.descriptor(scene("red", "blue"))[None]
     scores, ranks = made.index.search(row, 12)
     plain = made.search(query)
     assert _ids(plain) == [made.index.ids[rank] for rank in ranks[0]]
     np.testing.assert_allclose([photo.score for photo in plain.found], scores[0], atol=1e-4)
     added = made.add(None, "far.jpg", _query(scene("green")))
-    added = made.add(added, "same.jpg", query)
+    added = made.add(added, "same.jpg", _query(query))
     found = made.search(query, added=added).found
     assert len(found) == 12 and [p.id for p in found if p.added] == ["same.jpg"]
     scores = [photo.score for photo in found]
@@ -252,11 +255,40 @@ def test_several_visitors_at_once(engine):
 
     def ask(name):
         added = engine.add(None, f"x/{name[-4:]}.jpg", _query(scene(name)))
-        return set(_ids(engine.search(_query(scene(name)), added=added, k=2)))
+        return set(_ids(engine.search(scene(name), added=added, k=2)))
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, names))
     assert answers == [{name, f"{name[-4:]}.jpg"} for name in names]
+
+
+@pytest.mark.parametrize("upright", [True, False, None])
+def test_a_photo_is_turned_as_those_of_the_index_were(tmp_path, upright):
+    """The same file in the index and on the page: cosine 1."""
+    model, built = demo_world.make(tmp_path)
+    meta = json.loads((built / "meta.json").read_text())
+    meta.pop("upright", None)
+    if upright is not None:
+        meta["upright"] = upright
+    (built / "meta.json").write_text(json.dumps(meta))
+    made = Engine(model, built, "", 0)
+    made.load()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = scene("red", "blue")
+    data = encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0)
+    (tmp_path / "photos/phone.jpg").write_bytes(data)
+    query = made.read(data, 10**6, 10**6)
+    assert (query.width, query.height) == ((64, 96) if upright else (96, 64))
+    shown = np.rot90(stored, -1) if upright else stored
+    np.testing.assert_allclose(made.image(query).astype(int), shown, atol=6)
+    picture = Image.open(io.BytesIO(made.picture(query)))
+    assert picture.size == (query.width, query.height)
+    thumbnail = Image.open(io.BytesIO(made._thumbnail("phone")))
+    assert thumbnail.size == (query.width, query.height)
+    # The upper half of what is shown.
+    half = made.image(query, (0, 0, query.width, query.height // 2))
+    np.testing.assert_allclose(half.astype(int), shown[: query.height // 2], atol=6)
 
 
 # --- photos of the index, and its map ------------------------------------------------
@@ -266,30 +298,34 @@ def test_photos_that_are_gone_or_outside_have_no_thumbnail(tmp_path):
     model, built = demo_world.make(tmp_path)
     (tmp_path / "photos/red.png").unlink()
     (tmp_path / "photos/blue.png").write_bytes(b"no photo")
+    (tmp_path / "photos/green.png").unlink()
+    os.mkfifo(tmp_path / "photos/green.png")
+    (tmp_path / "photos/yellow.png").unlink()
+    (tmp_path / "photos/yellow.png").mkdir()
     made = Engine(model, built, "", 0)
     made.load()
-    answer = made.search(_query(scene("red")), k=48)
+    answer = made.search(scene("red"), k=48)
     gone = {photo.id for photo in answer.found if photo.thumbnail is None}
-    assert gone == {"red", "blue"}
+    assert gone == {"red", "blue", "green", "yellow"}
     page = demo_html.answer(answer, made.index, "index", "none")
-    assert page.count("photo not on disk") == 2
-    assert made.has_photos(["green", "none"]) and not made.has_photos(["red", "none"])
+    assert page.count("photo not on disk") == 4
+    assert made.has_photos(["violet", "none"]) and not made.has_photos(["red", "none"])
     for id_ in ("../secret", "a/../../secret", str(tmp_path / "secret"), "a\0b"):
         (tmp_path / "secret.png").write_bytes(encoded(scene("red")))
         assert made._file(id_) is None
     moved = (tmp_path / "photos").rename(tmp_path / "moved")
-    assert not made.has_photos(["green"])
-    assert Engine(model, built, str(moved), 0).has_photos(["green"])
+    assert not made.has_photos(["violet"])
+    assert Engine(model, built, str(moved), 0).has_photos(["violet"])
 
 
 def test_the_attention_map(engine, tmp_path):
     image = scene("red", "blue", width=96, height=64)
-    assert engine.attention(_query(image)).shape == (64, 96, 3)
-    assert engine.attention(_query(image), (0, 0, 48, 32)).shape == (32, 48, 3)
+    assert engine.attention(image).shape == (64, 96, 3)
+    assert engine.attention(engine.image(_query(image), (0, 0, 48, 32))).shape == (32, 48, 3)
     _, built = demo_world.make(tmp_path)
     plain = Engine(stand_in_saved_model.save(tmp_path / "plain", ()), built, "", 0)
     plain.load()
-    assert not plain.has_maps and plain.attention(_query(image)) is None
+    assert not plain.has_maps and plain.attention(image) is None
     assert "no attention map" in demo_html.attention(None)
 
 

@@ -75,7 +75,7 @@ def test_the_original_protocol_is_one_level_and_said(tmp_path):
     value = TRUTH | {"gnd": [{"ok": [0, 1, 2], "junk": [3]}, {"ok": [4]}, {"ok": [], "junk": [5]}]}
     path = tmp_path / "gnd_x.pkl"
     path.write_bytes(pickle.dumps(value))
-    index, queries = _unit(rng.normal(size=(8, 4))), _unit(rng.normal(size=(3, 4)))
+    index, queries = rng.normal(size=(8, 4)), rng.normal(size=(3, 4))
     scores = score.evaluate_revisited(path, queries.astype("f4"), index.astype("f4"))
     _, *others = scores.protocol["remarks"]
     assert "one level: easy and medium are both" in scores.protocol["remarks"][0]
@@ -206,7 +206,7 @@ def files(tmp_path, task):
     np.save(tmp_path / "index.npy", np.array([rows[i] for i in task.index_ids], np.float32))
     np.save(tmp_path / "both.npy", np.array([*(rows[i] for i in task.index_ids), *others], "f4"))
     np.save(tmp_path / "queries.npy", np.array([rows[i] for i in task.query_ids], np.float32))
-    np.save(tmp_path / "narrow.npy", np.full((8, 4), 0.5, np.float32))
+    np.save(tmp_path / "narrow.npy", np.zeros((8, 4), np.float32))
     return tmp_path
 
 
@@ -239,6 +239,9 @@ def test_sets_are_joined_by_id(files, task, caplog):
         "index_scales": [1.0],
         "query_max_side": 0,
         "index_max_side": 0,
+        "upright": False,
+        "query_scale": "crop",
+        "box_rounding": "dolg",
         "whitening": None,
         "image_variant": "unknown",
         "remarks": [],
@@ -346,7 +349,7 @@ def test_arrays_that_do_not_fit_are_refused(files, task):
     wrong[2, 3] = np.nan
     for rows, told in [
         ((queries, wrong), "the index: row 2 is not finite"),
-        ((queries, np.full((8, 4), 0.5, "f4")), "the index has width 4, the queries has 16"),
+        ((queries, index[:, :4]), "the index has width 4, the queries has 16"),
         ((queries, index[:5]), "the index has 5 rows for 8 photos"),
         ((queries[:2], index), "the queries has 2 rows for 3 queries"),
         ((queries, index.astype(int)), "int64"),

@@ -93,7 +93,14 @@ def test_boxes_and_sizes_reach_the_workers(photos, tmp_path):
     ours, beams = both(path, tmp_path, dtype="float16", **options)
     assert beams.meta["crop"] and beams.meta["dtype"] == "float16"
     assert_equal(ours, beams)
-    assert {shape[1:3] for shape in BATCHES} == {(20, 9), (20, 11), (20, 13)}
+    # Cut at 5, 3, 25, height; then at the scale by which the photo's longest side becomes 20.
+    assert {shape[1:3] for shape in BATCHES} == {(15, 8), (19, 8), (13, 9)}
+    assert (beams.meta["query_scale"], beams.meta["box_rounding"]) == ("photo", "dolg")
+    BATCHES.clear()
+    options |= {"query_scale": "crop", "box_rounding": "how"}
+    beams = beam.extract_beam(config(path, tmp_path / "crop", **options))
+    assert {max(shape[1:3]) for shape in BATCHES} == {20}
+    assert (beams.meta["query_scale"], beams.meta["box_rounding"]) == ("crop", "how")
 
 
 def test_bad_photos(photos, tmp_path):

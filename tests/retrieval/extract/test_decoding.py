@@ -1,17 +1,14 @@
 import errno
+import os
 import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from dolg_tf.retrieval.extract.decoding import (
-    bucket,
-    decode_ahead,
-    describe_batches,
-    load_photo,
-    read_photo,
-)
+from dolg_tf.data import photo_files
+from dolg_tf.retrieval.extract import decoding
+from dolg_tf.retrieval.extract.decoding import Preparation, load_photo, read_photo
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
 
@@ -46,12 +43,139 @@ def test_box_without_pixels(png, box):
         load_photo(Photo("photo", png, box))
 
 
-def test_shrinks_the_cut(png):
-    assert load_photo(Photo("photo", png), 30).shape == (20, 30, 3)
-    assert load_photo(Photo("photo", png), 15).shape == (10, 15, 3)
-    assert load_photo(Photo("photo", png, (0, 0, 10, 20)), 15).shape == (15, 8, 3)
+def test_shrinks_whole_photos(png):
+    assert load_photo(Photo("photo", png), Preparation(30)).shape == (20, 30, 3)
+    assert load_photo(Photo("photo", png), Preparation(15)).shape == (10, 15, 3)
     # Antialiased: halving averages neighbours, so the noise becomes weaker.
-    assert load_photo(Photo("photo", png), 15).std() < 0.7 * IMAGE.std()
+    assert load_photo(Photo("photo", png), Preparation(15)).std() < 0.7 * IMAGE.std()
+
+
+def _size(photo, box, max_side, query_scale, rounding):
+    """Says a query's size as its authors' codes do, step by step: (height, width)."""
+    height, width = photo
+    if box is None:
+        box = (0, 0, width, height)
+    if rounding == "dolg":
+        # img[int(y1):int(y2), int(x1):int(x2)]: NumPy stops at the photo's end.
+        left, top, right, bottom = (int(side) for side in box)
+        left, top = max(left, 0), max(top, 0)
+        right, bottom = min(right, width), min(bottom, height)
+    else:
+        # image.crop(box): Pillow rounds, and pads with black.
+        left, top, right, bottom = (int(np.rint(side)) for side in box)
+    crop_width, crop_height = right - left, bottom - top
+    if not max_side:
+        return crop_height, crop_width
+    bound = max_side
+    if query_scale == "photo":  # resize_factor of DELF: longest(crop) / longest(photo)
+        bound = max_side * max(crop_height, crop_width) / max(height, width)
+    longest = max(crop_height, crop_width)
+    if longest <= bound:
+        return crop_height, crop_width
+    scale = bound / longest
+    return max(1, round(crop_height * scale)), max(1, round(crop_width * scale))
+
+
+@pytest.mark.parametrize("rounding", ["dolg", "delf", "how"])
+@pytest.mark.parametrize("query_scale", ["photo", "crop"])
+def test_sizes_are_those_of_the_rule(tmp_path, query_scale, rounding):
+    rng = np.random.default_rng(0)
+    for number in range(25):
+        height, width = (int(side) for side in rng.integers(8, 90, 2))
+        path = tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+        box = None
+        if number % 5:
+            left, top = rng.uniform(-6, 0.5 * width), rng.uniform(-6, 0.5 * height)
+            box = (left, top, left + rng.uniform(8, width), top + rng.uniform(8, height))
+        for max_side in (0, 7, 40, 89):
+            how = Preparation(max_side, query_scale, rounding)
+            found = load_photo(Photo("x", path, box), how).shape[:2]
+            assert found == _size((height, width), box, max_side, query_scale, rounding)
+
+
+def test_a_query_keeps_the_scale_of_its_photo(png):
+    box = (0, 0, 10, 20)
+    assert load_photo(Photo("photo", png, box), Preparation(15)).shape == (10, 5, 3)
+    assert load_photo(Photo("photo", png, box), Preparation(15, "crop")).shape == (15, 8, 3)
+
+
+def test_delf_and_how_round_boxes_and_pad_them(png):
+    box = (-1.6, 2.5, 10.5, 21.4)
+    for rounding in ("delf", "how"):
+        found = load_photo(Photo("photo", png, box), Preparation(box_rounding=rounding))
+        expected = np.asarray(Image.fromarray(IMAGE).crop(box))
+        np.testing.assert_array_equal(found, expected)
+        assert found.shape == (19, 12, 3) and not found[:, :2].any()
+
+
+def _turned(folder):
+    """Saves IMAGE as a camera does that was held upright."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.rot90(IMAGE)).save(folder / "turned.png", exif=exif)
+    return folder / "turned.png"
+
+
+def test_photos_are_turned_before_they_are_cut(tmp_path):
+    path = _turned(tmp_path)
+    np.testing.assert_array_equal(load_photo(Photo("a", path, turn=True)), IMAGE)
+    np.testing.assert_array_equal(load_photo(Photo("a", path)), np.rot90(IMAGE))
+    box = (3, 2, 30, 20)
+    found = load_photo(Photo("a", path, box, turn=True))
+    np.testing.assert_array_equal(found, IMAGE[2:20, 3:30])
+    np.testing.assert_array_equal(read_photo(path), IMAGE)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A smooth photo with edges, 1603 x 1201 pixels."""
+    rng = np.random.default_rng(1)
+    blocks = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    path = tmp_path_factory.mktemp("large") / "large.jpg"
+    blocks.resize((1603, 1201), Image.Resampling.BICUBIC).save(path, quality=95)
+    return path
+
+
+@pytest.mark.parametrize("box", [None, (101.0, 53.0, 1502.0, 1100.0), (0.0, 0.0, 1603.0, 1201.0)])
+@pytest.mark.parametrize("max_side", [40, 90, 190])
+def test_large_jpegs_are_decoded_at_less_than_their_size(large, box, max_side, monkeypatch):
+    photo, sizes, decode = Photo("large", large, box), [], photo_files.decode
+
+    def watch(data, **options):
+        image = decode(data, **options)
+        sizes.append(max(image.shape))
+        return image
+
+    monkeypatch.setattr(photo_files, "decode", watch)
+    small = load_photo(photo, Preparation(max_side))
+    monkeypatch.setattr(decoding, "_REDUCED", 1e9)
+    whole = load_photo(photo, Preparation(max_side))
+    assert sizes == [{40: 201, 90: 401, 190: 802}[max_side], 1603]
+    assert small.shape == whole.shape
+    # A shift by a tenth of the blocks' width would be more.
+    assert np.abs(small.astype(int) - whole).mean() < 0.6
+
+
+def test_too_many_pixels_are_a_bad_photo_and_name_the_flag(png):
+    found = load_photo(Photo("x", png), Preparation(max_pixels=599))
+    assert "too_large: 30 x 20 pixels are more than --max_pixels=599" in found
+    for enough in (600, 0):
+        assert load_photo(Photo("x", png), Preparation(max_pixels=enough)).shape == IMAGE.shape
+
+
+def test_no_memory_is_a_bad_photo(png, monkeypatch):
+    def cut(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_cut", cut)
+    assert load_photo(Photo("x", png)).endswith("photo.png: too large for the memory")
+
+
+def test_pipes_and_devices_are_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "b.jpg")
+    for path in (tmp_path / "b.jpg", pathlib.Path("/dev/zero")):
+        assert "a pipe, a socket or a device" in load_photo(Photo("x", path))
 
 
 def test_unreadable_photos_give_a_reason(tmp_path, png):
@@ -59,7 +183,7 @@ def test_unreadable_photos_give_a_reason(tmp_path, png):
     (tmp_path / "half.png").write_bytes(png.read_bytes()[:200])
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name in ("text.jpg", "half.png", "empty.jpg"):
-        assert "not a photo that can be decoded" in load_photo(Photo("x", tmp_path / name))
+        assert f"{name}: corrupt: " in load_photo(Photo("x", tmp_path / name))
     assert "No such file" in load_photo(Photo("x", tmp_path / "none.jpg"))
 
 
@@ -67,121 +191,26 @@ def test_a_fault_of_the_disk_is_none_of_the_photo(tmp_path, monkeypatch):
     def read(path):
         raise OSError(errno.EIO, "Input/output error")
 
+    (tmp_path / "x.jpg").write_bytes(b"")
     monkeypatch.setattr(pathlib.Path, "read_bytes", read)
     with pytest.raises(InputError, match=r"x\.jpg: cannot be read \(Input/output error\)"):
         load_photo(Photo("x", tmp_path / "x.jpg"))
 
 
-def test_decode_ahead_keeps_order(tmp_path):
-    photos = []
-    for value in range(40):
-        path = tmp_path / f"{value}.png"
-        side = 200 if value % 7 == 0 else 4
-        Image.fromarray(np.full((side, side, 3), value, np.uint8)).save(path)
-        photos.append(Photo(str(value), path))
-    photos[5] = Photo("5", pathlib.Path("none.jpg"))
-    found = list(decode_ahead(photos, 0))
-    assert "none.jpg" in found[5]
-    assert [5 if isinstance(x, str) else int(x[0, 0, 0]) for x in found] == list(range(40))
-
-
-def test_decode_ahead_is_bounded_and_stops(monkeypatch):
-    started = []
-
-    def load(photo, max_side):
-        started.append(photo)
-        return np.zeros((1, 1, 3), np.uint8)
-
-    monkeypatch.setattr("dolg_tf.retrieval.extract.decoding.load_photo", load)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    stream = decode_ahead([Photo(str(i), pathlib.Path()) for i in range(1000)], 0)
-    next(stream)
-    stream.close()
-    assert len(started) <= 9
-
-
 def test_photos_are_read_as_extraction_reads_them(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), IMAGE)
-    assert read_photo(tmp_path / "a.png", 15).shape == (10, 15, 3)
+    assert read_photo(tmp_path / "a.png", Preparation(15)).shape == (10, 15, 3)
     cut = read_photo(Photo("a", tmp_path / "a.png", (10, 5, 30, 15)))
     np.testing.assert_array_equal(cut, IMAGE[5:15, 10:30])
     (tmp_path / "b.jpg").write_bytes(b"no photo")
-    with pytest.raises(InputError, match=r"b\.jpg: not a photo"):
+    with pytest.raises(InputError, match=r"b\.jpg: corrupt: not a picture"):
         read_photo(tmp_path / "b.jpg")
     with pytest.raises(InputError, match=r"c\.jpg: No such file"):
         read_photo(tmp_path / "c.jpg")
     np.testing.assert_array_equal(read_photo(IMAGE), IMAGE)
-    assert read_photo(IMAGE, 15).shape == (10, 15, 3)
+    assert read_photo(IMAGE, Preparation(15)).shape == (10, 15, 3)
     with pytest.raises(InputError, match=r"float64 \(20, 30, 3\); give uint8 RGB"):
         read_photo(IMAGE / 255)
     with pytest.raises(InputError, match=r"uint8 \(20, 30\); give uint8 RGB"):
         read_photo(IMAGE[..., 0])
-
-
-# --- batches of equal size ------------------------------------------------------------
-
-
-def _images(count, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = [(4, 5, 3), (5, 4, 3), (6, 6, 3)]
-    return [
-        (row, np.full(shapes[rng.integers(3)], row, np.uint8)) for row in rng.permutation(count)
-    ]
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-@pytest.mark.parametrize("waiting_bytes", [0, 300, 10**6])
-def test_each_image_once_with_its_row(batch_size, waiting_bytes):
-    images = _images(50)
-    seen = []
-    for rows, batch in bucket(images, batch_size, waiting_bytes):
-        assert 1 <= len(rows) == len(batch) <= batch_size
-        np.testing.assert_array_equal(batch[:, 0, 0, 0], rows)
-        seen += rows
-    assert sorted(seen) == list(range(50))
-
-
-def test_full_buckets_are_full():
-    sizes = [len(rows) for rows, _ in bucket(_images(60), 8)]
-    assert sum(size < 8 for size in sizes) <= 3
-
-
-def test_what_waits_is_bounded():
-    pulled, given, most, batches = 0, 0, 0, 0
-
-    def source():
-        nonlocal pulled
-        for row, image in _images(300):
-            pulled += image.nbytes
-            yield row, image
-
-    for _, batch in bucket(source(), 1000, waiting_bytes=1000):
-        most = max(most, pulled - given)
-        given += batch.nbytes
-        batches += 1
-    # The fullest of three buckets goes, so a third of what may wait leaves at once.
-    assert batches < 300 / 3
-    assert given == pulled
-    assert most <= 1000 + 6 * 6 * 3
-
-
-def test_results_are_in_the_order_of_rows():
-    images = [pair for pair in _images(20) if pair[0] != 7]
-    seen = []
-
-    def describe(batch):
-        seen.append(len(batch))
-        return np.stack([batch[:, 0, 0, 0], batch[:, 0, 0, 0] * 2], axis=1)
-
-    rows, done = describe_batches(images, describe, 20, 4)
-    expected = np.stack([np.arange(20), np.arange(20) * 2], axis=1).astype(np.float32)
-    expected[7] = 0
-    np.testing.assert_array_equal(rows, expected)
-    assert rows.dtype == np.float32 and list(np.flatnonzero(~done)) == [7]
-    assert max(seen) == 4
-
-
-def test_no_images():
-    rows, done = describe_batches([], lambda batch: batch, 3, 4)
-    assert rows.shape[0] == 3 and not done.any()

@@ -1,14 +1,37 @@
 import hashlib
 import os
+import pathlib
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from dolg_tf.data import protos
 from dolg_tf.data.records import tfrecord
 from dolg_tf.retrieval.extract import photos as module
-from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
+from dolg_tf.retrieval.extract.decoding import load_photo
+from dolg_tf.retrieval.extract.photos import (
+    Listing,
+    Photo,
+    PhotosConfig,
+    list_named,
+    list_photos,
+)
 from dolg_tf.stage.config import InputError
+
+JPEG_HEAD = b"\xff\xd8\xff\xe0"
+
+
+def tf_example(encoded, upright):
+    """Returns a serialised example with the feature image/upright; None: without it."""
+    example = protos.parse(protos.example_class(), encoded)
+    if upright is not None:
+        feature = example.features.feature.add(key="image/upright").value
+        feature.int64_list.value.append(upright)
+    return example.SerializeToString()
 
 
 @pytest.fixture
@@ -46,7 +69,7 @@ def test_folder_is_sorted_and_told_apart(root, caplog):
     assert [photo.id for photo in listing.photos] == ["c", "a/x.y", "b/10", "b/2"]
     assert [photo.path.name for photo in listing.photos] == ["c.jpg", "x.y.png", "10.jpeg", "2.JPG"]
     assert not listing.crop
-    assert "2 other files" in caplog.text
+    assert "1 other files (not photos)" in caplog.text and "1 hidden files" in caplog.text
 
 
 def test_links_to_folders_are_told(root, caplog):
@@ -151,16 +174,126 @@ def test_a_link_must_not_lead_out_of_the_root(root):
         _list(root / "list.csv")
 
 
-def test_two_suffixes_of_one_id(root):
+def test_photos_of_one_name_keep_their_suffixes_and_are_found_by_them(root, caplog):
     (root / "b/2.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="have the same id, 'b/2'"):
-        _list(root)
+    (root / "c").write_text("notes")
+    listing = _list(root)
+    assert [photo.id for photo in listing.photos] == [
+        "c.jpg",
+        "a/x.y",
+        "b/10",
+        "b/2.JPG",
+        "b/2.png",
+    ]
+    assert (
+        "3 photos have the name of another file but for the suffix, such as c.jpg and b/2.JPG"
+        in (caplog.text)
+    )
+    again = list_named([photo.id for photo in listing.photos], root, "here", upright=True)
+    assert again.photos == listing.photos
+
+
+def test_a_name_of_two_photos_is_told_with_both(root):
+    (root / "b/2.png").write_bytes(b"x")
     (root / "list.csv").write_text("id\nb/2\n")
-    with pytest.raises(InputError, match=r"may be 2.JPG or 2.png"):
+    with pytest.raises(InputError, match=r"'b/2' may be 2.JPG or 2.png"):
         _list(root / "list.csv")
-    (root / "list.csv").write_text("id\nc\nc\n")
-    with pytest.raises(InputError, match="have the same id, 'c'"):
+    (root / "list.csv").write_text("id\nb/2.png\nb/2.JPG\n")
+    assert [photo.id for photo in _list(root / "list.csv").photos] == ["b/2.png", "b/2.JPG"]
+    (root / "list.csv").write_text("id\nc\nc.jpg\n")
+    with pytest.raises(InputError, match=r"/c.jpg and .*/c.jpg have the same id, 'c'"):
         _list(root / "list.csv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sets(
+        st.tuples(
+            st.sampled_from(["", "d/", "d/e.jpg/"]),
+            st.sampled_from(["a", "b", "a.b", "a ", "é", "_", "a.", "a..", "(1)", "=x"]),
+            st.lists(
+                st.sampled_from([".jpg", ".JPG", ".jpeg", ".png", ".webp", ".txt"]), max_size=3
+            ),
+        ).map(lambda parts: parts[0] + parts[1] + "".join(parts[2])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_an_id_leads_back_to_its_file(names):
+    """For any names in a folder: no two photos have one id, and a list of ids finds the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for name in ("z.jpg", *names):
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(JPEG_HEAD)
+        listing = list_photos(PhotosConfig(images=str(folder), output="unused"))
+        ids = [photo.id for photo in listing.photos]
+        found = list_named(ids, folder, "here", upright=True)
+        assert found.photos == listing.photos and len(set(ids)) == len(ids)
+        assert len(ids) == 1 + sum(not name.endswith(".txt") for name in names)
+        paths = [os.path.relpath(photo.file, folder) for photo in listing.photos]
+        assert list_named(paths, folder, "here", upright=True).photos == listing.photos
+
+
+def test_ids_of_older_sets_find_photos_with_two_suffixes(root):
+    for name in ("tower.jpg.jpg", "b/gate.png.JPG", "x.jpg.png", "x.jpg"):
+        (root / name).write_bytes(b"x")
+    found = list_named(["tower.jpg", "b/gate.png.JPG", "x.jpg"], root, "here", upright=True).photos
+    assert [photo.path.name for photo in found] == ["tower.jpg.jpg", "gate.png.JPG", "x.jpg"]
+    assert [photo.id for photo in found] == ["tower.jpg.jpg", "b/gate.png.JPG", "x"]
+
+
+def test_photos_of_a_folder_are_told_by_their_content(root, caplog):
+    caplog.set_level("INFO")
+    for name in (".thumbnails/s.jpg", "b/.DS_Store", "b/p.webp", "b/q.jfif", "b/r.BMP"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    (root / "b/without suffix").write_bytes(JPEG_HEAD)
+    (root / "b/v1.2").write_bytes(b"GIF89a")
+    (root / "b/notes").write_bytes(b"no photo")
+    (root / "b/list.csv").write_bytes(JPEG_HEAD)  # its suffix tells
+    os.mkfifo(root / "b/pipe")
+    os.mkfifo(root / "b/pipe.jpg")
+    (root / "b/gone.jpg").symlink_to(root / "nowhere")
+    (root / "b/link.jpg").symlink_to(root / "c.jpg")
+    listing = _list(root / "b")
+    names = ["10", "2", "gone", "link", "p.webp", "q.jfif", "r.BMP", "v1.2", "without suffix"]
+    assert [photo.id for photo in listing.photos] == sorted(names)
+    assert "4 other files (not photos)" in caplog.text and "1 hidden files" in caplog.text
+    assert "1 hidden files" in caplog.text
+    assert dict(zip(names, listing.sizes(), strict=False))["gone"] == -1
+
+
+@pytest.mark.parametrize(
+    "name", [" lead", "a\nb", "a\x1b[31mb", "a\u2028b", b"a\xe4b".decode("utf8", "surrogateescape")]
+)
+def test_a_name_that_no_list_can_hold_is_one_bad_photo(root, name):
+    (root / f"{name}.jpg").write_bytes(b"x")
+    photos = _list(root).photos
+    assert [photo.id for photo in photos if photo.fault] == [name]
+    (fault,) = {photo.fault for photo in photos} - {""}
+    assert fault.startswith("its name ") and fault.endswith("; rename it")
+    assert load_photo(next(photo for photo in photos if photo.fault)).endswith(fault)
+
+
+def test_photos_are_turned_by_their_source(root, tmp_path):
+    benchmark, own = _pickle(tmp_path / "gnd_x.pkl"), tmp_path / "gnd_own.pkl"
+    own.write_bytes(pickle.dumps({**pickle.loads(benchmark.read_bytes()), "upright": True}))
+    (root / "list.csv").write_text("id\nc\n")
+    of_gnd = {"image_root": str(root), "subset": "query"}
+    for images, options, own_choice in [
+        (root, {}, True),
+        (root / "list.csv", {}, True),
+        (root / "c.jpg", {}, True),
+        (benchmark, of_gnd, False),
+        (own, of_gnd, True),
+        (own, of_gnd | {"subset": "index"}, True),
+    ]:
+        for asked, expected in ((None, own_choice), (True, True), (False, False)):
+            listing = _list(images, upright=asked, **options)
+            assert listing.upright is expected
+            assert {photo.turn for photo in listing.photos} == {expected}
 
 
 def test_what_cannot_be_listed(root, tmp_path):
@@ -168,6 +301,8 @@ def test_what_cannot_be_listed(root, tmp_path):
     (tmp_path / "empty").mkdir()
     (root / "list.csv").write_text("name\nx\n")
     (root / "binary.csv").write_bytes(b"path\n\xff\xfe\n")
+    (root / "notes.txt").write_text("x")
+    os.mkfifo(root / "pipe")
     for images, options, told in [
         (path, {}, "needs --subset"),
         (root, {"subset": "query"}, "takes no --subset"),
@@ -175,13 +310,14 @@ def test_what_cannot_be_listed(root, tmp_path):
         (tmp_path / "empty", {}, "no photos"),
         (root / "list.csv", {}, "line 1: no column 'path' or 'id'"),
         (root / "binary.csv", {}, "binary.csv, after line 0"),
-        (root / "c.jpg", {}, "is not a folder, a .csv"),
+        (root / "notes.txt", {}, "is not a folder, a photo, a .csv"),
+        (root / "pipe", {}, "no such file or folder"),
         (root, {"image_root": str(root / "none")}, "--image_root=.*none: no such folder"),
         (root / "none" / "train-*", {}, r"--images=.*train-\*: no such folder"),
     ]:
         with pytest.raises(InputError, match=told):
             _list(images, **options)
-    for options in ({"subset": "all"}, {"batch_size": 0}, {"max_side": -1}, {"max_bad": -1}):
+    for options in ({"subset": "all"}, {"batch_size": 0}, {"max_side": -1}, {"max_pixels": -1}):
         with pytest.raises(InputError, match="must be"):
             _list(root, **options)
 
@@ -267,6 +403,32 @@ def test_a_pattern_of_folders(folder):
     (folder / "train-00000-of-00003").rename(folder / "deep/train-0")
     listing = _list(folder / "d*/train-*")
     assert len(listing.photos) == 4 and listing.image_root == folder
+
+
+def test_records_say_whether_their_photos_are_turned(folder):
+    def put(name, *turned):
+        examples = []
+        for number, upright in enumerate(turned):
+            example = tf_example(tfrecord.encode(JPEG_HEAD, f"{name}{number}", 1, 1, None), upright)
+            examples.append(example)
+        tfrecord.write_shard(folder / name, examples)
+
+    put("turned", 1, 1)
+    put("mixed", 1, 0, None)
+    for images, asked, upright, turn in [
+        ("turned", None, True, {False}),
+        ("turned", True, True, {False}),
+        ("train-*", None, False, {False}),
+        ("train-*", False, False, {False}),
+        ("train-*", True, True, {True}),
+        ("mixed", True, True, {False, True}),
+    ]:
+        listing = _list(folder / images, upright=asked)
+        assert listing.upright is upright and {photo.turn for photo in listing.photos} == turn
+    with pytest.raises(InputError, match=r"1 of 3 records hold .* give --upright to turn all"):
+        _list(folder / "mixed")
+    with pytest.raises(InputError, match=r"2 of 2 records hold .* which --noupright cannot undo"):
+        _list(folder / "turned", upright=False)
 
 
 def test_the_size_of_a_record_is_in_the_fingerprint(folder):

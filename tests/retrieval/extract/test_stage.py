@@ -1,17 +1,18 @@
 import functools
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dolg_tf.data.records import tfrecord
-from dolg_tf.retrieval.extract import model as describer
-from dolg_tf.retrieval.extract import shards
+from dolg_tf.retrieval.extract import model, shards
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.stage.config import InputError
 
@@ -166,6 +167,13 @@ def test_queries_are_cropped_and_index_photos_are_not(saved_model, photos, tmp_p
     whole = _alone(saved_model, images[names[4]])
     np.testing.assert_allclose(index.descriptors[0], whole, atol=1e-6)
     assert (queries.meta["crop"], index.meta["crop"]) == (True, False)
+    assert (queries.meta["upright"], index.meta["upright"]) == (False, False)
+    assert (queries.meta["query_scale"], queries.meta["box_rounding"]) == ("photo", "dolg")
+    assert not {"query_scale", "box_rounding"} & set(index.meta)
+    with pytest.raises(InputError, match="with query_scale='photo', not 'crop'"):
+        run("q", "query", query_scale="crop")
+    with pytest.raises(InputError, match="with box_rounding='dolg', not 'how'"):
+        run("q", "query", box_rounding="how")
     uncropped = run("u", "query", crop_queries=False)
     assert uncropped.meta["crop"] is False
     assert np.abs(uncropped.descriptors[:] - queries.descriptors[:]).max() > 1e-3
@@ -186,8 +194,56 @@ def test_bad_photos_are_listed_and_counted(saved_model, photos, tmp_path):
     )
     assert found.ids == ("sub/04", "sub/06")
     assert [bad["id"] for bad in found.meta["bad"]] == ["sub/05", "sub/gone"]
-    assert "decoded" in found.meta["bad"][0]["reason"]
+    assert "corrupt: not a picture" in found.meta["bad"][0]["reason"]
     np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
+
+
+def test_bad_names_are_bad_photos(saved_model, photos, tmp_path):
+    folder, images = photos
+    names = (" lead", "a\nb", "a\x1bb", os.fsdecode(b"a\xe4"))
+    for name in names:
+        shutil.copy(folder / "sub/00.png", folder / f"{name}.png")
+    with pytest.raises(InputError, match=r"1 unreadable photos.* rename it; repair them"):
+        extract(_config(saved_model, folder, tmp_path / "set"))
+    found = extract(_config(saved_model, folder, tmp_path / "set", max_bad=4))
+    assert found.ids == tuple(sorted(images))
+    assert {bad["id"] for bad in found.meta["bad"]} == {*names[:3], "a\\udce4"}
+    assert all("rename it" in bad["reason"] for bad in found.meta["bad"])
+
+
+def test_own_photos_are_turned_unless_told_otherwise(saved_model, photos, tmp_path):
+    folder, images = photos
+    image, exif = images["sub/00"], Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    Image.fromarray(np.rot90(image, -1)).save(folder / "sub/00.png", exif=exif)
+    (folder / "list.csv").write_text("id\nsub/00\n")
+    for name, options, expected in [
+        ("on", {}, image),
+        ("off", {"upright": False}, np.rot90(image, -1)),
+    ]:
+        found = extract(_config(saved_model, folder / "list.csv", tmp_path / name, **options))
+        assert found.meta["upright"] is (name == "on")
+        np.testing.assert_allclose(found.descriptors[0], _alone(saved_model, expected), atol=1e-6)
+
+
+def test_photos_too_large_for_the_memory_are_bad(saved_model, photos, tmp_path, monkeypatch):
+    """The model has memory for one photo of 40 x 50 pixels, and none for one of 33 x 47."""
+    call = model.LoadedModel._call
+
+    def describe(self, images, scales):
+        if len(images) > 1 or images.shape[1] == 33:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return call(self, images, scales)
+
+    monkeypatch.setattr(model.LoadedModel, "_call", describe)
+    folder, images = photos
+    with pytest.raises(InputError, match=r"03.png: 47 x 33 pixels are too many for the memory"):
+        extract(_config(saved_model, folder, tmp_path / "set"))
+    found = extract(_config(saved_model, folder, tmp_path / "set", max_bad=2))
+    assert [bad["id"] for bad in found.meta["bad"]] == ["sub/03", "sub/07"]
+    np.testing.assert_allclose(
+        found.descriptors[0], _alone(saved_model, images["sub/00"]), atol=1e-6
+    )
 
 
 def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, caplog):
@@ -197,7 +253,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
     def never(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(describer, "load_model", never)
+    monkeypatch.setattr(model, "load_model", never)
     again = extract(_config(saved_model, photos[0], tmp_path / "set", batch_size=2))
     np.testing.assert_array_equal(first.descriptors, again.descriptors)
     assert "kept" in caplog.text
@@ -206,7 +262,7 @@ def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, cap
 def test_an_unwritable_output_fails_before_the_model_is_loaded(
     saved_model, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(describer, "load_model", None)
+    monkeypatch.setattr(model, "load_model", None)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         extract(_config(saved_model, photos[0], tmp_path / "file" / "set"))

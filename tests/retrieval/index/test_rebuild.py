@@ -21,7 +21,7 @@ IDS = tuple(f"{'bca'[i % 3]}/{i}" for i in range(60))
 
 @dataclasses.dataclass
 class Model:
-    """Describes photos of 2 x 2 pixels, until it has described `stop_at`."""
+    """Describes photos of 2 x 2 pixels by whole numbers, until it has described `stop_at`."""
 
     name: str
     width: int = 6
@@ -37,15 +37,20 @@ class Model:
         if self.described == self.stop_at:
             raise KeyboardInterrupt
         self.described += len(images)
-        rows = images.reshape(len(images), 12).astype(np.float64) @ self.kernel()
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return images.reshape(len(images), 12).astype(np.float32) @ self.kernel()
+
+
+TURNED = set()  # whether photos were to be turned
 
 
 @pytest.fixture
 def models(monkeypatch):
     """SavedModels by name, for photos that are files of 12 bytes; TensorFlow is not loaded."""
 
-    def load_photo(photo, max_side):
+    def load_photo(photo, how, hold):
+        TURNED.add(photo.turn)
+        if photo.fault:
+            return f"{photo.where}: {photo.fault}"
         if not photo.path.is_file() or photo.path.stat().st_size != 12:
             return f"{photo.where}: no photo"
         return np.frombuffer(photo.read(), np.uint8).reshape(2, 2, 3)
@@ -77,8 +82,7 @@ def photos(tmp_path):
 def _describe(path, photos, model, ids=IDS, **about):
     """Writes a descriptor set without what is tested here."""
     pixels = [np.frombuffer((photos / f"{id_}.png").read_bytes(), np.uint8) for id_ in ids]
-    rows = model(np.array(pixels)) if len(pixels) else np.zeros((0, model.width), np.float32)
-    model.described -= len(pixels)
+    rows = np.float32(pixels) @ model.kernel()
     meta = {"image_root": str(photos), "model_hash": model.name, "scales": [0.5, 1.0]}
     meta |= {"crop": False, "max_side": 0, "whitening": None, "bad": []}
     descriptors.write(path, DescriptorSet(tuple(ids), rows, meta | about))
@@ -126,6 +130,49 @@ def test_photos_are_searched_for(tmp_path, built, models, photos):
         options = {"images": str(images), "saved_model": "old", "output": str(tmp_path / "y.csv")}
         stages.query(QueryConfig(**options, **settings))
         assert (tmp_path / "y.csv").read_text() == expected
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_queries_and_photos_described_again_are_turned_as_those_of_the_index(
+    tmp_path, models, photos, upright
+):
+    index = _build(tmp_path / "turned", photos, models["old"], upright=upright)
+    settings = {"index": str(index), "output": str(tmp_path / "x.csv"), "overwrite": True}
+    (photos / "list.csv").write_text(f"id\n{IDS[9]}\n")
+    for images in (photos / f"{IDS[9]}.png", photos / "a", photos / "list.csv"):
+        TURNED.clear()
+        stages.query(QueryConfig(images=str(images), saved_model="old", **settings))
+        assert {upright} == TURNED
+    TURNED.clear()
+    stages.rebuild(RebuildConfig(index=str(index), saved_model="new"))
+    assert {upright} == TURNED and Index.open(index).meta["upright"] is upright
+
+
+def test_a_file_of_exactly_that_name_is_searched_for(tmp_path, built, photos):
+    (photos / "photo").write_bytes((photos / f"{IDS[3]}.png").read_bytes())
+    (photos / "photo.jpg").write_bytes((photos / f"{IDS[4]}.png").read_bytes())
+
+    def answer(name):
+        settings = {"index": str(built), "saved_model": "old", "overwrite": True}
+        output = tmp_path / "x.csv"
+        stages.query(QueryConfig(images=str(photos / name), output=str(output), **settings))
+        with output.open(newline="") as file:
+            queries, *found = zip(*list(csv.reader(file))[1:], strict=True)
+        return queries[0], found
+
+    assert answer("photo") == ("photo", answer(f"{IDS[3]}.png")[1])
+    assert answer("photo.jpg") == ("photo.jpg", answer(f"{IDS[4]}.png")[1])
+
+
+def test_a_query_with_a_name_that_no_list_can_hold_is_named(tmp_path, built, photos):
+    path = photos / " lead.png"
+    path.write_bytes((photos / f"{IDS[3]}.png").read_bytes())
+    settings = {"index": str(built), "saved_model": "old", "output": str(tmp_path / "x.csv")}
+    with pytest.raises(
+        InputError, match=r"photos/ lead.png: .* blank at an end; rename it"
+    ) as told:
+        stages.query(QueryConfig(images=str(path), **settings))
+    assert "csv" not in str(told.value)
 
 
 def test_no_photo_is_described_for_an_index_of_another_model(tmp_path, built, models, photos):

@@ -1,12 +1,12 @@
 """An index answers as sorting all scores would, and stays whole whatever is done to it."""
 
 import csv
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from halves import halves
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -30,9 +30,10 @@ META = {
     "whitening": None,
     "bad": [],
 }
-ROWS = halves(np.random.default_rng(0), 60, 9)
+# Small whole numbers: products are exact, and many are equal.
+ROWS = np.random.default_rng(0).integers(-1, 2, (60, 6)).astype(np.float32)
 IDS = [f"{'äbc'[i % 3]}/{i % 17}-{i}" for i in range(60)]  # not in order
-QUERIES = halves(np.random.default_rng(1), 7, 9)
+QUERIES = np.random.default_rng(1).integers(-2, 3, (7, 6)).astype(np.float32)
 
 
 def _write(path, numbers, **meta):
@@ -100,7 +101,6 @@ def test_half_precision_and_several_shards(tmp_path, built):
 
 def test_the_csv(tmp_path, built):
     queries = QUERIES + np.float32(1 / 3)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     settings = {"index": str(built), "descriptors": _query_set(tmp_path / "queries", queries)}
     output = tmp_path / "found.csv"
     stages.query(QueryConfig(output=str(output), k=4, **settings))
@@ -241,6 +241,50 @@ def test_photos_of_another_folder_are_added_aloud(tmp_path, caplog):
 OTHER = {"model_hash": "new", "scales": [1.0], "whitening": {"sha256": "1"}}
 
 
+def _of_cut(meta):
+    return {"crop": True, "query_scale": "photo", "box_rounding": "dolg"} | meta
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "remedy"),
+    [
+        ("upright", (True, False), "extract both with --upright, or both with --noupright"),
+        ("query_scale", (_of_cut({}), _of_cut({"query_scale": "crop"})), "extract with the model"),
+        ("box_rounding", (_of_cut({}), _of_cut({"box_rounding": "how"})), "extract with the model"),
+    ],
+)
+def test_photos_prepared_otherwise_do_not_join_an_index(tmp_path, key, values, remedy):
+    old, new = (value if isinstance(value, dict) else {key: value} for value in values)
+    made = _write(tmp_path / "set", range(3), **old)
+    stages.build(BuildConfig(descriptors=made, output=str(tmp_path / "index")))
+    settings = AddConfig(
+        index=str(tmp_path / "index"), descriptors=_write(tmp_path / "added", [7], **new)
+    )
+    with pytest.raises(InputError, match=f"added has {key} .*, .*index has .*: {remedy}"):
+        stages.add(settings)
+    queries = _query_set(tmp_path / "queries", **new)
+    settings = QueryConfig(
+        index=str(tmp_path / "index"), descriptors=queries, output=str(tmp_path / "f.csv")
+    )
+    if key == "upright":
+        with pytest.raises(InputError, match=f"has upright False, .* has True: {remedy}"):
+            stages.query(settings)
+    else:
+        stages.query(settings)
+
+
+def test_sets_and_indexes_of_older_releases_say_nothing_of_orientation(tmp_path):
+    """They are not turned, and their queries are shrunk by themselves."""
+    index = _build(tmp_path / "index", range(3))
+    assert index.meta["upright"] is False and "query_scale" not in index.meta
+    old = _write(tmp_path / "old", [7], crop=True)
+    meta = json.loads((tmp_path / "old/meta.json").read_text())
+    assert "query_scale" not in meta and "upright" not in meta
+    found = descriptors.read(old).meta
+    assert (found["query_scale"], found["box_rounding"]) == ("crop", "dolg")
+    stages.add(AddConfig(index=str(index.path), descriptors=_write(tmp_path / "added", [7])))
+
+
 @pytest.mark.parametrize("key", [*OTHER, "crop", "max_side"])
 def test_descriptors_of_another_making_are_refused(tmp_path, key):
     path = _build(tmp_path / "index", range(3)).path
@@ -262,7 +306,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
     np.save(tmp_path / "rows.npy", ROWS)
     with pytest.raises(InputError, match=r"bare .npy, which names neither photos nor model"):
         stages.add(AddConfig(index=str(built), descriptors=str(tmp_path / "rows.npy")))
-    other = _query_set(tmp_path / "other", np.eye(2, 5))
+    other = _query_set(tmp_path / "other", np.ones((2, 5)))
     for run, settings in (
         (stages.add, AddConfig(index=str(built), descriptors=other)),
         (
@@ -270,7 +314,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
             QueryConfig(index=str(built), descriptors=other, output=str(tmp_path / "f")),
         ),
     ):
-        with pytest.raises(InputError, match=r"has width 5, .*index has 9"):
+        with pytest.raises(InputError, match=r"has width 5, .*index has 6"):
             run(settings)
 
 

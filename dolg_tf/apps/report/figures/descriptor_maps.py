@@ -22,9 +22,11 @@ WORDS = (
 def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
     """Shows three maps over the best, a middle and the worst query."""
     chosen = spread(one, 3)
-    photos, _ = rankings.task_photos(one.files.ground_truth, one.image_root, one.crop)
+    photos, _ = rankings.photos_of_evaluation(
+        one.files.ground_truth, one.image_root, one.inputs.protocol
+    )
     for number, query in enumerate(chosen, 1):
-        photo = read_photo(photos[query], one.inputs.protocol["query_max_side"] or 0)
+        photo = read_photo(photos[query], rankings.preparation(one.inputs.protocol, "query"))
         maps = model.maps(photo)
         words = f"Query {name_and_ap(one, query)}"
         labelled = {label: maps[key] for key, label in descriptor_maps.MAPS.items()}

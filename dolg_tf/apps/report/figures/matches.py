@@ -68,9 +68,11 @@ def _match(
     similarity: float,
 ) -> Picture:
     """Returns the picture of a pair, with both photos as they were described."""
-    listed = rankings.task_photos(one.files.ground_truth, one.image_root, one.crop)
+    listed = rankings.photos_of_evaluation(
+        one.files.ground_truth, one.image_root, one.inputs.protocol
+    )
     photos = [
-        read_photo(photo, one.inputs.protocol[f"{subset}_max_side"] or 0)
+        read_photo(photo, rankings.preparation(one.inputs.protocol, subset))
         for photo, subset in ((listed[0][query], "query"), (listed[1][row], "index"))
     ]
     found = agreement(*map(model.local_features, photos))

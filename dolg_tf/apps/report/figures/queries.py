@@ -58,7 +58,9 @@ def best_and_worst(ap: Sequence[float | None], count: int) -> tuple[list[int], l
 
 def _best_and_worst(one: Evaluation) -> Iterator[Block]:
     ap = one.plain_scores[LEVEL]["AP"]
-    photos = rankings.task_photos(one.files.ground_truth, one.image_root, one.crop)
+    photos = rankings.photos_of_evaluation(
+        one.files.ground_truth, one.image_root, one.inputs.protocol
+    )
     best, worst = best_and_worst(ap, _SHOWN)
     for word, chosen in (("best", best), ("worst", worst)):
         if not chosen:

@@ -1,0 +1,209 @@
+"""Photos in folders: which files are photos, and which photo has which id.
+
+An id leads back to its file: it is the path without suffix, unless another file of the folder has
+the same name but for it. Such photos keep their suffixes in their ids.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import pathlib
+import posixpath
+import stat
+from collections.abc import Iterator
+
+from dolg_tf.data import photo_files
+from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
+from dolg_tf.stage import files
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+# Suffixes that tell what a file is. Others are told by their first bytes.
+_NAMES = "jpe jfif webp gif bmp avif heic heif tif tiff"
+_PHOTOS = frozenset((*SUFFIXES, *(f".{name}" for name in _NAMES.split())))
+_OTHERS = frozenset((".csv", ".json", ".md", ".pkl", ".txt", ".xml"))
+_HEAD = 64  # bytes that tell a photo's format
+_NO_FILES = contextlib.nullcontext(())
+
+
+def _suffix(name: str) -> str:
+    return name[name.rfind(".") :].lower()  # splitext takes longer than asking the system
+
+
+def is_photo(path: str, name: str) -> bool:
+    """Tells whether an existing path is a photo, or was meant to be one."""
+    suffix = _suffix(name)
+    if suffix in _OTHERS:
+        return False
+    try:
+        # A pipe would be waited for, and a device may do anything when it is opened.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - for a million files
+            return False
+        if suffix in _PHOTOS:
+            return True
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return photo_files.sniff(os.read(opened, _HEAD)) is not None
+        finally:
+            os.close(opened)
+    except FileNotFoundError:  # a link that leads nowhere
+        return suffix in _PHOTOS
+    except OSError:
+        return False
+
+
+# --- all photos of a folder --------------------------------------------------------------
+
+
+class _Walk:
+    """The photos below a folder."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = str(folder)
+        self.others = self.hidden = self.links = 0
+        self.shared = []  # photos that keep their suffixes, as their ids would be the same
+
+    def photos(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yields id and file of each photo, those of a folder before those of its folders.
+
+        Args:
+          prefix: what ids of photos in the folder itself begin with.
+        """
+        todo = [(self._folder, prefix)]
+        while todo:
+            folder, prefix = todo.pop()
+            names, folders, others = self._scan(folder)
+            yield from self._of_folder(folder, prefix, names, others)
+            todo += [(f"{folder}/{name}", f"{prefix}{name}/") for name in reversed(folders)]
+
+    def _scan(self, folder: str) -> tuple[list[str], list[str], list[str]]:
+        """Returns the names of the photos, folders and other files in a folder, sorted."""
+        names, folders, others = [], [], []
+        with os.scandir(folder) as entries:  # not Path.iterdir, which makes a million paths
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    self.hidden += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                elif entry.is_dir():
+                    self.links += 1
+                # What the system says of the entry saves asking it once more for each photo.
+                elif (
+                    entry.is_file(follow_symlinks=False) and _suffix(name) in _PHOTOS
+                ) or is_photo(entry.path, name):
+                    names.append(name)
+                else:
+                    others.append(name)
+        self.others += len(others)
+        return sorted(names), sorted(folders), others
+
+    def _of_folder(
+        self, folder: str, prefix: str, names: list[str], others: list[str]
+    ) -> Iterator[tuple[str, str]]:
+        ids = [split_suffix(name)[0] for name in names]
+        taken = {split_suffix(name)[0] for name in others}
+        if len(set(ids)) < len(ids) or not taken.isdisjoint(ids):
+            count = collections.Counter(ids)
+            for place, name in enumerate(names):
+                if count[ids[place]] > 1 or ids[place] in taken:
+                    ids[place] = name
+                    self.shared.append(f"{prefix}{name}")
+        for id_, name in zip(ids, names, strict=True):
+            yield f"{prefix}{id_}", f"{folder}/{name}"
+
+
+def photos_below(folder: pathlib.Path, root: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns id and file of each photo in a folder and below it, in order.
+
+    Hidden files and folders are passed over, as are links to folders and whatever is not a photo.
+
+    Args:
+      folder: inside `root`.
+      root: what ids are relative to.
+
+    Raises:
+      OSError: when a folder cannot be read.
+    """
+    inside = folder.relative_to(root).as_posix()
+    walk = _Walk(folder)
+    found = list(walk.photos("" if inside == "." else f"{inside}/"))
+    if walk.others:
+        log.info("%s: %d other files (not photos) are ignored", folder, walk.others)
+    if walk.hidden:
+        log.info("%s: %d hidden files and folders are passed over", folder, walk.hidden)
+    if walk.links:
+        log.warning("%s: %d links to folders are not followed", folder, walk.links)
+    if walk.shared:
+        log.warning(
+            "%s: %d photos have the name of another file but for the suffix, such as %s; their ids "
+            "keep it",
+            *(folder, len(walk.shared), " and ".join(walk.shared[:2])),
+        )
+    return found
+
+
+# --- single photos -----------------------------------------------------------------------
+
+
+class Finder:
+    """Finds photos by name, reading each folder once.
+
+    Args:
+      root: what names are relative to.
+    """
+
+    def __init__(self, root: files.Path):
+        self._root = pathlib.Path(root)
+        self._folders, self._named = {}, {}
+
+    def _folder(self, name: str) -> str:
+        """Returns the path of a folder."""
+        if name not in self._folders:
+            self._folders[name] = str(files.inside(self._root, name))
+        return self._folders[name]
+
+    def _names(self, folder: str, id_: str) -> list[str]:
+        """Returns the files of a folder that have an id if they are without suffix."""
+        if folder not in self._named:
+            named = {}
+            with os.scandir(folder) if pathlib.Path(folder).is_dir() else _NO_FILES as entries:
+                for entry in entries:
+                    if not entry.is_dir():
+                        id_here = split_suffix(entry.name)[0]
+                        # Names are joined: lists for a million photos would take far more memory.
+                        first = named.get(id_here)
+                        named[id_here] = f"{first}/{entry.name}" if first else entry.name
+            self._named[folder] = named
+        names = self._named[folder].get(id_, "")
+        return sorted(names.split("/")) if names else []
+
+    def find(self, name: str, where) -> tuple[str, str]:
+        """Returns id and file of the photo that a list calls `name`, with or without suffix.
+
+        A file of exactly that name comes first. A photo need not exist.
+
+        Raises:
+          InputError: when the name leads out of the root, or may be one of several photos.
+        """
+        check_name(name, where)
+        parent, last = posixpath.split(posixpath.normpath(name))
+        folder, prefix = self._folder(parent), f"{parent}/" if parent else ""
+        id_ = split_suffix(last)[0]
+        names = self._names(folder, id_)
+        if last in names or (last != id_ and not self._doubled(folder, last)):
+            return f"{prefix}{id_ if len(names) < 2 else last}", f"{folder}/{last}"
+        names = names if last == id_ and names else self._doubled(folder, last)
+        if len(names) > 1:
+            raise InputError(
+                f"{where}: {name!r} may be {names[0]} or {names[1]} in {folder}; keep only one, or "
+                "name it with its suffix"
+            )
+        found = names[0] if names else last
+        return f"{prefix}{id_of(found)}", f"{folder}/{found}"
+
+    def _doubled(self, folder: str, name: str) -> list[str]:
+        """Returns the photos with a suffix behind that of a name, which older sets cut off."""
+        return [found for end in SUFFIXES for found in self._names(folder, f"{name}{end}")]
