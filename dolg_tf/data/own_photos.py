@@ -8,10 +8,10 @@ import dataclasses
 import logging
 import pathlib
 import pickle
+import posixpath
 
-from PIL import ExifTags, Image
-
-from dolg_tf.data import photo_ids
+from dolg_tf.data import photo_files, photo_ids
+from dolg_tf.data.photo_folders import Finder
 from dolg_tf.data.records.label_lists import SPLITS, own_rows, warn_of_equal_numbers
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
@@ -45,7 +45,10 @@ def read_labels(labels: files.Path) -> dict[str, list[tuple[str, str]]]:
         photo_ids.check_name(path, where)
         id_ = photo_ids.id_of(path)
         if id_ in seen:
-            raise InputError(f"{where}: {path!r} is listed twice (as {id_}, like {seen[id_]!r})")
+            told = f"{where}: {path!r} is listed twice (as {id_}, like {seen[id_]!r})"
+            if posixpath.normpath(path) != posixpath.normpath(seen[id_]):
+                told = f"{told}; rename one of them"
+            raise InputError(told)
         seen[id_] = path
         by_split[split].append((path, landmark))
     named = {landmark for rows in by_split.values() for _, landmark in rows}
@@ -78,7 +81,8 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
     for place, (_, landmark) in enumerate(by_split["index"]):
         places[landmark].append(place)
     _say_what_does_not_count(labels, by_split, places)
-    written = {}
+    written, finder = {}, Finder(labels.parent)
+    index_ids = [finder.find(path, labels)[0] for path, _ in by_split["index"]]
     for name in ("seen", "unseen"):
         queries = [
             (path, landmark)
@@ -88,8 +92,8 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         if not queries:
             continue
         truth = {
-            "imlist": [photo_ids.id_of(path) for path, _ in by_split["index"]],
-            "qimlist": [photo_ids.id_of(path) for path, _ in queries],
+            "imlist": index_ids,
+            "qimlist": [finder.find(path, labels)[0] for path, _ in queries],
             "gnd": [
                 {
                     "bbx": [0, 0, *_size(labels.parent / path)],
@@ -122,11 +126,13 @@ def _say_what_does_not_count(labels: pathlib.Path, by_split: dict, places: dict)
 def _size(path: pathlib.Path) -> tuple[int, int]:
     """Returns width and height in pixels, as EXIF orientation turns the photo."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except OSError as error:
+        if path.exists() and not path.is_file():
+            raise OSError("a folder, a pipe or a device")
+        header = photo_files.read_header(path.read_bytes())
+    except (OSError, photo_files.UnusablePhoto) as error:
         raise InputError(f"{path}: this query photo cannot be read ({error})") from error
+    size = header.width, header.height
+    return size[::-1] if header.orientation >= 5 else size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from dolg_tf.data.own_photos import GroundTruthsConfig, ground_truths, write_ground_truths
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage.config import InputError
 
@@ -21,7 +22,7 @@ def _folder(path, rows, header="path,landmark,split"):
     for i, row in enumerate(rows):
         if not row[0].startswith(".."):
             (path / row[0]).parent.mkdir(exist_ok=True)
-            Image.new("RGB", (20 + i, 10)).save(path / row[0])
+            Image.new("RGB", (20 + i, 10)).save(path / row[0], "PNG")
     (path / "labels.csv").write_text("\n".join([header, *map(",".join, rows)]) + "\n")
     return path / "labels.csv"
 
@@ -42,6 +43,25 @@ def test_boxes_are_of_the_photo_as_it_is_turned_and_the_file_says_so(tmp_path):
     Image.new("RGB", (24, 10)).save(tmp_path / "a/4.jpg", exif=exif)
     seen = load_ground_truth(write_ground_truths(labels, tmp_path / "out")["seen"])
     assert seen.upright and tuple(seen.queries[0].box) == (0, 0, 10, 24)
+
+
+def test_any_name_of_a_photo_is_found_again(tmp_path):
+    """Two suffixes, none, a suffix that belongs to the id, and one that another photo needs too."""
+    names = ["tower.jpg.jpg", "gate.png.jpg", "photo", "x.webp", "one.jpg"]
+    labels = _folder(tmp_path, [(name, "arch", "index") for name in names[1:]])
+    Image.new("RGB", (9, 9)).save(tmp_path / names[0], "PNG")
+    with labels.open("a") as file:
+        file.write(f"{names[0]},arch,query\n")
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")  # not in the list
+    truth = write_ground_truths(labels, tmp_path / "out")["unseen"]
+    for subset, expected in (("query", names[:1]), ("index", names[1:])):
+        settings = PhotosConfig(
+            images=str(truth), image_root=str(tmp_path), subset=subset, output="unused"
+        )
+        photos = list_photos(settings).photos
+        assert [photo.path.name for photo in photos] == expected
+        ids = load_ground_truth(truth).query_ids + load_ground_truth(truth).index_ids
+        assert {photo.id for photo in photos} <= set(ids)
 
 
 def test_photos_that_are_only_searched_need_no_training_photos(tmp_path):
@@ -86,7 +106,7 @@ def test_without_unseen_landmarks_there_is_no_unseen_ground_truth(tmp_path):
         ([*ROWS, ("a/4.jpg", "arch", "train")], "line 8: 'a/4.jpg' is listed twice"),
         (
             [*ROWS, ("a/4.png", "arch", "train")],
-            "line 8: 'a/4.png' is listed twice .as a/4, like 'a/4.j",
+            "line 8: 'a/4.png' is listed twice .as a/4, like 'a/4.jpg'.; rename one",
         ),
         ([*ROWS, ("a/9.jpg", "", "train")], "line 8: an empty landmark"),
     ],
