@@ -93,14 +93,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(places._WORKERS) as pool:
         index = write_rows(pathlib.Path(folder) / "index.npy", given.rows, given.width)
         before = peak_memory() / 1e9
-        places.count_places(index, queries, asked)
+        list(places.count_places(index, queries, asked))
         peak = peak_memory() / 1e9
         scores = np.empty((given.queries, given.rows), np.float32)
         product(index, queries, scores)
         alike = list(np.argsort(-scores[:, :OWN])[:, : given.asked])
         parts = {
             "product": lambda: product(index, queries),
-            "whole": lambda: places.count_places(index, queries, asked),
+            "whole": lambda: list(places.count_places(index, queries, asked)),
             "argsort": lambda: argsort(scores),
             "counting": lambda: count(scores, rankings[0], pool),
             "counting, alike": lambda: count(scores, rankings[1], pool),

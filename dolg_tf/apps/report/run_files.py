@@ -231,7 +231,7 @@ def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
     distractors = task.distractor_descriptors or None
     sets = (task.query_descriptors, task.index_descriptors, distractors)
     inputs = read_inputs(truth, task.ground_truth, *sets)
-    places = score.label_places(truth, inputs.queries, inputs.index)
+    places = list(score.label_places(truth, inputs.queries, inputs.index))
     plain_scores = score.score_places(places).report()
     if task.own in scores:
         _check_same(task.scores[task.own], scores[task.own], inputs, len(truth.query_ids))

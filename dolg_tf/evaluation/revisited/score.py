@@ -5,6 +5,7 @@ Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
 
 import dataclasses
 import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -118,13 +119,27 @@ class RevisitedScores:
         return {**found, "protocol": self.protocol} if self.protocol else found
 
 
-def score_places(places: list[dict[str, np.ndarray]]) -> RevisitedScores:
+def score_places(places: Iterable[dict[str, np.ndarray]]) -> RevisitedScores:
     """Returns the scores of rankings from the places of the photos that count.
 
     Args:
       places: per query {"easy", "hard", "junk": int (n,), places in its ranking, from 0}.
     """
-    return RevisitedScores(**{level: _score_level(places, level) for level in LEVELS})
+    ap = {level: [] for level in LEVELS}
+    precision = {level: {k: [] for k in CUTOFFS} for level in LEVELS}
+    for query in places:
+        for level in LEVELS:
+            ranks = level_ranks(query, level)
+            found = metrics.revisited_average_precision(ranks) if len(ranks) else None
+            ap[level].append(found)
+            for k in CUTOFFS if len(ranks) else ():
+                precision[level][k].append(metrics.revisited_precision_at(ranks, k))
+    return RevisitedScores(**{level: _level(ap[level], precision[level]) for level in LEVELS})
+
+
+def _level(ap: list[float | None], precision: dict[int, list[float]]) -> LevelScores:
+    means = {k: metrics.mean(found) for k, found in precision.items()}
+    return LevelScores(metrics.mean(ap), means, ap, metrics.bootstrap_interval(ap))
 
 
 def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
@@ -139,16 +154,6 @@ def level_ranks(places: dict[str, np.ndarray], level: str) -> np.ndarray:
     return metrics.remove_junk(ranks, np.concatenate([places[label] for label in junk]))
 
 
-def _score_level(places: list[dict[str, np.ndarray]], level: str) -> LevelScores:
-    ranks = [level_ranks(query, level) for query in places]
-    ap = [metrics.revisited_average_precision(r) if len(r) else None for r in ranks]
-    precision = {
-        k: metrics.mean([metrics.revisited_precision_at(r, k) for r in ranks if len(r)])
-        for k in CUTOFFS
-    }
-    return LevelScores(metrics.mean(ap), precision, ap, metrics.bootstrap_interval(ap))
-
-
 # --- descriptors -> scores -----------------------------------------------------------
 
 
@@ -158,8 +163,8 @@ def label_places(
     index: Rows | np.ndarray,
     settings: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
-) -> list[dict[str, np.ndarray]]:
-    """Returns the places of the photos that count, for `score_places`.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the places of the photos that count, for `score_places`.
 
     The search is exact, by inner product, and sorts nothing.
 
@@ -171,19 +176,15 @@ def label_places(
       memory_gb: see `places.count_places`.
     """
     found = methods.apply(settings or methods.RerankConfig(), queries, index)
-    labelled = [[getattr(query, label) for label in LABELS] for query in ground_truth.queries]
-    places = count_places(
-        found.index,
-        found.queries,
-        [np.concatenate(rows) for rows in labelled],
-        found.head,
-        memory_gb,
-    )
-    split = [
-        np.split(these, np.cumsum([*map(len, labels)])[:-1])
-        for these, labels in zip(places, labelled, strict=True)
-    ]
-    return [dict(zip(LABELS, these, strict=True)) for these in split]
+    labelled = {}  # a query that the ground truth shares is there once
+    for query in ground_truth.queries:
+        if id(query) not in labelled:
+            labelled[id(query)] = np.concatenate([getattr(query, label) for label in LABELS])
+    asked = [labelled[id(query)] for query in ground_truth.queries]
+    places = count_places(found.index, found.queries, asked, found.head, memory_gb)
+    for query, these in zip(ground_truth.queries, places, strict=True):
+        ends = np.cumsum([len(getattr(query, label)) for label in LABELS])
+        yield dict(zip(LABELS, np.split(these, ends[:-1]), strict=True))
 
 
 def score_descriptors(

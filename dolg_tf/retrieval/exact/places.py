@@ -7,7 +7,7 @@ block, and only these counts are kept.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,8 +32,11 @@ def count_places(
     rows: Sequence[np.ndarray],
     head: np.ndarray | None = None,
     memory_gb: float = 4.0,
-) -> list[np.ndarray]:
-    """Returns the places that photos have in rankings by inner product, without sorting.
+) -> Iterator[np.ndarray]:
+    """Yields the places that photos have in rankings by inner product, without sorting.
+
+    Only those of one group of queries are in memory: where many queries match many photos, all
+    places would take more than the index.
 
     A score is a float32 product, so two photos whose scores differ by less than its rounding
     (about 1e-7) may come in either order. Equal descriptors have equal scores in any row, and the
@@ -46,7 +49,7 @@ def count_places(
       head: int64 (Q, M), rows that come first in each ranking, in this order; None: none do.
       memory_gb: most memory to use in GB, besides the pages of memory-mapped files.
 
-    Returns:
+    Yields:
       For each query int64 (P,), places from 0.
 
     Raises:
@@ -60,9 +63,11 @@ def count_places(
     queries = np.asarray(queries, np.float32)
     rows = [np.asarray(asked, np.int64) for asked in rows]
     heads = np.empty((len(queries), 0), np.int64) if head is None else head
-    known = KnownRows(index, np.unique(np.concatenate([*rows, heads.ravel()])))
+    wanted = np.zeros(len(index), bool)
+    for some in (*rows, heads.ravel()):
+        wanted[some] = True
+    known = KnownRows(index, np.flatnonzero(wanted))
     size, group = _sizes(index.shape, len(known.rows), memory_gb)
-    places = []
     with ThreadPoolExecutor(_WORKERS) as pool:
         for start in range(0, len(queries), group):
             some = slice(start, start + group)
@@ -75,8 +80,8 @@ def count_places(
                 work, -(-len(index) // size), "count places", "blocks"
             ):
                 add_block(pool, rankings, first, block)
-            places += [ranking.places() for ranking in rankings]
-    return places
+            for ranking in rankings:
+                yield ranking.places()
 
 
 def _sizes(shape: tuple[int, int], known: int, memory_gb: float) -> tuple[int, int]:

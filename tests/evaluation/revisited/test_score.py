@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from naive_scores import naive_scores
+from peak_memory import peak_below
 from set_meta import META
 
 from dolg_tf.evaluation.revisited import inputs as revisited_inputs
@@ -96,6 +97,19 @@ def test_a_level_without_positives(task):
     }
     last = score.table(scores).splitlines()[-1]
     assert last.split() == ["hard", "-", "-", "-", "-"]
+
+
+def test_many_queries_that_match_the_same_photos_take_little_memory():
+    """All places together would take 19 MB, and as much several times on the way."""
+    count, queries, rng = 4000, 600, np.random.default_rng(0)
+    rows, none = np.arange(count), np.zeros(0, np.int64)
+    shared = Query((0, 0, 9, 9), rows, none, none)
+    task = GroundTruth("x", tuple(map(str, rows)), ("q",) * queries, (shared,) * queries)
+    index = rng.normal(size=(count, 4)).astype(np.float32)
+    asking = rng.normal(size=(queries, 4)).astype(np.float32)
+    with peak_below(60):
+        for one in score.label_places(task, asking, index, memory_gb=0.05):
+            assert len(one["easy"]) == count
 
 
 @settings(deadline=None, max_examples=60)

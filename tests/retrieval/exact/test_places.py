@@ -19,6 +19,10 @@ def unit(rows):
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
+def counted(*arguments, **options):
+    return list(count_places(*arguments, **options))
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=strategies.data())
 def test_equals_the_sorted_ranking(data):
@@ -37,7 +41,7 @@ def test_equals_the_sorted_ranking(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "_BLOCK", draw(strategies.sampled_from([1, 3, 8, 100])))
         patch.setattr(places, "_KNOWN_BLOCK", draw(strategies.sampled_from([1, 4, 100])))
-        found = count_places(Rows([index[:cut], index[cut:].astype("f2")]), asking, asked, head)
+        found = counted(Rows([index[:cut], index[cut:].astype("f2")]), asking, asked, head)
     for query, rows in enumerate(asked):
         first = () if head is None else head[query].tolist()
         assert found[query].tolist() == naive_places(index @ asking[query], rows, first)
@@ -53,7 +57,7 @@ def test_many_scores(monkeypatch, alike):
     asked = [rng.permutation(4000)[:50] for _ in queries]
     if alike:
         asked = list(np.argsort(-scores[:, :1000])[:, :20])
-    found = count_places(index.astype("f4"), queries.astype("f4"), asked)
+    found = counted(index.astype("f4"), queries.astype("f4"), asked)
     for query, rows in enumerate(asked):
         place = np.argsort(np.argsort(-scores[query], kind="stable"))
         assert found[query].tolist() == place[rows].tolist()
@@ -68,7 +72,7 @@ def test_equal_descriptors_tie_wherever_they_stand(monkeypatch):
     kind_of = rng.integers(0, 5, 500)
     asked, rows = [rng.permutation(500)[:50] for _ in queries], kinds[kind_of]
     rows[::2, [0, 100]] = -0.0  # equal, but not in all bits
-    found = count_places(rows, queries, asked)
+    found = counted(rows, queries, asked)
     for query, scores in enumerate(queries.astype(float) @ kinds.astype(float).T):
         assert found[query].tolist() == naive_places(scores[kind_of], asked[query])
 
@@ -85,8 +89,8 @@ def test_little_memory_changes_nothing(monkeypatch):
         return scores(known, queries)
 
     monkeypatch.setattr(places.KnownRows, "scores", noted)
-    plenty = count_places(index, queries, asked)
-    little = count_places(index, queries, asked, memory_gb=2.2e-4)
+    plenty = counted(index, queries, asked)
+    little = counted(index, queries, asked, memory_gb=2.2e-4)
     assert groups[0] == 9 and sum(groups[1:]) == 9 and len(groups) > 2
     assert [found.tolist() for found in plenty] == [found.tolist() for found in little]
 
@@ -94,11 +98,11 @@ def test_little_memory_changes_nothing(monkeypatch):
 def test_what_cannot_be_counted_is_refused():
     rows = np.zeros((3, 4), np.float32)
     with pytest.raises(InputError, match=r"index \(3, 4\) and queries \(1, 5\)"):
-        count_places(rows, np.zeros((1, 5), np.float32), [[0]])
+        counted(rows, np.zeros((1, 5), np.float32), [[0]])
     with pytest.raises(InputError, match="--memory_gb=1e-06 has no room for a single query"):
-        count_places(rows, rows, [[0], [1], [2]], memory_gb=1e-6)
+        counted(rows, rows, [[0], [1], [2]], memory_gb=1e-6)
 
 
 def test_nothing_asked():
     rows = np.zeros((3, 4), np.float32)
-    assert [found.tolist() for found in count_places(rows, rows[:2], [[], []])] == [[], []]
+    assert [found.tolist() for found in counted(rows, rows[:2], [[], []])] == [[], []]
