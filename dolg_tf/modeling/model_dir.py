@@ -20,6 +20,7 @@ from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"
+_HDF5_BYTES = 4096  # more than HDF5 stores about an array
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
 
@@ -36,6 +37,9 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
     preprocessing = model.pop("preprocessing")
     with files.atomic_path(path) as folder:
         folder.mkdir()
+        # On a disk that fills up, HDF5 crashes natively while it closes the file.
+        arrays = sum(each.numpy().nbytes + _HDF5_BYTES for each in network.weights)
+        files.reserve(folder / _WEIGHTS, arrays)
         network.save_weights(folder / _WEIGHTS)
         files.write_json(
             folder / "config.json",

@@ -1,5 +1,6 @@
 """The report of the quickstart: scores for programs, a page for people."""
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -118,8 +119,9 @@ def write_quickstart_report(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is none of {[*VARIANTS, *SPLITS]}")
     for picture in pictures:
-        with files.atomic_path(output_dir / f"{picture.name}.png") as temporary:
-            picture.figure.savefig(temporary)
+        png = io.BytesIO()
+        picture.figure.savefig(png, format="png")
+        files.write_bytes(output_dir / f"{picture.name}.png", png.getvalue())
     files.write_json(output_dir / "report.json", scores)
     files.write_text(output_dir / "report.md", _page(scores, facts, pictures))
     return output_dir / "report.md"

@@ -120,7 +120,8 @@ def exit_code(program: str, continues: bool = False) -> Iterator[None]:
 
 def _one_line(error: Exception, continues: bool) -> str | None:
     """Returns what to say of an error that the user can mend; None: it is a fault of ours."""
-    if number := files.full_disk(error):
+    told = isinstance(error, OSError) and error.errno is None  # by us, with a remedy
+    if not told and (number := files.full_disk(error)):
         what, reason = getattr(error, "filename", None) or "the output", os.strerror(number)
         kept = "the finished parts are kept" if continues else "what was there before is kept"
         then = "continues" if continues else "begins anew"

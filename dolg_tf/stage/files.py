@@ -75,6 +75,18 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def reserve(path: Path, size: int) -> None:
+    """Makes sure that a new file of this many bytes fits, for libraries that crash if it does not.
+
+    Raises:
+      OSError: when it does not.
+    """
+    path = pathlib.Path(path)
+    with path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink()
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path` that takes its place when the block succeeds.
@@ -157,10 +169,18 @@ def _put(new: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
     workshop.sync_folder(target.parent)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes bytes, whole or not at all.
+
+    Pictures go this way: Pillow, given a file, cuts them off in silence where a disk gets full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value) -> None:

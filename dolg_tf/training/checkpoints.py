@@ -7,7 +7,7 @@ import tempfile
 import tensorflow as tf
 
 from dolg_tf.modeling.model_dir import VALUE
-from dolg_tf.stage import files
+from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 _BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + VALUE)
@@ -67,6 +67,9 @@ class Checkpoints:
         folder = pathlib.Path(manager.directory)
         try:
             manager.save(checkpoint_number=step)
+            for path in folder.glob(f"ckpt-{step}.*") if self._chief else ():
+                workshop.sync(path)
+            workshop.sync_folder(folder)
         except (tf.errors.OpError, OSError) as error:
             for path in folder.glob(f"ckpt-{step}[._]*"):  # what was written of it
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

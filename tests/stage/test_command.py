@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -39,6 +40,13 @@ def test_a_wrong_flag_is_one_line_and_exit_code_1(argv, message):
         ("InputError('no such\\nphoto')", 1, "error: no such photo"),
         ("FloatingPointError('the loss is nan')", 1, "error: the loss is nan"),
         ("PermissionError(13, 'Permission denied', 'out')", 1, "Permission denied: 'out'"),
+        (
+            "OSError('No space left on device; keep calm')",
+            1,
+            "error: No space left on device; keep",
+        ),
+        ("FullDisk(28, 'No space', 'set')", 1, "error: set: No space left on device; what was"),
+        ("ValueError('x: File too large')", 1, "error: the output: File too large; what was there"),
         ("KeyboardInterrupt", 130, "interrupted"),
         ("SystemExit(143)", 143, ""),
         ("ZeroDivisionError", 1, "Traceback"),  # a fault of ours is no one-liner
@@ -48,6 +56,7 @@ def test_what_a_stage_raises_decides_line_and_exit_code(raised, code, message):
     program = f"""
 from dolg_tf.stage import command
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.files import FullDisk
 
 def stage():
     raise {raised}
@@ -192,3 +201,22 @@ def test_a_closed_standard_output_is_no_fault():
         ["bash", "-c", f'"{sys.executable}" -c "$0" 5 >&-', PRINT], cwd=ROOT, capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_command_continues_after_a_full_disk(tmp_path):
+    words = [sys.executable, "-m", "dolg_tf", "draw", f"--output={tmp_path / 'photos'}"]
+    words += ["--landmarks=2", "--unseen_landmarks=1", "--photos_per_landmark=3"]
+    run = {"cwd": ROOT, "capture_output": True, "text": True}
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    full = subprocess.run(words, preexec_fn=limit, **run)
+    error = full.stderr.splitlines()[-1]
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert f"draw: error: {tmp_path}/photos/" in error and ".jpg: File too large;" in error
+    assert error.endswith(
+        "; the finished parts are kept: make room, and the same command continues"
+    )
+    assert not [*tmp_path.rglob(".*")]
+    assert subprocess.run(words, **run).returncode == 0

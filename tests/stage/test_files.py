@@ -1,6 +1,14 @@
 """Files are whole or not there."""
 
+import errno
+import resource
+import zipfile
+
+import h5py
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -85,3 +93,64 @@ def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
     for folder, mark in ((other, ["config.json"]), (mine, [])):
         with pytest.raises(InputError, match="directory of something else"):
             files.check_output(folder, True, *mark)
+
+
+# --- full disks ----------------------------------------------------------------------
+
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+
+
+@pytest.fixture
+def small_disk():
+    """No file has room for more than 64 KiB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _write_hdf5(path):
+    with h5py.File(path, "w") as file:
+        file["a"] = NOISE
+
+
+def _write_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", NOISE.tobytes())
+
+
+WRITERS = {
+    "x.txt": lambda path: path.write_bytes(NOISE.tobytes()),
+    "x.npy": lambda path: np.save(path, NOISE),  # tells no reason
+    "x.npz": lambda path: np.savez(path, a=NOISE),
+    "x.webp": lambda path: Image.fromarray(NOISE).save(path, quality=99),
+    "x.h5": _write_hdf5,  # tells it in words
+    "x.zip": _write_zip,
+    "x.safetensors": lambda path: save_file({"a": NOISE}, path),
+    "x.reserved": lambda path: files.reserve(path, NOISE.nbytes),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_meets_a_full_disk_the_output_is_named(tmp_path, small_disk, name):
+    files.write_text(tmp_path / name, "before")
+    with pytest.raises(files.FullDisk) as caught, files.atomic_path(tmp_path / name) as temporary:
+        WRITERS[name](temporary)
+    assert caught.value.filename == str(tmp_path / name) and caught.value.strerror
+    assert (tmp_path / name).read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_inside_a_folder_names_the_folder(tmp_path, small_disk):
+    with pytest.raises(files.FullDisk) as caught, files.atomic_path(tmp_path / "set") as folder:
+        folder.mkdir()
+        files.write_text(folder / "ids.txt", "x" * 100_000)
+    assert caught.value.filename == str(tmp_path / "set") and not list(tmp_path.iterdir())
+
+
+def test_what_only_sounds_like_a_full_disk_is_none(tmp_path):
+    for error in (InputError("x: No space left on device"), OSError("1 written"), KeyError("2")):
+        with pytest.raises(type(error)) as caught, files.naming(tmp_path):
+            raise error
+        assert caught.value is error
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        assert files.full_disk(OSError(number, "x")) == number

@@ -4,6 +4,7 @@ dolg match --saved_model=MODEL --photos=A.jpg,B.jpg --output=match.png
 """
 
 import dataclasses
+import io
 import logging
 import pathlib
 import textwrap
@@ -81,8 +82,9 @@ def match(settings: MatchConfig):
     )
     names = [pathlib.Path(path).name for path in settings.photos]
     figure = draw(photos, found, similarity, names)
-    with files.atomic_path(settings.output) as temporary:
-        figure.savefig(temporary)
+    picture, kind = io.BytesIO(), pathlib.Path(settings.output).suffix[1:].lower()
+    figure.savefig(picture, format=kind)
+    files.write_bytes(settings.output, picture.getvalue())
     return figure
 
 

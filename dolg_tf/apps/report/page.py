@@ -148,7 +148,9 @@ def write_page(
             path = files.inside(temporary, f"{picture.name}.png")
             if path.exists():
                 raise ValueError(f"two pictures are named {picture.name!r}")
-            picture.figure.savefig(path)
+            png = io.BytesIO()  # see files.write_bytes
+            picture.figure.savefig(png, format="png")
+            path.write_bytes(png.getvalue())
             images[picture.name] = _image(path, picture)
         (temporary / PAGE).write_text(_html(title, sections, images, lead), encoding="utf-8")
         check_folder(output)  # it may have been filled meanwhile

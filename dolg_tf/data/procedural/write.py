@@ -13,6 +13,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import io
 import logging
 import multiprocessing
 import os
@@ -137,8 +138,9 @@ def _render(config: ToyConfig, photos: list[_Photo]) -> list[tuple[float, ...]]:
         path = pathlib.Path(config.output, photo.path + ".jpg")
         if not path.exists():
             image = camera.take_photo(rng, landmark, view)
-            with files.atomic_path(path) as temporary:
-                image.save(temporary, quality=90)
+            jpeg = io.BytesIO()
+            image.save(jpeg, "JPEG", quality=90)
+            files.write_bytes(path, jpeg.getvalue())
     return boxes
 
 

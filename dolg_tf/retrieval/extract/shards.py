@@ -238,7 +238,11 @@ class UnfinishedSet:
                 "shape": (sum(shard.rows for shard in group), width),
             }
             # Not memory-mapped: a full disk kills a process that writes to a mapped file.
-            with self._writing(file), file.open("wb") as joined:
+            with (
+                self._writing(file),
+                files.atomic_path(file) as temporary,
+                temporary.open("wb") as joined,
+            ):
                 np.lib.format.write_array_header_1_0(joined, header)
                 for shard in group:
                     joined.write(np.load(self._file(shard.number), allow_pickle=False).tobytes())

@@ -55,7 +55,7 @@ def test_a_failure_leaves_what_stood_there(tmp_path):
     report_page.write_page(output, "first", [])
 
     class Broken:
-        def savefig(self, path):
+        def savefig(self, path, format):
             path.write_bytes(b"half")
             raise KeyboardInterrupt
 
