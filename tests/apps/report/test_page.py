@@ -55,8 +55,8 @@ def test_a_failure_leaves_what_stood_there(tmp_path):
     report_page.write_page(output, "first", [])
 
     class Broken:
-        def savefig(self, path, format):
-            path.write_bytes(b"half")
+        def savefig(self, file, format):
+            file.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
