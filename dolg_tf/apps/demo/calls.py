@@ -49,12 +49,14 @@ class Event:
         sends.
       outputs: their number.
       said: which of them shows messages.
+      long: it may go on for minutes; only one such is answered at a time.
     """
 
     answer: Callable[..., Iterator[tuple]]
     inputs: Sequence[Callable[[Any, Callable[[object], Upload]], Any]]
     outputs: int
     said: int
+    long: bool = False
 
 
 class _Call:
@@ -64,7 +66,7 @@ class _Call:
         self.id, self.born = secrets.token_hex(16), asyncio.get_running_loop().time()
         self.event, self.session, self.values, self.uploads = event, session, values, uploads
         self.running = self.over = False  # over: the visitor was told the last of it, or has left
-        self.told = 0
+        self.told, self.news = 0, 0.0  # number of values, and when the last of them came
 
 
 class _Session:
@@ -88,7 +90,7 @@ class Calls:
     Args:
       events: by Gradio's number.
       uploads: the files that events may name.
-      seconds: time that an answer may take once it is computed.
+      seconds: time until an answer that is computed shows something, and then more.
     """
 
     def __init__(self, events: dict[int, Event], uploads: Uploads, seconds: float):
@@ -96,6 +98,7 @@ class Calls:
         self._visitors = Visitors()
         self._sessions: dict[str, _Session] = {}
         self._waiting: list[_Call] = []
+        self._long = 0  # of those that are answered
         self._changed = asyncio.Condition()
         self._threads = concurrent.futures.ThreadPoolExecutor(AT_ONCE, thread_name_prefix="answer")
 
@@ -215,16 +218,24 @@ class Calls:
     async def _work(self) -> None:
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._waiting)
-                # Whoever has least under way comes first, then who came first.
-                call = min(self._waiting, key=_running)
+                await self._changed.wait_for(self._next)
+                call = self._next()
                 self._waiting.remove(call)
                 call.running = True
+                self._long += call.event.long
             try:
                 await self._answer(call)
             finally:
                 call.running = False
+                self._long -= call.event.long
                 self._clear(call)
+            async with self._changed:  # another long one may wait for this
+                self._changed.notify_all()
+
+    def _next(self) -> _Call | None:
+        """Returns the event that comes next: of who has least under way, then who came first."""
+        ready = (call for call in self._waiting if not (call.event.long and self._long))
+        return min(ready, key=_running, default=None)
 
     def _clear(self, call: _Call) -> None:
         for upload in call.uploads:
@@ -235,9 +246,11 @@ class Calls:
             return
         call.session.tell(call, {"msg": "process_starts", "eta": None, "success": True})
         loop = asyncio.get_running_loop()
+        call.news = loop.time()
         working = loop.run_in_executor(self._threads, self._run, loop, call)
-        done, _ = await asyncio.wait([working], timeout=self._seconds)
-        if not done:
+        while not working.done() and (left := call.news + self._seconds - loop.time()) > 0:
+            await asyncio.wait([working], timeout=left)
+        if not working.done():
             self._finish(
                 call,
                 f"This took longer than {self._seconds:g} s and was given up; try a smaller photo "
@@ -262,7 +275,7 @@ class Calls:
             return
         # After the first, the page's script expects the changes of each value.
         data = [[["replace", [], value]] for value in values] if call.told else list(values)
-        call.told += 1
+        call.told, call.news = call.told + 1, asyncio.get_running_loop().time()
         output = {"data": data, "is_generating": True}
         call.session.tell(call, {"msg": "process_generating", "output": output, "success": True})
 

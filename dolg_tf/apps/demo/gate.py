@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = logging.getLogger(__name__)
 
 API = "/gradio_api"
+HEAD_BYTES = 32 * 2**10  # of a request; cookies of other pages on this machine come along
 _READ, _SENT = ("GET",), ("POST",)
 _METHODS = {
     "/": ("GET", "HEAD"),
@@ -85,6 +86,8 @@ class Gate:
             return 403, self._told, {}
         if origins and origins != [f"http://{hosts[0].lower()}"]:
             return 403, "This server answers its own page only.", {}
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            return 431, f"The head of a request may have at most {HEAD_BYTES} bytes.", {}
         methods = _READ if _ASSETS.fullmatch(path) else _METHODS.get(path)
         if methods is None:
             return 404, "There is nothing here.", {}

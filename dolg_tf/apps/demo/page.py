@@ -266,7 +266,7 @@ class Page:
         scales, reranking, k = options["controls"]
         gradio.on([scales.input, reranking.input, k.release], search, controls, shown, **last)
         for button in options["uploads"]:
-            button.upload(_asked(self.add), button, told, **private).success(
+            button.upload(_asked(self.add, long=True), button, told, **private).success(
                 search, controls, shown, **last
             )
         options["forget"].click(_asked(self.forget), None, told, **private).then(
@@ -305,13 +305,13 @@ class Page:
 # --- events ------------------------------------------------------------------------------
 
 
-def _asked(answer: Callable[..., Iterator[tuple]]) -> Callable:
+def _asked(answer: Callable[..., Iterator[tuple]], long: bool = False) -> Callable:
     """Returns what Gradio is given as the function of an event; `calls.py` calls `answer`."""
 
     def never(*values):
         yield from ()
 
-    never.answer = answer
+    never.answer, never.long = answer, long
     return never
 
 
@@ -324,7 +324,7 @@ def events(blocks) -> dict[int, Event]:
             names = [part.elem_id for part in function.outputs]
             said = next(names.index(name) for name in ("answer", "added") if name in names)
             inputs = tuple(map(_check, function.inputs))
-            found[number] = Event(answer, inputs, len(names), said)
+            found[number] = Event(answer, inputs, len(names), said, function.fn.long)
     return found
 
 

@@ -18,11 +18,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dolg_tf.apps.demo.calls import Calls
-from dolg_tf.apps.demo.gate import API, Gate
+from dolg_tf.apps.demo.gate import API, HEAD_BYTES, Gate
 from dolg_tf.apps.demo.uploads import Uploads
 
 _CONNECTIONS = 256
-_HEAD_BYTES = 16 * 2**10  # of a request
 _HEAD_SECONDS = 15  # until the head of a request is complete
 _UNREAD_SECONDS = 30  # until a visitor goes on reading an answer
 _TIDY_SECONDS = 5
@@ -91,7 +90,7 @@ def serve(app: ASGIApp, listening: socket.socket) -> Iterator[None]:
         proxy_headers=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
+        h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
     )
     server = uvicorn.Server(config)

@@ -52,9 +52,9 @@ class Visitors:
     def tidy(self) -> None:
         """Forgets those who are too many, too large in sum, or were away too long."""
         size = sum(visitor.size for visitor in self._all.values())
-        for session, visitor in list(self._all.items())[:-1]:
-            away = time.monotonic() - visitor.seen
-            if len(self._all) <= _MOST and size <= _BYTES and away <= _AGE:
+        for session, visitor in list(self._all.items()):
+            full = len(self._all) > 1 and (len(self._all) > _MOST or size > _BYTES)
+            if not full and time.monotonic() - visitor.seen <= _AGE:
                 return
             size -= visitor.size
             del self._all[session]

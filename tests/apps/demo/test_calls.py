@@ -25,7 +25,7 @@ def _number(value, _):
 
 
 class World:
-    """A page of four events: they double, wait, fail, and read a file."""
+    """A page of events: they double, wait, fail, read a file, and go on step by step."""
 
     def __init__(self):
         self.go, self.running = threading.Event(), []
@@ -46,6 +46,11 @@ class World:
         finally:
             self.running.remove(value)
 
+    def steps(self, visitor):
+        for step in range(6):
+            time.sleep(SECONDS / 3)
+            yield step, SKIP
+
     def fail(self, visitor, value):
         yield "begun", SKIP
         raise ValueError("one\ntwo")
@@ -60,6 +65,7 @@ class World:
         def file(value, claim):
             return claim(value["path"])
 
+        found[4] = Event(self.steps, [], 2, 1, long=True)
         return found | {3: Event(self.read, [file], 2, 1)}
 
 
@@ -193,9 +199,9 @@ def test_a_claimed_file_is_deleted_when_the_rest_is_wrong(client):
         claim(value["path"])
         raise ValueError("wrong")
 
-    client.calls._events[4] = Event(None, [two], 1, 0)
+    client.calls._events[5] = Event(None, [two], 1, 0)
     (path,) = client.post("/gradio_api/upload", files=[("files", ("a", b"x"))]).json()
-    assert _join(client, 4, {"path": path}).status_code == 400
+    assert _join(client, 5, {"path": path}).status_code == 400
     assert list(client.folder.iterdir()) == []
 
 
@@ -208,8 +214,7 @@ def test_one_visitor_cannot_fill_the_queue(client, world):
     assert "requests of yours" in answers[-1].json()["detail"]
     # Another one need not wait until all of them are answered.
     assert _join(client, 0, 1, session="two").status_code == 200
-    order = [call.session for call in client.calls._waiting]
-    assert len(order) == SHARE + 1 - calls.AT_ONCE
+    _soon(lambda: len(client.calls._waiting) == SHARE + 1 - calls.AT_ONCE)
     world.go.set()
     assert _kinds(_hear(client, "two"))[-2:] == ["process_completed", "close_stream"]
     assert _kinds(_hear(client)).count("process_completed") == SHARE
@@ -223,6 +228,7 @@ def test_who_has_least_under_way_comes_first(client, world):
         _join(client, 1, number)
     _join(client, 1, 100, session="two")
     waiting = client.calls._waiting
+    _soon(lambda: len(waiting) == 2)
     assert [call.values for call in waiting] == [[calls.AT_ONCE], [100]]
     taken = []
     client.calls._waiting = _Watched(waiting, taken)
@@ -230,6 +236,13 @@ def test_who_has_least_under_way_comes_first(client, world):
     _hear(client)
     _hear(client, "two")
     assert taken == [[100], [calls.AT_ONCE]]
+
+
+def _soon(done):
+    end = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class _Watched(list):
@@ -256,7 +269,7 @@ def test_who_leaves_makes_room(client, world):
     _join(client, 1, 1)
     _join(client, 1, 2)
     _join(client, 1, 3)
-    assert len(client.calls._waiting) == 1
+    _soon(lambda: len(client.calls._waiting) == 1)
     client.portal.call(_async(client.calls._drop), "one")
     assert client.calls._waiting == [] and client.calls._sessions == {}
     assert client.get("/gradio_api/queue/data?session_hash=one").status_code == 404
@@ -295,9 +308,26 @@ def test_an_answer_that_takes_too_long(client, world):
     # Its work keeps its thread until it ends; what it says then, nobody hears.
     assert world.running == [1]
     world.go.set()
+    _soon(lambda: world.running == [])
     _join(client, 0, 1)
     assert _kinds(_hear(client)).count("process_completed") == 1
     assert world.running == []
+
+
+def test_what_shows_progress_may_go_on_and_is_alone_of_its_kind(client, world):
+    for name in ("one", "two"):
+        assert _join(client, 4, session=name).status_code == 200
+    _join(client, 0, 1, session="three")
+    start = time.monotonic()
+    assert _kinds(_hear(client, "three"))[-2:] == ["process_completed", "close_stream"]
+    assert time.monotonic() - start < SECONDS  # it waits for neither
+    first = _hear(client)
+    assert time.monotonic() - start > SECONDS
+    second = _hear(client, "two")
+    assert time.monotonic() - start > 4 * SECONDS - 0.1
+    for heard in (first, second):
+        assert _kinds(heard).count("process_generating") == 6
+        assert heard[-2]["output"]["data"] == [SKIP, SKIP]
 
 
 def test_an_event_that_waits_too_long(client, world, monkeypatch):

@@ -184,6 +184,11 @@ def test_a_header_may_hold_any_bytes(client):
     assert client.get("/", headers={"cookie": b"caf\xe9"}).status_code == 200
 
 
+def test_a_head_has_a_limit(client):
+    assert client.get("/", headers={"cookie": "x" * 30_000}).status_code == 200
+    assert client.get("/", headers={"cookie": "x" * 33_000}).status_code == 431
+
+
 def test_what_fails_is_one_line(client, caplog):
     with caplog.at_level(logging.INFO, "dolg_tf.apps.demo.gate"):
         answer = client.get("/config")

@@ -319,6 +319,7 @@ def test_an_upload_cannot_be_fetched_and_may_not_be_large(server):
     (path,) = json.loads(body)
     assert status == 200 and pathlib.Path(path).is_relative_to(server[1])
     assert _ask(server[0], "GET", f"/gradio_api/file={path}")[0] == 404
+    assert [str(file) for file in server[1].rglob("*") if file.is_file()] == [path]
     status, body = _upload(server[0], bytes(MAX_BYTES + 1))
     assert status == 413 and b"maximum allowed size" in body
 
@@ -355,6 +356,51 @@ def test_a_crafted_file_is_refused(server, path):
             )
             assert status == 403 and b"not uploaded" in body
     assert sorted(server[1].rglob("*")) == before
+
+
+def test_malformed_requests_leave_no_line_in_the_log(server):
+    port, log = server[0], server[1].parent / "log"
+    before = log.read_text()
+    join = "/gradio_api/queue/join"
+    call = {"data": [], "fn_index": 0, "session_hash": "x"}
+    bodies = [b"", b"{", b"[" * 10**5, b"[]", b"\xff", b"1" * 10**4, b'{"data": null}']
+    bodies += [
+        json.dumps(call | wrong).encode()
+        for wrong in (
+            {},
+            {"fn_index": 999},
+            {"fn_index": "a"},
+            {"session_hash": "../../x"},
+            {"session_hash": None},
+            {"data": [None] * 7},
+            {"data": {"path": {}}},
+            {"event_data": 7, "trigger_id": "x"},
+        )
+    ]
+    for body in bodies:
+        status, said = _ask(port, "POST", join, body)
+        assert status in (400, 403) and b"detail" in said
+    for method, path, status in (
+        ("GET", "/?page=none", 200),
+        ("GET", "/?deep_link=../../x&__theme=dark", 200),
+        ("GET", "/config?page=none&deep_link=a", 200),
+        ("HEAD", "/", 200),
+        ("PUT", "/", 405),
+        ("OPTIONS", "/config", 405),
+        ("POST", "/gradio_api/upload", 400),
+        ("GET", "/gradio_api/queue/data", 404),
+        ("GET", "/gradio_api/queue/data?session_hash=%00%ff&session_hash=x", 404),
+        ("GET", "/gradio_api/heartbeat/x", 404),
+        ("GET", "/gradio_api/startup-events", 404),
+        ("POST", "/gradio_api/cancel", 200),
+        ("GET", "/assets/%00", 404),
+        ("GET", "/assets/none.js", 404),
+        ("GET", "/assets", 404),
+        ("GET", "/static/" + "x" * 100, 404),
+        ("GET", "/static/fonts", 403),
+    ):
+        assert _ask(port, method, path)[0] == status, path
+    assert log.read_text() == before
 
 
 def test_only_this_machine_is_answered(server):
