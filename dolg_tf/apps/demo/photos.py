@@ -42,7 +42,7 @@ def read_size(data: bytes, upright: bool, max_bytes: int, max_pixels: int) -> tu
     try:
         header = photo_files.read_header(data)
     except UnusablePhoto as error:
-        raise refusal(data, error) from error
+        raise refusal(data, error.reason) from error
     width, height = header.width, header.height
     if upright and header.orientation >= 5:
         width, height = height, width
@@ -54,12 +54,11 @@ def read_size(data: bytes, upright: bool, max_bytes: int, max_pixels: int) -> tu
     return width, height
 
 
-def refusal(data: bytes, error: UnusablePhoto) -> InputError:
+def refusal(data: bytes, reason: str) -> InputError:
     """Returns what to tell a visitor whose photo cannot be used."""
     known = photo_files.sniff(data[:64])
-    if known is None:
-        return InputError("The file cannot be read as a photo: it is not a JPEG, PNG or the like.")
-    return InputError(f"The file cannot be read as a photo: {known} photo; {error.reason}.")
+    said = f"{known} photo; {reason}" if known else "it is not a JPEG, PNG or the like"
+    return InputError(f"The file cannot be read as a photo: {said}.")
 
 
 # --- showing -------------------------------------------------------------------------
@@ -72,6 +71,15 @@ def jpeg(image: np.ndarray, max_side: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(shrink(image, max_side)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def picture(data: bytes, side: int, upright: bool) -> bytes:
+    """Returns a small JPEG of an encoded photo; see `thumbnail`.
+
+    Raises:
+      UnusablePhoto: when it cannot be decoded.
+    """
+    return jpeg(photo_files.decode(data, upright=upright, reduce_to=side), side)
 
 
 def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
@@ -87,7 +95,7 @@ def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
         header = photo_files.read_header(data)
         if header.format != "JPEG" and header.height * header.width > _THUMBNAIL_PIXELS:
             return None
-        return jpeg(photo_files.decode(data, upright=upright, reduce_to=side), side)
+        return picture(data, side, upright)
     except (OSError, UnusablePhoto, MemoryError):
         return None
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from dolg_tf.apps.demo import photos
-from dolg_tf.data import photo_files
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.photo_ids import SUFFIXES
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.decoding import shrink
+from dolg_tf.retrieval.extract.decoding import Preparation, load_photo
 from dolg_tf.retrieval.extract.model import load_model, open_describer
+from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
@@ -31,6 +31,7 @@ _SHOWN_SIDE = 1024  # of a visitor's photo on the page, in pixels
 THUMBNAIL_SIDE = 320  # pixels
 _THUMBNAILS = 4096  # of about 15 KB that are kept
 _IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
+_SENT = "sent"  # stands for a file's name in what extraction says of a visitor's photo
 _WARM_UP = (384, 512)  # rows and columns
 
 Box = tuple[float, float, float, float]
@@ -48,6 +49,16 @@ class Query:
     data: bytes
     width: int
     height: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sent(Photo):
+    """A photo that is in memory, for extraction's reader."""
+
+    data: bytes = b""
+
+    def read(self) -> bytes:
+        return self.data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +117,9 @@ class Engine:
       saved_model: the one that described the photos of the index.
       index: a directory.
       image_root: folder of the photos of the index; empty: where they were described.
-      max_side: photos are shrunk to this longest side before they are described, in pixels; 0:
-        to 2,048, above which an answer would take too long. Where the photos of the index were
-        shrunk to less, visitors' are too; and they are turned upright if those were.
+      max_side: photos, or what their box cuts out, are shrunk to this longest side before they are
+        described, in pixels; 0: as those of the index were. At most to the side of those, and to
+        2,048, above which an answer would take too long.
 
     Raises:
       InputError: when the index belongs to another model, or was not described by a model alone.
@@ -123,8 +134,9 @@ class Engine:
         about = {key: getattr(describer, key) for key in SAME_MODEL}
         self.index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
         self.image_root = pathlib.Path(image_root or meta["image_root"])
-        self._max_side = min(max_side or _MOST_SIDE, meta["max_side"] or _MOST_SIDE, _MOST_SIDE)
-        self._upright = bool(meta.get("upright", False))
+        sides = (max_side, meta["max_side"], _MOST_SIDE)
+        self._how = Preparation(min(filter(None, sides)), "crop")
+        self._upright = meta["upright"]
         self._saved_model = saved_model
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
         # One photo at a time: the model uses all cores, and its memory stays that of one.
@@ -178,18 +190,19 @@ class Engine:
                 f"The box {tuple(round(x) for x in box)} contains no pixel of the photo, which has "
                 f"{width} x {height} pixels."
             )
-        image = self._decode(query)[top:bottom, left:right]
-        return shrink(np.ascontiguousarray(image), self._max_side)
+        box = left, top, right, bottom
+        sent = _Sent("", _SENT, box, turn=self._upright, data=query.data)
+        found = load_photo(sent, self._how)
+        if isinstance(found, str):
+            raise photos.refusal(query.data, found.removeprefix(f"{_SENT}: "))
+        return found
 
     def picture(self, query: Query) -> bytes:
         """Returns a JPEG of a photo, for the page."""
-        return photos.jpeg(self._decode(query, reduce_to=_SHOWN_SIDE), _SHOWN_SIDE)
-
-    def _decode(self, query: Query, reduce_to: int = 0) -> np.ndarray:
         try:
-            return photo_files.decode(query.data, upright=self._upright, reduce_to=reduce_to)
+            return photos.picture(query.data, _SHOWN_SIDE, self._upright)
         except UnusablePhoto as error:
-            raise photos.refusal(query.data, error) from error
+            raise photos.refusal(query.data, error.reason) from error
 
     def add(self, added: Added | None, file: str, query: Query) -> Added:
         """Returns the added photos with one more, described as the index is."""

@@ -40,8 +40,8 @@ class DemoConfig:
     )
     max_side: int = option(
         "visitors' photos, or what their box cuts out, are shrunk to this longest side before they "
-        "are described; 0: never",
-        1024,
+        "are described, 2048 at most; 0: as the photos of the index were",
+        0,
         unit="pixels",
     )
     max_seconds: float = option("longest time that an answer may take", 60.0, unit="s")
