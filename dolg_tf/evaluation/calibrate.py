@@ -24,6 +24,7 @@ from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
@@ -39,7 +40,7 @@ _BLOCK = 16384  # rows that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateConfig:
+class CalibrateConfig(NormConfig):
     """The pairs that the threshold is fitted on."""
 
     index_descriptors: str = option("descriptor set of the photos that are searched")
@@ -214,10 +215,10 @@ def _read_sets(
     Raises:
       InputError: when a set is empty, or one of them and the index were described differently.
     """
-    searched = descriptors.read(settings.index_descriptors)
+    searched = descriptors.read(settings.index_descriptors, settings.normalize)
     queries = searched
     if settings.query_descriptors:
-        queries = descriptors.read(settings.query_descriptors)
+        queries = descriptors.read(settings.query_descriptors, settings.normalize)
     for found in (queries, searched):
         if not len(found):
             raise InputError(f"{found.source} has no descriptors; extract it again")

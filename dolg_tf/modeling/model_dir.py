@@ -1,6 +1,6 @@
 """The model directory: the only code that reads and writes a network on disk.
 
-config.json       {format_version, model, preprocessing, provenance}
+config.json       {format_version, model, preprocessing, provenance, crc32c}
 model.weights.h5  all variables of the network; the class head is not among them
 """
 
@@ -14,13 +14,14 @@ import keras
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
+from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
-from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"
 _HDF5_BYTES = 4096  # more than HDF5 stores about an array
+_REMEDY = "convert the network, or train it, again"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
 
@@ -41,15 +42,14 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
         arrays = sum(each.numpy().nbytes + _HDF5_BYTES for each in network.weights)
         files.reserve(folder / _WEIGHTS, arrays)
         network.save_weights(folder / _WEIGHTS)
-        files.write_json(
-            folder / "config.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "model": model,
-                "preprocessing": preprocessing,
-                "provenance": provenance,
-            },
-        )
+        about = {
+            "format_version": FORMAT_VERSION,
+            "model": model,
+            "preprocessing": preprocessing,
+            "provenance": provenance,
+        }
+        sums = checksums.of_files(folder, [_WEIGHTS])
+        checksums.write_json(folder / "config.json", about, sums)
 
 
 class LoadedNetwork(typing.NamedTuple):
@@ -91,7 +91,7 @@ def load_network(
       ```
     """
     path = pathlib.Path(path)
-    config, values = read_config(path)
+    config, values, sums = _read_config(path)
     network = _build(config, path / "config.json")
     if "training" in values:
         return LoadedNetwork(network, config, _restore(network, path, checkpoint, weights))
@@ -103,6 +103,7 @@ def load_network(
         raise InputError(
             f"{path / _WEIGHTS}: no such file; {path} is an incomplete model directory"
         )
+    checksums.check(path, {name: sums[name] for name in sums if name == _WEIGHTS}, _REMEDY)
     load_weights(network, path / _WEIGHTS)
     return LoadedNetwork(network, config, values["provenance"])
 
@@ -125,12 +126,17 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
       The network's configuration, and everything that config.json holds.
 
     Raises:
-      InputError: if there is no config.json, or it has another format.
+      InputError: if there is no config.json, or it is damaged or has another format.
     """
+    return _read_config(path)[:2]
+
+
+def _read_config(path: files.Path) -> tuple[DolgConfig, dict, dict[str, str]]:
+    """Returns what `read_config` returns, and the checksums of other files."""
     source = pathlib.Path(path) / "config.json"
     if not source.is_file():
         raise InputError(f"{path} is not a model or run directory: it has no config.json")
-    values = files.read_json(source, FORMAT_VERSION)
+    values, sums = checksums.read_json(source, FORMAT_VERSION, _REMEDY)
     run = "training" in values
     for key in ("model", "data", "training") if run else ("model", "preprocessing", "provenance"):
         if key not in values:
@@ -140,7 +146,7 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
     model = dict(values["model"])
     if not run:
         model["preprocessing"] = values["preprocessing"]
-    return configs.from_dict(DolgConfig, model, str(source)), values
+    return configs.from_dict(DolgConfig, model, str(source)), values, sums
 
 
 def weights_hash(network: keras.Model, config: DolgConfig) -> str:

@@ -10,7 +10,7 @@ of a network or an export, a number that is still plausible goes unnoticed.
 import json
 import pathlib
 
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.index import directory
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -25,7 +25,7 @@ def short(digest) -> str:
 
 def check_norms(rows, source: files.Path, remedy: str) -> None:
     """Makes sure that rows, (N, D), are finite and have unit L2 norm."""
-    if wrong := descriptors.find_not_unit(rows, _NORM_TOLERANCE):
+    if wrong := norms.find_not_unit(rows, _NORM_TOLERANCE):
         row, norm = wrong
         raise InputError(f"{source}: row {row} has norm {norm:.4g}, not 1; {remedy}")
 

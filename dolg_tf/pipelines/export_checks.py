@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dolg_tf.pipelines.checks import check_norms, read_all, short
+from dolg_tf.runtime import export_files
 from dolg_tf.runtime.one_file import OneFile, load_litert, load_onnx
 from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
@@ -73,17 +74,18 @@ def _check_answer(where: str, outputs: Mapping[str, np.ndarray]) -> None:
 def check_saved_model(path: pathlib.Path) -> list[str]:
     """Checks a SavedModel: `dolg.json`, and the C++ loader's answers to one photo."""
     read_all(path)
-    place, facts = path / "assets.extra" / "dolg.json", ["no dolg.json: not an export of ours"]
+    about, facts = export_files.read_about(path), ["no dolg.json: not an export of ours"]
     needed = ()
-    if place.exists():
-        about = files.read_json(place, 1)
-        _check_about(about, _ABOUT_SAVED_MODEL, place)
+    if about is not None:
+        _check_about(about, _ABOUT_SAVED_MODEL, path / export_files.ABOUT)
         facts = [f"mode {about['mode']}", f"weights {short(about['weights_sha256'])}"]
         needed = ("serving_default", *(["images"] if about["mode"] == "serving" else []))
 
     from dolg_tf.runtime.session import CppSession
 
-    with _running(path), CppSession(path) as session:
+    with export_files.loading(path):
+        loaded = CppSession(path)
+    with _running(path), loaded as session:
         names = sorted(session.signatures)
         if missing := [name for name in needed if name not in names]:
             raise InputError(f"{path}: no signature {missing[0]!r}; export the model again")

@@ -16,7 +16,8 @@ import time
 
 from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.stage import files, installed, progress, signals
+from dolg_tf.runtime import export_files
+from dolg_tf.stage import installed, progress, signals
 from dolg_tf.stage.config import option
 
 log = logging.getLogger(__name__)
@@ -189,8 +190,7 @@ def _describe(
     sets, weights = {}, ""
     if model is not None:
         # A network that was trained further describes anew; the sets of others stay.
-        about = files.read_json(model / "assets.extra" / "dolg.json")
-        weights = about["weights_sha256"]
+        weights = (export_files.read_about(model) or {}).get("weights_sha256", "")
     folder = layout.descriptors(variant, weights)
     subsets = [("index", next(iter(photos.ground_truths.values())))]
     subsets += [(split, path) for split, path in photos.ground_truths.items()]

@@ -19,6 +19,7 @@ import numpy as np
 from dolg_tf.data import protos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 
@@ -93,7 +94,7 @@ def read(path: files.Path) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatumConfig:
+class DatumConfig(NormConfig):
     """What is converted, and to where."""
 
     input: str = option("descriptor set, or folder with DELF's files ID.delg_global")
@@ -116,7 +117,7 @@ def _file_of(folder: pathlib.Path, id_: str, source) -> pathlib.Path:
 
 def to_delg(settings: DatumConfig) -> None:
     """Writes one `ID.delg_global` per row of a descriptor set."""
-    found = descriptors.read(settings.input)
+    found = descriptors.read(settings.input, settings.normalize)
     if found.ids is None:
         raise InputError(
             f"--input={settings.input} has no ids to name the files by; give a descriptor set"
@@ -211,7 +212,8 @@ def from_delg(settings: DatumConfig) -> None:
     folder = pathlib.Path(settings.input)
     ids, meta = _about(folder, settings.model_hash)
     descriptors.check_output(settings.output, settings.overwrite)
-    descriptors.write(settings.output, DescriptorSet(tuple(ids), _Files(folder, ids), meta))
+    found = DescriptorSet(tuple(ids), _Files(folder, ids), meta)
+    descriptors.write(settings.output, found, normalize=settings.normalize)
     log.info("%s: %d descriptors", settings.output, len(ids))
 
 

@@ -8,45 +8,21 @@ suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 o
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.retrieval import joining
-from dolg_tf.stage import files, workshop
+from dolg_tf.retrieval import joining, norms
+from dolg_tf.retrieval.meta import check_meta, with_defaults
+from dolg_tf.stage import checksums, files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
-_META_KEYS = {
-    "format_version",
-    "image_root",
-    "model_hash",
-    "scales",
-    "crop",
-    "max_side",
-    "dtype",
-    "whitening",
-    "bad",
-}
-DTYPES = ("float32", "float16")  # in which rows are stored
+_META_KEYS = ("image_root", "model_hash", "scales", "crop", "max_side", "dtype", "whitening", "bad")
 UNFINISHED = "unfinished"  # folder inside an unfinished set, see `extract.shards`
 _SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
-_CHECK_ROWS = 65536
-
-
-# Keys that are also options of extraction.
-_OPTIONS = ("max_side", "query_scale", "box_rounding", "upright", "dtype")
-
-
-def with_defaults(meta: dict) -> dict:
-    """Returns the metadata of a set or index with the keys that older releases did not write.
-
-    `query_scale` and `box_rounding` are of photos cut to boxes alone.
-    """
-    added = {"upright": False}
-    if meta.get("crop"):
-        added |= {"query_scale": "crop", "box_rounding": "dolg"}
-    return meta | {key: value for key, value in added.items() if key not in meta}
+_REMEDY = "extract the set again"
+_OPTIONS = ("max_side", "query_scale", "box_rounding", "upright", "dtype")  # keys that are flags
 
 
 class Rows:
@@ -196,23 +172,19 @@ def _is_text(name: str) -> bool:
 
 
 def check_rows(rows: np.ndarray, source, first: int = 0) -> None:
-    """Makes sure that rows are finite floats.
+    """Makes sure that rows can be descriptors of a set.
 
     Args:
-      rows: (N, D).
+      rows: float (N, D).
       source: of the rows, for the error.
       first: number of the first row, for the error.
 
     Raises:
-      InputError: naming the first row that is not.
+      InputError: naming the first row that is not finite or not of unit norm.
     """
-    if rows.ndim != 2 or rows.dtype.kind != "f":
-        raise InputError(f"{source}: {rows.dtype} {rows.shape}; descriptors are float32 (N, D)")
-    for start, block in blocks(rows, _CHECK_ROWS):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            row = first + start + int(np.flatnonzero(~finite)[0])
-            raise InputError(f"{source}: row {row} is not finite; extract it again")
+    found = norms.norms_of(rows, source)
+    norms.check_finite(found, source, first)
+    norms.check_unit(found, source, lambda row: f"row {first + row}")
 
 
 def check_output(path: files.Path, overwrite: bool) -> None:
@@ -230,7 +202,12 @@ def check_output(path: files.Path, overwrite: bool) -> None:
         )
 
 
-def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144) -> None:
+def write(
+    path: files.Path,
+    descriptors: DescriptorSet,
+    shard_rows: int = 262144,
+    normalize: bool = False,
+) -> None:
     """Writes a descriptor set, whole or not at all.
 
     Args:
@@ -238,9 +215,11 @@ def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144
       descriptors: the set; its meta must have the format's keys except `format_version` and
         `dtype`, which defaults to float32.
       shard_rows: maximum number of rows in one `.npy`, and in memory when the set is on disk.
+      normalize: whether rows are divided by their norms.
 
     Raises:
-      InputError: when ids and rows do not match, an id is repeated, or a row is not finite.
+      InputError: when ids and rows do not match, an id is repeated, or a row is not finite or not
+        of unit norm.
     """
     rows, ids = descriptors.descriptors, descriptors.ids
     if ids is None or len(ids) != len(rows):
@@ -251,8 +230,11 @@ def write(path: files.Path, descriptors: DescriptorSet, shard_rows: int = 262144
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
         for shard in range(shards):
-            block = rows[shard * shard_rows : (shard + 1) * shard_rows]
-            check_rows(block, path, shard * shard_rows)
+            first = shard * shard_rows
+            block = rows[first : first + shard_rows]
+            if normalize:
+                block = np.asarray(_normalized(block, norms.norms_of(block, path), path, first))
+            check_rows(block, path, first)
             np.save(temporary / shard_name(shard, shards), block.astype(meta["dtype"]))
         write_about(temporary, ids, meta)
 
@@ -263,36 +245,19 @@ def write_about(path: pathlib.Path, ids: Iterable[str], meta: dict) -> None:
     Raises:
       InputError: when meta lacks a key of the format.
     """
-    missing = _META_KEYS - set(meta)
-    if missing:
-        raise InputError(f"{path}: meta has no {sorted(missing)[0]!r}")
+    for key in _META_KEYS:
+        if key not in meta:
+            raise InputError(f"{path}: meta has no {key!r}")
     files.write_text(path / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
-    files.write_json(path / "meta.json", meta)
+    names = [file.name for file in _shards(path)]
+    checksums.write_json(path / "meta.json", meta, checksums.of_files(path, ["ids.txt", *names]))
 
 
-def find_not_unit(rows, tolerance: float) -> tuple[int, float] | None:
-    """Returns the first row of (N, D) that is not of unit L2 norm, and its norm; None: all are."""
-    for start, block in blocks(rows, _CHECK_ROWS):
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= tolerance))  # NaN is wrong, too
-        if wrong.size:
-            return start + int(wrong[0]), float(norms[wrong[0]])
-    return None
-
-
-def _load(path: pathlib.Path) -> np.ndarray:
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
-    except files.DAMAGED_ARRAYS as error:
-        raise InputError(f"{path}: not a complete .npy of numbers ({error})") from error
-    if not isinstance(rows, np.ndarray):
-        raise InputError(f"{path}: an archive of arrays; descriptors are a single .npy")
-    check_rows(rows, path)
-    return rows
+def _normalized(rows, found: np.ndarray, source, first: int = 0) -> norms.Normalized:
+    """Returns rows divided by their norms, when they are read."""
+    norms.check_finite(found, source, first)
+    norms.check_none_zero(found, source, lambda row: f"row {first + row}")
+    return norms.Normalized(rows, found)
 
 
 def _shards(path: pathlib.Path) -> list[pathlib.Path]:
@@ -314,39 +279,79 @@ def _progress(path: pathlib.Path) -> str:
     return f"{len(done)} of {int(done[-1].stem[-5:])} shards" if done else "no shard yet"
 
 
-def read(path: files.Path) -> DescriptorSet:
+def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
     """Reads a descriptor set, or a bare `.npy` of rows in an order known to the caller.
 
     The rows stay on disk (memory-mapped).
 
+    Args:
+      path: of the set or the `.npy`.
+      normalize: whether rows are divided by their norms; else those of other norms are refused.
+
     Raises:
       InputError: when a file is missing or damaged, counts disagree, an id is repeated, or a
-        row is not finite.
+        row is not finite or not of unit norm.
     """
     path = pathlib.Path(path)
     workshop.recover(path)
     if path.suffix == ".npy" and not path.is_dir():
-        return DescriptorSet(None, Rows([_load(path)]), {}, str(path))
+        rows = _rows([norms.read_npy(path)], path, normalize, "row {}".format)
+        return DescriptorSet(None, rows, {}, str(path))
     if not path.is_dir():
         raise InputError(f"{path}: no such descriptor set; `dolg extract` writes one")
     if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
         raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
-    meta = files.read_json(path / "meta.json", FORMAT_VERSION)
-    missing = _META_KEYS - set(meta)
-    if missing:
-        raise InputError(f"{path}/meta.json: no {sorted(missing)[0]!r}; extract the set again")
+    meta, sums = checksums.read_json(path / "meta.json", FORMAT_VERSION, _REMEDY)
+    check_meta(meta, _META_KEYS, path / "meta.json", _REMEDY)
+    shards = _shards(path)
+    checksums.check(path, {name: sums[name] for name in sums if name == "ids.txt"}, _REMEDY)
     try:
         ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise InputError(f"{path}/ids.txt: missing or not UTF-8; extract the set again") from error
     check_ids(ids, path / "ids.txt")
-    shards = [_load(shard) for shard in _shards(path)]
-    if len({shard.shape[1] for shard in shards}) != 1:
+    loaded = [norms.read_npy(shard, sums.get(shard.name)) for shard in shards]
+    if len({array.shape[1] for array, _ in loaded}) != 1:
         raise InputError(f"{path}: shards of different widths; extract the set again")
-    rows = Rows(shards)
-    if len(rows) != len(ids):
-        raise InputError(f"{path}: {len(rows)} descriptors for {len(ids)} ids; extract it again")
+    count = sum(len(array) for array, _ in loaded)
+    if count != len(ids):
+        raise InputError(f"{path}: {count} descriptors for {len(ids)} ids; extract it again")
+    rows = _rows(loaded, path, normalize, lambda row: f"row {row}, {ids[row]!r}")
     return DescriptorSet(ids, rows, with_defaults(meta), str(path))
+
+
+def unit_rows(rows: Rows | np.ndarray, source, normalize: bool) -> Rows:
+    """Returns rows as `Rows` of unit norm.
+
+    Args:
+      rows: float (N, D).
+      source: of the rows, for the error.
+      normalize: whether rows are divided by their norms.
+
+    Raises:
+      InputError: when a row is not finite, or not of unit norm.
+    """
+    loaded = []
+    for array in rows.arrays if isinstance(rows, Rows) else [rows]:
+        found = norms.norms_of(array, source)
+        norms.check_finite(found, source)
+        loaded.append((array, found))
+    return _rows(loaded, source, normalize, "row {}".format)
+
+
+def _rows(
+    loaded: list[tuple[np.ndarray, np.ndarray]],
+    source: files.Path,
+    normalize: bool,
+    name: Callable[[int], str],
+) -> Rows:
+    """Returns arrays with their norms as `Rows` of unit norm."""
+    found = np.concatenate([lengths for _, lengths in loaded])
+    if normalize:
+        norms.check_none_zero(found, source, name)
+        return Rows([norms.Normalized(*one) for one in loaded])
+    norms.check_unit(found, source, name)
+    return Rows([array for array, _ in loaded])
 
 
 def finished(path: files.Path, meta: dict) -> DescriptorSet | None:

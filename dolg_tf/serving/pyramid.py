@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from dolg_tf.data import images
-from dolg_tf.stage.whitening import Whitening
+from dolg_tf.runtime.whitening import Whitening
 
 
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:

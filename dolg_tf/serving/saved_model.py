@@ -12,16 +12,15 @@ import tensorflow as tf
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.runtime import export_files
+from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
-from dolg_tf.stage.whitening import Whitening, load_whitening
 
 log = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
 
 Functions = dict[str, tf.types.experimental.PolymorphicFunction]
 
@@ -75,7 +74,7 @@ class SavedModelMode:
         with files.atomic_path(output) as temporary:
             exported = _in_precision(network, dolg_config, config.precision)
             self.write(self.functions(exported, config, whitening), temporary)
-            files.write_json(temporary / "assets.extra" / "dolg.json", about)
+            export_files.write_about(temporary, about)
             self.verify(temporary, network, config, whitening)
             self.add_files(temporary, config)
             card = model_card.card_of(
@@ -127,7 +126,7 @@ def _about(
 ) -> dict:
     """Returns what `assets.extra/dolg.json` says."""
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": export_files.FORMAT_VERSION,
         "mode": config.mode,
         "preprocessing": configs.to_dict(dolg_config.preprocessing),
         "scales": list(config.scales),

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
-from dolg_tf.stage.whitening import Whitening
+from dolg_tf.runtime.whitening import Whitening
 
 # Height and width in pixels; the last size shrinks to 3 x 3 at scale 0.25.
 _SIZES = ((97, 130), (32, 45), (10, 10))

@@ -33,6 +33,7 @@ DAMAGED_ARRAYS = (
     tokenize.TokenError,
     RecursionError,
     MemoryError,
+    OverflowError,
     RuntimeError,
     zipfile.BadZipFile,
     zlib.error,

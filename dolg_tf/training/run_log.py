@@ -12,8 +12,8 @@ import tensorflow as tf
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.model_dir import FORMAT_VERSION
+from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
-from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 
@@ -78,7 +78,8 @@ def check_run(
     logdir = pathlib.Path(training.logdir)
     if not has_begun(logdir):
         return
-    before = files.read_json(logdir / "config.json", FORMAT_VERSION)
+    source = logdir / "config.json"
+    before, _ = checksums.read_json(source, FORMAT_VERSION, "give another --logdir")
     trained_on = before.get("landmarks_sha256")
     if trained_on and landmarks and trained_on != landmarks:
         raise InputError(
@@ -88,7 +89,7 @@ def check_run(
     # An option that did not exist when the run began had its default value.
     stored = _sections(
         *(
-            configs.from_dict(type(ours), before.get(section, {}), str(logdir / "config.json"))
+            configs.from_dict(type(ours), before.get(section, {}), str(source))
             for section, ours in (("model", model), ("data", data), ("training", training))
         )
     )
@@ -124,7 +125,7 @@ def write_run(
         **_sections(model, data, training),
         "landmarks_sha256": landmarks,
     }
-    files.write_json(logdir / "config.json", values)
+    checksums.write_json(logdir / "config.json", values, {})
     files.write_text(logdir / "flags.txt", configs.to_flagfile(model, data, training))
 
 
@@ -200,6 +201,6 @@ class RunLog:
 def _step_of(line: str) -> float:
     """Returns the step of a line of metrics.jsonl; infinity if the line is incomplete."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except ValueError:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, LookupError):  # damaged
         return math.inf

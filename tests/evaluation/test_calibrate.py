@@ -322,16 +322,16 @@ def test_nothing_is_written(files):
         files, r"labels\.csv: no threshold reaches a precision of 1 .*--precision", precision=1.0
     )
     for name, made in (("model_hash", "other"), ("scales", [2.0]), ("whitening", "pca")):
-        _write(files / "other", ["q/0"], np.ones((1, 16)), **{name: made})
+        _write(files / "other", ["q/0"], np.eye(1, 16), **{name: made})
         _refused(files, rf"other has {name} .*extract all", query_descriptors="other")
         # Queries and index descriptors fit together, but not with the index that is searched.
         one = {"query_descriptors": "", "index_descriptors": "other"}
         _refused(files, rf"other has {name} .*index has", **one)
-    _write(files / "other", ["q/0"], np.ones((1, 9)))
+    _write(files / "other", ["q/0"], np.eye(1, 9))
     _refused(files, "other has width 9, .*i has 16", query_descriptors="other")
     _write(files / "other", [], np.ones((0, 16)))
     _refused(files, "other has no descriptors", query_descriptors="other")
-    _write(files / "other", ["q/0", "q/1"], np.ones((2, 16)))
+    _write(files / "other", ["q/0", "q/1"], np.eye(2, 16))
     for way in ("pairs.csv", "gnd_x.pkl"):
         option = {"pairs.csv": "pairs", "gnd_x.pkl": "ground_truth"}[way]
         changes = {"labels_csv": "", option: way, "query_descriptors": "other"}

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import bits
 import numpy as np
 import pytest
+import sealed
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
@@ -34,6 +36,7 @@ def network():
 def _edit(path, change):
     values = json.loads((path / "config.json").read_text())
     change(values)
+    values.pop("crc32c")  # as an older release wrote it
     (path / "config.json").write_text(json.dumps(values))
 
 
@@ -181,6 +184,14 @@ def test_missing_and_damaged_files_are_named(network, tmp_path):
         load_network(tmp_path)
     save_dolg(network, CONFIG, tmp_path / "model", {})
     weights = tmp_path / "model" / "model.weights.h5"
+    with bits.flipped(weights, -999), pytest.raises(InputError, match=r"h5: damaged, its checksum"):
+        load_network(tmp_path / "model")
+    with (
+        bits.flipped(tmp_path / "model/config.json", 60),
+        pytest.raises(InputError, match=r"config\.json"),
+    ):
+        load_network(tmp_path / "model")
+    sealed.forget(tmp_path / "model/config.json")
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"model\.weights\.h5 is damaged, or not an HDF5"):
         load_network(tmp_path / "model")

@@ -11,6 +11,7 @@ import zipfile
 import demo_world
 import numpy as np
 import pytest
+import sealed
 import tensorflow as tf
 import tiny
 
@@ -131,12 +132,9 @@ def _cut(path: pathlib.Path, parts: float = 0.5) -> None:
     path.write_bytes(data[: int(parts * len(data))])
 
 
-def _edit(path: pathlib.Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def _leave_out(path: pathlib.Path, key: str) -> None:
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+def _other_ids(path: pathlib.Path) -> None:
+    sealed.forget(path / "meta.json")
+    (path / "ids.txt").write_text("red\ngreen\n")
 
 
 # --- sound ---------------------------------------------------------------------------
@@ -173,44 +171,48 @@ def test_every_kind_is_tried_above():
 def _rewrite_rows(path, change):
     """Writes the rows of a set again, changed."""
     file = path / "descriptors-00000-of-00001.npy"
+    sealed.forget(path / "meta.json")  # as an older release wrote it
     rows = np.load(file)
     np.save(file, change(rows))
 
 
 def _other_row(rows):
-    rows[4] *= 1.01
+    rows[4] *= 1.005
     return rows
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
+        ("set", lambda p: _flip(p / "descriptors-00000-of-00001.npy", -1), "damaged, its checksum"),
+        ("set", lambda p: _flip(p / "ids.txt", 0), "ids.txt: damaged, its checksum"),
+        ("model", lambda p: _flip(p / "model.weights.h5", -999), "h5: damaged, its checksum"),
         ("set", lambda p: _cut(p / "descriptors-00000-of-00001.npy"), "not a complete .npy"),
-        ("set", lambda p: (p / "ids.txt").write_text("red\ngreen\n"), "6 descriptors for 2 ids"),
-        ("set", lambda p: _rewrite_rows(p, _other_row), "row 4 has norm 1.01, not 1"),
+        ("set", _other_ids, "6 descriptors for 2 ids"),
+        ("set", lambda p: _rewrite_rows(p, _other_row), "row 4 has norm 1.005, not 1"),
         ("set", lambda p: _rewrite_rows(p, lambda rows: rows * np.nan), "row 0 is not finite"),
         ("set", lambda p: _rewrite_rows(p, np.float16), "rows are float16, meta.json says 'float3"),
         ("set", lambda p: (p / "meta.json").unlink(), "meta.json: no such file"),
-        ("set", lambda p: (p / "ids.txt").unlink(), "ids.txt: missing"),
+        ("set", lambda p: (p / "ids.txt").unlink(), "ids.txt cannot be read"),
         ("index", lambda p: _flip(p / "index.faiss", -1), "index.faiss: damaged, its checksum"),
         ("index", lambda p: _cut(p / "index.faiss"), "index.faiss: not an IndexFlatIP"),
         ("index", lambda p: _flip(p / "ids.txt", 0), "ids.txt: damaged, its checksum"),
-        ("index", lambda p: _edit(p / "meta.json", width=4), "not an IndexFlatIP of 6 x 4"),
+        ("index", lambda p: sealed.change(p / "meta.json", width=4), "not an IndexFlatIP of 6 x 4"),
         ("model", lambda p: _cut(p / "model.weights.h5"), "model.weights.h5"),
         ("model", lambda p: (p / "model.weights.h5").unlink(), "no such file"),
-        ("model", lambda p: _leave_out(p / "config.json", "provenance"), "no 'provenance'"),
+        ("model", lambda p: sealed.change(p / "config.json", "provenance"), "no 'provenance'"),
         ("run", lambda p: _cut(p / "config.json"), "config.json: not JSON"),
         ("run", lambda p: (p / "flags.txt").unlink(), "flags.txt: no such file"),
         ("run", lambda p: (p / "metrics.jsonl").write_text("x\n"), "metrics.jsonl, line 1: not"),
         ("run", lambda p: shutil.rmtree(p / "checkpoints"), "has no checkpoint"),
-        ("export", lambda p: _cut(p / "saved_model.pb"), "does not run: "),
-        ("export", lambda p: (p / "saved_model.pb").unlink(), "does not run: "),
+        ("export", lambda p: _cut(p / "saved_model.pb"), "cannot be loaded: "),
+        ("export", lambda p: (p / "saved_model.pb").unlink(), "cannot be loaded: "),
         (
             "export",
-            lambda p: _edit(p / "assets.extra/dolg.json", mode="serving"),
+            lambda p: sealed.change(p / "assets.extra/dolg.json", mode="serving"),
             "no signature 'i",
         ),
-        ("export", lambda p: _leave_out(p / "assets.extra/dolg.json", "scales"), "no 'scales'"),
+        ("export", lambda p: sealed.change(p / "assets.extra/dolg.json", "scales"), "no 'scales'"),
         ("net.tflite", _cut, "does not run: "),
         ("net.onnx", _cut, "does not run: "),
     ],
@@ -254,7 +256,7 @@ def test_ids_of_an_index_that_do_not_ascend(copied):
         (path / "ids.txt").write_text("".join(f"{id_}\n" for id_ in wrong))
         sums = json.loads((path / "meta.json").read_text())["sha256"]
         digest = hashlib.sha256((path / "ids.txt").read_bytes()).hexdigest()
-        _edit(path / "meta.json", sha256=sums | {"ids.txt": digest})
+        sealed.change(path / "meta.json", sha256=sums | {"ids.txt": digest})
         with pytest.raises(InputError, match=message):
             _verify(path)
 

@@ -152,6 +152,7 @@ IDS = ("z/b", "a.c", "a", "z/a")
 def written(tmp_path):
     """A descriptor set; its ids are not sorted."""
     rows = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     descriptors.write(tmp_path / "set", DescriptorSet(IDS, rows, META))
     return tmp_path / "set", rows
 
@@ -241,7 +242,7 @@ def test_damaged_file_is_named(written, tmp_path, data, message):
 
 @pytest.mark.parametrize("id_", ["/etc/x", "../x", "a/../../x", "a//b", "./b"])
 def test_ids_that_are_no_paths(tmp_path, id_):
-    descriptors.write(tmp_path / "set", DescriptorSet((id_,), np.ones((1, 4)), META))
+    descriptors.write(tmp_path / "set", DescriptorSet((id_,), np.eye(1, 4), META))
     with pytest.raises(InputError, match="must be a path relative to a folder"):
         run(tmp_path / "set", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -253,6 +254,6 @@ def test_inputs_that_are_neither(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"neither a descriptor set .* nor a folder with files"):
         run(tmp_path / "empty", tmp_path / "output")
-    np.save(tmp_path / "rows.npy", np.ones((2, 4), np.float32))
+    np.save(tmp_path / "rows.npy", np.eye(2, 4, dtype=np.float32))
     with pytest.raises(InputError, match="has no ids to name the files by"):
         run(tmp_path / "rows.npy", tmp_path / "output")

@@ -5,14 +5,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import sealed
 from set_meta import META
 
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.stage.config import InputError
 
 IDS = ("a/1", "a/2", "b/é 3", "b/4", "c/5")
 ROWS = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_write_refuses_and_leaves_nothing(tmp_path, ids, rows, told):
 
 
 def test_rows_are_counted_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(descriptors, "_CHECK_ROWS", 2)
+    monkeypatch.setattr(norms, "_BLOCK", 2)
     rows = ROWS.copy()
     rows[4, 7] = np.inf
     np.save(tmp_path / "rows.npy", rows)
@@ -88,11 +90,6 @@ def test_write_wants_whole_meta(tmp_path):
     with pytest.raises(InputError, match="no 'model_hash'"):
         meta = {key: value for key, value in META.items() if key != "model_hash"}
         descriptors.write(tmp_path / "set", DescriptorSet(IDS, ROWS, meta))
-
-
-def _change_meta(folder, **changes):
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | changes))
 
 
 def _truncate(path, keep):
@@ -122,13 +119,17 @@ DAMAGE = {
     "a pickle": (lambda f: (f / SHARD).write_bytes(pickle.dumps([1, 2])), "not a complete .npy"),
     "integers": (lambda f: np.save(f / SHARD, np.zeros((5, 8), int)), "int64"),
     "infinity": (lambda f: np.save(f / SHARD, np.full((5, 8), np.inf)), "row 0 is not finite"),
-    "other version": (lambda f: _change_meta(f, format_version=2), "format_version is 2"),
+    "other version": (
+        lambda f: sealed.change(f / "meta.json", format_version=2),
+        "format_version is 2",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_read_refuses_damage(folder, damage):
     harm, told = DAMAGE[damage]
+    sealed.forget(folder / "meta.json")  # as an older release wrote it
     harm(folder)
     with pytest.raises(InputError, match=told):
         descriptors.read(folder)
@@ -200,3 +201,102 @@ def test_what_is_not_there_is_refused(rows):
             rows[key]
     with pytest.raises(ValueError, match="different shapes"):
         Rows([WHOLE, WHOLE[:, :2]])
+
+
+# --- checksums -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ids.txt", SHARD, "meta.json"])
+def test_each_bit_counts(folder, name):
+    """In every eighth byte; only the blanks between the values of meta.json mean nothing."""
+    file = folder / name
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 8):
+        bit = 1 << at // 8 % 8
+        if name == "meta.json" and not 32 < whole[at] ^ bit < 127:
+            continue
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        if name == "meta.json" and file.read_text().split() == whole.decode().split():
+            continue
+        with pytest.raises(InputError, match=rf"{name}.*"):
+            descriptors.read(folder)
+    file.write_bytes(whole)
+    assert descriptors.read(folder).ids == IDS
+
+
+def test_damage_is_told_with_the_remedy(folder):
+    data = bytearray((folder / SHARD).read_bytes())
+    data[-2] ^= 1
+    (folder / SHARD).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{SHARD}: damaged, .*checksum .*extract the set again"):
+        descriptors.read(folder)
+    sealed.forget(folder / "meta.json")
+    descriptors.read(folder)  # of an older release: nobody can tell
+
+
+def test_an_edit_is_told_from_damage(folder):
+    about = json.loads((folder / "meta.json").read_text()) | {"image_root": "moved"}
+    (folder / "meta.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="or delete its key 'crc32c' to keep an edit"):
+        descriptors.read(folder)
+    sealed.forget(folder / "meta.json")
+    assert descriptors.read(folder).meta["image_root"] == "moved"
+
+
+# --- metadata ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", META)
+@pytest.mark.parametrize("value", [float("nan"), -1, 2**70, [[[]]], {"a": None}, "x", True])
+def test_metadata_of_another_kind_are_named(folder, key, value):
+    fits = {"image_root": str, "model_hash": str, "crop": bool, "whitening": (str, dict)}
+    sealed.forget(folder / "meta.json")
+    sealed.change(folder / "meta.json", **{key: value})
+    if isinstance(value, fits.get(key, ())):
+        descriptors.read(folder)
+        return
+    with pytest.raises(InputError, match=rf"meta\.json: {key} is .*; extract the set again"):
+        descriptors.read(folder)
+
+
+# --- norms ---------------------------------------------------------------------------
+
+
+def test_rows_of_other_norms_are_refused_or_divided(tmp_path, folder):
+    lengths = np.float32([[1], [0.1], [1], [30], [1]])
+    np.save(tmp_path / "rows.npy", ROWS * lengths)
+    told = r"rows\.npy: 2 of 5 rows .* \(norms from 0.1 to 30, the first is row 1\).*--normalize"
+    with pytest.raises(InputError, match=told):
+        descriptors.read(tmp_path / "rows.npy")
+    found = descriptors.read(tmp_path / "rows.npy", normalize=True).descriptors
+    np.testing.assert_allclose(found, ROWS, atol=1e-7)
+    np.testing.assert_allclose(found[1:4], ROWS[1:4], atol=1e-7)
+    np.testing.assert_allclose(found[[3, 0]], ROWS[[3, 0]], atol=1e-7)
+    with pytest.raises(InputError, match="2 of 5 rows"):
+        descriptors.write(tmp_path / "other", DescriptorSet(IDS, ROWS * lengths, META))
+    descriptors.write(
+        tmp_path / "other", DescriptorSet(IDS, ROWS * lengths, META), 2, normalize=True
+    )
+    np.testing.assert_allclose(descriptors.read(tmp_path / "other").descriptors, ROWS, atol=1e-7)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30, 3e38])
+def test_extreme_lengths_are_divided(tmp_path, length):
+    rows = np.eye(3, 8, dtype=np.float32) * np.float32(length)
+    np.save(tmp_path / "rows.npy", rows)
+    found = descriptors.read(tmp_path / "rows.npy", normalize=True).descriptors
+    np.testing.assert_allclose(found, np.eye(3, 8), atol=1e-6)
+
+
+def test_rows_of_zeros_are_named(tmp_path, folder):
+    rows = ROWS.copy()
+    rows[3] = 0
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(InputError, match=r"1 of 5 .* \(norms from 0 to 1, the first is row 3\)"):
+        descriptors.read(tmp_path / "rows.npy")
+    with pytest.raises(InputError, match=r"1 of 5 rows .* zero, the first is row 3.*leave .* out"):
+        descriptors.read(tmp_path / "rows.npy", normalize=True)
+    sealed.forget(folder / "meta.json")
+    np.save(folder / SHARD, rows)
+    with pytest.raises(InputError, match=r"the first is row 3, 'b/4'\)"):
+        descriptors.read(folder)

@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
+import bits
 import numpy as np
 import pytest
+import sealed
 import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.model_dir import save_dolg
+from dolg_tf.retrieval.extract.model import load_model
+from dolg_tf.runtime.export_files import loading
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving import export as stage
 from dolg_tf.serving import saved_model
 from dolg_tf.serving import verify as verification
@@ -21,7 +27,6 @@ from dolg_tf.serving.modes import kaggle, serving
 from dolg_tf.serving.pyramid import per_scale
 from dolg_tf.serving.saved_model import SavedModelMode
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.whitening import Whitening
 from dolg_tf.training.checkpoints import Checkpoints
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.distribution import make_strategy
@@ -88,6 +93,20 @@ def test_about_tells_where_it_comes_from(exported):
     assert about["preprocessing"]["channel_order"] == "rgb"
 
 
+def test_a_flipped_bit_of_any_file_is_told(exported):
+    """TensorFlow's loaders take most of them in silence."""
+    written = [file for file in exported.rglob("*") if file.is_file()]
+    sums = json.loads((exported / ABOUT).read_text())["crc32c"]
+    checked = [file for file in written if file.relative_to(exported).as_posix() in sums]
+    assert {file.name for file in checked} > {"saved_model.pb", "variables.index"}
+    for file in checked:
+        for at in (1, file.stat().st_size // 2):
+            told = re.escape(str(file))
+            with bits.flipped(file, at), pytest.raises(InputError, match=told), loading(exported):
+                pytest.fail(f"{file} was taken")
+    assert load_model(exported).about.scales == SCALES
+
+
 def test_a_model_card_lies_beside_it(exported):
     card = (exported / "README.md").read_text()
     assert "not measured" in card.lower() and "resnet17_small" in card
@@ -138,9 +157,8 @@ def test_a_missing_or_mismatching_model_leaves_nothing(model_dir, tmp_path):
         stage.export(ExportConfig(model_dir=str(tmp_path / "none"), output=output))
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)
-    config = json.loads((model / "config.json").read_text())
-    config["model"]["multi_atrous"] = False
-    (model / "config.json").write_text(json.dumps(config))
+    config = json.loads((model / "config.json").read_text())["model"]
+    sealed.change(model / "config.json", model=config | {"multi_atrous": False})
     with pytest.raises(InputError, match="does not fit"):
         stage.export(ExportConfig(model_dir=str(model), output=output))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

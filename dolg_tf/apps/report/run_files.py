@@ -11,6 +11,7 @@ from dolg_tf.evaluation.revisited.inputs import Inputs, read_inputs
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
 from dolg_tf.retrieval.index import directory
+from dolg_tf.runtime import export_files
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
@@ -158,10 +159,9 @@ def _existing(folder: pathlib.Path | None, name: str) -> str:
 def _descriptor_sets(run: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the sets that the quickstart's SavedModel described."""
     layout = QuickstartLayout(run)
-    about = layout.saved_model("trained") / "assets.extra" / "dolg.json"
-    if about.is_file():
-        weights = str(files.read_json(about, 1).get("weights_sha256", ""))
-        return layout.descriptors("trained", weights)
+    about = export_files.read_about(layout.saved_model("trained"))
+    if about is not None:
+        return layout.descriptors("trained", str(about.get("weights_sha256", "")))
     several = sorted(layout.descriptors("trained").glob("*/"))
     return several[0] if len(several) == 1 else None
 

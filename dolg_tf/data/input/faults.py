@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 import tensorflow as tf
 
 from dolg_tf.data import images
-from dolg_tf.data.records import tfrecord
+from dolg_tf.data.records import foreign, tfrecord
 from dolg_tf.stage.config import InputError
+
+_SOME = 64  # records that are read to see whether any is sound
 
 
 def image_id(index: tfrecord.RecordIndex, number: int) -> str:
@@ -24,8 +26,9 @@ def _fault(index: tfrecord.RecordIndex, number: int, num_classes: int) -> str | 
         photo = {key: value.numpy() for key, value in tfrecord.parse(index.read(number)).items()}
     except InputError as error:
         return str(error)
-    except tf.errors.InvalidArgumentError as error:
-        return f"{where}: not a photo in DELG's schema ({error.message[:200]})"
+    except tf.errors.InvalidArgumentError:
+        reason = foreign.schema_fault(index.read(number))
+        return f"{where}: {reason or 'not a tf.train.Example of a photo; write it again'}"
     where = f"{where} (image {photo['id'].decode(errors='replace')})"
     if photo["label"] < 0:
         return f"{where} has no label; training and validation records need one"
@@ -46,7 +49,17 @@ def find_faults(
     return (fault for fault in found if fault)
 
 
-def explain(error: Exception, faults: Iterable[str]) -> Exception:
-    """Returns an InputError of the first fault, or `error` itself without one."""
-    first = next(iter(faults), None)
-    return InputError(f"{first}, or give --skip_bad_records") if first else error
+def explain(
+    error: Exception, index: tfrecord.RecordIndex, numbers: Iterable[int], num_classes: int
+) -> Exception:
+    """Returns an InputError of the first fault, or `error` itself without one.
+
+    Skipping is proposed only where it leaves records: one of the first ones is sound.
+    """
+    first = next(find_faults(index, numbers, num_classes), None)
+    if first is None:
+        return error
+    some = range(min(len(index), _SOME))
+    if all(_fault(index, number, num_classes) for number in some):
+        return InputError(f"{first} (the first {len(some)} records are all at fault)")
+    return InputError(f"{first}, or give --skip_bad_records")

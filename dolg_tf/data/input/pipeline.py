@@ -15,6 +15,7 @@ from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input import augment, loading
 from dolg_tf.data.input.faults import explain, find_faults, image_id
 from dolg_tf.data.records import tfrecord
+from dolg_tf.data.records.foreign import refuse_foreign
 from dolg_tf.stage.config import InputError
 
 
@@ -44,6 +45,7 @@ class TrainingInput:
         self._index = tfrecord.RecordIndex.open(
             data.train_file_pattern, groups, data.skip_bad_records
         )
+        refuse_foreign(self._index)
         self._sizes = self._index.group_sizes
         smallest = int(np.argmin(self._sizes))
         if self._sizes[smallest] < self._share:
@@ -157,7 +159,7 @@ class TrainingInput:
         Returns:
           `error` itself if no record of the step is at fault.
         """
-        return explain(error, self._faults(step))
+        return explain(error, self._index, self._numbers(step), self._data.num_classes)
 
     def _numbers(self, step: int) -> list[int]:
         return self.photos_of_step(step)[0].numpy().tolist()
@@ -170,7 +172,9 @@ class TrainingInput:
 @functools.lru_cache(maxsize=1)  # a run validates often, and the headers are many
 def _validation_index(data: DataConfig) -> tfrecord.RecordIndex:
     pattern = data.validation_file_pattern
-    return tfrecord.RecordIndex.open(pattern, skip_damaged=data.skip_bad_records)
+    index = tfrecord.RecordIndex.open(pattern, skip_damaged=data.skip_bad_records)
+    refuse_foreign(index)
+    return index
 
 
 def validation_dataset(
@@ -213,8 +217,7 @@ def validation_dataset(
 def describe_validation(error: Exception, data: DataConfig) -> Exception:
     """Returns an InputError that names the first bad validation record, or `error` itself."""
     index = _validation_index(data)
-    faults = find_faults(index, range(len(index)), data.num_classes)
-    return explain(error, faults)
+    return explain(error, index, range(len(index)), data.num_classes)
 
 
 # --- many photos --------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from crc32c import crc32c
 
 from dolg_tf.data import protos
-from dolg_tf.data.records import example
+from dolg_tf.data.records import example, foreign
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -136,7 +136,8 @@ def _scan(path: str) -> tuple[np.ndarray, str]:
                 break
             length, checksum = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != checksum:
-                fault = "this is not a TFRecord file, or it is damaged; write it again"
+                fault = "" if at else foreign.compression(header)
+                fault = fault or "this is not a TFRecord file, or it is damaged; write it again"
                 break
             end = at + _HEADER.size + length + _FOOTER
             if end > size:

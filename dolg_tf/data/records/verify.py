@@ -23,6 +23,7 @@ from dolg_tf.data import photo_files
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.records import classes
 from dolg_tf.data.records.example import parse_example
+from dolg_tf.data.records.foreign import compression
 from dolg_tf.data.records.tfrecord import masked_crc32c
 from dolg_tf.stage import config, files, progress
 from dolg_tf.stage.config import InputError, option
@@ -44,6 +45,7 @@ _KEYS = {
     _LABEL: int,
     _UPRIGHT: int,
 }
+_NAMES = {int: "int64", bytes: "bytes"}
 _EXPECTED = {"image/colorspace": b"RGB", "image/format": b"JPEG", "image/channels": 3}
 
 
@@ -108,10 +110,9 @@ def _payloads(file: IO[bytes]) -> Iterator[tuple[bytes, str]]:
         length = int.from_bytes(header[:8], "little")
         checksum = int.from_bytes(header[8:], "little")
         if len(header) == 12 and masked_crc32c(header[:8]) != checksum:
-            yield (
-                b"",
-                "its length is damaged, or this is not a TFRecord file; nothing after it is read",
-            )
+            packed = "" if file.tell() > 12 else compression(header)
+            lost = "its length is damaged, or this is not a TFRecord file; nothing after it is read"
+            yield b"", packed or lost
             return
         if len(header) < 12 or length + 4 > size - file.tell():
             yield b"", "the file ends inside the record"
@@ -129,7 +130,18 @@ def _one(values: dict, key: str):
     return found[0] if len(found) == 1 and isinstance(found[0], _KEYS[key]) else None
 
 
+def _kind_of(found: list) -> str:
+    """Returns what a feature holds, in words."""
+    if not found:
+        return "empty, or of floats"
+    name = _NAMES[type(found[0])]
+    return name if len(found) == 1 else f"{len(found)} values of {name}"
+
+
 def _key_faults(values: dict, labelled: bool) -> Iterator[str]:
+    if not any(key in values for key in _KEYS):
+        yield f"none of the keys of DELG's schema; its keys are: {', '.join(sorted(values)):.200}"
+        return
     for key, kind in _KEYS.items():
         if (key == _LABEL and not labelled) or (key == _UPRIGHT and key not in values):
             continue
@@ -137,7 +149,7 @@ def _key_faults(values: dict, labelled: bool) -> Iterator[str]:
         if key not in values:
             yield f"no {key}"
         elif value is None:
-            yield f"{key} is not one {'number' if kind is int else 'string'}"
+            yield f"{key} is {_kind_of(values[key])}, not one {_NAMES[kind]}"
         elif value != _EXPECTED.get(key, value):
             yield f"{key} is {value!r}, not {_EXPECTED[key]!r}"
         elif key == "image/id" and not value:

@@ -23,12 +23,13 @@ from dolg_tf.evaluation.gldv2.sets import (
 )
 from dolg_tf.evaluation.metrics import GLDV2_DEPTH
 from dolg_tf.retrieval.exact.blocks import BLOCK, Penalised, Pieces, nearest, with_one
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import config, files
 from dolg_tf.stage.config import InputError, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictionsConfig:
+class PredictionsConfig(NormConfig):
     """The queries, the photos that are searched, and how a landmark is chosen."""
 
     task: str = option(
@@ -204,7 +205,12 @@ def predictions(
     Reference: Henkel and Singer, "Supporting large-scale image recognition with out-of-domain
       samples", arXiv 2010.01650: first place of Kaggle's Landmark Recognition 2020.
     """
-    sets = read_sets(settings.query_descriptors, settings.index_descriptors, settings.non_landmarks)
+    sets = read_sets(
+        settings.query_descriptors,
+        settings.index_descriptors,
+        settings.non_landmarks,
+        settings.normalize,
+    )
     names, rows = find_queries(sets.queries, wanted)
     retrieval = settings.task == "retrieval"
     about = kaggle_ids(sets.index) if retrieval else read_landmarks(settings.lists(), sets.index)

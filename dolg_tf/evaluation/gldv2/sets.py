@@ -64,15 +64,15 @@ def kaggle_ids(photos: DescriptorSet) -> list[str]:
     return list(found)
 
 
-def read_sets(queries: str, index: str, non_landmarks: str = "") -> Sets:
-    """Reads queries, index and, where a path is given, non-landmarks.
+def read_sets(queries: str, index: str, non_landmarks: str = "", normalize: bool = False) -> Sets:
+    """Reads queries, index and, where a path is given, non-landmarks; see `descriptors.read`.
 
     Raises:
       InputError: when a set is empty, has no ids, or comes from another network or other scales
         (products of descriptors of two networks mean nothing); or when a non-landmark is in
         another set too, where it would be most similar to itself.
     """
-    sets = [descriptors.read(path) for path in (queries, index, non_landmarks) if path]
+    sets = [descriptors.read(path, normalize) for path in (queries, index, non_landmarks) if path]
     for found in sets:
         if found.ids is None:
             raise InputError(f"{found.source}: an .npy has no ids; give a descriptor set")

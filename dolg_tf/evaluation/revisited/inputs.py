@@ -40,20 +40,20 @@ class Inputs:
     protocol: dict
 
 
-def _read(found: Descriptors, name: str) -> DescriptorSet:
-    """Returns the set, with its rows as `Rows`.
+def _read(found: Descriptors, name: str, normalize: bool) -> DescriptorSet:
+    """Returns the set, with its rows as `Rows` of unit norm.
 
     Args:
       found: the set, its path, or its rows.
       name: what errors call rows that came without a path.
+      normalize: whether rows are divided by their norms.
     """
-    if isinstance(found, np.ndarray):
-        descriptors.check_rows(found, name)
     if isinstance(found, np.ndarray | Rows):
         found = DescriptorSet(None, found, {}, name)
     elif not isinstance(found, DescriptorSet):
-        found = descriptors.read(found)
-    return dataclasses.replace(found, descriptors=Rows([found.descriptors]))
+        return descriptors.read(found, normalize)
+    rows = descriptors.unit_rows(found.descriptors, found.source, normalize)
+    return dataclasses.replace(found, descriptors=rows)
 
 
 def read_inputs(
@@ -62,19 +62,24 @@ def read_inputs(
     queries: Descriptors,
     index: Descriptors,
     distractors: Descriptors | None = None,
+    *,
+    normalize: bool = False,
 ) -> Inputs:
     """Reads the descriptors of a task; rows on disk stay there.
 
     Args:
       task: the ground truth.
       ground_truth: its file, beside which prepared.json may lie; None: it came from no file.
-      queries, index, distractors: see `score.evaluate_revisited`.
+      queries, index, distractors, normalize: see `score.evaluate_revisited`.
 
     Raises:
       InputError: when a photo has no descriptor, the sets come from different models, or
         distractors are photos of the index.
     """
-    sets = {"query": _read(queries, "the queries"), "index": _read(index, "the index")}
+    sets = {
+        "query": _read(queries, "the queries", normalize),
+        "index": _read(index, "the index", normalize),
+    }
     if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
         raise InputError(
             f"{sets['query'].source} has {len(sets['query'])} rows for {len(task.query_ids)} "
@@ -93,7 +98,7 @@ def read_inputs(
             sets["index"].source,
         )
     if distractors is not None:
-        sets["distractor"] = _read(distractors, "the distractors")
+        sets["distractor"] = _read(distractors, "the distractors", normalize)
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
     # Scales may differ on purpose: the protocol states them, with a remark.

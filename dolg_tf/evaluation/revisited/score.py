@@ -16,6 +16,7 @@ from dolg_tf.evaluation.revisited.published import percent
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
@@ -37,7 +38,7 @@ _CROPS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RevisitedConfig(methods.RerankConfig):
+class RevisitedConfig(methods.RerankConfig, NormConfig):
     """The descriptors that are scored, and the ground truth."""
 
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and matches")
@@ -206,11 +207,12 @@ def evaluate_revisited(
     *,
     rerank: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
+    normalize: bool = False,
 ) -> RevisitedScores:
     """Searches exactly by inner product and scores by the Revisited Oxford/Paris protocol.
 
-    Descriptors should have unit L2 norm; re-ranking requires it. Sets stay on disk: a million
-    distractors need no memory beyond `memory_gb`.
+    Descriptors must have unit L2 norm. Sets stay on disk: a million distractors need no memory
+    beyond `memory_gb`.
 
     Args:
       ground_truth: path of a gnd_*.pkl or gnd_*.mat, or a ground truth from `load_ground_truth`.
@@ -221,6 +223,8 @@ def evaluate_revisited(
       distractor_descriptors: the same for more photos that match no query; None: none.
       rerank: the re-ranking method and its numbers; None: none.
       memory_gb: GB that scoring may take, besides the descriptors mapped from disk.
+      normalize: whether descriptors are divided by their norms; else those of other norms are
+        refused.
 
     Returns:
       The scores over the whole index; with distractors also those `without_distractors`. The
@@ -229,8 +233,8 @@ def evaluate_revisited(
 
     Raises:
       InputError: when a file is missing or damaged, a photo has no descriptor, a row is not
-        finite, the sets come from different models or have different widths, or distractors are
-        photos of the index.
+        finite or not of unit norm, the sets come from different models or have different widths,
+        or distractors are photos of the index.
 
     Example:
       scores = evaluate_revisited("gnd_roxford5k.pkl", "queries", "index")
@@ -242,7 +246,12 @@ def evaluate_revisited(
     if not isinstance(ground_truth, GroundTruth):
         path, ground_truth = ground_truth, load_ground_truth(ground_truth)
     inputs = read_inputs(
-        ground_truth, path, query_descriptors, index_descriptors, distractor_descriptors
+        ground_truth,
+        path,
+        query_descriptors,
+        index_descriptors,
+        distractor_descriptors,
+        normalize=normalize,
     )
     protocol = inputs.protocol | {"rerank": {"method": settings.rerank, **settings.numbers()}}
 
@@ -277,6 +286,7 @@ def evaluate(settings: RevisitedConfig) -> dict:
         settings.distractor_descriptors or None,
         rerank=settings,
         memory_gb=settings.memory_gb,
+        normalize=settings.normalize,
     )
     report = scores.report()
     files.write_json(settings.output, report)

@@ -14,6 +14,7 @@ import numpy as np
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.extract import ahead, batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.runtime import export_files
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
@@ -55,12 +56,9 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
     path = pathlib.Path(saved_model)
     if not workshop.recover(path / "saved_model.pb"):
         raise InputError(f"--saved_model={path}: no SavedModel there; `dolg export` writes one")
-    about = path / "assets.extra" / "dolg.json"
-    if about.exists():
-        info = files.read_json(about, 1)
-        for key in ("scales", "weights_sha256"):
-            if not info.get(key):
-                raise InputError(f"{about}: no {key!r}; export the model again")
+    info = export_files.read_about(path)
+    if info is not None:
+        _check_about(info, path / export_files.ABOUT)
     elif scales:
         info = {"scales": scales, "weights_sha256": _hash_files(path)}
     else:
@@ -75,6 +73,19 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
         load=lambda: _load(path, describer).describe,
     )
     return describer
+
+
+def _check_about(info: dict, source: pathlib.Path) -> None:
+    """Makes sure that a model says by what it is identified, and how it describes photos."""
+    for key in ("scales", "weights_sha256"):
+        if not info.get(key):
+            raise InputError(f"{source}: no {key!r}; {export_files.REMEDY}")
+    sound = isinstance(info["weights_sha256"], str) and isinstance(info["scales"], list)
+    sound = sound and all(
+        type(scale) in (int, float) and 0 < scale < float("inf") for scale in info["scales"]
+    )
+    if not (sound and isinstance(info.get("whitening"), dict | None)):
+        raise InputError(f"{source}: damaged; {export_files.REMEDY}")
 
 
 def _hash_files(saved_model: pathlib.Path) -> str:
@@ -247,7 +258,8 @@ def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedM
 def _load(path: pathlib.Path, about: Describer) -> LoadedModel:
     import tensorflow as tf
 
-    model = tf.saved_model.load(str(path))
+    with export_files.loading(path):
+        model = tf.saved_model.load(str(path))
     if "images" not in model.signatures:
         _check_delg(path, model.signatures)
     return LoadedModel(path, about, model)

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dolg_tf.data.records import example, tfrecord
+from dolg_tf.data.records import example, foreign, tfrecord
 from dolg_tf.stage.config import InputError
 
 _RECORD_HEADER = 12  # bytes: length of a record, and its checksum
@@ -67,7 +67,8 @@ def _about(record: memoryview, path: str, start: int) -> tuple[str, bool]:
     if fault is not None:
         raise InputError(f"{where}: not a tf.train.Example ({fault}); write it again")
     if not found:
-        raise InputError(f"{where}: no image/id; records of photos follow DELG's schema")
+        reason = foreign.schema_fault(bytes(record)) or "its image/id is empty"
+        raise InputError(f"{where}: {reason}")
     return found, bool(upright)
 
 

@@ -25,6 +25,7 @@ from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
 from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
+from dolg_tf.retrieval.meta import DTYPES
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 
@@ -39,9 +40,7 @@ class ExtractConfig(PhotosConfig):
     scales: tuple[float, ...] = option(
         "scales of a photo, whose descriptors are averaged; empty: those of the export", ()
     )
-    dtype: str = option(
-        "number format of the stored descriptors", "float32", choices=descriptors.DTYPES
-    )
+    dtype: str = option("number format of the stored descriptors", "float32", choices=DTYPES)
     shard: str = option(
         f"i/n, i from 0: describe shards i, i + n, i + 2 n, ... of {unfinished.SHARD_PHOTOS} "
         "photos each; n processes share one --output",

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
-from dolg_tf.stage import files, progress, workshop
+from dolg_tf.retrieval.meta import check_meta, with_defaults
+from dolg_tf.stage import checksums, files, progress, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
+_REMEDY = "build the index again"
 KINDS = ("flat", "ivfpq")
 # What a model says of its descriptors.
 SAME_MODEL = ("model_hash", "scales", "whitening")
@@ -216,10 +217,8 @@ def read_meta(path: pathlib.Path) -> dict:
     file = path / "meta.json"
     if not workshop.recover(file):
         raise InputError(f"{path}: no index; `dolg index build` writes one")
-    meta = files.read_json(file, FORMAT_VERSION)
-    missing = set(_META_KEYS) - set(meta)
-    if missing:
-        raise InputError(f"{file}: no {min(missing)!r}; build the index again")
+    meta, _ = checksums.read_json(file, FORMAT_VERSION, _REMEDY)
+    check_meta(meta, _META_KEYS, file, _REMEDY)
     least, calibration = [(meta["rows"], 1), (meta["width"], 1)], meta["calibration"]
     if meta["kind"] == "ivfpq":
         made = meta["ivfpq"] if isinstance(meta["ivfpq"], dict) else {}
@@ -230,8 +229,8 @@ def read_meta(path: pathlib.Path) -> dict:
         threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
         sound &= type(threshold) is float and math.isfinite(threshold)
     if not sound:
-        raise InputError(f"{file}: damaged; build the index again")
-    return descriptors.with_defaults(meta)
+        raise InputError(f"{file}: damaged; {_REMEDY}")
+    return with_defaults(meta)
 
 
 def check_sum(file: pathlib.Path, meta: dict) -> None:
@@ -241,7 +240,7 @@ def check_sum(file: pathlib.Path, meta: dict) -> None:
       InputError: when they differ.
     """
     if files.sha256(file) != meta["sha256"].get(file.name):
-        raise InputError(f"{file}: damaged, its checksum is wrong; build the index again")
+        raise checksums.wrong(file, _REMEDY)
 
 
 def read_ids(path: files.Path) -> list[str]:
@@ -304,7 +303,7 @@ def write(
         files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
         sums = {name: files.sha256(temporary / name) for name in ("index.faiss", "ids.txt")}
         about = {"format_version": FORMAT_VERSION, **meta, "rows": len(ids), "sha256": sums}
-        files.write_json(temporary / "meta.json", about)
+        checksums.write_json(temporary / "meta.json", about, {})
 
 
 def write_flat(rows, path: pathlib.Path) -> None:
@@ -333,4 +332,4 @@ def set_calibration(path: files.Path, calibration: dict, fitted_for: dict) -> No
         made = [("the threshold", fitted_for), (folder, meta)]
         remedy = "the index was changed meanwhile; calibrate again"
         check_same_space(made, (*SAME_SPACE, "width", "kind"), remedy)
-        files.write_json(folder / "meta.json", meta | {"calibration": calibration})
+        checksums.write_json(folder / "meta.json", meta | {"calibration": calibration}, {})

@@ -22,6 +22,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table
@@ -56,7 +57,7 @@ def _order(ids) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildConfig:
+class BuildConfig(NormConfig):
     """Which descriptors become an index, and of which kind."""
 
     descriptors: str = option("descriptor set of the photos to search in")
@@ -89,7 +90,7 @@ def build(settings: BuildConfig) -> Index:
     with directory.locked(settings.output, new=True) as path:
         files.check_output(path, settings.overwrite, "index.faiss", "meta.json")
         made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
-        found = descriptors.read(settings.descriptors)
+        found = descriptors.read(settings.descriptors, settings.normalize)
         return _build(found, path, made if settings.kind == "ivfpq" else None)
 
 
@@ -127,7 +128,7 @@ def _build(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryConfig:
+class QueryConfig(NormConfig):
     """What is searched for, and in which index."""
 
     index: str = option("index (a directory)")
@@ -158,7 +159,7 @@ def query(settings: QueryConfig) -> None:
     files.check_output(settings.output, settings.overwrite)
     index = Index.open(settings.index)
     if settings.descriptors:
-        queries = descriptors.read(settings.descriptors)
+        queries = descriptors.read(settings.descriptors, settings.normalize)
     else:
         queries = photos.describe_queries(
             index, settings.saved_model, pathlib.Path(settings.images), settings.max_bad
@@ -200,7 +201,7 @@ def _say(index: Index, names, found: Neighbours) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AddConfig:
+class AddConfig(NormConfig):
     """Which photos are added to an index."""
 
     index: str = option("index (a directory)")
@@ -214,7 +215,7 @@ def add(settings: AddConfig) -> Index:
       InputError: when a photo is already in the index, or was described differently.
     """
     with directory.locked(settings.index) as path:
-        index, new = Index.open(path), descriptors.read(settings.descriptors)
+        index, new = Index.open(path), descriptors.read(settings.descriptors, settings.normalize)
         index.check_same(new, directory.SAME_MAKING)
         twice = set(index.ids) & set(new.ids)
         if twice:

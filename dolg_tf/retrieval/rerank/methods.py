@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows, find_not_unit
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact.search import search
+from dolg_tf.retrieval.norms import find_not_unit
 from dolg_tf.retrieval.rerank import k_reciprocal, superglobal
 from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
 from dolg_tf.stage import progress
@@ -23,7 +24,6 @@ from dolg_tf.stage.config import InputError, option
 
 _UNSET = -1
 _K2 = 6  # of k-reciprocal encoding, as published
-_NORM_TOLERANCE = 0.01  # float16 rounds a norm by 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,11 +212,11 @@ class RerankConfig:
 
 def _check_unit(rows, what: str) -> None:
     """Makes sure that rows have unit norm: weights are powers of cosines."""
-    if wrong := find_not_unit(rows, _NORM_TOLERANCE):
+    if wrong := find_not_unit(rows):
         row, norm = wrong
         raise InputError(
             f"row {row} of the {what} has norm {norm:.4g}; re-ranking needs unit norms: divide the "
-            "rows by their norms, and leave out zero rows"
+            "rows by their norms (--normalize), and leave out zero rows"
         )
 
 

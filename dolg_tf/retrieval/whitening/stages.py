@@ -11,17 +11,18 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.whitening import learn
 from dolg_tf.retrieval.whitening.pairs import pairs_from_csv, pairs_from_labels
+from dolg_tf.runtime.whitening import Whitening, load_whitening, write_whitening
 from dolg_tf.stage import config, files
 from dolg_tf.stage.config import InputError, option
-from dolg_tf.stage.whitening import Whitening, load_whitening, write_whitening
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(NormConfig):
     """The descriptors and pairs from which a whitening is learned."""
 
     descriptors: str = option(
@@ -61,7 +62,7 @@ class FitConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ApplyConfig:
+class ApplyConfig(NormConfig):
     """Which descriptors are whitened, and how."""
 
     descriptors: str = option("descriptor set to whiten")
@@ -84,7 +85,7 @@ def fit(settings: FitConfig) -> None:
       InputError: when the descriptors are too few, or whitened already.
     """
     files.check_output(settings.output, settings.overwrite)
-    photos = descriptors.read(settings.descriptors)
+    photos = descriptors.read(settings.descriptors, settings.normalize)
     _refuse_whitened(photos)
     rows = photos.descriptors
     if settings.pairs_csv or settings.labels_csv:
@@ -145,7 +146,7 @@ def apply(settings: ApplyConfig) -> None:
       InputError: when the whitening is for descriptors of another model or length, the set is
         whitened already, or something else is at the output.
     """
-    photos = descriptors.read(settings.descriptors)
+    photos = descriptors.read(settings.descriptors, settings.normalize)
     if photos.ids is None:
         raise InputError(
             f"--descriptors={settings.descriptors}: an .npy cannot record its whitening; "

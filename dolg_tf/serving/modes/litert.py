@@ -15,6 +15,7 @@ import tensorflow as tf
 from dolg_tf.runtime.one_file import ABOUT, load_litert
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileMode
+from dolg_tf.stage import checksums
 
 _TOLERANCE = 1e-5  # of float32
 # The least cosine to float32. Measured minimum of three networks on noise and photos: 0.99999 and
@@ -38,8 +39,9 @@ def _write(exported: Exported, path: pathlib.Path) -> None:
         converter.target_spec.supported_types = [tf.float16]
     path.write_bytes(converter.convert())
     # A zip appended to the model, where TensorFlow Lite's metadata keep associated files.
+    about = {**exported.about, checksums.KEY: checksums.of_file(path)}
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(ABOUT, json.dumps(exported.about, indent=1))
+        archive.writestr(ABOUT, json.dumps(about, indent=1))
 
 
 def _check(exported: Exported, path: pathlib.Path) -> Distance:

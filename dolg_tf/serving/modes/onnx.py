@@ -12,7 +12,7 @@ import pathlib
 import onnx
 import tf2onnx
 
-from dolg_tf.runtime.one_file import load_onnx
+from dolg_tf.runtime.one_file import load_onnx, seal_onnx
 from dolg_tf.serving import one_file
 from dolg_tf.serving.one_file import Distance, Exported, FileMode
 
@@ -49,6 +49,7 @@ def _write(exported: Exported, path: pathlib.Path) -> None:
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
+    seal_onnx(path)
 
 
 def _set_padding(node) -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from halves import halves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,10 +32,7 @@ def _write(path, ids, rows, bad=(), **about):
 def photos(tmp_path):
     """10 queries, 120 training photos of 7 landmarks, 9 non-landmarks; products are exact."""
     rng = np.random.default_rng(0)
-    rows = {
-        name: rng.integers(-3, 4, (count, 5)).astype(np.float32)
-        for name, count in (("q", 10), ("i", 120), ("n", 9))
-    }
+    rows = {name: halves(rng, count, 6) for name, count in (("q", 10), ("i", 120), ("n", 9))}
     labels = rng.integers(0, 7, 120) * 10
     for name, values in rows.items():
         ids = [f"{name}/{name}{row:03d}" for row in range(len(values))]
@@ -188,7 +186,7 @@ def test_another_run_does_not_go_on(photos, monkeypatch):
     ):
         with pytest.raises(InputError, match=r"out\.parts holds the beginning of another run"):
             _run(other, wanted, folder / "out")
-    _write(folder / "q", [f"q/q{row:03d}" for row in range(10)], rows["q"] + 1)
+    _write(folder / "q", [f"q/q{row:03d}" for row in range(10)], -rows["q"])
     with pytest.raises(InputError, match="another run"):
         _run(options, None, folder / "out")
 
@@ -202,7 +200,7 @@ def test_mended_photos_do_not_go_on(photos):
     with pytest.raises(KeyboardInterrupt), predictions(options, None, folder / "out") as found:
         next(found)
         raise KeyboardInterrupt
-    rows["i"][1] += 1
+    rows["i"][1] *= -1
     _write(folder / "i", ids, rows["i"], images="sizes after")
     with pytest.raises(InputError, match="another run"):
         _run(options, None, folder / "out")

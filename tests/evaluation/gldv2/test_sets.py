@@ -15,7 +15,9 @@ def _meta(**changes):
 
 def _set(ids, width=4, **changes):
     ids = tuple(ids)
-    return DescriptorSet(ids, np.ones((len(ids), width), np.float32), _meta(**changes), "the set")
+    return DescriptorSet(
+        ids, np.eye(1, width, dtype=np.float32).repeat(len(ids), 0), _meta(**changes), "the set"
+    )
 
 
 def _written(path, *arguments, **changes):
@@ -67,7 +69,7 @@ def test_sets_go_together(tmp_path):
     for message, path in cases.items():
         with pytest.raises(InputError, match=message):
             sets.read_sets(queries, path)
-    np.save(tmp_path / "bare.npy", np.ones((1, 4), np.float32))
+    np.save(tmp_path / "bare.npy", np.eye(1, 4, dtype=np.float32))
     with pytest.raises(InputError, match="no ids"):
         sets.read_sets(str(tmp_path / "bare.npy"), index)
     # In another folder, but the same photo.

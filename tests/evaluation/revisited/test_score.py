@@ -76,7 +76,7 @@ def test_the_original_protocol_is_one_level_and_said(tmp_path):
     value = TRUTH | {"gnd": [{"ok": [0, 1, 2], "junk": [3]}, {"ok": [4]}, {"ok": [], "junk": [5]}]}
     path = tmp_path / "gnd_x.pkl"
     path.write_bytes(pickle.dumps(value))
-    index, queries = rng.normal(size=(8, 4)), rng.normal(size=(3, 4))
+    index, queries = _unit(rng.normal(size=(8, 4))), _unit(rng.normal(size=(3, 4)))
     scores = score.evaluate_revisited(path, queries.astype("f4"), index.astype("f4"))
     _, *others = scores.protocol["remarks"]
     assert "one level: easy and medium are both" in scores.protocol["remarks"][0]
@@ -220,7 +220,7 @@ def files(tmp_path, task):
     np.save(tmp_path / "index.npy", np.array([rows[i] for i in task.index_ids], np.float32))
     np.save(tmp_path / "both.npy", np.array([*(rows[i] for i in task.index_ids), *others], "f4"))
     np.save(tmp_path / "queries.npy", np.array([rows[i] for i in task.query_ids], np.float32))
-    np.save(tmp_path / "narrow.npy", np.zeros((8, 4), np.float32))
+    np.save(tmp_path / "narrow.npy", np.full((8, 4), 0.5, np.float32))
     return tmp_path
 
 
@@ -363,7 +363,7 @@ def test_arrays_that_do_not_fit_are_refused(files, task):
     wrong[2, 3] = np.nan
     for rows, told in [
         ((queries, wrong), "the index: row 2 is not finite"),
-        ((queries, index[:, :4]), "the index has width 4, the queries has 16"),
+        ((queries, np.full((8, 4), 0.5, "f4")), "the index has width 4, the queries has 16"),
         ((queries, index[:5]), "the index has 5 rows for 8 photos"),
         ((queries[:2], index), "the queries has 2 rows for 3 queries"),
         ((queries, index.astype(int)), "int64"),

@@ -1,12 +1,12 @@
 """The directory of an exact index: what faiss reads, and what is refused."""
 
-import json
 import subprocess
 import sys
 
 import faiss
 import numpy as np
 import pytest
+import sealed
 
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
@@ -86,10 +86,6 @@ def _flip(file, place):
     file.write_bytes(data)
 
 
-def _change(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes))
-
-
 DAMAGE = {
     "no index.faiss": ("index.faiss", lambda f: f.unlink(), "index.faiss: no such file"),
     "cut index.faiss": ("index.faiss", lambda f: _cut(f, -1), "not an IndexFlatIP of 60 x 24"),
@@ -109,18 +105,31 @@ DAMAGE = {
         "no index; `dolg index build`",
     ),
     "cut meta.json": ("meta.json", lambda f: _cut(f, 99), "not JSON"),
+    "other letter in meta.json": (
+        "meta.json",
+        lambda f: f.write_text(f.read_text(encoding="utf-8").replace("crop", "crap")),
+        "meta.json: damaged, or edited",
+    ),
     "a list": ("meta.json", lambda f: f.write_text("[1]"), "format_version is None"),
-    "later release": ("meta.json", lambda f: _change(f, format_version=2), "format_version is 2"),
+    "later release": (
+        "meta.json",
+        lambda f: sealed.change(f, format_version=2),
+        "format_version is 2",
+    ),
     "no key": (
         "meta.json",
-        lambda f: f.write_text(f.read_text(encoding="utf-8").replace("scales", "scale")),
+        lambda f: sealed.change(f, "scales"),
         "no 'scales'; build the index again",
     ),
-    "other size": ("meta.json", lambda f: _change(f, rows=59), "not an IndexFlatIP of 59 x 24"),
+    "other size": (
+        "meta.json",
+        lambda f: sealed.change(f, rows=59),
+        "not an IndexFlatIP of 59 x 24",
+    ),
 }
 DAMAGE["a number beyond all files"] = (
     "meta.json",
-    lambda f: _change(f, rows=2**63),
+    lambda f: sealed.change(f, rows=2**63),
     f"not an IndexFlatIP of {2**63} x 24",
 )
 WRONG = [
@@ -134,7 +143,7 @@ WRONG = [
     ("calibration", {"threshold": float("nan")}),
 ]
 for key, value in WRONG:
-    harm = lambda f, key=key, value=value: _change(f, **{key: value})  # noqa: E731
+    harm = lambda f, key=key, value=value: sealed.change(f, **{key: value})  # noqa: E731
     DAMAGE[f"{key} is {value!r}"] = ("meta.json", harm, "meta.json: damaged; build the index")
 
 

@@ -9,6 +9,7 @@ import sys
 import faiss
 import numpy as np
 import pytest
+import sealed
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -270,7 +271,7 @@ def _other_size(folder):
 def _resign(folder):
     meta = json.loads((folder / "meta.json").read_text())
     meta["sha256"]["index.faiss"] = files.sha256(folder / "index.faiss")
-    (folder / "meta.json").write_text(json.dumps(meta))
+    sealed.change(folder / "meta.json", sha256=meta["sha256"])
 
 
 def _cut(folder, resign):
@@ -287,9 +288,8 @@ def _flip(folder):
 
 
 def _no_cells(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["ivfpq"]["nprobe"] = 0
-    (folder / "meta.json").write_text(json.dumps(meta))
+    made = json.loads((folder / "meta.json").read_text())["ivfpq"]
+    sealed.change(folder / "meta.json", ivfpq=made | {"nprobe": 0})
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ IDS = tuple(f"{'bca'[i % 3]}/{i}" for i in range(60))
 
 @dataclasses.dataclass
 class Model:
-    """Describes photos of 2 x 2 pixels by whole numbers, until it has described `stop_at`."""
+    """Describes photos of 2 x 2 pixels, until it has described `stop_at`."""
 
     name: str
     width: int = 6
@@ -37,7 +37,8 @@ class Model:
         if self.described == self.stop_at:
             raise KeyboardInterrupt
         self.described += len(images)
-        return images.reshape(len(images), 12).astype(np.float32) @ self.kernel()
+        rows = images.reshape(len(images), 12).astype(np.float64) @ self.kernel()
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 TURNED = set()  # whether photos were to be turned
@@ -82,7 +83,8 @@ def photos(tmp_path):
 def _describe(path, photos, model, ids=IDS, **about):
     """Writes a descriptor set without what is tested here."""
     pixels = [np.frombuffer((photos / f"{id_}.png").read_bytes(), np.uint8) for id_ in ids]
-    rows = np.float32(pixels) @ model.kernel()
+    rows = model(np.array(pixels)) if len(pixels) else np.zeros((0, model.width), np.float32)
+    model.described -= len(pixels)
     meta = {"image_root": str(photos), "model_hash": model.name, "scales": [0.5, 1.0]}
     meta |= {"crop": False, "max_side": 0, "whitening": None, "bad": []}
     descriptors.write(path, DescriptorSet(tuple(ids), rows, meta | about))

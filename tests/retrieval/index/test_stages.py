@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from halves import halves
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -30,10 +31,9 @@ META = {
     "whitening": None,
     "bad": [],
 }
-# Small whole numbers: products are exact, and many are equal.
-ROWS = np.random.default_rng(0).integers(-1, 2, (60, 6)).astype(np.float32)
+ROWS = halves(np.random.default_rng(0), 60, 9)
 IDS = [f"{'äbc'[i % 3]}/{i % 17}-{i}" for i in range(60)]  # not in order
-QUERIES = np.random.default_rng(1).integers(-2, 3, (7, 6)).astype(np.float32)
+QUERIES = halves(np.random.default_rng(1), 7, 9)
 
 
 def _write(path, numbers, **meta):
@@ -101,6 +101,7 @@ def test_half_precision_and_several_shards(tmp_path, built):
 
 def test_the_csv(tmp_path, built):
     queries = QUERIES + np.float32(1 / 3)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     settings = {"index": str(built), "descriptors": _query_set(tmp_path / "queries", queries)}
     output = tmp_path / "found.csv"
     stages.query(QueryConfig(output=str(output), k=4, **settings))
@@ -306,7 +307,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
     np.save(tmp_path / "rows.npy", ROWS)
     with pytest.raises(InputError, match=r"bare .npy, which names neither photos nor model"):
         stages.add(AddConfig(index=str(built), descriptors=str(tmp_path / "rows.npy")))
-    other = _query_set(tmp_path / "other", np.ones((2, 5)))
+    other = _query_set(tmp_path / "other", np.eye(2, 5))
     for run, settings in (
         (stages.add, AddConfig(index=str(built), descriptors=other)),
         (
@@ -314,7 +315,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
             QueryConfig(index=str(built), descriptors=other, output=str(tmp_path / "f")),
         ),
     ):
-        with pytest.raises(InputError, match=r"has width 5, .*index has 6"):
+        with pytest.raises(InputError, match=r"has width 5, .*index has 9"):
             run(settings)
 
 

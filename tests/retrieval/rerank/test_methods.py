@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies
 
 from dolg_tf.apps.demo import search as demo_search
 from dolg_tf.evaluation.revisited import score
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import norms
 from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
@@ -123,7 +123,7 @@ def test_few_photos_and_duplicates(method, seed, count, copies, queries):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_has_no_direction_is_refused(method, monkeypatch):
-    monkeypatch.setattr(descriptors, "_CHECK_ROWS", 3)
+    monkeypatch.setattr(norms, "_BLOCK", 3)
     index, config = some(0, 8), RerankConfig(rerank=method)
     for value, told in [(0, "has norm 0;"), (1, "has norm 2.828;"), (np.nan, "has norm nan;")]:
         wrong = index.copy()

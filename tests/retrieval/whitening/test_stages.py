@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
+import sealed
 from set_meta import META
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.whitening.stages import ApplyConfig, FitConfig, apply, fit
+from dolg_tf.runtime.whitening import load_whitening, write_whitening
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.whitening import load_whitening
 
 
 def _save(path, rows, **meta):
@@ -20,9 +21,10 @@ def _save(path, rows, **meta):
 def folder(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((40, 8)) * np.arange(1, 9) + 3
-    _save(tmp_path / "set", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    _save(tmp_path / "set", rows)
     _save(tmp_path / "other_model", rows, model_hash="xyz")
-    _save(tmp_path / "narrow", rows[:, :5])
+    _save(tmp_path / "narrow", rows[:, :5] / np.linalg.norm(rows[:, :5], axis=1, keepdims=True))
     np.save(tmp_path / "rows.npy", rows)
     lines = [f"p/{row},{row // 5}" for row in range(40)]
     (tmp_path / "labels.csv").write_text("\n".join(["id,landmark", *lines]) + "\n")
@@ -93,6 +95,7 @@ def test_what_is_finished_is_kept_and_nothing_else_replaced(folder, caplog):
         _apply(folder, output="set")
     ids = json.dumps(sorted(descriptors.read(folder / "set").ids, reverse=True))
     (folder / "white" / "ids.txt").write_text("\n".join(json.loads(ids)) + "\n")
+    sealed.forget(folder / "white" / "meta.json")
     _fit(folder, overwrite=True)
     with pytest.raises(InputError, match="holds other photos"):
         _apply(folder)
@@ -122,8 +125,8 @@ def test_what_does_not_fit_is_refused(folder):
 
 
 def test_a_photo_that_is_the_mean_is_refused(folder):
-    _fit(folder)
-    rows = load_whitening(folder / "w.npz", 8).mean + np.array([[1.0], [0.5], [0.0]])
+    rows = np.eye(3, 8)
+    write_whitening(folder / "w.npz", rows[2], np.eye(8), "")
     _save(folder / "means", rows)
     with pytest.raises(InputError, match="whitening leaves nothing of 'p/2'"):
         _apply(folder, "means")

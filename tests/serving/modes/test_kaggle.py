@@ -11,12 +11,12 @@ import tensorflow as tf
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.whitening.stages import WhitenedRows
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.runtime.whitening import load_whitening, write_whitening
 from dolg_tf.serving import export as stage
 from dolg_tf.serving import saved_model
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import kaggle
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.whitening import load_whitening, write_whitening
 
 SCALES = (0.7071, 1.0)
 

@@ -5,15 +5,18 @@ import json
 import re
 import zipfile
 
+import bits
 import numpy as np
 import pytest
 
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg, weights_hash
+from dolg_tf.runtime.one_file import load_litert
 from dolg_tf.serving import export as stage
 from dolg_tf.serving import one_file
 from dolg_tf.serving.config import ExportConfig
+from dolg_tf.stage.config import InputError
 
 interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 litert = pytest.importorskip("dolg_tf.serving.modes.litert")
@@ -134,3 +137,15 @@ def test_the_papers_and_mobile_networks_are_exported(backbone, tmp_path):
         output = tmp_path / f"{quantize}.tflite"
         arguments = {"model_dir": str(tmp_path / "model"), "output": str(output)}
         stage.export(ExportConfig(mode="litert", **arguments, quantize=quantize))
+
+
+def test_a_flipped_bit_is_told(exported):
+    """Of the network by our checksum, of the zip behind it by the zip's own."""
+    size = exported.stat().st_size
+    for at in (0, 100, size // 3, size // 2):
+        with bits.flipped(exported, at), pytest.raises(InputError, match=r"tflite: damaged, "):
+            load_litert(exported)
+    start = exported.read_bytes().rindex(b'{\n "mode"')
+    with bits.flipped(exported, start + 9), pytest.raises(zipfile.BadZipFile):
+        load_litert(exported)
+    assert load_litert(exported).about["mode"] == "litert"

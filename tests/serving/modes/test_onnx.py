@@ -5,12 +5,14 @@ import importlib.util
 import json
 import re
 
+import bits
 import numpy as np
 import pytest
 
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg, weights_hash
+from dolg_tf.runtime.one_file import load_onnx
 from dolg_tf.serving import export as stage
 from dolg_tf.serving import one_file
 from dolg_tf.serving.config import ExportConfig
@@ -118,6 +120,7 @@ def test_a_missing_model_or_package_leaves_nothing(tmp_path, monkeypatch):
 def test_a_wrong_file_is_not_put_in_place(model_dir, loaded, exported, tmp_path, monkeypatch):
     def write(_, path):
         model = onnx.load(exported)
+        del model.metadata_props[-1]  # the checksum
         for tensor in model.graph.initializer:
             if list(tensor.dims)[-1:] == [16]:
                 values = onnx.numpy_helper.to_array(tensor) + np.float32(0.1)
@@ -176,3 +179,18 @@ def test_the_papers_and_mobile_networks_are_exported(backbone, tmp_path):
     stage.export(ExportConfig(mode="onnx", model_dir=str(tmp_path / "model"), output=str(output)))
     operations = {node.op_type for node in onnx.load(output).graph.node}
     assert "Conv" in operations and not operations & {"Loop", "If", "BatchNormalization"}
+
+
+def test_a_flipped_bit_is_told(exported):
+    """Also in the digits of the checksum itself, at the end."""
+    size = exported.stat().st_size
+    for at in (0, 100, size // 3, size // 2, size - 40, size - 1):
+        with bits.flipped(exported, at), pytest.raises(InputError, match=r"small\.onnx: damaged, "):
+            load_onnx(exported)
+    assert load_onnx(exported).about["mode"] == "onnx"
+
+
+def test_a_file_without_a_checksum_is_read(exported, tmp_path):
+    old = tmp_path / "old.onnx"
+    old.write_bytes(exported.read_bytes()[:-20])
+    assert load_onnx(old).about["mode"] == "onnx"

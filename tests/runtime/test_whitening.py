@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from dolg_tf.runtime.whitening import load_whitening, write_whitening
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.whitening import load_whitening, write_whitening
 
 MEAN = np.random.default_rng(0).normal(size=16).astype(np.float32)
 PROJECTION = np.random.default_rng(1).normal(size=(16, 5)).astype(np.float32)

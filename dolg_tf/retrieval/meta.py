@@ -1,0 +1,83 @@
+"""What `meta.json` of a descriptor set or an index may say, key by key."""
+
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dolg_tf.stage.config import InputError
+
+DTYPES = ("float32", "float16")  # in which rows are stored
+_SIDE_LIMIT = 1 << 31
+
+
+def _none_or(kind: type) -> Callable[[Any], bool]:
+    return lambda value: value is None or type(value) is kind
+
+
+def _is_scales(value) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(type(scale) in (int, float) and 0 < scale < math.inf for scale in value)
+    )
+
+
+def _is_side(value) -> bool:
+    return value is None or (type(value) is int and 0 <= value < _SIDE_LIMIT)
+
+
+def _is_whitening(value) -> bool:
+    return value is None or isinstance(value, str | dict)
+
+
+def _is_bad(value) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(photo, dict) and "id" in photo for photo in value
+    )
+
+
+# Sets from other tools do not know how they were made: None.
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "image_root": (_none_or(str), "a folder"),
+    "model_hash": (_none_or(str), "a string"),
+    "scales": (_is_scales, "a list of positive numbers"),
+    "crop": (_none_or(bool), "true or false"),
+    "max_side": (_is_side, "a whole number of pixels"),
+    "dtype": (lambda value: value in DTYPES, " or ".join(DTYPES)),
+    "whitening": (_is_whitening, "a SHA-256"),
+    "bad": (_is_bad, "a list of unreadable photos with their ids"),
+    "upright": (_none_or(bool), "true or false"),
+    "query_scale": (_none_or(str), "a string"),
+    "box_rounding": (_none_or(str), "a string"),
+}
+
+
+def with_defaults(meta: dict) -> dict:
+    """Returns the metadata of a set or index with the keys that older releases did not write.
+
+    `query_scale` and `box_rounding` are of photos cut to boxes alone.
+    """
+    added = {"upright": False}
+    if meta.get("crop"):
+        added |= {"query_scale": "crop", "box_rounding": "dolg"}
+    return meta | {key: value for key, value in added.items() if key not in meta}
+
+
+def check_meta(meta: Mapping, needed: Iterable[str], source: pathlib.Path, remedy: str) -> None:
+    """Makes sure that metadata have all keys, and values of the right kind.
+
+    Args:
+      meta: the contents of `meta.json`.
+      needed: keys that must be there.
+      source: the file, for the error.
+      remedy: the end of the error message.
+
+    Raises:
+      InputError: naming the first key that is missing, or whose value is of another kind.
+    """
+    for key in needed:
+        if key not in meta:
+            raise InputError(f"{source}: no {key!r}; {remedy}")
+    for key, (fits, kind) in _RULES.items():
+        if key in meta and not fits(meta[key]):
+            raise InputError(f"{source}: {key} is {meta[key]!r:.60}, not {kind}; {remedy}")
