@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-_GRACE = 15.0  # seconds that any body may take
+_GRACE = 15.0  # seconds that any body may take, or be silent
 _RATE = 32 * 2**10  # bytes per second that a longer one must keep up, as a slow line does
+_LONGEST = 1800.0  # seconds
 
 
 async def chunks(request: Request, most: int) -> AsyncIterator[bytes]:
@@ -23,7 +24,8 @@ async def chunks(request: Request, most: int) -> AsyncIterator[bytes]:
     now = asyncio.get_running_loop().time
     stream, size, start = request.stream(), 0, now()
     while True:
-        patience = start + _GRACE + size / _RATE - now()
+        lasted = now() - start
+        patience = min(_GRACE, _GRACE + size / _RATE - lasted, _LONGEST - lasted)
         try:
             chunk = await asyncio.wait_for(anext(stream), patience)
         except StopAsyncIteration:

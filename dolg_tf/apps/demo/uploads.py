@@ -13,7 +13,7 @@ import pathlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -25,7 +25,7 @@ from dolg_tf.apps.demo import bodies
 
 BUSY = "This page is busy: too many uploads at once; try again in a moment."
 NOT_THERE = "The request names a file that was not uploaded, or was read; choose it again."
-_AT_ONCE = 8  # uploads that are received at the same time
+_AT_ONCE = 32  # uploads that are received at the same time
 _FILES = 1000  # in one upload, as many as Gradio's page sends
 _AGE = 300  # seconds that a file waits for the event that names it
 _OVERHEAD = 2**20  # bytes of an upload besides those of its files
@@ -75,12 +75,13 @@ class Uploads:
         """Keeps the files of a request; answers with their paths."""
         length, boundary = self._length(request), _boundary(request)
         id_ = request.query_params.get("upload_id", "")[:64]
-        with self._room(length):
+        with self._place() as take_room:
             parts = _Parts(boundary, self._folder, self._max_bytes)
             self._progress[id_] = parts
             run = asyncio.get_running_loop().run_in_executor
             try:
                 async for chunk in bodies.chunks(request, length):
+                    take_room(len(chunk))
                     await run(self._threads, parts.write, chunk)
                 await run(self._threads, parts.end)
             except BaseException as error:
@@ -148,25 +149,34 @@ class Uploads:
         return int(stated)
 
     @contextlib.contextmanager
-    def _room(self, length: int) -> Iterator[None]:
-        """Holds room for an upload; the oldest of the files that nobody claimed make way."""
+    def _place(self) -> Iterator[Callable[[int], None]]:
+        """Counts an upload while the block runs; yields a function that takes room for bytes."""
         if self._received >= _AT_ONCE:
             raise HTTPException(503, BUSY)
+        self._received, taken = self._received + 1, 0
+
+        def take_room(size: int) -> None:
+            nonlocal taken
+            self._make_way(size)
+            taken, self._coming = taken + size, self._coming + size
+
+        try:
+            yield take_room
+        finally:
+            self._received, self._coming = self._received - 1, self._coming - taken
+
+    def _make_way(self, size: int) -> None:
+        """Makes room for bytes: the oldest of the files that nobody claimed are deleted."""
         waiting = list(self._kept.values())
-        free = 2 * self._max_upload + 2 * _OVERHEAD - self._coming - self._claimed
+        free = 2 * (self._max_upload + _OVERHEAD) - self._coming - self._claimed
         free -= sum(upload.size for upload in waiting)
         for upload in waiting:
-            if free >= length:
+            if free >= size:
                 break
             self.discard(self.claim(str(upload.path)))
             free += upload.size
-        if free < length:
+        if free < size:
             raise HTTPException(503, BUSY)
-        self._coming, self._received = self._coming + length, self._received + 1
-        try:
-            yield
-        finally:
-            self._coming, self._received = self._coming - length, self._received - 1
 
 
 def _boundary(request: Request) -> bytes:

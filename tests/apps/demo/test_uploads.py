@@ -140,6 +140,15 @@ def test_an_upload_that_is_too_slow(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(bodies, "_GRACE", 0.05)
     with pytest.raises(uploads.HTTPException, match="408: The request comes too slowly"):
         asyncio.run(kept.receive(_request([_piece(PART + b"x"), None])))
+    # Not even a fast one may fall silent, or last for hours.
+    for limits, pieces in (({}, [PART + b"x" * 500, None]), ({"_LONGEST": 0}, [PART])):
+        with monkeypatch.context() as limited:
+            limited.setattr(bodies, "_RATE", 1)
+            for name, value in limits.items():
+                limited.setattr(bodies, name, value)
+            messages = [None if piece is None else _piece(piece) for piece in pieces]
+            with pytest.raises(uploads.HTTPException, match="408"):
+                asyncio.run(kept.receive(_request(messages, 900)))
     # Drop by drop is as slow.
     drops = [_piece(b"x") for _ in range(1000)]
 
@@ -204,10 +213,32 @@ def test_the_oldest_make_way_and_those_in_use_do_not(client, kept, tmp_path, mon
     assert len(list(tmp_path.iterdir())) <= 6
 
 
+def test_what_is_only_stated_takes_no_room(client, kept):
+    """Whoever states much and sends nothing keeps nobody out."""
+
+    async def both():
+        async def nothing():
+            await asyncio.sleep(60)
+
+        idle = _request([], 3 * MOST)
+        idle._receive = nothing
+        waiting = [asyncio.create_task(kept.receive(idle)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        body = PART + b"x" * MOST + END
+        answer = await kept.receive(_request([_piece(body) | {"more_body": False}], len(body)))
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        return answer
+
+    assert asyncio.run(both()).status_code == 200
+    assert kept._received == kept._coming == 0
+
+
 def test_too_many_at_once(client, kept):
     with contextlib.ExitStack() as stack:
         for _ in range(uploads._AT_ONCE):
-            stack.enter_context(kept._room(1))
+            stack.enter_context(kept._place())
         assert client.post("/upload", files=_files(b"x")).status_code == 503
     assert client.post("/upload", files=_files(b"x")).status_code == 200
 
