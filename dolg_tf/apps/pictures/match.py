@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dolg_tf.apps.pictures.agreement import Agreement, Pair, agreement
+from dolg_tf.apps.pictures.names import PLAIN, shown
 from dolg_tf.apps.pictures.ranked_list import draw_map, new_figure
 from dolg_tf.retrieval.exact.search import inner_products
 from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
@@ -151,9 +152,8 @@ def draw(
         axes = add_axes(left, bottom + high + _MARGIN, wide)
         axes.imshow(image, aspect="auto")
         axes.set_axis_off()
-        # Names are data: `$` in one begins no formula.
-        title = {"fontsize": 8, "color": "#333333", "pad": 4, "parse_math": False}
-        axes.set_title(_shorten(name, wide), **title)
+        title = {"fontsize": 8, "color": "#333333", "pad": 4, **PLAIN}
+        axes.set_title(shown(name, max(8, int(wide * 14))), **title)
         maps.append(add_axes(left, bottom, wide))
         drawn = draw_map(maps[-1], image, values)
         drawn.set_clim(0, 1)
@@ -199,12 +199,6 @@ def _caption(found: Agreement) -> str:
         if len(found.pairs) > 1
         else "Line: the strongest pair of places that are each other's most similar."
     )
-
-
-def _shorten(name: str, wide: float) -> str:
-    """Returns a name that is no wider than its photo."""
-    letters = max(8, int(wide * 14))
-    return name if len(name) <= letters else f"{name[: letters - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _draw_pair(figure, maps, photos, found: Agreement, pair: Pair, number: int) -> None:

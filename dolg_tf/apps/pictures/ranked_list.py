@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dolg_tf.apps.pictures.names import PLAIN, shown
 from dolg_tf.stage import installed
 from dolg_tf.stage.config import InputError
 
@@ -89,9 +90,8 @@ def _caption(figure, text: str, left: float, top: float, **style) -> None:
     """Writes a line centred under a cell; `top` is the lower edge of the cell in inches."""
     width, height = figure.get_size_inches()
     x, y = (left + _CELL / 2) / width, 1 - (top + 0.065) / height
-    style = {"fontsize": 7.5, "color": "#333333", **style}
-    # Names are data: `$` in one begins no formula.
-    figure.text(x, y, text, ha="center", va="top", parse_math=False, **style)
+    style = {"fontsize": 7.5, "color": "#333333", **PLAIN, **style}
+    figure.text(x, y, shown(text, 24), ha="center", va="top", **style)
 
 
 def _badge(figure, kind: str, left: float, top: float, size: float = 8) -> None:
@@ -239,7 +239,8 @@ def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float 
         left = 0.3 + wide + number * pitch
         drawn = draw_map(add_axes(left, wide), photo, values)
         bar = figure.colorbar(drawn, cax=add_axes(left + wide + 0.15, 0.13))
-        bar.set_label(textwrap.fill(label, max(12, int(_LETTERS * height))), fontsize=8)
+        text = textwrap.fill(shown(label), max(12, int(_LETTERS * height)))
+        bar.set_label(text, fontsize=8, **PLAIN)
         bar.ax.tick_params(labelsize=7)
         bar.solids.set_alpha(1)
     return figure

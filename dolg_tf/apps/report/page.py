@@ -23,7 +23,7 @@ class Picture:
     """A matplotlib Figure of a page.
 
     Attributes:
-      name: of the PNG, without suffix; unique in the page.
+      name: of the PNG, without suffix; a second one of this name gets a number.
       figure: see `dolg_tf.apps.pictures.ranked_list`,
         `dolg_tf.apps.report.figures.precision_recall` and their like.
       alt: what it shows, with its main numbers, for readers who cannot see it.
@@ -145,16 +145,25 @@ def write_page(
         temporary.mkdir()
         images = {}
         for picture in progress.track(pictures, len(pictures), "draw", "pictures"):
-            path = files.inside(temporary, f"{picture.name}.png")
-            if path.exists():
-                raise ValueError(f"two pictures are named {picture.name!r}")
+            path = _unused(temporary, picture.name)
             png = io.BytesIO()  # see files.write_bytes
             picture.figure.savefig(png, format="png")
             path.write_bytes(png.getvalue())
-            images[picture.name] = _image(path, picture)
-        (temporary / PAGE).write_text(_html(title, sections, images, lead), encoding="utf-8")
+            images[id(picture)] = _image(path, picture)
+        page = _html(title, sections, images, lead)
+        # Names may be of bytes that are no text.
+        (temporary / PAGE).write_text(page, encoding="utf-8", errors="replace")
         check_folder(output)  # it may have been filled meanwhile
     return output / PAGE
+
+
+def _unused(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns a path for a picture: names of data that differ may have one slug."""
+    path, number = files.inside(folder, f"{name}.png"), 1
+    while path.exists():
+        number += 1
+        path = files.inside(folder, f"{name}_{number}.png")
+    return path
 
 
 def _image(path: pathlib.Path, picture: Picture) -> dict:
@@ -193,7 +202,7 @@ def template():
     ).get_template("page.html.j2")
 
 
-def _html(title: str, sections: Sequence[Section], images: dict[str, dict], lead: str) -> str:
+def _html(title: str, sections: Sequence[Section], images: dict[int, dict], lead: str) -> str:
     """Returns the HTML of a page; small blocks that follow one another stand side by side."""
     anchor = _Anchors().new
     style = (_HERE / "style.css").read_text(encoding="utf-8")
@@ -204,7 +213,7 @@ def _html(title: str, sections: Sequence[Section], images: dict[str, dict], lead
             (section, anchor(section.title), itertools.groupby(section.blocks, _is_small))
             for section in sections
         ],
-        images=images,
+        image_of=lambda picture: images[id(picture)],
         anchor=anchor,
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),

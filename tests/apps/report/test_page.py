@@ -91,9 +91,19 @@ def test_other_folders_stay(tmp_path):
         report_page.write_page(photos, "t", [])
 
 
-def test_two_pictures_of_one_name_are_a_mistake(tmp_path):
-    with pytest.raises(ValueError, match="two pictures are named 'a'"):
-        report_page.write_page(tmp_path / "out", "t", [Section("x", [_picture(), _picture()])])
+def test_a_second_picture_of_one_name_gets_a_number(tmp_path):
+    """Data named `Köln` and `Kiln` may have one slug."""
+    page = report_page.write_page(
+        tmp_path / "out", "t", [Section("x", [_picture(), _picture(), _picture()])]
+    )
+    names = sorted(path.name for path in page.parent.glob("*.png"))
+    assert names == ["a.png", "a_2.png", "a_3.png"]
+    assert page.read_text().count("<img") == 3
+
+
+def test_names_that_are_no_text_are_shown(tmp_path):
+    page = report_page.write_page(tmp_path / "out", "a \udcff", [Section("x", ["\ud800 <b>"])])
+    assert "<title>a ?</title>" in page.read_text() and "? &lt;b&gt;" in page.read_text()
 
 
 def test_what_is_empty():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dolg_tf.apps.pictures.names import legend, shown
 from dolg_tf.apps.report import tsne
 from dolg_tf.apps.report.figures.style import COLOURS, new_plot, slug
 from dolg_tf.apps.report.page import Block, Picture
@@ -158,12 +159,11 @@ def embedding_map(found: EmbeddingMap):
                 edgecolors="black" if query else "white",
                 linewidths=0.9 if query else 0.3,
                 zorder=1 + (landmark >= 0) + query,
-                label=posixpath.basename(found.names[landmark]) if query else None,
+                label=shown(posixpath.basename(found.names[landmark]), 30) if query else None,
             )
     if len(found.names) <= _LEGEND:
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
-        for text in axes.legend(fontsize=7, frameon=False, ncols=3, **place).get_texts():
-            text.set_parse_math(False)  # names are data: `$` in one begins no formula
+        legend(axes, fontsize=7, ncols=3, **place)
     return figure
 
 

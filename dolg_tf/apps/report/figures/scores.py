@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dolg_tf.apps.pictures.names import PLAIN, shown
 from dolg_tf.apps.report.figures.style import LEVEL, LEVEL_STYLE, new_plot, percent
 from dolg_tf.apps.report.page import Block, Note, Picture, Table
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
@@ -80,7 +81,9 @@ def score_intervals(scores: Mapping[str, Mapping[str, Mapping]]):
         spread = np.maximum([means - low, high - means], 0)
         places = np.array([row for row, _ in rows]) + shift[level]
         axes.errorbar(means, places, xerr=spread, label=level, **style)
-    axes.set_yticks(range(len(scores)), [textwrap.fill(name, 22) for name in scores])
+    axes.set_yticks(
+        range(len(scores)), [textwrap.fill(shown(name), 22) for name in scores], **PLAIN
+    )
     axes.set(xlim=(0, 102), ylim=(len(scores) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     figure.legend(frameon=False, fontsize=9, ncols=3, loc="outside upper center")

@@ -2,6 +2,7 @@
 
 import re
 
+from dolg_tf.apps.pictures.names import PLAIN, shown
 from dolg_tf.apps.pictures.ranked_list import new_figure
 
 LEVEL = "medium"  # where a single one is shown
@@ -18,6 +19,7 @@ LEVEL_STYLE = {
 
 # Inches. On a phone, 350 pixels wide, the letters are still as large as small print.
 _WIDTH, _HEIGHT, _DPI = 5.0, 3.2, 200
+_SLUG = 80  # letters; a file's name may have 255 bytes
 _INK, _FAINT = "#333333", "#d9d9d9"
 
 
@@ -37,10 +39,11 @@ def new_plot(xlabel: str, ylabel: str, title: str = "", height: float = _HEIGHT)
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel(xlabel, fontsize=10, color=_INK)
-    axes.set_ylabel(ylabel, fontsize=10, color=_INK)
+    axes.set_xlabel(xlabel, fontsize=10, color=_INK, **PLAIN)
+    axes.set_ylabel(ylabel, fontsize=10, color=_INK, **PLAIN)
     if title:
-        axes.set_title(title, fontsize=11, fontweight="bold", color=_INK, loc="left")
+        style = {"fontsize": 11, "fontweight": "bold", "color": _INK, "loc": "left"}
+        axes.set_title(shown(title), **style, **PLAIN)
     return figure, axes
 
 
@@ -51,4 +54,4 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def slug(text: str) -> str:
     """Returns text as the name of a file."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "task"
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())[:_SLUG].strip("_") or "task"

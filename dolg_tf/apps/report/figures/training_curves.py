@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from dolg_tf.apps.pictures.names import legend, shown
 from dolg_tf.apps.report.figures.style import COLOURS, DASHES, new_plot, slug
 from dolg_tf.apps.report.page import Block, Note, Picture, Table
 from dolg_tf.apps.report.run_files import RunFiles
@@ -99,9 +100,9 @@ def training_curve(name: str, splits: Mapping[str, Curve]):
     figure, axes = new_plot("step", "", NAMES.get(name, name))
     for number, (split, (steps, values)) in enumerate(splits.items()):
         style = _STYLES.get(split, {"color": COLOURS[(3 + number) % len(COLOURS)], "marker": "x"})
-        axes.plot(steps, values, label=split, **style)
+        axes.plot(steps, values, label=shown(split, 30), **style)
     if len(splits) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        legend(axes, fontsize=9)
     return figure
 
 
