@@ -45,7 +45,7 @@ def photo_size(data: tf.Tensor) -> tf.Tensor:
     sizes = {
         UNKNOWN: lambda: tf.zeros([2], tf.int64),
         PNG: lambda: _png_size(_head(data)),
-        GIF: lambda: first_gif_frame(data)[1],
+        GIF: lambda: first_gif_frame(data)[1][:2],
         BMP: lambda: _bmp_size(_head(data)),
         WEBP: lambda: _webp_size(_head(data)),
     }
@@ -66,9 +66,10 @@ def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       data: scalar string, an encoded GIF.
 
     Returns:
-      (gif, size): scalar string, a GIF of that frame alone, in the corner of the canvas; int64
-      (2,), its height and width in pixels, zeros without a frame. A damaged GIF gives a string
-      that a decoder refuses.
+      (gif, place): scalar string, a GIF of that frame alone, in the corner of the canvas; int64
+      (4,), height and width in pixels of the canvas, enlarged to hold the frame, and top and left
+      of the frame on it, zeros without a frame. A damaged GIF gives a string that a decoder
+      refuses.
     """
     raw = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros([1], tf.uint8)], 0)
 
@@ -98,9 +99,17 @@ def first_gif_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     gif = tf.strings.join(
         [_substr(data, 0, frame + 1), b"\0\0\0\0", _substr(data, frame + 5, end - frame - 5), b";"]
     )
-    width, height = (byte(frame + at) + 256 * byte(frame + at + 1) for at in (5, 7))
-    size = tf.where(byte(frame) == ord(","), tf.stack([height, width]), 0)
-    return gif, tf.cast(size, tf.int64)
+
+    def short(at):
+        return byte(at) + 256 * byte(at + 1)
+
+    left, top, width, height = (short(frame + at) for at in (1, 3, 5, 7))
+    whole = (
+        tf.maximum(short(tf.constant(8)), top + height),
+        tf.maximum(short(tf.constant(6)), left + width),
+    )
+    place = tf.where(byte(frame) == ord(","), tf.stack([*whole, top, left]), 0)
+    return gif, tf.cast(place, tf.int64)
 
 
 def animated_webp_with_alpha(data: tf.Tensor) -> tf.Tensor:
@@ -118,7 +127,7 @@ def animated_webp_with_alpha(data: tf.Tensor) -> tf.Tensor:
 
 
 def bmp_palette(data: tf.Tensor) -> tf.Tensor:
-    """Returns the palette of a BMP with 8 bits per pixel, uint8 (colours, 3), RGB.
+    """Returns the palette of a BMP with 8 bits per pixel, uint8 (256, 3), RGB; it ends in black.
 
     Args:
       data: scalar string, an encoded BMP.
@@ -127,13 +136,28 @@ def bmp_palette(data: tf.Tensor) -> tf.Tensor:
     colours = _integer(head, 46, 4)
     colours = tf.where(colours == 0, tf.constant(256, tf.int64), tf.minimum(colours, 256))
     palette = tf.io.decode_raw(_substr(data, 14 + _integer(head, 14, 4), 4 * colours), tf.uint8)
-    return tf.reshape(palette, [-1, 4])[:, 2::-1]  # from blue, green, red, 0
+    palette = tf.concat([palette, tf.zeros([4 * 256 - tf.size(palette)], tf.uint8)], 0)
+    return tf.reshape(palette, [256, 4])[:, 2::-1]  # from blue, green, red, 0
+
+
+def is_plain_bmp(data: tf.Tensor) -> tf.Tensor:
+    """Returns whether TensorFlow's decoder reads a BMP rightly: it looks at no masks, for one."""
+    head = tf.cast(tf.io.decode_raw(_padded(data, 68), tf.uint8)[:68], tf.int64)
+    packing, bits = _integer(head, 30, 4), _integer(head, 28, 2)
+    masks = [_integer(head, at, 4) for at in (54, 58, 62)]
+    usual = tf.reduce_all(tf.stack(masks) == [0xFF0000, 0xFF00, 0xFF])
+    whole = tf.reduce_any(bits == [8, 24, 32])
+    masked = (packing == 3) & (bits >= 24) & usual
+    return (_integer(head, 14, 4) >= 40) & whole & ((packing == 0) | masked)
 
 
 def _head(data: tf.Tensor) -> tf.Tensor:
     """Returns the first bytes as int64 (64,), with zeros where there are fewer."""
-    padded = tf.strings.join([_substr(data, 0, _HEAD), b"\0" * _HEAD])
-    return tf.cast(tf.io.decode_raw(padded, tf.uint8)[:_HEAD], tf.int64)
+    return tf.cast(tf.io.decode_raw(_padded(data, _HEAD), tf.uint8)[:_HEAD], tf.int64)
+
+
+def _padded(data: tf.Tensor, length: int) -> tf.Tensor:
+    return tf.strings.join([_substr(data, 0, length), b"\0" * length])
 
 
 def _substr(data: tf.Tensor, start, length) -> tf.Tensor:
@@ -160,7 +184,8 @@ def _png_size(head: tf.Tensor) -> tf.Tensor:
 def _bmp_size(head: tf.Tensor) -> tf.Tensor:
     height = _integer(head, 22, 4)
     # A negative height, in two's complement, means that the top row comes first.
-    return tf.stack([tf.minimum(height, 2**32 - height), _integer(head, 18, 4)])
+    size = tf.stack([tf.minimum(height, 2**32 - height), _integer(head, 18, 4)])
+    return tf.where(_integer(head, 14, 4) >= 40, size, 0)  # an older header has them elsewhere
 
 
 def _webp_size(head: tf.Tensor) -> tf.Tensor:

@@ -11,24 +11,26 @@ from dolg_tf.data import headers
 
 # TensorFlow's default, a faster DCT, differs by up to 4 levels from Pillow, OpenCV and browsers.
 _DCT = "INTEGER_ACCURATE"
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # a segment: not transformed
 
 
 def decode(data: tf.Tensor) -> tf.Tensor:
     """Returns the photo as uint8 RGB of shape (H, W, 3).
 
-    EXIF rotation is ignored, grey and CMYK become RGB, 16 bits become 8, transparency is dropped,
-    and an animation gives its first frame.
+    EXIF orientation is ignored: `formats.exif_graph` turns. Otherwise the rule is that of
+    `photo_files`, which gives the same pixels.
 
     Args:
       data: scalar string, an encoded JPEG, PNG, GIF, BMP or WebP.
 
     Raises:
-      tf.errors.InvalidArgumentError: when the data cannot be decoded, as with truncated JPEGs.
+      tf.errors.InvalidArgumentError: when the data cannot be decoded, as with truncated JPEGs
+        and formats that `photo_files` alone reads.
     """
     # JPEG apart: distinguishing the others takes longer than decoding a small photo.
     image = tf.cond(
         tf.io.is_jpeg(data),
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method=_DCT),
+        lambda: tf.io.decode_jpeg(_with_inks(data), channels=3, dct_method=_DCT),
         lambda: _decode_other(data),
     )
     return tf.ensure_shape(image, (None, None, 3))
@@ -46,7 +48,19 @@ def decode_jpeg_crop(data: tf.Tensor, top, left, height, width) -> tf.Tensor:
       height, width: int32 scalars, size of the window in pixels; it must lie inside the photo.
     """
     window = tf.stack([top, left, height, width])
-    return tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method=_DCT)
+    return tf.image.decode_and_crop_jpeg(_with_inks(data), window, channels=3, dct_method=_DCT)
+
+
+def _with_inks(data: tf.Tensor) -> tf.Tensor:
+    """Returns a JPEG; one of CMYK begins with Adobe's marker: inks are stored inverted.
+
+    So they are by all who write such files, with the marker or not. A later marker counts instead.
+    """
+    return tf.cond(
+        tf.image.extract_jpeg_shape(data)[2] == 4,
+        lambda: tf.strings.join([b"\xff\xd8" + _ADOBE, tf.strings.substr(data, 2, 2**31 - 1)]),
+        lambda: data,
+    )
 
 
 # Traced: op by op, as extraction calls it, reading the header takes 7 ms.
@@ -55,7 +69,7 @@ def _decode_other(data: tf.Tensor) -> tf.Tensor:
     decoders = {
         headers.UNKNOWN: _decode_nothing,
         headers.PNG: lambda: _decode_image(data, 3),
-        headers.GIF: lambda: _decode_image(headers.first_gif_frame(data)[0], 3),
+        headers.GIF: lambda: _decode_gif(data),
         headers.BMP: lambda: _decode_bmp(data),
         # A WebP can be decoded only with the channels that it has.
         headers.WEBP: lambda: _decode_image(headers.animated_webp_with_alpha(data), 0)[:, :, :3],
@@ -73,9 +87,21 @@ def _decode_nothing() -> tf.Tensor:
         return tf.zeros([0, 0, 3], tf.uint8)
 
 
+def _decode_gif(data: tf.Tensor) -> tf.Tensor:
+    """Decodes the first frame of a GIF on its canvas, which is black."""
+    gif, place = headers.first_gif_frame(data)
+    frame = _decode_image(gif, 3)
+    sides = tf.shape(frame, tf.int64)[:2]
+    before, behind = place[2:], place[:2] - place[2:] - sides
+    edges = tf.concat([tf.stack([before, behind], 1), tf.zeros([1, 2], tf.int64)], 0)
+    return tf.pad(frame, edges)
+
+
 def _decode_bmp(data: tf.Tensor) -> tf.Tensor:
     """Decodes a BMP. TensorFlow returns the indices of one with a palette as if they were grey."""
-    image = _decode_image(data, 0)  # (H, W, 1, 3 or 4)
+    plain = tf.debugging.Assert(headers.is_plain_bmp(data), ["a BMP of a kind not decoded here"])
+    with tf.control_dependencies([plain]):
+        image = _decode_image(data, 0)  # (H, W, 1, 3 or 4)
     return tf.cond(
         tf.shape(image)[2] == 1,
         lambda: tf.gather(headers.bmp_palette(data), tf.cast(image[:, :, 0], tf.int32)),

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dolg_tf.data import jpeg_header, photo_containers
-from dolg_tf.data.jpeg_header import UnusablePhoto
+from dolg_tf.data.formats import containers, jpeg_header
+from dolg_tf.data.formats.jpeg_header import UnusablePhoto
 from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
 
@@ -208,9 +208,9 @@ def _examine(data: bytes) -> _Found:
         header = Header(name, mode, jpeg.height, jpeg.width, jpeg.orientation)
         return _Found(header, lambda reduce_to: _decode_jpeg(jpeg, reduce_to))
     reader = {
-        "PNG": photo_containers.read_png,
-        "GIF": photo_containers.read_gif,
-        "WEBP": photo_containers.read_webp,
+        "PNG": containers.read_png,
+        "GIF": containers.read_gif,
+        "WEBP": containers.read_webp,
     }.get(name)
     if reader:
         part = reader(data)
@@ -286,7 +286,7 @@ def _decode_jpeg(jpeg: jpeg_header.JpegHeader, reduce_to: int) -> np.ndarray:
     return _rgb(image)
 
 
-def _decode_part(name: str, part: photo_containers.Container) -> np.ndarray:
+def _decode_part(name: str, part: containers.Container) -> np.ndarray:
     image = _open(name, part.plain)
     if name != "GIF":
         return _rgb(image)

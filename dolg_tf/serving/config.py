@@ -43,7 +43,7 @@ _ROW_PER_SCALE = {
 MODES: dict[str, Mode] = {
     "serving": Mode(
         words="a SavedModel for extraction, report, demo and TF Serving",
-        takes=("scales", "max_pixels", "precision", "whitening"),
+        takes=("scales", "max_pixels", "upright", "precision", "whitening"),
     ),
     "delg": Mode(
         words="a SavedModel for DELF's and DELG's extractor",
@@ -93,9 +93,14 @@ class ExportConfig(NetworkConfig):
         unit="of the photo's sides",
     )
     max_pixels: int = configs.option(
-        "mode serving: an encoded photo that is larger is not decoded and gets status 2",
+        "mode serving: an encoded photo that is larger is not decoded and gets status 2, and so "
+        "does a JPEG of more than 32 scans",
         2**22,
         unit="pixels",
+    )
+    upright: bool = configs.option(
+        "mode serving: turn encoded photos by their EXIF orientation; pixels are taken as they are",
+        True,
     )
     precision: str = configs.option(
         "SavedModels: of the convolutions; pooling, fusion and the last layers stay in float32",

@@ -30,7 +30,7 @@ _SCORES = ("mAP", "mP@1", "mP@5", "mP@10")
 _LIMITS = """
 - It tells landmarks apart: buildings, monuments, scenery. It was not tested on other objects or
   on people.
-- EXIF rotation is not applied: a photo that is stored on its side is described on its side.
+- Pixels are described as they are given: a photo that lies on its side, on its side.
 - Descriptors of two models, or of two exports that differ in whitening, cannot be compared.
 - Places that the training photos do not cover are described less well, and training photos cover
   the world unevenly.
@@ -317,6 +317,9 @@ def _preprocessing(about: dict, words: Words) -> str:
     for key in ("scales", "precision", "quantize"):
         if key in about:
             lines.append(f"- {key}: {_text(about[key])}")
+    if "upright" in about:
+        turned = "turned by their EXIF orientation" if about["upright"] else "not turned by EXIF"
+        lines.append(f"- encoded photos are {turned}")
     if about.get("whitening"):
         lines.append("- the descriptor is whitened inside")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from dolg_tf.modeling.model_dir import load_network, weights_hash
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
-from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
@@ -125,7 +125,8 @@ def _about(
     whitening: Whitening | None,
 ) -> dict:
     """Returns what `assets.extra/dolg.json` says."""
-    return {
+    upright = {"upright": config.upright} if "upright" in MODES[config.mode].takes else {}
+    return upright | {
         "format_version": export_files.FORMAT_VERSION,
         "mode": config.mode,
         "preprocessing": configs.to_dict(dolg_config.preprocessing),

@@ -81,8 +81,8 @@ def test_first_gif_frame_is_what_pillow_shows():
     first, second = noise(40, 50), noise(40, 50) // 3
     still = Image.open(io.BytesIO(encode([first], "GIF"))).convert("RGB")
     data = encode([first, second, first], "GIF", comment=b"x" * 700, loop=0)
-    gif, size = headers.first_gif_frame(tf.constant(data))
-    assert len(gif.numpy()) < 0.6 * len(data) and size.numpy().tolist() == [40, 50]
+    gif, place = headers.first_gif_frame(tf.constant(data))
+    assert len(gif.numpy()) < 0.6 * len(data) and place.numpy().tolist() == [40, 50, 0, 0]
     assert Image.open(io.BytesIO(gif.numpy())).n_frames == 1
     np.testing.assert_array_equal(images.decode(tf.constant(data)), still)
     # Damage behind the first frame is not seen, damage inside it is.
@@ -91,12 +91,15 @@ def test_first_gif_frame_is_what_pillow_shows():
         images.decode(tf.constant(data[: len(gif.numpy()) - 100]))
 
 
-def test_gif_frame_smaller_than_its_canvas_stands_alone():
+def test_gif_frame_smaller_than_its_canvas_stands_on_it(photo_size):
     data = bytearray(encode([noise(40, 50)], "GIF"))
     frame = data.index(b"\0\0\0\0" + struct.pack("<HH", 50, 40))
     data[frame : frame + 4] = struct.pack("<HH", 7, 9)  # its place on the canvas
     data[6:10] = struct.pack("<HH", 500, 400)  # the canvas
-    placed, alone = bytes(data), encode([noise(40, 50)], "GIF")
-    np.testing.assert_array_equal(
-        images.decode(tf.constant(placed)), images.decode(tf.constant(alone))
+    assert photo_size(bytes(data)) == (400, 500)
+    whole, alone = (
+        images.decode(tf.constant(gif)).numpy()
+        for gif in (bytes(data), encode([noise(40, 50)], "GIF"))
     )
+    np.testing.assert_array_equal(whole[9:49, 7:57], alone)
+    assert whole.shape == (400, 500, 3) and whole.sum() == alone.sum()

@@ -9,7 +9,8 @@ import pytest
 from odd_photos import HEIGHT, WIDTH, comment, encode, photo, pixels
 from PIL import Image, ImageOps
 
-from dolg_tf.data import jpeg_header, photo_files
+from dolg_tf.data import photo_files
+from dolg_tf.data.formats import jpeg_header
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.stage import installed
 from dolg_tf.stage.config import InputError

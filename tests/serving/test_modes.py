@@ -15,6 +15,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(ExportConfig)}
 OTHER = {
     "scales": (1.0,),
     "max_pixels": 1,
+    "upright": False,
     "precision": "bfloat16",
     "whitening": "w.npz",
     "zip": True,

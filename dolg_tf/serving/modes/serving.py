@@ -3,12 +3,14 @@
 Extraction, report, demo and TF Serving call it.
 """
 
+import zlib
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf.data import photo_files
 from dolg_tf.data.images import to_float
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.modeling.layers import fuse
@@ -21,6 +23,10 @@ from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedMo
 from dolg_tf.serving.server_files import write_server_files
 from dolg_tf.serving.verify import Check, Reference, random_photos
 
+# A chunk that says "turned by 6", and where in a PNG it goes.
+_TURNED, _PNG_HEAD = 6, 33
+_EXIF = b"\0\0\0\x1aeXIfII*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+_EXIF += zlib.crc32(_EXIF[4:]).to_bytes(4)
 _PHOTO = tf.TensorSpec([None, None, 3], tf.uint8, "image")
 _USE = """found = model.signatures["images"](images=photo[None], scales=tf.constant(SCALES))
 descriptor = found["descriptors"][0]  # (D,)
@@ -52,6 +58,7 @@ def functions(network: keras.Model, config: ExportConfig, whitening: Whitening |
             image_bytes,
             config.max_pixels,
             width,
+            config.upright,
         )
 
     functions = {"serving_default": encoded, "images": images}
@@ -122,7 +129,7 @@ def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | N
     for photos in random_photos(2):
         expected = {"descriptors": reference.descriptors(photos, scales)}
         checks.append(Check("images", {"images": photos, "scales": scales}, expected))
-    checks.append(_check_of_encoded(checks))
+    checks.append(_check_of_encoded(checks, reference, config))
     if has_local_branch(network):
         for signature, compute in _of_local_branch(intermediates(network)).items():
             for photo in random_photos():
@@ -131,10 +138,20 @@ def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | N
     return checks
 
 
-def _check_of_encoded(checks: list[Check]) -> Check:
-    """Returns a check of photos of all sizes in one request, with one undecodable among them."""
-    photos = [tf.io.encode_png(check.inputs["images"][0]).numpy() for check in checks]
+def _check_of_encoded(checks: list[Check], reference: Reference, config: ExportConfig) -> Check:
+    """Returns a check of photos of all sizes in one request.
+
+    Among them are one that EXIF turns, which must be described as the export promises, and one that
+    cannot be decoded.
+    """
+    pixels = [check.inputs["images"][0] for check in checks]
     rows = [check.expected["descriptors"][0] for check in checks]
+    photos = [tf.io.encode_png(photo).numpy() for photo in pixels]
+    largest = max(pixels, key=np.size)
+    turned = photo_files.turn(largest, _TURNED) if config.upright else largest
+    rows.append(reference.descriptors(turned[None], np.asarray(config.scales, np.float32))[0])
+    png = tf.io.encode_png(largest).numpy()
+    photos.append(png[:_PNG_HEAD] + _EXIF + png[_PNG_HEAD:])
     expected = {
         "descriptors": np.stack([*rows, np.zeros_like(rows[0])]),
         "status": np.asarray([requests.OK] * len(rows) + [requests.UNDECODABLE], np.int32),

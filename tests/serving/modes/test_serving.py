@@ -1,12 +1,15 @@
 """Mode `serving`: pixels, maps and local features. Encoded photos: ../test_requests.py."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
+import odd_photos
 import pytest
 import tensorflow as tf
 
+from dolg_tf.data import photo_files
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import serving
@@ -64,3 +67,22 @@ def test_without_local_branch_there_are_no_maps(dolg_config, network):
     assert set(serving.functions(network, config, None)) == functions
     network = build_dolg(dataclasses.replace(dolg_config, fusion="global_only"))
     assert set(serving.functions(network, config, None)) == {"serving_default", "images"}
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_encoded_photos_are_turned_as_the_export_says(export, upright):
+    path = export(upright=upright, scales=(1.0,))
+    about = json.loads((path / "assets.extra" / "dolg.json").read_text())
+    assert about["upright"] is upright
+    says = "encoded photos are turned by" if upright else "encoded photos are not turned by"
+    assert says in (path / "README.md").read_text()
+    model = tf.saved_model.load(str(path))
+    for orientation in (1, 6):
+        data = odd_photos.turned()["JPEG", orientation]
+        found = model.signatures["serving_default"](image_bytes=tf.constant([data]))
+        assert found["status"].numpy().tolist() == [0]
+        pixels = photo_files.decode(data, upright=upright)
+        expected = model.signatures["images"](
+            images=tf.constant(pixels[None]), scales=tf.constant([1.0])
+        )
+        np.testing.assert_allclose(found["descriptors"], expected["descriptors"], atol=1e-5)

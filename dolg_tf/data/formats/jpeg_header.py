@@ -18,7 +18,7 @@ MAX_SEGMENTS = 4096
 # libjpeg passes over anything between segments; inside a scan, 0 and restart markers belong to it.
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_END, _SCAN, _EXIF = 0xD9, 0xDA, 0xE1
+END, SCAN, EXIF = 0xD9, 0xDA, 0xE1
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD}
 _REMARKS = {*range(0xE0, 0xF0), 0xFE}
@@ -26,7 +26,7 @@ _OF_COLOUR = {0xE0, 0xEE}  # JFIF's and Adobe's: they say which colours the comp
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _DECODED = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # Huffman and arithmetic coding, one scan or progressive
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
-_SHORT = 3  # type of an EXIF entry
+SHORT, ORIENTATION = 3, 0x0112  # type and tag of an EXIF entry
 
 
 class UnusablePhoto(ValueError):
@@ -72,14 +72,14 @@ def read(data: bytes) -> JpegHeader:
             raise UnusablePhoto("corrupt", "it ends before its end marker")
         code, at, begin = data[found.end() - 1], found.end(), 0
         marker = _MARKER
-        if code == _END:
+        if code == END:
             break
         if code in _ALONE:
             continue
         end = at + max(2, int.from_bytes(data[at : at + 2]))
         body = data[at + 2 : end]
         at = end
-        if code == _SCAN:
+        if code == SCAN:
             scans += 1
             begin, marker = found.start(), _AFTER_SCAN
             if scans > MAX_SCANS:
@@ -88,7 +88,7 @@ def read(data: bytes) -> JpegHeader:
             if frame:
                 raise UnusablePhoto("corrupt", "two frames in one JPEG")
             frame = _frame(code, body)
-        elif code == _EXIF and exif is None and body.startswith(b"Exif\0\0"):
+        elif code == EXIF and not scans and exif is None and body.startswith(b"Exif\0\0"):
             exif = body[6:]
         elif code not in _TABLES and code not in _REMARKS:
             raise UnusablePhoto("corrupt", f"marker FF{code:02X} is not one of a JPEG")
@@ -130,13 +130,15 @@ def orientation(exif: bytes) -> int:
     if order is None:
         return 1
 
+    padded = exif + bytes(4)
+
     def number(at, size):
-        return int.from_bytes(exif[at : at + size], order)
+        return int.from_bytes(padded[at : at + size], order)
 
     first = number(4, 4) + 2
     for entry in range(first, min(first + 12 * number(first - 2, 2), len(exif) - 11), 12):
-        if number(entry, 2) == 0x0112:
+        if number(entry, 2) == ORIENTATION:
             value = number(entry + 8, 2)
-            one_short = number(entry + 2, 2) == _SHORT and number(entry + 4, 4) == 1
+            one_short = number(entry + 2, 2) == SHORT and number(entry + 4, 4) == 1
             return value if one_short and 1 <= value <= 8 else 1
     return 1

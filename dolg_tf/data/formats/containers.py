@@ -5,10 +5,12 @@ The rest, remarks, profiles and further frames, is kept from decoders: it may un
 References: PNG, third edition; GIF89a, 18 to 23; the WebP container.
 """
 
+import itertools
 from typing import NamedTuple
 
-from dolg_tf.data.jpeg_header import UnusablePhoto, orientation
+from dolg_tf.data.formats.jpeg_header import UnusablePhoto, orientation
 
+MAX_CHUNKS = 2**13  # that are searched for an EXIF block
 _CUT = UnusablePhoto("corrupt", "it ends too early")
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type
 
@@ -33,13 +35,14 @@ def read_png(data: bytes) -> Container:
       UnusablePhoto: when the header or the end is missing.
     """
     at, pieces, exif = 8, [data[:8]], b""
-    while True:
+    for number in itertools.count():
         length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         end = at + 12 + length
         if len(kind) < 4 or end > len(data):
             raise _CUT
         if kind == b"eXIf":
-            exif = exif or data[at + 8 : end - 4]
+            if not exif and number < MAX_CHUNKS:
+                exif = data[at + 8 : end - 4]
         elif kind == b"tRNS" or not kind[0] & 32:  # small letters: remarks
             pieces.append(data[at:end])
         at = end
@@ -118,9 +121,11 @@ def read_webp(data: bytes) -> Container:
 
 def _webp_exif(data: bytes) -> bytes:
     at = 12
-    while at + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"EXIF":
             return data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
         at += 8 + length + length % 2
+        if at + 8 > len(data):
+            break
     return b""

@@ -1,0 +1,1 @@
+"""What encoded photos say of themselves: by plain Python, and by graph ops alone."""
