@@ -152,3 +152,21 @@ def test_own_photos_take_the_same_way(finished, tmp_path):
         scores = report["trained"][split]
         assert scores["protocol"]["queries"] == queries
         assert scores["easy"]["mAP"] == scores["medium"]["mAP"] and scores["hard"]["mAP"] is None
+
+
+def test_a_killed_quickstart_takes_its_training_with_it(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder / "runs/quickstart/photos", tmp_path / "quickstart/photos")
+    command = [sys.executable, "-m", "dolg_tf", "quickstart", f"--output={tmp_path / 'quickstart'}"]
+    parent = subprocess.Popen(
+        [*command, *FLAGS.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    children = pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    for line in parent.stderr:
+        if line.startswith("step 1/"):
+            break
+    assert children.read_text().split()
+    parent.kill()
+    parent.stderr.read()  # until the training has closed it, too
+    checkpoints = tmp_path / "quickstart/train/checkpoints"
+    assert not checkpoints.exists() or not any(checkpoints.iterdir())  # it had no time to save

@@ -123,8 +123,9 @@ def find_loose(
 
 def place(source: pathlib.Path, target: pathlib.Path) -> None:
     """Puts a file at `target`, too: as a hard link where possible, else as a copy."""
-    with files.atomic_path(target) as temporary:
-        try:
-            temporary.hardlink_to(source.resolve())
-        except OSError:  # on another disk, or one without hard links
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source.resolve())  # whole at once, and its bytes are on the disk
+    except OSError:  # on another disk, or one without hard links
+        with files.atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
