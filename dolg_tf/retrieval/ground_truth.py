@@ -254,7 +254,7 @@ def load_ground_truth(path: files.Path) -> GroundTruth:
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"--ground_truth={path}: no such file")
-    of_matlab = path.suffix == ".mat"
+    of_matlab = path.suffix.lower() == ".mat"
     value = _read_mat(path) if of_matlab else _read_pickle(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a dict of imlist, qimlist and gnd")

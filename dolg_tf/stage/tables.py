@@ -22,23 +22,17 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _QUOTED = re.compile(r'[",\r\n]')
 
 
-class _Lines:
-    """The lines of a file; those of one row of the table must not be too long together."""
+def _lines(file, length: list[int]) -> Iterator[str]:
+    """Yields the lines of a file; `length` counts the letters since it was last set to [0].
 
-    def __init__(self, file):
-        self._file, self.length = file, 0
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline(_LONGEST_ROW + 1)
-        self.length += len(line)
-        if self.length > _LONGEST_ROW:
+    Raises:
+      csv.Error: when a row of the table, which may have many lines, is too long.
+    """
+    while line := file.readline(_LONGEST_ROW + 1):
+        length[0] += len(line)
+        if length[0] > _LONGEST_ROW:
             raise csv.Error(f"a row of more than {_LONGEST_ROW} characters; is a quote not closed?")
-        if not line:
-            raise StopIteration
-        return line
+        yield line
 
 
 def read_table(path: files.Path, *columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -61,12 +55,13 @@ def read_table(path: files.Path, *columns: Sequence[str]) -> Iterator[tuple[str,
         if file.read(2) in _UTF_16:
             raise InputError(f"{path}: this is UTF-16; save it as 'CSV UTF-8'")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines, done = _Lines(file), 0
-        reader = csv.reader(lines)
+        length, done = [0], 0
+        reader = csv.reader(_lines(file, length))
         try:
             places = width = None
             for row in reader:
-                lines.length, done, where = 0, reader.line_num, f"{path}, line {reader.line_num}"
+                length[0], done = 0, reader.line_num
+                where = f"{path}, line {done}"
                 if width is None:
                     places, width = _places(where, row, columns), len(row)
                 elif row:
@@ -87,8 +82,11 @@ def _values(where: str, row: list[str], width: int, places: list) -> list[str]:
     if len(row) != width:
         raise InputError(f"{where}: {len(row)} fields, the header has {width}")
     values = ["" if place is None else row[place] for place in places]
-    if "\0" in "".join(values):
+    text = "".join(values)
+    if "\0" in text:
         raise InputError(f"{where}: a NUL character; save the table as UTF-8 text")
+    if "'" not in text:
+        return values
     return [value[1:] if value[:1] == "'" and _FORMULA.match(value) else value for value in values]
 
 
