@@ -4,10 +4,12 @@ config.json       {format_version, model, preprocessing, provenance, crc32c}
 model.weights.h5  all variables of the network; the class head is not among them
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
 import typing
+from collections.abc import Iterator
 
 import keras
 
@@ -22,6 +24,7 @@ FORMAT_VERSION = 2  # of config.json, a run directory's too
 _WEIGHTS = "model.weights.h5"
 _HDF5_BYTES = 4096  # more than HDF5 stores about an array
 _REMEDY = "convert the network, or train it, again"
+_DAMAGED = (ValueError, LookupError, RuntimeError, AssertionError, TypeError, UnicodeError)
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
 
@@ -176,13 +179,38 @@ def checkpoint_variables(network: keras.Model) -> dict:
     return variables
 
 
+@contextlib.contextmanager
+def reading_checkpoint(path: files.Path, wrong: str = "is damaged") -> Iterator[None]:
+    """Turns what TensorFlow raises for a damaged checkpoint into one line.
+
+    Args:
+      path: of the checkpoint, or of the folder with its list.
+      wrong: what the error says of it.
+
+    Raises:
+      InputError: when the block cannot read it.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.OpError, *_DAMAGED) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} {wrong} ({reason:.200}); take another checkpoint, or train again"
+        ) from error
+
+
 def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:
     import tensorflow as tf  # a run has TensorFlow's checkpoints
 
     if checkpoint not in ("latest", "best"):
         raise InputError(f"--checkpoint={checkpoint} must be latest or best")
     folder = path / ("checkpoints" if checkpoint == "latest" else "best")
-    found = tf.train.latest_checkpoint(str(folder))
+    with reading_checkpoint(folder):
+        found = tf.train.latest_checkpoint(str(folder))
     if found is None:
         raise InputError(f"{folder} has no checkpoint; train first, or give another --checkpoint")
     return found
@@ -196,16 +224,15 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
         raise InputError(f"--weights={weights} must be raw or ema")
     found = _find_checkpoint(path, checkpoint)
     section = "network" if weights == "raw" else "ema"
-    stored = tf.train.load_checkpoint(found).get_variable_to_shape_map()
+    with reading_checkpoint(found):
+        stored = tf.train.load_checkpoint(found).get_variable_to_shape_map()
+        step = int(tf.train.load_variable(found, f"step{VALUE}"))
     if not any(name.startswith(f"{section}/") for name in stored):
         raise InputError(f"--weights={weights}: {path} was trained without --ema_decay")
-    try:
+    with reading_checkpoint(found, f"does not fit {path / 'config.json'}, or is damaged"):
         checkpoint = tf.train.Checkpoint(**{section: checkpoint_variables(network)})
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
-    except (ValueError, AssertionError, tf.errors.OpError) as error:
-        raise InputError(f"{found} does not fit {path / 'config.json'}: {error}") from error
     check_finite(network, found)
-    step = int(tf.train.load_variable(found, f"step{VALUE}"))
     return {"source": "training", "run": path.name, "step": step, "weights": weights}
 
 
@@ -219,17 +246,16 @@ def load_head(path: files.Path, checkpoint: str = "latest", weights: str = "raw"
     """
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(_find_checkpoint(pathlib.Path(path), checkpoint))
-    names = reader.get_variable_to_shape_map()
-    head = {
-        name.removeprefix("head/").removesuffix(VALUE): reader.get_tensor(name)
-        for name in names
-        if name.startswith("head/")
-    }
+    prefixes = ["head/"]
     if weights == "ema":
-        average = "ema/head.S"  # how a checkpoint escapes a slash inside a key
-        for name in names:
-            if name.startswith(average):
-                key = name.removeprefix(average).removesuffix(VALUE)
-                head[key] = reader.get_tensor(name)
+        prefixes.append("ema/head.S")  # how a checkpoint escapes a slash inside a key
+    found, head = _find_checkpoint(pathlib.Path(path), checkpoint), {}
+    with reading_checkpoint(found):
+        reader = tf.train.load_checkpoint(found)
+        names = reader.get_variable_to_shape_map()
+        for prefix in prefixes:
+            for name in names:
+                if name.startswith(prefix):
+                    key = name.removeprefix(prefix).removesuffix(VALUE)
+                    head[key] = reader.get_tensor(name)
     return head

@@ -10,6 +10,8 @@ of a network or an export, a number that is still plausible goes unnoticed.
 import json
 import pathlib
 
+import numpy as np
+
 from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.index import directory
 from dolg_tf.stage import files
@@ -124,8 +126,8 @@ def _check_metrics(path: pathlib.Path) -> int:
     for number, line in enumerate(whole, 1):
         try:
             row = json.loads(line)
-            int(row["step"]), float(row["value"]), str(row["split"]), str(row["name"])
-        except (ValueError, TypeError, KeyError) as error:
+            np.int64(row["step"]), float(row["value"]), str(row["split"]), str(row["name"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a metric ({error!r})") from error
     return len(whole)
 
@@ -134,15 +136,14 @@ def _check_checkpoints(folder: pathlib.Path) -> int:
     """Reads every variable of every checkpoint, against TensorFlow's own checksums."""
     import tensorflow as tf
 
-    try:
+    from dolg_tf.modeling.model_dir import reading_checkpoint
+
+    with reading_checkpoint(folder):
         state = tf.train.get_checkpoint_state(str(folder))
         paths = list(state.all_model_checkpoint_paths) if state else []
-        for path in paths:
+    for path in paths:
+        with reading_checkpoint(path):
             reader = tf.train.load_checkpoint(path)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{folder} holds a damaged checkpoint: {error}; delete it, and continue from another"
-        ) from error
     return len(paths)

@@ -202,5 +202,5 @@ def _step_of(line: str) -> float:
     """Returns the step of a line of metrics.jsonl; infinity if the line is incomplete."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (ValueError, TypeError, LookupError):  # damaged
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):  # damaged
         return math.inf

@@ -74,8 +74,8 @@ def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
         try:
             row = json.loads(line)
             name, split = str(row["name"]), str(row["split"])
-            point = int(row["step"]), float(row["value"])
-        except (ValueError, TypeError, KeyError) as error:
+            point = np.int64(row["step"]), float(row["value"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a metric of a run ({error!r})") from error
         found.setdefault(name, {}).setdefault(split, []).append(point)
     order = [*(name for name in NAMES if name in found), *(n for n in found if n not in NAMES)]
