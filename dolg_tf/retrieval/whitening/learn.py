@@ -7,11 +7,14 @@ References:
   Supervised whitening: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by
   optimal linear projection", ICCV 2007; Radenović et al., "CNN Image Retrieval Learns from BoW",
   ECCV 2016.
+  Its shrinkage: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+  matrices", 2004.
 Up to signs these are `pcawhitenlearn(X)` and `whitenlearn(X, qidxs, pidxs)` of
 cnnimageretrieval-pytorch, with projection = P^T.
 """
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -35,6 +38,14 @@ def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = values[::-1], vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], 0)
     return values, vectors * np.where(largest < 0, -1, 1)
+
+
+def mean(rows) -> np.ndarray:
+    """Returns the mean (D,) of rows (N, D), float64, read in blocks."""
+    total = np.zeros(rows.shape[1])
+    for _, block in blocks(rows, _BLOCK):
+        total += block.sum(axis=0, dtype=np.float64) / len(rows)
+    return total
 
 
 def _mean_and_scatter(rows) -> tuple[np.ndarray, np.ndarray]:
@@ -154,3 +165,62 @@ def supervised(
     scatter += len(rows) * np.outer(centre - mean, centre - mean)
     _, turned = _decompose(whiten @ scatter @ whiten.T)
     return mean, (whiten.T @ turned)[:, : dimensions or rank]
+
+
+def _residuals(rows, groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields rows of groups less the means of their groups, float64, in blocks."""
+    order = np.argsort(groups, kind="stable")[np.count_nonzero(groups < 0) :]
+    for start in range(0, len(order), _BLOCK):
+        # A group that straddles two blocks counts as two.
+        part = order[start : start + _BLOCK]
+        block = np.asarray(rows[part], np.float64)
+        starts = np.flatnonzero(np.diff(groups[part], prepend=-1))
+        counts = np.diff(starts, append=len(part))
+        means = np.add.reduceat(block, starts, axis=0) / counts[:, None]
+        yield block - np.repeat(means, counts, axis=0)
+
+
+def _shrunk_within(rows, groups: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the covariance within groups, shrunk towards its mean variance, and by how much.
+
+    With S of n residuals d and m the mean of its diagonal, (1 - s) S + s m I; s is the estimate of
+    Ledoit and Wolf: the error of S, sum of |d d^T - S|^2 / n^2, over its distance |S - m I|^2.
+    """
+    count, size = np.count_nonzero(groups >= 0), rows.shape[1]
+    within, fourth = np.zeros((size, size)), 0.0
+    for block in _residuals(rows, groups):
+        within += block.T @ block / count
+        fourth += float(np.sum(np.einsum("nd,nd->n", block, block) ** 2))
+    mean, squares = np.trace(within) / size, float(np.sum(within * within))
+    error, distance = fourth / count**2 - squares / count, squares - size * mean * mean
+    shrinkage = min(1.0, max(error, 0) / distance) if distance > 0 else 1.0
+    return (1 - shrinkage) * within + shrinkage * mean * np.eye(size), shrinkage
+
+
+def within_groups(
+    rows, groups: np.ndarray, dimensions: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Learns the whitening that evens out the differences within groups of photos.
+
+    With C the covariance within groups, shrunk, all rows become C^-1/2 (x - mean) and are rotated
+    to their principal directions, of which the first are kept.
+
+    Args:
+      rows: (N, D); all of them determine the mean and the principal directions.
+      groups: int (N,); negative: in no group. One group at least has photos that differ.
+      dimensions: number of directions to keep at most; fewer where the rows vary in fewer.
+
+    Returns:
+      (mean, projection, shrinkage): float64 (D,) and (D, K), and the share of the mean variance in
+      C, 0 to 1.
+
+    Raises:
+      InputError: when the rows do not vary.
+    """
+    mean, scatter = _mean_and_scatter(rows)
+    rank = _rank(_decompose(scatter)[0], len(rows), 1)
+    within, shrinkage = _shrunk_within(rows, groups)
+    values, vectors = _decompose(within)
+    whiten = vectors / np.sqrt(np.maximum(values, values[0] * _SINGULAR))
+    _, turned = _decompose(whiten.T @ scatter @ whiten)
+    return mean, whiten @ turned[:, : min(dimensions, rank)], shrinkage

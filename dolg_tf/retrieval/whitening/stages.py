@@ -12,7 +12,7 @@ import numpy as np
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.norms import NormConfig
-from dolg_tf.retrieval.whitening import learn
+from dolg_tf.retrieval.whitening import choose, learn
 from dolg_tf.retrieval.whitening.pairs import pairs_from_csv, pairs_from_labels
 from dolg_tf.runtime.whitening import Whitening, load_whitening, write_whitening
 from dolg_tf.stage import config, files
@@ -26,7 +26,8 @@ class FitConfig(NormConfig):
     """The descriptors and pairs from which a whitening is learned."""
 
     descriptors: str = option(
-        "descriptor set (or .npy) of photos to learn from; not of those that are searched or scored"
+        "descriptor set (or .npy) of photos to learn from; not of those that are searched or "
+        "scored, but with --groups of those that are searched"
     )
     output: str = option("whitening to write, an .npz")
     pairs_csv: str = option(
@@ -36,12 +37,18 @@ class FitConfig(NormConfig):
     )
     labels_csv: str = option(
         "supervised whitening from a CSV with the columns path (or id) and landmark: each photo "
-        "is paired with the landmark's next one; empty: none. Without either CSV it is PCA",
+        "is paired with the landmark's next one; empty: none. Without either CSV or --groups it is "
+        "PCA",
         "",
+    )
+    groups: bool = option(
+        "whitening without labels: from groups of like photos, most likely of one place each, that "
+        "the photos form by themselves; refused where they do not",
+        False,
     )
     dimensions: int = option(
         "length of the whitened descriptors, at most the original length; 0: the number of "
-        "directions in which they vary",
+        "directions in which they vary, with --groups at most 512",
         0,
     )
     power: float = option(
@@ -51,12 +58,12 @@ class FitConfig(NormConfig):
 
     def __post_init__(self):
         config.at_least(self, dimensions=0)
-        if self.pairs_csv and self.labels_csv:
-            raise InputError("give --pairs_csv or --labels_csv, not both")
+        if bool(self.pairs_csv) + bool(self.labels_csv) + self.groups > 1:
+            raise InputError("give one of --pairs_csv, --labels_csv and --groups")
         if not 0 <= self.power <= 1:
             raise InputError(f"--power={self.power} must be from 0 to 1")
-        if self.power != 1 and (self.pairs_csv or self.labels_csv):
-            raise InputError(f"--power={self.power} is for PCA; supervised whitening has none")
+        if self.power != 1 and (self.pairs_csv or self.labels_csv or self.groups):
+            raise InputError(f"--power={self.power} is for PCA; other whitenings have none")
         if not self.output.endswith(".npz"):
             raise InputError(f"--output={self.output} must end in .npz")
 
@@ -94,12 +101,36 @@ def fit(settings: FitConfig) -> None:
         else:
             pairs = pairs_from_labels(settings.labels_csv, photos)
         mean, projection = learn.supervised(rows, *pairs, settings.dimensions)
+    elif settings.groups:
+        mean, projection = _by_groups(photos, settings.dimensions)
     else:
         mean, projection = learn.pca(rows, settings.dimensions, settings.power)
     write_whitening(settings.output, mean, projection, photos.meta.get("model_hash", ""))
     log.info(
         "%s: from %d descriptors, length %d to %d", settings.output, *rows.shape, len(projection.T)
     )
+
+
+def _by_groups(photos: DescriptorSet, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and projection, and says from which groups.
+
+    Raises:
+      InputError: when the photos form none to learn from.
+    """
+    adapted = choose.adapt(photos.descriptors, dimensions)
+    found = adapted.grouping
+    if not found.passes:
+        raise InputError(
+            f"{photos.source}: no whitening by groups ({found.reason}); search these descriptors "
+            "as they are"
+        )
+    log.info(
+        "%s: %d groups of %d of %d photos, the largest of %d, estimated purity %.2f, threshold "
+        "%.3f, shrinkage %.2f; %s",
+        *(photos.source, found.groups, found.grouped, len(photos), found.largest, found.purity),
+        *(found.threshold, adapted.shrinkage, found.reason),
+    )
+    return adapted.mean, adapted.projection
 
 
 class WhitenedRows:

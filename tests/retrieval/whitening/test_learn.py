@@ -144,3 +144,34 @@ def test_supervised_leaves_out_where_nothing_varies(caplog):
     found = (wide - mean) @ projection
     expected = (rows - expected_mean) @ expected
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, rtol=1e-3, atol=1e-3)
+
+
+def test_whitening_within_groups_is_the_naive_one(monkeypatch):
+    monkeypatch.setattr(learn, "_BLOCK", 7)  # groups of 7 rows: no block cuts one
+    rows, groups = _rows(3, 60), np.full(60, -1)
+    groups[np.random.default_rng(0).permutation(60)[:49]] = np.repeat(np.arange(7), 7)
+    mean, projection, shrinkage = learn.within_groups(rows, groups, SIZE)
+    residuals = []
+    for group in range(7):
+        some = rows[groups == group].astype(np.float64)
+        residuals += [row - sum(some) / 7 for row in some]
+    squares = [np.outer(row, row) for row in residuals]
+    within = sum(squares) / 49
+    target = np.trace(within) / SIZE * np.eye(SIZE)
+    error = sum(np.sum((square - within) ** 2) for square in squares) / 49**2
+    assert shrinkage == pytest.approx(error / np.sum((within - target) ** 2))
+    assert 0.01 < shrinkage < 0.9
+    shrunk = (1 - shrinkage) * within + shrinkage * target
+    np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
+    whitened = projection.T @ shrunk @ projection
+    np.testing.assert_allclose(whitened, np.eye(SIZE), atol=1e-8)
+    spread = projection.T @ _covariance(rows, mean) @ projection
+    assert (np.diff(np.diag(spread)) < 0).all()
+    np.testing.assert_allclose(spread, np.diag(np.diag(spread)), atol=1e-6)
+    assert learn.within_groups(rows, groups, 2)[1].shape == (SIZE, 2)
+
+
+def test_few_photos_give_as_many_directions_as_they_vary_in():
+    rows = _rows(5, 5)
+    _, projection, _ = learn.within_groups(rows, np.array([0, 0, 0, 1, 1]), SIZE)
+    assert projection.shape == (SIZE, 4) and np.isfinite(projection).all()

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import sealed
+from place_rows import photos_of
 from set_meta import META
 
 from dolg_tf.retrieval import descriptors
@@ -136,10 +137,12 @@ def test_a_photo_that_is_the_mean_is_refused(folder):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"labels_csv": "a", "pairs_csv": "b"}, "not both"),
+        ({"labels_csv": "a", "pairs_csv": "b"}, "give one of"),
+        ({"labels_csv": "a", "groups": True}, "give one of"),
+        ({"power": 0.5, "groups": True}, "other whitenings have none"),
         ({"power": 1.5}, "must be from 0 to 1"),
         ({"power": float("nan")}, "must be from 0 to 1"),
-        ({"power": 0.5, "labels_csv": "a"}, "supervised whitening has none"),
+        ({"power": 0.5, "labels_csv": "a"}, "other whitenings have none"),
         ({"dimensions": -1}, "at least 0"),
         ({"output": "w"}, "must end in .npz"),
     ],
@@ -147,3 +150,23 @@ def test_a_photo_that_is_the_mean_is_refused(folder):
 def test_bad_flags_are_refused(flags, told):
     with pytest.raises(InputError, match=told):
         FitConfig(**{"descriptors": "d", "output": "w.npz"} | flags)
+
+
+def test_groups_need_no_labels(folder, caplog):
+    rows, _ = photos_of([6] * 12)  # they vary in 12 - 1 + 24 directions, and by their norm
+    _save(folder / "photos", rows)
+    with caplog.at_level("INFO"):
+        path = _fit(folder, "g.npz", "photos", groups=True)
+    assert "groups of" in caplog.text and "estimated purity" in caplog.text
+    stored = load_whitening(path, rows.shape[1])
+    assert stored.model_hash == "abc" and stored.projection.shape == (128, 36)
+    assert len(_apply(folder, "photos", "g.npz")) == 72
+    again = _fit(folder, "h.npz", "photos", groups=True, dimensions=9)
+    assert load_whitening(again, 128).projection.shape == (128, 9)
+
+
+def test_photos_without_groups_stay_as_they_are(folder):
+    _save(folder / "single", photos_of([1] * 80)[0])
+    with pytest.raises(InputError, match=r"no whitening by groups .*search these descriptors as"):
+        _fit(folder, "g.npz", "single", groups=True)
+    assert not (folder / "g.npz").exists()
