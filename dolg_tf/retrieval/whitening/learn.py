@@ -30,6 +30,8 @@ _BLOCK = 8192  # rows cast to float64 at a time: 32 MB at D 512
 _NO_VARIANCE = 1e-8
 # Pair differences with less than this share of the largest variance come from too few pairs.
 _SINGULAR = 1e-12
+# Without any shrinkage, directions in which no group varies would be amplified without bound.
+_LEAST = 1e-3
 
 
 def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +195,7 @@ def _shrunk_within(rows, groups: np.ndarray) -> tuple[np.ndarray, float]:
         fourth += float(np.sum(np.einsum("nd,nd->n", block, block) ** 2))
     mean, squares = np.trace(within) / size, float(np.sum(within * within))
     error, distance = fourth / count**2 - squares / count, squares - size * mean * mean
-    shrinkage = min(1.0, max(error, 0) / distance) if distance > 0 else 1.0
+    shrinkage = min(1.0, max(error / distance, _LEAST)) if distance > 0 else 1.0
     return (1 - shrinkage) * within + shrinkage * mean * np.eye(size), shrinkage
 
 
@@ -217,10 +219,16 @@ def within_groups(
     Raises:
       InputError: when the rows do not vary.
     """
-    mean, scatter = _mean_and_scatter(rows)
-    rank = _rank(_decompose(scatter)[0], len(rows), 1)
     within, shrinkage = _shrunk_within(rows, groups)
-    values, vectors = _decompose(within)
-    whiten = vectors / np.sqrt(np.maximum(values, values[0] * _SINGULAR))
-    _, turned = _decompose(whiten.T @ scatter @ whiten)
-    return mean, whiten @ turned[:, : min(dimensions, rank)], shrinkage
+    whiten = np.linalg.inv(np.linalg.cholesky(within)).T
+    if len(rows) < len(whiten):  # (N, N) instead of (D, D)
+        centre = mean(rows)
+        whitened = (np.asarray(rows[:], np.float64) - centre) @ whiten
+        values, sides = _decompose(whitened @ whitened.T)
+        kept = min(dimensions, _rank(values, len(rows), 1))
+        turned = whitened.T @ (sides[:, :kept] / np.sqrt(values[:kept]))
+    else:
+        centre, scatter = _mean_and_scatter(rows)
+        values, turned = _decompose(whiten.T @ scatter @ whiten)
+        turned = turned[:, : min(dimensions, _rank(values, len(rows), 1))]
+    return centre, whiten @ turned, shrinkage

@@ -175,3 +175,11 @@ def test_few_photos_give_as_many_directions_as_they_vary_in():
     rows = _rows(5, 5)
     _, projection, _ = learn.within_groups(rows, np.array([0, 0, 0, 1, 1]), SIZE)
     assert projection.shape == (SIZE, 4) and np.isfinite(projection).all()
+
+
+def test_fewer_photos_than_numbers_are_whitened_alike():
+    rows, groups = _rows(6, 9, 40), np.repeat([0, 1, 2], 3)
+    _, projection, _ = learn.within_groups(rows, groups, 40)
+    repeated = np.tile(rows, (5, 1))  # as many as numbers, of the same moments
+    _, expected, _ = learn.within_groups(repeated, np.r_[groups, np.full(36, -1)], 8)
+    _same_up_to_signs(projection, expected.T)
