@@ -89,7 +89,7 @@ def time_parts(folder: pathlib.Path, photos: int, distinct: int, repeats: int) -
     listed = write_photos(folder, photos, distinct)
     parts = floor_parts(listed, folder)
     parts["all (`write_shard`)"] = lambda: shards.write_shard(
-        shards.Shard(folder / "x", listed, True)
+        shards.Shard(folder / "x", listed, shards.Rule(strict=True))
     )
     times = {name: [] for name in parts}
     for repeat in range(repeats + 1):

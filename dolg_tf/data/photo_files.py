@@ -10,6 +10,7 @@ where a GIF is transparent). No TensorFlow here.
 """
 
 import contextlib
+import dataclasses
 import errno
 import io
 import os
@@ -114,8 +115,42 @@ def read_header(data: bytes) -> Header:
     Raises:
       UnusablePhoto: when it is none, or one that `decode` would refuse at sight.
     """
-    with _telling(data):
-        return _examine(data).header
+    return examine(data).header
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Examined:
+    """An encoded photo whose header was read: for who needs that before decoding."""
+
+    header: Header
+    pixels: Callable[[int], np.ndarray]  # decodes as stored, at a size for `reduce_to`
+
+    def decode(
+        self, *, upright: bool, max_pixels: int = MAX_PIXELS, reduce_to: int = 0
+    ) -> np.ndarray:
+        """Decodes the photo, as the function `decode` does."""
+        header = self.header
+        pixels = header.height * header.width
+        if 0 < max_pixels < pixels:
+            size = f"{header.width} x {header.height} = {pixels / 1e6:.1f} million pixels"
+            raise UnusablePhoto("too_large", f"{size}, more than {max_pixels / 1e6:g} million")
+        with _telling(header.format):
+            image = self.pixels(reduce_to)
+            turned = header.orientation if header.format == "TIFF" else 1  # by Pillow
+            if upright:
+                return image if turned > 1 else turn(image, header.orientation)
+            return turn(image, {6: 8, 8: 6}.get(turned, turned))
+
+
+def examine(data: bytes) -> Examined:
+    """Reads the header of an encoded photo, and refuses what cannot be decoded at sight.
+
+    Raises:
+      UnusablePhoto: see `decode`.
+    """
+    name = sniff(data[:64])
+    with _telling(name):
+        return _examine(name, data)
 
 
 def decode(
@@ -136,18 +171,7 @@ def decode(
     Raises:
       UnusablePhoto: when it cannot be decoded, ends too early, or is too large.
     """
-    with _telling(data):
-        found = _examine(data)
-        header = found.header
-        pixels = header.height * header.width
-        if 0 < max_pixels < pixels:
-            size = f"{header.width} x {header.height} = {pixels / 1e6:.1f} million pixels"
-            raise UnusablePhoto("too_large", f"{size}, more than {max_pixels / 1e6:g} million")
-        image = found.pixels(reduce_to)
-        turned = header.orientation if header.format == "TIFF" else 1  # by Pillow
-        if upright:
-            return image if turned > 1 else turn(image, header.orientation)
-        return turn(image, {6: 8, 8: 6}.get(turned, turned))
+    return examine(data).decode(upright=upright, max_pixels=max_pixels, reduce_to=reduce_to)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -162,10 +186,10 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _telling(data: bytes) -> Iterator[None]:
+def _telling(name: str | None) -> Iterator[None]:
     """Turns whatever goes wrong with a photo into UnusablePhoto."""
     try:
-        with _quiet() if sniff(data[:64]) not in _EXAMINED else contextlib.nullcontext():
+        with contextlib.nullcontext() if name in _EXAMINED else _quiet():
             yield
     except UnusablePhoto:
         raise
@@ -193,20 +217,14 @@ def _quiet() -> Iterator[None]:
 # --- formats ------------------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
-    header: Header
-    pixels: Callable[[int], np.ndarray]  # decodes, at a size for `reduce_to`
-
-
-def _examine(data: bytes) -> _Found:
-    name = sniff(data[:64])
+def _examine(name: str | None, data: bytes) -> "Examined":
     if name is None:
         raise UnusablePhoto("corrupt", "not a picture")
     if name == "JPEG":
         jpeg = jpeg_header.read(data)
         mode = {1: "L", 3: "RGB", 4: "CMYK"}[jpeg.components]
         header = Header(name, mode, jpeg.height, jpeg.width, jpeg.orientation)
-        return _Found(header, lambda reduce_to: _decode_jpeg(jpeg, reduce_to))
+        return Examined(header, lambda reduce_to: _decode_jpeg(jpeg, reduce_to))
     reader = {
         "PNG": containers.read_png,
         "GIF": containers.read_gif,
@@ -217,13 +235,13 @@ def _examine(data: bytes) -> _Found:
         if not part.height or not part.width:
             raise UnusablePhoto("corrupt", f"its size is {part.width} x {part.height}")
         header = Header(name, part.mode, part.height, part.width, part.orientation)
-        return _Found(header, lambda _: _decode_part(name, part))
+        return Examined(header, lambda _: _decode_part(name, part))
     image = _open(name, data)
     turned = _exif_orientation(image)
     width, height = image.size
     if name == "TIFF" and turned >= 5:  # Pillow states the size that it has when turned
         width, height = height, width
-    return _Found(Header(name, image.mode, height, width, turned), lambda _: _rgb(image))
+    return Examined(Header(name, image.mode, height, width, turned), lambda _: _rgb(image))
 
 
 def _open(name: str, data: bytes) -> Image.Image:

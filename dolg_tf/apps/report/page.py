@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from dolg_tf.data import photo_files
 from dolg_tf.stage import files, installed, progress, workshop
 from dolg_tf.stage.config import InputError
 
@@ -170,13 +171,13 @@ def _image(path: pathlib.Path, picture: Picture) -> dict:
     """Returns what an `<img>` takes; the file itself is in its `source`."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        width, height = image.size
-        kind, data = "png", path.read_bytes()
-        if picture.photographs:
-            jpeg = io.BytesIO()
-            image.convert("RGB").save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-            kind, data = "jpeg", jpeg.getvalue()
+    kind, data = "png", path.read_bytes()
+    header = photo_files.read_header(data)
+    width, height = header.width, header.height
+    if picture.photographs:
+        jpeg, image = io.BytesIO(), Image.fromarray(photo_files.decode(data, upright=False))
+        image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        kind, data = "jpeg", jpeg.getvalue()
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"source": source, "width": width, "height": height, "broad": width > _BROAD * height}
 

@@ -296,7 +296,7 @@ def _report(summary: dict, output: pathlib.Path) -> None:
         *(odd["exif_rotated"], summary["landmarks_without_training_photo"]),
     )
     if odd.get("too_large"):
-        log.info("--max_pixels lets in photos of more pixels; at 0, of any number")
+        log.info("too large: of more pixels than --max_pixels (0: no bound), or of too many scans")
     if summary["configuration"]["exclude"]:
         log.info(
             "excluded: %d photos; ids of --exclude that are not in the list: %d",

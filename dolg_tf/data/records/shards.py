@@ -108,11 +108,11 @@ def encode_photo(data: bytes, rule: Rule) -> Encoded:
     Raises:
       UnusablePhoto: on data that cannot be decoded, or that the rule leaves out.
     """
-    header = photo_files.read_header(data)
+    examined = photo_files.examine(data)
+    header = examined.header
     turned = rule.upright and header.orientation > 1
     own = header.format == "JPEG" and header.mode == "RGB" and not turned
-    image = photo_files.decode(
-        data,
+    image = examined.decode(
         upright=rule.upright,
         max_pixels=rule.max_pixels,
         # Shows just as well whether all of the data is there, in half the time.

@@ -164,7 +164,8 @@ def _photo_faults(values: dict) -> Iterator[str]:
     if encoded is None:
         return
     try:
-        header = photo_files.read_header(encoded)
+        examined = photo_files.examine(encoded)
+        header = examined.header
         if header.format != "JPEG":
             yield f"image/encoded is {header.format}, not JPEG"
         elif header.mode != "RGB":
@@ -174,7 +175,7 @@ def _photo_faults(values: dict) -> Iterator[str]:
             if stored not in (None, real):
                 yield f"{key} is {stored}, but the photo's is {real}"
         # Small, which shows just as well whether all of the data is there.
-        photo_files.decode(encoded, upright=False, max_pixels=0, reduce_to=1)
+        examined.decode(upright=False, max_pixels=0, reduce_to=1)
     except UnusablePhoto as error:
         if error.reason == "not a picture":
             yield "image/encoded is not a picture"
