@@ -162,8 +162,9 @@ def decode(
       data: the encoded photo, or anything else.
       upright: turn it by its EXIF orientation. A HEIC is always turned, by its container.
       max_pixels: a photo of more pixels is refused; 0: none is.
-      reduce_to: a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its longest side stays at or
-        above this, pixels; 0: not reduced. A reduced photo is the mean of blocks of pixels.
+      reduce_to: a photo other than a GIF is decoded at 1/2, 1/4 or 1/8, as long as its longest
+        side stays at or above this, pixels; 0: not reduced. A reduced photo is the mean of blocks
+        of pixels. A JPEG takes less memory, and others no more than they take undecoded by Pillow.
 
     Returns:
       uint8 RGB (H, W, 3).
@@ -235,13 +236,15 @@ def _examine(name: str | None, data: bytes) -> "Examined":
         if not part.height or not part.width:
             raise UnusablePhoto("corrupt", f"its size is {part.width} x {part.height}")
         header = Header(name, part.mode, part.height, part.width, part.orientation)
-        return Examined(header, lambda _: _decode_part(name, part))
+        return Examined(header, lambda reduce_to: _decode_part(name, part, reduce_to))
     image = _open(name, data)
     turned = _exif_orientation(image)
     width, height = image.size
     if name == "TIFF" and turned >= 5:  # Pillow states the size that it has when turned
         width, height = height, width
-    return Examined(Header(name, image.mode, height, width, turned), lambda _: _rgb(image))
+    return Examined(
+        Header(name, image.mode, height, width, turned), lambda reduce_to: _rgb(image, reduce_to)
+    )
 
 
 def _open(name: str, data: bytes) -> Image.Image:
@@ -295,19 +298,22 @@ def _exif_orientation(image: Image.Image) -> int:
 def _decode_jpeg(jpeg: jpeg_header.JpegHeader, reduce_to: int) -> np.ndarray:
     # `draft` writes beyond its memory on lossless JPEGs: `jpeg_header` has refused them.
     image = _open("JPEG", jpeg.plain)
-    longest = max(jpeg.height, jpeg.width)
-    if reduce_to:
-        for times in _REDUCTIONS:
-            if -(-longest // times) >= reduce_to:
-                image.draft(None, (max(1, jpeg.width // times), max(1, jpeg.height // times)))
-                break
+    times = _reduction(max(jpeg.height, jpeg.width), reduce_to)
+    if times > 1:
+        image.draft(None, (max(1, jpeg.width // times), max(1, jpeg.height // times)))
     return _rgb(image)
 
 
-def _decode_part(name: str, part: containers.Container) -> np.ndarray:
+def _reduction(longest: int, reduce_to: int) -> int:
+    """Returns by how much a photo may be reduced: 8, 4, 2 or 1."""
+    fitting = (times for times in _REDUCTIONS if -(-longest // times) >= reduce_to > 0)
+    return next(fitting, 1)
+
+
+def _decode_part(name: str, part: containers.Container, reduce_to: int) -> np.ndarray:
     image = _open(name, part.plain)
     if name != "GIF":
-        return _rgb(image)
+        return _rgb(image, reduce_to)
     image.load()
     indices, transparent = np.asarray(image), image.info.get("transparency")
     if indices.max() >= part.colours:
@@ -323,16 +329,21 @@ def _decode_part(name: str, part: containers.Container) -> np.ndarray:
     return canvas
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image, reduce_to: int = 0) -> np.ndarray:
     """Decodes an opened picture to uint8 RGB (H, W, 3)."""
     image.load()
     image.info.pop("transparency", None)
     width, height = image.size
-    out = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _PIXELS_AT_ONCE // width)
+    times = _reduction(max(width, height), reduce_to)
+    out = np.empty((-(-height // times), -(-width // times), 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // width // times) * times
     for row in range(0, height, rows):
         part = image.crop((0, row, width, min(row + rows, height)))
-        out[row : row + rows] = _levels(part, image.format)
+        levels = _levels(part, image.format)
+        if times > 1:
+            levels = np.broadcast_to(levels, (*levels.shape[:2], 3))
+            levels = np.asarray(Image.fromarray(np.ascontiguousarray(levels)).reduce(times))
+        out[row // times : row // times + len(levels)] = levels
     return out
 
 

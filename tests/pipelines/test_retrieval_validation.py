@@ -136,7 +136,9 @@ def test_a_photo_that_cannot_be_decoded_is_named(truth, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "photo_03.jpg").write_bytes(b"no photo")
     retrieval = RetrievalValidation(_training(tmp_path / truth.name))
-    with pytest.raises(InputError, match=r"unreadable photo .*photo_03\.jpg: not a photo"):
+    with pytest.raises(
+        InputError, match=r"unreadable photo .*photo_03\.jpg: corrupt: not a picture"
+    ):
         retrieval(build_dolg(MODEL))
 
 

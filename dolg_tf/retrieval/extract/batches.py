@@ -10,9 +10,9 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 * 2**20  # most decoded photos that wait for others of their size
-# Most pixels of a batch, unless it is a single photo: a network takes up to 0.4 GB per megapixel,
-# and larger batches are not faster.
-BATCH_PIXELS = 3 * 2**20
+# Most pixels of a batch, unless it is a single photo: a network may take 1 GB for so many, and
+# larger batches are not faster.
+BATCH_PIXELS = 2**20
 
 Failed = Callable[[int, str], None]
 """Takes the row of a photo that cannot be described, and why."""

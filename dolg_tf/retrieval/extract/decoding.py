@@ -15,7 +15,7 @@ from dolg_tf.stage.config import InputError
 Hold = Callable[[int], None]
 """Is told how many bytes a photo takes while it is decoded, and may wait until they are free."""
 
-# A large JPEG is decoded at 1/2, 1/4 or 1/8, but at no less than so many times its final size:
+# A large photo is decoded at 1/2, 1/4 or 1/8, but at no less than so many times its final size:
 # cosines of its descriptors to those of the whole photo stay above 0.999, see docs/limits.md.
 _REDUCED = 2.5
 _BYTES = 7  # per pixel: 4 in Pillow's memory, 3 in ours
@@ -117,7 +117,11 @@ def _cut(
         part = image[top:bottom, left:right]
         return part if part.size == image.size else part.copy()  # so that the rest is freed
     corner = left // times, top // times
-    part = Image.fromarray(image).crop((*corner, -(-right // times), -(-bottom // times)))
+    end = -(-right // times), -(-bottom // times)
+    if _inside((*corner, *end), height, width):  # Pillow would refuse to crop a large photo
+        part = Image.fromarray(np.ascontiguousarray(image[corner[1] : end[1], corner[0] : end[0]]))
+    else:
+        part = Image.fromarray(image).crop((*corner, *end))
     if factor < 1:
         size = _scaled(right - left, factor), _scaled(bottom - top, factor)
         inner = [side / times - corner[place % 2] for place, side in enumerate(box)]
@@ -178,7 +182,7 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
     # A box that leaves the photo is cut from the whole: Pillow scales only what is inside.
     reduce_to = int(np.ceil(_REDUCED * factor * longest)) if shrunk else 0
     pixels = height * width
-    if reduce_to and header.format == "JPEG":
+    if reduce_to and header.format == "JPEG":  # others are reduced behind their decoder
         pixels //= max(1, min(longest // reduce_to, 8)) ** 2
     if hold:
         hold(_BYTES * pixels + len(data))

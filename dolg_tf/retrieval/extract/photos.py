@@ -298,9 +298,11 @@ def list_named(names: Iterable[str], root: files.Path, where, *, upright: bool) 
       upright: whether to turn photos by their EXIF orientation.
 
     Raises:
-      InputError: when there are none, two are the same, or a name leads out of the root or may be
-        one of several photos.
+      InputError: when there is no such folder or there are no names, two are the same, or one leads
+        out of the root or may be one of several photos.
     """
+    if not pathlib.Path(root).is_dir():
+        raise InputError(f"--image_root={root}: no such folder")
     photos = _named(((where, name) for name in names), root, upright)
     return _listing(pathlib.Path(root), photos, where, upright=upright)
 

@@ -107,8 +107,6 @@ def describe_anew(
             "undo; extract, whiten and build it instead"
         )
     describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
-    if not pathlib.Path(root).is_dir():
-        raise InputError(f"--image_root={root}: no such folder")
     listing = list_named(index.ids, root, path, upright=index.meta["upright"])
     if not any(photo.path.is_file() for photo in listing.photos):
         raise InputError(

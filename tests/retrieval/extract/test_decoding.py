@@ -129,18 +129,24 @@ def test_photos_are_turned_before_they_are_cut(tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A smooth photo with edges, 1603 x 1201 pixels."""
+    """A smooth photo, 1603 x 1201 pixels, as a JPEG and a PNG."""
     rng = np.random.default_rng(1)
     blocks = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
-    path = tmp_path_factory.mktemp("large") / "large.jpg"
-    blocks.resize((1603, 1201), Image.Resampling.BICUBIC).save(path, quality=95)
+    path = tmp_path_factory.mktemp("large") / "large"
+    image = blocks.resize((1603, 1201), Image.Resampling.BICUBIC)
+    image.save(path.with_suffix(".jpg"), quality=95)
+    image.save(path.with_suffix(".png"), compress_level=1)
     return path
 
 
 @pytest.mark.parametrize("box", [None, (101.0, 53.0, 1502.0, 1100.0), (0.0, 0.0, 1603.0, 1201.0)])
 @pytest.mark.parametrize("max_side", [40, 90, 190])
-def test_large_jpegs_are_decoded_at_less_than_their_size(large, box, max_side, monkeypatch):
-    photo, sizes, decode = Photo("large", large, box), [], photo_files.decode
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_large_photos_are_decoded_at_less_than_their_size(
+    large, box, max_side, suffix, monkeypatch
+):
+    photo, sizes = Photo("large", large.with_suffix(suffix), box), []
+    decode = photo_files.decode
 
     def watch(data, **options):
         image = decode(data, **options)

@@ -246,6 +246,23 @@ def test_photos_too_large_for_the_memory_are_bad(saved_model, photos, tmp_path, 
     )
 
 
+def test_large_photos_take_little_memory(saved_model, tmp_path):
+    """200 megapixels: decoded whole they would take 1.4 GB with TensorFlow, which takes 0.6."""
+    (tmp_path / "photos").mkdir()
+    for name, options in (("a.jpg", {}), ("b.jpg", {"progressive": True}), ("c.png", {})):
+        size = (20000, 10000) if name == "a.jpg" else (6000, 4000)
+        Image.new("L", size, 90).save(tmp_path / "photos" / name, **options)
+    arguments = f"saved_model={str(saved_model)!r}, images={str(tmp_path / 'photos')!r}"
+    code = (
+        "import resource; from dolg_tf.retrieval.extract.stage import *; "
+        f"found = extract(ExtractConfig({arguments}, output={str(tmp_path / 'set')!r})); "
+        "print(len(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, kilobytes = map(int, run.stdout.split()[-2:])
+    assert count == 3 and kilobytes < 1_150_000
+
+
 def test_finished_output_is_kept(saved_model, photos, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     first = extract(_config(saved_model, photos[0], tmp_path / "set"))
