@@ -109,11 +109,14 @@ class Calls:
         try:
             yield
         finally:
-            for session in list(self._sessions):
-                self._drop(session)
             for task in tasks:
                 task.cancel()
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def end(self) -> None:
+        """Ends all that visitors wait for."""
+        for name in list(self._sessions):
+            self._drop(name)
 
     def tidy(self) -> None:
         """Drops what nobody has fetched in time."""

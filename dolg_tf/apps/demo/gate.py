@@ -5,6 +5,7 @@ Everything that is not listed here is refused before Gradio sees it, and the bro
 no other server. What goes wrong behind the gate is one line in the log.
 """
 
+import asyncio
 import logging
 import re
 
@@ -71,7 +72,7 @@ class Gate:
             return
         try:
             await self._app(_without_addresses(scope), receive, send)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):  # of the latter, when the server ends
             return
         except Exception as error:  # Starlette has answered
             words = " ".join(f"{type(error).__name__}: {error}".split())

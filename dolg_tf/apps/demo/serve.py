@@ -119,7 +119,7 @@ def serving(settings: DemoConfig) -> Iterator[str]:
         stack.callback(uploads.close)
         calls = Calls(demo_page.events(blocks), uploads, settings.max_seconds)
         app = server.application(calls, uploads, page.app(blocks), settings.port)
-        stack.enter_context(server.serve(app, listening))
+        stack.enter_context(server.serve(app, calls, listening))
         yield f"http://127.0.0.1:{settings.port}"
 
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import uvicorn
@@ -74,9 +74,19 @@ def _refuse(request: Request, error: HTTPException) -> Response:
     return PlainTextResponse(error.detail, error.status_code)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which calls `ending` before it waits for the answers under way."""
+
+    ending: Callable[[], None]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.ending()
+        await super().shutdown(sockets)
+
+
 @contextlib.contextmanager
-def serve(app: ASGIApp, listening: socket.socket) -> Iterator[None]:
-    """Serves an application in a thread while the block runs."""
+def serve(app: ASGIApp, calls: Calls, listening: socket.socket) -> Iterator[None]:
+    """Serves an application, and the calls in it, in a thread while the block runs."""
     # One line for what fails; nothing for what strangers send that is not HTTP.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
@@ -93,7 +103,8 @@ def serve(app: ASGIApp, listening: socket.socket) -> Iterator[None]:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    server.ending = calls.end
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

@@ -47,7 +47,7 @@ def port(tmp_path, slow, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         made = Calls({0: Event(slow.answer, [], 1, 0)}, kept, 60)
-        with server.serve(server.application(made, kept, _page, port), listening):
+        with server.serve(server.application(made, kept, _page, port), made, listening):
             slow.calls = made
             yield port
     kept.close()
@@ -233,6 +233,32 @@ def test_who_leaves_takes_their_events_along(port, slow):
         _until(link, b"begun")
     _soon(lambda: slow.calls._sessions == {})
     assert _status(port, stream) == 404
+
+
+def test_the_end_of_the_server(tmp_path, slow, caplog):
+    """Streams end; what does not is cut off within seconds, without a traceback."""
+    kept = Uploads(tmp_path, 10**6, 10**7)
+    made = Calls({0: Event(slow.answer, [], 1, 0)}, kept, 60)
+    body = b'{"fn_index": 0, "data": [], "session_hash": "a"}'
+    with contextlib.ExitStack() as stack, caplog.at_level(logging.WARNING):
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = listening.getsockname()[1]
+        with server.serve(server.application(made, kept, _page, port), made, listening):
+            join = "POST /gradio_api/queue/join HTTP/1.1", f"content-length: {len(body)}"
+            assert b"event_id" in _answer(port, _head(port, *join, "connection: close") + body)
+            stream = _head(port, "GET /gradio_api/queue/data?session_hash=a HTTP/1.1")
+            link = stack.enter_context(_send(port, stream))
+            _until(link, b"begun")
+            kind = "content-type: multipart/form-data; boundary=x"
+            upload = _head(port, "POST /gradio_api/upload HTTP/1.1", kind, "content-length: 99")
+            stack.enter_context(_send(port, upload + b"--x\r\n"))
+            time.sleep(0.2)
+            start = time.monotonic()
+        assert time.monotonic() - start < 5 and _rest(link).endswith(b"0\r\n\r\n")
+    slow.set()
+    kept.close()
+    assert not any(record.exc_info for record in caplog.records)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_connections(port, monkeypatch):
