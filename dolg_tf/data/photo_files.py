@@ -134,7 +134,7 @@ class Examined:
         if 0 < max_pixels < pixels:
             size = f"{header.width} x {header.height} = {pixels / 1e6:.1f} million pixels"
             raise UnusablePhoto("too_large", f"{size}, more than {max_pixels / 1e6:g} million")
-        with _telling(header.format):
+        with _telling(quiet=header.format == "TIFF"):
             image = self.pixels(reduce_to)
             turned = header.orientation if header.format == "TIFF" else 1  # by Pillow
             if upright:
@@ -149,7 +149,7 @@ def examine(data: bytes) -> Examined:
       UnusablePhoto: see `decode`.
     """
     name = sniff(data[:64])
-    with _telling(name):
+    with _telling(quiet=name not in _EXAMINED):
         return _examine(name, data)
 
 
@@ -187,10 +187,14 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _telling(name: str | None) -> Iterator[None]:
-    """Turns whatever goes wrong with a photo into UnusablePhoto."""
+def _telling(*, quiet: bool) -> Iterator[None]:
+    """Turns whatever goes wrong with a photo into UnusablePhoto.
+
+    Args:
+      quiet: silence Pillow's remarks; one thread at a time.
+    """
     try:
-        with contextlib.nullcontext() if name in _EXAMINED else _quiet():
+        with _quiet() if quiet else contextlib.nullcontext():
             yield
     except UnusablePhoto:
         raise

@@ -201,3 +201,19 @@ def test_sizes_that_no_memory_holds():
     webp = encode(photo("RGBA"), "WEBP")
     at = webp.index(b"VP8X") + 12
     assert refusal(webp[:at] + b"\xff" * 6 + webp[at + 6 :])[0] == "too_large"
+
+
+def test_pillows_remarks_are_not_shown(recwarn):
+    block = odd_photos.exif(6)
+    block[0x010E] = "a long enough description"
+    cut = block.tobytes()[:-9]
+    photos = [encode(photo(), kind, exif=cut) for kind in ("JPEG", "PNG", "WEBP", "AVIF")]
+    photos += [data for _, data in odd_photos.pillow_alone().values()]
+    photos.append(encode(photo("P"), "PNG", transparency=bytes(range(60))))
+    recwarn.clear()
+    for data in photos:
+        photo_files.decode(data, upright=True)
+    assert not [str(warning.message) for warning in recwarn]
+    with Image.open(io.BytesIO(photos[3])) as image:
+        image.getexif()
+    assert len(recwarn)
