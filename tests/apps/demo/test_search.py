@@ -4,7 +4,6 @@ import concurrent.futures
 import csv
 import html
 import io
-import json
 import os
 
 import demo_world
@@ -276,12 +275,8 @@ def test_several_visitors_at_once(engine):
 @pytest.mark.parametrize("upright", [True, False, None])
 def test_a_photo_is_turned_as_those_of_the_index_were(tmp_path, upright):
     """The same file in the index and on the page: cosine 1."""
-    model, built = demo_world.make(tmp_path)
-    meta = json.loads((built / "meta.json").read_text())
-    meta.pop("upright", None)
-    if upright is not None:
-        meta["upright"] = upright
-    (built / "meta.json").write_text(json.dumps(meta))
+    about = {} if upright is None else {"upright": upright}
+    model, built = demo_world.make(tmp_path, **about)
     made = Engine(model, built, "", 0)
     made.load()
     exif = Image.Exif()
