@@ -84,6 +84,7 @@ def read(path: files.Path) -> np.ndarray:
     Raises:
       InputError: as in `decode`, or when the file does not exist.
     """
+    files.refuse_other_than_file(path)
     try:
         return decode(pathlib.Path(path).read_bytes(), path)
     except FileNotFoundError as error:

@@ -305,6 +305,7 @@ def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
     check_meta(meta, _META_KEYS, path / "meta.json", _REMEDY)
     shards = _shards(path)
     checksums.check(path, {name: sums[name] for name in sums if name == "ids.txt"}, _REMEDY)
+    files.refuse_other_than_file(path / "ids.txt")
     try:
         ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
     except (FileNotFoundError, UnicodeDecodeError) as error:

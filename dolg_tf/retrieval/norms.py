@@ -133,6 +133,7 @@ def read_npy(path: pathlib.Path, expected: str | None = None) -> tuple[np.ndarra
     Raises:
       InputError: when it is damaged, or a row is not finite.
     """
+    files.refuse_other_than_file(path)
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:

@@ -74,6 +74,7 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
         finite numbers.
     """
     path = pathlib.Path(path)
+    files.refuse_other_than_file(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = [_read_array(stored, name, size) for name in ("mean", "projection")]

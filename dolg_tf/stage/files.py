@@ -189,6 +189,17 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def refuse_other_than_file(path: Path) -> None:
+    """Makes sure that there is a file, or nothing: reading a pipe may never end.
+
+    Raises:
+      InputError: when something else is there.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file")
+
+
 def read_json(path: Path, format_version: int | None = None):
     """Reads JSON.
 
@@ -201,9 +212,12 @@ def read_json(path: Path, format_version: int | None = None):
     """
     try:
         workshop.recover(path)
+        refuse_other_than_file(path)
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if format_version is not None:

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import pickle
 from unittest import mock
 
@@ -300,3 +301,14 @@ def test_rows_of_zeros_are_named(tmp_path, folder):
     np.save(folder / SHARD, rows)
     with pytest.raises(InputError, match=r"the first is row 3, 'b/4'\)"):
         descriptors.read(folder)
+
+
+@pytest.mark.parametrize("name", ["ids.txt", "meta.json", "descriptors-00000-of-00001.npy"])
+def test_a_pipe_in_the_place_of_a_file(tmp_path, name):
+    """Nobody writes to it: reading it would never end."""
+    rows = np.eye(2, 4, dtype=np.float32)
+    descriptors.write(tmp_path / "set", DescriptorSet(("a", "b"), rows, META))
+    (tmp_path / "set" / name).unlink()
+    os.mkfifo(tmp_path / "set" / name)
+    with pytest.raises(InputError, match=f"{name}: not a file"):
+        descriptors.read(tmp_path / "set")

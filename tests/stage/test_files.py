@@ -1,6 +1,8 @@
 """Files are whole or not there."""
 
 import errno
+import os
+import re
 import resource
 import zipfile
 
@@ -93,6 +95,13 @@ def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
     for folder, mark in ((other, ["config.json"]), (mine, [])):
         with pytest.raises(InputError, match="directory of something else"):
             files.check_output(folder, True, *mark)
+
+
+def test_a_pipe_or_a_folder_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / name))}: not a file"):
+            files.read_json(tmp_path / name)
 
 
 # --- full disks ----------------------------------------------------------------------

@@ -138,7 +138,10 @@ class Index:
           InputError: when the queries do not fit, or a row of the index is damaged.
         """
         if self.approximate is None:
-            return search.search(self.descriptors, queries, k)
+            try:
+                return search.search(self.descriptors, queries, k)
+            except InputError as error:
+                raise InputError(f"{self.path}: {error}") from error
         search.check((len(self), self.meta["width"]), np.asarray(queries, np.float32), k)
         return ivfpq.find(self.approximate, queries, min(k, len(self)))
 

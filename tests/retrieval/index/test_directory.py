@@ -169,7 +169,7 @@ def test_a_damaged_row_is_found_by_a_search(folder):
         file.seek(-4, 2)
         file.write(np.float32(np.inf).tobytes())
     found = Index.open(folder)
-    with pytest.raises(InputError, match="row 59 of the index is not finite"):
+    with pytest.raises(InputError, match=r"index: row 59 of the index is not finite"):
         found.search(ROWS[:2], 3)
     with pytest.raises(InputError, match=r"index.faiss: damaged, its checksum is wrong"):
         directory.check_sum(folder / "index.faiss", found.meta)
