@@ -1,0 +1,420 @@
+"""Commands killed at a random moment and run again: what `endurance.py` does to commands."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from endurance_mutations import Outcome
+from endurance_world import TRAINING, World
+
+log = logging.getLogger(__name__)
+
+ROOT = pathlib.Path(__file__).parents[2]
+PATIENCE = 600.0  # seconds for a command, on a busy machine
+_END = 20.0  # seconds in which a killed command's processes must be gone
+_SIGNALS = (signal.SIGKILL,) * 5 + (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command that is killed.
+
+    Attributes:
+      flags: with `{work}` for the folder of the outputs and `{NAME}` for an input of the world.
+      output: what it writes, relative to the folder of the outputs.
+      before: puts there what stands at the beginning; "" or the world's input that is replaced.
+      compare: returns what of the output must be equal after a rerun.
+      share: of all kills, relative to other commands; slow ones have a small one.
+    """
+
+    flags: tuple[str, ...]
+    output: str
+    before: str = ""
+    compare: Callable[[pathlib.Path], object] = lambda path: file_sums(path)
+    share: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """A recipe: which command is killed, by which signal, and when.
+
+    Attributes:
+      command: its words.
+      number: of the signal.
+      seconds: after the start, or after the first change of the outputs' folder.
+      after_change: which of both.
+    """
+
+    command: str
+    number: int
+    seconds: float
+    after_change: bool
+
+
+def file_sums(path: pathlib.Path) -> dict[str, str]:
+    """Returns {relative name: SHA-256} of the files of a folder, or of a file."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+        if file.is_file() and not file.name.startswith(".")
+    }
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    return sorted(file_sums(path))
+
+
+def _without(*keys: str) -> Callable[[pathlib.Path], object]:
+    """Returns a function from a JSON file to its values but those of some keys."""
+
+    def read(path: pathlib.Path):
+        value = json.loads(path.read_text())
+        return {key: value[key] for key in value if key not in keys}
+
+    return read
+
+
+def _training(path: pathlib.Path):
+    """Returns the checkpoints of a run, and its losses to the fourth digit."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["name"] == "loss"]
+    saved = sorted(file.name for file in path.glob("checkpoints/*.index"))
+    return saved, [(row["step"], row["split"], f"{row['value']:.4g}") for row in rows]
+
+
+_TRAINING = tuple(f"--{name}={value}" for name, value in TRAINING.items())
+_DRAWING = ("landmarks=2", "unseen_landmarks=1", "photos_per_landmark=2", "index_per_landmark=3")
+_SETS = ("--query_descriptors={set_query}", "--index_descriptors={set_index}")
+
+COMMANDS: dict[str, Command] = {
+    "draw": Command(
+        (
+            *(f"--{option}" for option in _DRAWING),
+            *("--queries_per_landmark=1", "--size=48", "--processes=2", "--output={work}/drawn"),
+        ),
+        "drawn",
+    ),
+    "records": Command(
+        (
+            *("--labels_csv={photos}/labels.csv", "--num_shards=3", "--processes=2"),
+            *("--validation_fraction=0.2", "--output_dir={work}/records"),
+        ),
+        "records",
+    ),
+    "records of tars": Command(
+        (
+            *("--images_dir={gldv2}", "--train_csv={gldv2}/train.csv", "--num_shards=2"),
+            *("--processes=2", "--output_dir={work}/records"),
+        ),
+        "records",
+    ),
+    "ground-truth": Command(
+        ("--labels_csv={photos}/labels.csv", "--output={work}/truths"), "truths"
+    ),
+    "extract": Command(
+        ("--saved_model={saved_model}", "--images={photos}", "--output={work}/set"), "set"
+    ),
+    "colour-histogram": Command(("--images={photos}", "--output={work}/set"), "set"),
+    "delf": Command(("--input={set_all}", "--output={work}/delf", "--overwrite"), "delf", "delf"),
+    "whiten fit": Command(
+        (
+            *("--descriptors={set_train}", "--dimensions=6", "--overwrite"),
+            "--output={work}/whitening.npz",
+        ),
+        "whitening.npz",
+        "whitening.npz",
+    ),
+    "whiten apply": Command(
+        (
+            *("--descriptors={set_index}", "--whitening={whitening.npz}"),
+            "--output={work}/white",
+        ),
+        "white",
+    ),
+    "index build": Command(
+        ("--descriptors={set_index}", "--output={work}/index", "--overwrite"), "index", "index"
+    ),
+    "index add": Command(("--index={work}/index", "--descriptors={set_query}"), "index", "index"),
+    "index remove": Command(
+        ("--index={work}/index", "--ids={set_train}/ids.txt"), "index", "index"
+    ),
+    "index rebuild": Command(
+        ("--index={work}/index", "--saved_model={saved_model}"), "index", "index", share=4
+    ),
+    "index query": Command(
+        (
+            *("--index={index}", "--descriptors={set_query}", "--output={work}/photos.csv"),
+            "--overwrite",
+        ),
+        "photos.csv",
+    ),
+    "calibrate": Command(
+        (
+            *("--labels_csv={photos}/labels.csv", "--index_descriptors={set_all}"),
+            *("--index={work}/index", "--output={work}/calibration.json", "--precision=0.5"),
+        ),
+        "index",
+        "index",
+    ),
+    "evaluate revisited": Command(
+        ("--ground_truth={gnd_seen.pkl}", *_SETS, "--output={work}/report.json"), "report.json"
+    ),
+    "evaluate gldv2": Command(
+        (
+            *("--task=retrieval", "--solution={kaggle}/retrieval_solution.csv", *_SETS),
+            "--output={work}/report.json",
+        ),
+        "report.json",
+    ),
+    "submit": Command(("--task=retrieval", *_SETS, "--output={work}/found.csv"), "found.csv"),
+    "match": Command(
+        (
+            *("--saved_model={saved_model}", "--output={work}/match.png"),
+            "--photos={photos}/train/0_0.jpg,{photos}/train/0_1.jpg",
+        ),
+        "match.png",
+        share=4,
+    ),
+    "report": Command(
+        ("--ground_truth={gnd_seen.pkl}", *_SETS, "--output={work}/page"), "page", share=3
+    ),
+    "export": Command(
+        (
+            *("--model_dir={model}", "--scales=1", "--max_pixels=250000", "--overwrite"),
+            "--output={work}/saved_model",
+        ),
+        "saved_model",
+        "saved_model",
+        _names,
+        share=3,
+    ),
+    "train": Command(
+        (
+            *("--train_file_pattern={records}/train-*", "--logdir={work}/run", "--deterministic"),
+            *("--validation_file_pattern={records}/validation-*", *_TRAINING),
+        ),
+        "run",
+        compare=_training,
+        share=5,
+    ),
+    "convert": Command(
+        ("--input={official.npz}", "--output={work}/model"), "model", compare=_names, share=1
+    ),
+    "quickstart": Command(
+        (
+            *("--photos={photos}", "--output={work}/quickstart", "--max_steps=2"),
+            "--batch_size=4",
+        ),
+        "quickstart",
+        compare=lambda path: sorted(file.name for file in path.iterdir()),
+        share=1,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """What an undisturbed run leaves, and how long it takes."""
+
+    old: object
+    result: object
+    listing: list[str]
+    change: float  # seconds until the folder of the outputs first changes
+    seconds: float
+
+
+class Arena:
+    """Runs and kills commands in one folder.
+
+    Args:
+      world: the inputs.
+      folder: for the outputs.
+    """
+
+    def __init__(self, world: World, folder: pathlib.Path):
+        self._world, self._folder, self._work = world, folder, folder / "work"
+        self._sound = {}
+
+    def _prepare(self, command: Command) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        if command.before:
+            source, target = self._world[command.before], self._work / command.output
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+
+    def _arguments(self, name: str, command: Command) -> list[str]:
+        words = []
+        for flag in command.flags:
+            text = flag.replace("{work}", str(self._work))
+            while "{" in text:
+                item = text.partition("{")[2].partition("}")[0]
+                text = text.replace(f"{{{item}}}", str(self._world[item]))
+            words.append(text)
+        return [*name.partition(" of ")[0].split(), *words]
+
+    @contextlib.contextmanager
+    def _running(self, name: str, command: Command, log_name: str) -> Iterator[subprocess.Popen]:
+        """Yields a command's process, whose group and session are its own."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self._folder)}
+        with (self._folder / log_name).open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dolg_tf", *self._arguments(name, command)],
+                cwd=self._folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _said(self, log_name: str) -> str:
+        return (self._folder / log_name).read_text(errors="replace")
+
+    def _listing(self) -> list[str]:
+        found = sorted(path.relative_to(self._work).as_posix() for path in self._work.rglob("*"))
+        return [name for name in found if "/events.out." not in name]
+
+    def sound(self, name: str) -> Sound:
+        """Returns what an undisturbed run leaves; it is run once.
+
+        Raises:
+          RuntimeError: when it fails.
+        """
+        if name not in self._sound:
+            command = COMMANDS[name]
+            self._prepare(command)
+            old = command.compare(self._work / command.output) if command.before else None
+            before, start, change = self._listing(), time.monotonic(), None
+            with self._running(name, command, "sound.txt") as process:
+                while process.poll() is None:
+                    if change is None and self._listing() != before:
+                        change = time.monotonic() - start
+                    time.sleep(0.002)
+                    if time.monotonic() - start > PATIENCE:
+                        raise RuntimeError(f"{name}: no end in {PATIENCE:.0f} s")
+            seconds = time.monotonic() - start
+            if process.returncode:
+                raise RuntimeError(f"{name}: {self._said('sound.txt')[-2000:]}")
+            result = command.compare(self._work / command.output)
+            change = seconds if change is None else change
+            self._sound[name] = Sound(old, result, self._listing(), change, seconds)
+            log.info("%s: %.1f s undisturbed, first change at %.1f s", name, seconds, change)
+        return self._sound[name]
+
+    def draw(self, name: str, rng: np.random.Generator) -> Kill:
+        """Draws a moment: anywhere, or, as often, where files are written."""
+        sound, after = self.sound(name), bool(rng.random() < 0.5)
+        longest = sound.seconds - sound.change if after else sound.seconds
+        number = int(_SIGNALS[rng.integers(len(_SIGNALS))])
+        return Kill(name, number, float(rng.uniform(0, longest)), after)
+
+    def kill(self, kill: Kill) -> Outcome:
+        """Kills a command, runs it again and compares the result with an undisturbed run's."""
+        command, sound = COMMANDS[kill.command], self.sound(kill.command)
+        self._prepare(command)
+        with self._running(kill.command, command, "killed.txt") as process:
+            self._strike(process, kill)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                return Outcome(
+                    "hang", f"no end after the signal: {self._said('killed.txt')[-500:]}"
+                )
+            if left := _wait_for_session(process.pid):
+                return Outcome("wrong", f"processes that outlive the command: {left}")
+        if "Traceback" in (said := self._said("killed.txt")):
+            return Outcome("traceback", said[-2000:])
+        if process.returncode < 0 and -process.returncode != kill.number:
+            return Outcome("crash", f"exit code {process.returncode}: {said[-500:]}")
+        if command.before and not self._kept(command, sound):
+            return Outcome("wrong", f"neither the old output nor the new: {self._listing()}")
+        with self._running(kill.command, command, "again.txt") as process:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                return Outcome("hang", f"no end of the rerun: {self._said('again.txt')[-500:]}")
+        return self._judge(command, sound, process.returncode)
+
+    def _strike(self, process: subprocess.Popen, kill: Kill) -> None:
+        if kill.after_change:
+            before = self._listing()
+            while process.poll() is None and self._listing() == before:
+                time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(kill.seconds)
+        with contextlib.suppress(ProcessLookupError):
+            # As Ctrl-C in a terminal: to all processes of the command.
+            send = os.killpg if kill.number == signal.SIGINT else os.kill
+            send(process.pid, kill.number)
+
+    def _kept(self, command: Command, sound: Sound) -> bool:
+        try:
+            found = command.compare(self._work / command.output)
+        except OSError:
+            return False
+        return found in (sound.old, sound.result)
+
+    def _judge(self, command: Command, sound: Sound, code: int) -> Outcome:
+        said = self._said("again.txt")
+        if "Traceback" in said:
+            return Outcome("traceback", said[-2000:])
+        if code < 0:
+            return Outcome("crash", f"the rerun's exit code is {code}: {said[-500:]}")
+        try:
+            result = command.compare(self._work / command.output)
+        except (OSError, ValueError) as error:
+            return Outcome("wrong", f"{error}; {said[-500:]}")
+        if result != sound.result:
+            return Outcome("wrong", f"another result, exit code {code}: {said[-800:]}")
+        if extra := sorted(set(self._listing()) ^ set(sound.listing)):
+            return Outcome("wrong", f"left over or missing: {extra[:10]}")
+        if code:  # it was finished before: the command says so
+            honest = said.count(": error: ") == 1
+            return Outcome("clean" if honest else "wrong", said[-300:])
+        return Outcome("same")
+
+
+def _wait_for_session(session: int) -> list[str]:
+    """Returns the processes of a session that do not end."""
+    end = time.monotonic() + _END
+    while True:
+        found = []
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    found.append((path.parent / "cmdline").read_bytes().replace(b"\0", b" "))
+        if not found or time.monotonic() > end:
+            return [line.decode(errors="replace")[:100] for line in found]
+        time.sleep(0.05)
+
+
+def kill_commands(
+    arena: Arena, shares: dict[str, int], seed: int
+) -> Iterator[tuple[Kill, Outcome]]:
+    """Kills each command as often as `shares` says, at moments drawn by `seed`."""
+    for place, (name, count) in enumerate(shares.items()):
+        rng = np.random.default_rng([seed, place])
+        for _ in range(count):
+            kill = arena.draw(name, rng)
+            outcome = arena.kill(kill)
+            log.info("%s: %s", kill, outcome.kind)
+            yield kill, outcome
