@@ -6,7 +6,8 @@ have nearest photos too. Likeness: they are among the other's eight nearest, and
 sets each apart from the mean in common; this finds the many photos of a large place.
 Rank alone is believed only where likeness confirms enough of it, and likeness only beyond what
 chance gives among so many photos. Groups that are chains, alike from link to link but not as a
-whole, are dropped, and so are copies of one photo. Where too little is left, nothing is learned.
+whole, fall apart, and copies of one photo are dropped. Where too little is left, nothing is
+learned.
 """
 
 import dataclasses
@@ -22,11 +23,13 @@ DIMENSIONS = 512  # of whitened descriptors, at most
 _RANK, _LIKENESS = 3, 8  # nearest photos that count
 _ALIKE = 0.5  # similarity that confirms a link: half of what sets a photo apart
 _SAME = 0.6  # similarity that makes one: a single wrong one joins two places
+_MANY = 0.8  # confirmed share of the links by rank from which `_ALIKE` makes one, too
 _RELATED = 0.35  # similarity that rank needs, and a group as a whole
+_STEP = 0.05  # by which a chain's links must be more alike
 _COPIES = 0.95  # similarity of a group that says nothing about what varies within a place
 _ODDS = 0.05  # photos that chance links by likeness, per photo
 _CONFIRMED = 0.2  # share of the links by rank that likeness must confirm
-_LEAST = 3  # groups that a whitening is learned from
+_LEAST = 5  # groups that a whitening is learned from
 _PURE = 0.7  # estimated share of right links; it is cautious, and at half of them a whitening harms
 _SAMPLE = 2000  # photos that chance is estimated on
 
@@ -75,13 +78,27 @@ def _none(count: int, purity: float, reason: str) -> Grouping:
     return Grouping(0, 0.0, 0, 0, 0, purity, reason, np.full(count, NONE, np.int64))
 
 
-def _without_chains(rows: CentredRows, labels: np.ndarray) -> np.ndarray:
-    """Returns the groups whose photos are alike as a whole, but no copies of one photo."""
-    if not (labels >= 0).any():
-        return labels
-    alike = grouping.alikeness(rows, labels)
-    kept = (alike >= _RELATED) & (alike < _COPIES)
-    return grouping.renumber(np.where((labels >= 0) & kept[labels], labels, NONE))
+def _groups(rows: CentredRows, links: list[tuple[Links, float]]) -> np.ndarray:
+    """Returns the groups that links make, without copies of one photo.
+
+    A chain, alike from link to link but not as a whole, falls apart: its links must be more alike.
+
+    Args:
+      rows: (N, D), unit rows.
+      links: with their least similarity.
+    """
+    labels = np.full(len(rows), NONE, np.int64)
+    left = np.ones(len(rows), bool)
+    for more in np.arange(0, 1, _STEP):
+        some = [one.above(least + more).among(left) for one, least in links]
+        found = grouping.components(len(rows), *some)
+        if not (found >= 0).any():
+            break
+        alike = grouping.alikeness(rows, found)
+        left = (found >= 0) & (alike < _RELATED)[found]
+        kept = (found >= 0) & ((alike >= _RELATED) & (alike < _COPIES))[found]
+        labels[kept] = found[kept] + labels.max() + 1
+    return grouping.renumber(labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +109,7 @@ class _Linked:
     by_rank: Links
     by_likeness: Links
     chance: Chance
+    confirmed: float  # share of the links by rank
     threshold: float
 
     def purity(self, by_rank: bool) -> float:
@@ -110,8 +128,12 @@ def _link(rows: CentredRows, seed: int) -> _Linked:
     by_likeness = grouping.link(neighbours, _LIKENESS)
     sure = grouping.components(len(rows), by_likeness.above(_ALIKE))
     chance = grouping.chance(rows, sure, _SAMPLE, seed)
-    threshold = max(_SAME, chance.level(len(rows), _ODDS))
-    return _Linked(neighbours, grouping.link(neighbours, _RANK), by_likeness, chance, threshold)
+    by_rank = grouping.link(neighbours, _RANK)
+    confirmed = len(by_rank.above(_ALIKE)) / max(len(by_rank), 1)
+    # Where nearly all nearest photos are alike, places are large, and so are true groups.
+    least = _ALIKE if confirmed >= _MANY else _SAME
+    threshold = max(least, chance.level(len(rows), _ODDS))
+    return _Linked(neighbours, by_rank, by_likeness, chance, confirmed, threshold)
 
 
 def find_groups(rows, seed: int = 0) -> Grouping:
@@ -126,13 +148,12 @@ def find_groups(rows, seed: int = 0) -> Grouping:
         return _none(count, 0.0, f"{count} photos are too few to learn from")
     centred = CentredRows(rows, learn.mean(rows))
     linked = _link(centred, seed)
-    alike, near = linked.by_likeness.above(linked.threshold), linked.by_rank.above(_RELATED)
-    share = len(linked.by_rank.above(_ALIKE)) / max(len(linked.by_rank), 1)
-    by_rank = share >= _CONFIRMED
-    labels = grouping.components(count, *([near, alike] if by_rank else [alike]))
-    labels = _without_chains(centred, labels)
+    by_rank = linked.confirmed >= _CONFIRMED
+    links = [(linked.by_likeness, linked.threshold)]
+    links += [(linked.by_rank, _RELATED)] if by_rank else []
+    labels = _groups(centred, links)
     sizes, purity = np.bincount(labels[labels >= 0]), linked.purity(by_rank)
-    told = f"{share:.0%} of the pairs among each other's {_RANK} nearest are alike"
+    told = f"{linked.confirmed:.0%} of the pairs among each other's {_RANK} nearest are alike"
     if len(sizes) < _LEAST:
         return _none(count, purity, f"{told}; {len(sizes)} groups are left of {_LEAST} needed")
     if purity < _PURE:

@@ -61,7 +61,13 @@ class Links:
 
     def above(self, threshold: float) -> "Links":
         """Returns those at least as similar as `threshold`."""
-        kept = self.scores >= threshold
+        return self._only(self.scores >= threshold)
+
+    def among(self, chosen: np.ndarray) -> "Links":
+        """Returns those of two photos that are chosen, bool (N,)."""
+        return self._only(chosen[self.first] & chosen[self.second])
+
+    def _only(self, kept: np.ndarray) -> "Links":
         return Links(self.first[kept], self.second[kept], self.scores[kept])
 
 

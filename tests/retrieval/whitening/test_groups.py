@@ -67,11 +67,17 @@ def test_alikeness_is_the_mean_over_pairs(monkeypatch, block):
         assert found[number] == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
-def test_a_chain_is_no_group():
-    angles = np.linspace(0, 5, 12)
+def test_a_chain_falls_apart_and_copies_are_dropped():
+    angles = np.concatenate([np.linspace(0, 4, 9), [5.0, 5.01, 5.02]])
     rows = _unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    labels = choose._without_chains(rows, np.repeat([0, 1], [9, 3]))
-    assert labels.tolist() == [-1] * 9 + [0] * 3
+    first, second = np.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 10]), np.arange(1, 12)[np.arange(11) != 8]
+    scores = np.einsum("pd,pd->p", rows[first], rows[second])
+    scores[[2, 5]] = 0.62  # where it breaks first
+    links = [(Links(first, second, scores), 0.6)]
+    labels = choose._groups(CentredRows(rows, np.zeros(2)), links)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1]
+    whole = choose._groups(CentredRows(rows, np.zeros(2)), [(links[0][0].among(angles < 1.1), 0)])
+    assert whole.tolist() == [0, 0, 0] + [-1] * 9
 
 
 def test_centred_rows_are_less_the_mean_and_of_unit_norm():
