@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import sealed
 import tensorflow as tf
 import tiny
 
@@ -198,9 +199,9 @@ def test_a_run_of_a_release_without_an_option_goes_on(data, tmp_path):
     write_run(tiny.MODEL, data, training, None)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint").touch()
-    values = json.loads((tmp_path / "config.json").read_text())
-    del values["model"]["stride32"]
-    (tmp_path / "config.json").write_text(json.dumps(values))
+    values = json.loads((tmp_path / "config.json").read_text())["model"]
+    del values["stride32"]
+    sealed.change(tmp_path / "config.json", model=values)
     check_run(tiny.MODEL, data, training, None)
     assert adopt_network(DolgConfig(), str(tmp_path)) == tiny.MODEL
     changed = dataclasses.replace(tiny.MODEL, stride32="top_conv")
