@@ -18,6 +18,7 @@ Hold = Callable[[int], None]
 # A large photo is decoded at 1/2, 1/4 or 1/8, but at no less than so many times its final size:
 # cosines of its descriptors to those of the whole photo stay above 0.999, see docs/limits.md.
 _REDUCED = 2.5
+_PADDED = 16  # most photos that would fit into a box, which is filled with black
 _BYTES = 7  # per pixel: 4 in Pillow's memory, 3 in ours
 
 
@@ -64,10 +65,12 @@ def _whole_box(photo: Photo, height: int, width: int, rounding: str) -> tuple[in
     whole = int if rounding == "dolg" else round  # DELF and HOW: halves to even, as Pillow
     left, top, right, bottom = (whole(x) for x in photo.box)
     inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+    wrong = inside[0] >= inside[2] or inside[1] >= inside[3]
+    far = rounding != "dolg" and (right - left) * (bottom - top) > _PADDED * height * width
+    if wrong or far:
         raise InputError(
-            f"{photo.where}: the box {photo.box} has no pixel of its {width} x {height}; "
-            "correct the ground truth, or use --nocrop_queries"
+            f"{photo.where}: the box {photo.box} has {'no' if wrong else 'hardly a'} pixel of its "
+            f"{width} x {height}; correct the ground truth, or use --nocrop_queries"
         )
     return inside if rounding == "dolg" else (left, top, right, bottom)
 
@@ -159,7 +162,7 @@ def load_photo(
     except OSError as error:
         # Otherwise a lost disk would turn every photo into a bad one.
         raise InputError(f"{photo.where}: cannot be read ({error.strerror})") from error
-    except MemoryError:
+    except (MemoryError, Image.DecompressionBombError):  # the latter of a box that is padded
         return f"{photo.where}: too large for the memory"
     except InputError:
         raise
@@ -168,13 +171,15 @@ def load_photo(
 
 
 def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> np.ndarray:
-    header = photo_files.read_header(data)
+    size, examined = len(data), photo_files.examine(data)
+    del data  # `examined` has what it needs of it
+    header = examined.header
     height, width = header.height, header.width
     if photo.turn and header.orientation >= 5:
         height, width = width, height
     if 0 < how.max_pixels < height * width:
-        size = f"{width} x {height} pixels are more than --max_pixels={how.max_pixels}"
-        raise photo_files.UnusablePhoto("too_large", size)
+        told = f"{width} x {height} pixels are more than --max_pixels={how.max_pixels}"
+        raise photo_files.UnusablePhoto("too_large", told)
     box = _whole_box(photo, height, width, how.box_rounding)
     factor = _factor(height, width, box, how)
     longest = max(height, width)
@@ -185,12 +190,12 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
     if reduce_to and header.format == "JPEG":  # others are reduced behind their decoder
         pixels //= max(1, min(longest // reduce_to, 8)) ** 2
     if hold:
-        hold(_BYTES * pixels + len(data))
-    image = photo_files.decode(
-        data, upright=photo.turn, max_pixels=how.max_pixels, reduce_to=reduce_to
-    )
-    del data
+        hold(_BYTES * pixels + size)
+    image = examined.decode(upright=photo.turn, max_pixels=how.max_pixels, reduce_to=reduce_to)
+    del examined
     sizes = {(-(-height // times), -(-width // times)): times for times in (8, 4, 2, 1)}
+    if image.shape[:2] not in sizes:
+        raise photo_files.UnusablePhoto("corrupt", "its pixels do not fit the size that it states")
     return _cut(image, box, factor, sizes[image.shape[:2]])
 
 

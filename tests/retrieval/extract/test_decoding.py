@@ -109,6 +109,13 @@ def test_delf_and_how_round_boxes_and_pad_them(png):
         assert found.shape == (19, 12, 3) and not found[:, :2].any()
 
 
+def test_a_box_far_beyond_its_photo_takes_no_memory(png):
+    photo = Photo("photo", png, (0, 0, 10**7, 10**7))
+    np.testing.assert_array_equal(load_photo(photo), IMAGE)
+    with pytest.raises(InputError, match="has hardly a pixel of its 30 x 20"):
+        load_photo(photo, Preparation(box_rounding="delf"))
+
+
 def _turned(folder):
     """Saves IMAGE as a camera does that was held upright."""
     exif = Image.Exif()
@@ -146,14 +153,14 @@ def test_large_photos_are_decoded_at_less_than_their_size(
     large, box, max_side, suffix, monkeypatch
 ):
     photo, sizes = Photo("large", large.with_suffix(suffix), box), []
-    decode = photo_files.decode
+    decode = photo_files.Examined.decode
 
-    def watch(data, **options):
-        image = decode(data, **options)
+    def watch(examined, **options):
+        image = decode(examined, **options)
         sizes.append(max(image.shape))
         return image
 
-    monkeypatch.setattr(photo_files, "decode", watch)
+    monkeypatch.setattr(photo_files.Examined, "decode", watch)
     small = load_photo(photo, Preparation(max_side))
     monkeypatch.setattr(decoding, "_REDUCED", 1e9)
     whole = load_photo(photo, Preparation(max_side))
