@@ -67,7 +67,7 @@ def _about(record: memoryview, path: str, start: int) -> tuple[str, bool]:
     if fault is not None:
         raise InputError(f"{where}: not a tf.train.Example ({fault}); write it again")
     if not found:
-        reason = foreign.schema_fault(bytes(record)) or "its image/id is empty"
+        reason = foreign.schema_fault(bytes(record)) or "no image/id: it is empty"
         raise InputError(f"{where}: {reason}")
     return found, bool(upright)
 

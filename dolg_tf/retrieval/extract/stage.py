@@ -153,7 +153,14 @@ def _meta(settings: PhotosConfig, listing: Listing, describer: Describer, dtype:
 
 
 def _check_there(listing: Listing, sizes: np.ndarray, settings: PhotosConfig) -> None:
-    """Counts missing photos before the model is loaded, so that a wrong path fails at once."""
+    """Counts what is bad at sight before the model is loaded, so that wrong paths fail at once."""
+    faults = [
+        unfinished.bad_photo(photo.id, f"{photo.where}: {photo.fault}")
+        for photo in listing.photos
+        if photo.fault
+    ]
+    if len(faults) > settings.max_bad:
+        raise unfinished.too_many_bad(faults, settings.max_bad)
     missing = np.flatnonzero(sizes < 0)
     if len(missing) > settings.max_bad:
         raise InputError(

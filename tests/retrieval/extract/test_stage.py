@@ -203,7 +203,7 @@ def test_bad_names_are_bad_photos(saved_model, photos, tmp_path):
     names = (" lead", "a\nb", "a\x1bb", os.fsdecode(b"a\xe4"))
     for name in names:
         shutil.copy(folder / "sub/00.png", folder / f"{name}.png")
-    with pytest.raises(InputError, match=r"1 unreadable photos.* rename it; repair them"):
+    with pytest.raises(InputError, match=r"4 unreadable photos.* rename it; repair them"):
         extract(_config(saved_model, folder, tmp_path / "set"))
     found = extract(_config(saved_model, folder, tmp_path / "set", max_bad=4))
     assert found.ids == tuple(sorted(images))
