@@ -63,12 +63,16 @@ class Kill:
 
 
 def file_sums(path: pathlib.Path) -> dict[str, str]:
-    """Returns {relative name: SHA-256} of the files of a folder, or of a file."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    """Returns {relative name: SHA-256} of the files of a folder, or of a file, but hidden ones."""
+    found = {
+        file.relative_to(path): file
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    }
     return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in found
-        if file.is_file() and not file.name.startswith(".")
+        name.as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in found.items()
+        if not any(part.startswith(".") for part in name.parts)
     }
 
 
@@ -124,9 +128,9 @@ COMMANDS: dict[str, Command] = {
         ("--labels_csv={photos}/labels.csv", "--output={work}/truths"), "truths"
     ),
     "extract": Command(
-        ("--saved_model={saved_model}", "--images={photos}", "--output={work}/set"), "set"
+        ("--saved_model={saved_model}", "--images={photos}", "--output={work}/set"), "set", share=3
     ),
-    "colour-histogram": Command(("--images={photos}", "--output={work}/set"), "set"),
+    "colour-histogram": Command(("--images={photos}", "--output={work}/set"), "set", share=2),
     "delf": Command(("--input={set_all}", "--output={work}/delf", "--overwrite"), "delf", "delf"),
     "whiten fit": Command(
         (
@@ -151,7 +155,7 @@ COMMANDS: dict[str, Command] = {
         ("--index={work}/index", "--ids={set_train}/ids.txt"), "index", "index"
     ),
     "index rebuild": Command(
-        ("--index={work}/index", "--saved_model={saved_model}"), "index", "index", share=4
+        ("--index={work}/index", "--saved_model={saved_model}"), "index", "index", share=2
     ),
     "index query": Command(
         (
@@ -185,10 +189,10 @@ COMMANDS: dict[str, Command] = {
             "--photos={photos}/train/0_0.jpg,{photos}/train/0_1.jpg",
         ),
         "match.png",
-        share=4,
+        share=2,
     ),
     "report": Command(
-        ("--ground_truth={gnd_seen.pkl}", *_SETS, "--output={work}/page"), "page", share=3
+        ("--ground_truth={gnd_seen.pkl}", *_SETS, "--output={work}/page"), "page", share=2
     ),
     "export": Command(
         (
@@ -198,7 +202,7 @@ COMMANDS: dict[str, Command] = {
         "saved_model",
         "saved_model",
         _names,
-        share=3,
+        share=2,
     ),
     "train": Command(
         (
@@ -207,7 +211,7 @@ COMMANDS: dict[str, Command] = {
         ),
         "run",
         compare=_training,
-        share=5,
+        share=3,
     ),
     "convert": Command(
         ("--input={official.npz}", "--output={work}/model"), "model", compare=_names, share=1
