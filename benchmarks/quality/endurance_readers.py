@@ -12,7 +12,6 @@ import numpy as np
 from endurance_mutations import Disagreement
 from endurance_world import IN_GRAPHS, LANDMARKS, PHOTO_KINDS, SIZE, World
 
-ROOT = pathlib.Path(__file__).parents[2]
 _MAX_PIXELS = 1 << 20
 
 
@@ -42,13 +41,6 @@ def _of(name: str, file: str = "") -> Callable[[World], pathlib.Path]:
 
 def _find(name: str, file: str, world: World) -> pathlib.Path:
     return world[name] / file if file else world[name]
-
-
-def _golden(name: str, world: World) -> pathlib.Path:
-    path = world.folder / name
-    if not path.exists():
-        shutil.copyfile(ROOT / "tests/golden/torch_files" / name, path)
-    return path
 
 
 # --- photos, lists, records -------------------------------------------------------------------
@@ -253,15 +245,6 @@ def _read_solution(task: str, path: pathlib.Path):
     return solution, kaggle_csv.read_predictions(path / f"{task}.csv", task, solution)
 
 
-def _solution_folder(task: str, world: World) -> pathlib.Path:
-    path = world.folder / f"kaggle_{task}"
-    if not path.exists():
-        path.mkdir()
-        for name in (f"{task}_solution.csv", f"{task}.csv"):
-            shutil.copyfile(world["kaggle"] / name, path / name)
-    return path
-
-
 def _read_pairs(path: pathlib.Path):
     from dolg_tf.evaluation.labelled_pairs import listed_pairs
     from dolg_tf.retrieval import descriptors
@@ -320,15 +303,6 @@ def _read_run(path: pathlib.Path):
     return words, list(recipe(run.config))
 
 
-def _run_without_checkpoints(world: World) -> pathlib.Path:
-    path = world.folder / "run_files"
-    if not path.exists():
-        path.mkdir()
-        for name in ("config.json", "flags.txt", "metrics.jsonl"):
-            shutil.copyfile(world["run"] / name, path / name)
-    return path
-
-
 def _read_evaluation(path: pathlib.Path):
     from dolg_tf.apps.report.run_files import ReportConfig, find_files, read_evaluation
 
@@ -338,22 +312,6 @@ def _read_evaluation(path: pathlib.Path):
     truth = str(world["gnd_seen.pkl"])
     run = find_files(ReportConfig(output="page", ground_truth=truth, scores=str(path), **options))
     return [read_evaluation(run, task).scores for task in run.tasks]
-
-
-def _scores(world: World) -> pathlib.Path:
-    from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
-
-    path = world.folder / "scores.json"
-    if not path.exists():
-        evaluate(
-            RevisitedConfig(
-                ground_truth=str(world["gnd_seen.pkl"]),
-                query_descriptors=str(world["set_query"]),
-                index_descriptors=str(world["set_index"]),
-                output=str(path),
-            )
-        )
-    return path
 
 
 _CHEAP = {
@@ -388,18 +346,16 @@ _CHEAP = {
     "ground truth .mat, packed": Reader(_of("packed.mat"), _read_truth),
     **{
         f"solution and predictions, {task}": Reader(
-            functools.partial(_solution_folder, task), functools.partial(_read_solution, task)
+            _of(f"kaggle_{task}"), functools.partial(_read_solution, task)
         )
         for task in ("retrieval", "recognition")
     },
     "labelled pairs": Reader(_of("kaggle", "pairs.csv"), _read_pairs),
     "weights, PyTorch": Reader(_of("weights.pth"), _read_tensors),
-    "weights, PyTorch legacy": Reader(
-        functools.partial(_golden, "tensors.legacy.pth"), _read_tensors
-    ),
+    "weights, PyTorch legacy": Reader(_of("tensors.legacy.pth"), _read_tensors),
     "weights, .npz": Reader(_of("weights.npz"), _read_tensors),
     "weights, safetensors": Reader(_of("weights.safetensors"), _read_tensors),
-    "scores of a report": Reader(_scores, _read_evaluation),
+    "scores of a report": Reader(_of("scores.json"), _read_evaluation),
 }
 _WITH_TENSORFLOW = {
     **{
@@ -408,7 +364,7 @@ _WITH_TENSORFLOW = {
         if kind in IN_GRAPHS
     },
     "records, training": Reader(_of("records"), _train_on_records, share=4),
-    "run directory, report": Reader(_run_without_checkpoints, _read_run),
+    "run directory, report": Reader(_of("run_files"), _read_run),
     "weights, .h5": Reader(_of("network.weights.h5"), _load_keras_weights, share=4),
     "model directory": Reader(_of("model"), _load_network, sound=True, share=2),
     "run directory": Reader(_of("run"), _load_network, share=2),

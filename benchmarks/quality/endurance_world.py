@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+ROOT = pathlib.Path(__file__).parents[2]
 LANDMARKS = 4
 SIZE = 16  # of a descriptor
 IN_GRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # formats that a graph decodes
@@ -265,6 +266,23 @@ def _kaggle(world: World, path: pathlib.Path) -> None:
         (path / file).write_text("\n".join([*lines, ""]))
 
 
+def _solution_of(task: str) -> Callable:
+    def make(world: World, path: pathlib.Path) -> None:
+        path.mkdir()
+        for name in (f"{task}_solution.csv", f"{task}.csv"):
+            shutil.copyfile(world["kaggle"] / name, path / name)
+
+    return make
+
+
+def _scores(world: World, path: pathlib.Path) -> None:
+    from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
+
+    sets = {f"{name}_descriptors": str(world[f"set_{name}"]) for name in ("query", "index")}
+    truth = str(world["gnd_seen.pkl"])
+    evaluate(RevisitedConfig(ground_truth=truth, output=str(path), **sets))
+
+
 # --- networks ---------------------------------------------------------------------------------
 
 
@@ -320,15 +338,21 @@ def _run(world: World, path: pathlib.Path) -> None:
     train(network_config(), data, TrainingConfig(**options))
 
 
+def _run_files(world: World, path: pathlib.Path) -> None:
+    """What a report reads of a run."""
+    path.mkdir()
+    for name in ("config.json", "flags.txt", "metrics.jsonl"):
+        shutil.copyfile(world["run"] / name, path / name)
+
+
 def _export_of(mode: str) -> Callable:
     def make(world: World, path: pathlib.Path) -> None:
         from dolg_tf.serving.config import ExportConfig
         from dolg_tf.serving.export import export
 
-        options = {"mode": mode, "scales": (1.0,), "max_pixels": 250_000}
-        if mode != "serving":
-            options.pop("max_pixels")
-        export(ExportConfig(model_dir=str(world["model"]), output=str(path), **options))
+        of_serving = {"scales": (1.0,), "max_pixels": 250_000} if mode == "serving" else {}
+        options = {"model_dir": str(world["model"]), "output": str(path), "mode": mode}
+        export(ExportConfig(**options, **of_serving))
 
     return make
 
@@ -365,6 +389,10 @@ def _official(world: World, path: pathlib.Path) -> None:
     write_tensors(path, official.state_dict(build_dolg(config), config))
 
 
+def _legacy_weights(world: World, path: pathlib.Path) -> None:
+    shutil.copyfile(ROOT / "tests/golden/torch_files" / path.name, path)
+
+
 def _keras_weights(world: World, path: pathlib.Path) -> None:
     shutil.copyfile(world["model"] / "model.weights.h5", path)
 
@@ -387,14 +415,18 @@ MAKERS: dict[str, Callable[[World, pathlib.Path], None]] = {
     "index_ivfpq": _index_of("ivfpq"),
     "delf": _delf,
     "kaggle": _kaggle,
+    **{f"kaggle_{task}": _solution_of(task) for task in ("retrieval", "recognition")},
+    "scores.json": _scores,
     "model": _model,
     "run": _run,
+    "run_files": _run_files,
     "saved_model": _export_of("serving"),
     "page_index": _page_index,
     "model.onnx": _export_of("onnx"),
     "model.tflite": _export_of("litert"),
     "official.npz": _official,
     "weights.pth": _weights,
+    "tensors.legacy.pth": _legacy_weights,
     "weights.npz": _weights,
     "weights.safetensors": _weights,
     "network.weights.h5": _keras_weights,
