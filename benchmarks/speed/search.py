@@ -1,13 +1,14 @@
-"""Exact search beside its floor, faiss' exact search and our approximate one.
+"""Exact search beside NumPy and faiss, from one query to 1,000, and our approximate search.
 
     python benchmarks/speed/search.py
-    python benchmarks/speed/search.py --rows=1000000 --queries=1000
+    python benchmarks/speed/search.py --rows=1000000 --exact_only
 
-Prints one table. The floor is the bare matrix product of the same blocks, with nothing kept. Each
-round times all rows in turn, so that a busy machine slows all of them; the best round counts.
-Descriptors are made up, written block by block and read memory-mapped: 20 views per landmark, whose
-cosine with one another is 0.5 on average. Memory is the peak of what was resident, without mapped
-files, whose pages the system takes back when it needs them.
+Prints one table. NumPy has the rows in memory, multiplies them and selects with `argpartition`;
+faiss maps the same file as we do. For many queries there is a floor: the bare matrix product of the
+same blocks, with nothing kept. All are timed in turn, so that a busy machine slows all of them;
+medians count. Descriptors are made up, written block by block and read memory-mapped: 20 views per
+landmark, whose cosine with one another is 0.5 on average. Memory is what a search added at its
+peak, without mapped files, whose pages the system takes back when it needs them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 import time
 
 import numpy as np
-from timing import OwnMemory
+from timing import OwnMemory, Timer, status
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import blocks
@@ -74,59 +75,84 @@ def floor(rows, queries: np.ndarray) -> None:
         queries @ block.T
 
 
+def plain(rows: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Returns the nearest rows by NumPy alone, for as many queries at a time as fit into memory."""
+    found = []
+    for start in range(0, len(queries), 100):
+        scores = queries[start : start + 100] @ rows.T
+        best = np.argpartition(scores, -k, axis=1)[:, -k:]
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
+        found.append(np.take_along_axis(best, order, 1))
+    return np.concatenate(found)
+
+
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
     hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True))
     return hits / exact.size
 
 
+def compare(runs: dict, count: int, rounds: int) -> None:
+    """Prints the lines of the table for so many queries."""
+    found, memory, timer = {}, {}, Timer()
+    for name, run in runs.items():
+        before, watch = status("RssAnon"), OwnMemory(0.001)
+        found[name] = run()
+        memory[name] = watch.stop() - before
+        timer.add(name, run)
+    timer.run(rounds, pause=0.1)
+    for name in runs:
+        seconds, rows = timer.median(name), found[name]
+        over = seconds / timer.median("NumPy")
+        share = "" if rows is None else f"{recall(rows, found['ours, exact']):.4f}"
+        cells = f"{1e3 * seconds:.0f} | {over:.2f} | {memory[name] / 1e6:.0f} | {share}"
+        print(f"| {count} | {name} | {cells} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=100000)
-    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=200000)
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 1000])
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--k", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--exact_only", action="store_true", help="without IVF-PQ")
     args = parser.parse_args()
     import faiss
 
-    memory = OwnMemory()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        queries = write_set(folder / "set", args.rows, args.width, args.queries)
+        asked = write_set(folder / "set", args.rows, args.width, max(args.queries))
         settings = {"descriptors": str(folder / "set")}
         start = time.perf_counter()
-        exact = stages.build(stages.BuildConfig(output=str(folder / "flat"), **settings))
+        stages.build(stages.BuildConfig(output=str(folder / "flat"), **settings))
         built = [time.perf_counter() - start]
-        start = time.perf_counter()
-        near = stages.build(stages.BuildConfig(output=str(folder / "pq"), kind="ivfpq", **settings))
-        built.append(time.perf_counter() - start)
+        if not args.exact_only:
+            start = time.perf_counter()
+            near = stages.build(
+                stages.BuildConfig(output=str(folder / "pq"), kind="ivfpq", **settings)
+            )
+            built.append(time.perf_counter() - start)
         start = time.perf_counter()
         exact = stages.Index.open(folder / "flat")
         opened = time.perf_counter() - start
         flat = faiss.read_index(str(folder / "flat/index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-        runs = {
-            "matrix product (floor)": lambda: floor(exact.descriptors, queries),
-            "ours, exact": lambda: exact.search(queries, args.k).rows,
-            "faiss IndexFlatIP": lambda: flat.search(queries, args.k)[1],
-            "IVF-PQ": lambda: near.search(queries, args.k).rows,
-        }
-        best, found = dict.fromkeys(runs, np.inf), {}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                found[name] = run()
-                best[name] = min(best[name], time.perf_counter() - start)
-        print(f"{args.rows} x {args.width}, top {args.k} of {args.queries} queries")
-        print(f"build {built[0]:.1f} s, IVF-PQ {built[1]:.1f} s; open {opened:.2f} s")
-        print(f"peak anonymous memory {memory.most / 1e9:.2f} GB")
-        print("| search | seconds | over the floor | share of the exact top |")
-        print("| --- | --- | --- | --- |")
-        for name, seconds in best.items():
-            over = seconds / best["matrix product (floor)"]
-            share = (
-                "" if found[name] is None else f"{recall(found[name], found['ours, exact']):.4f}"
-            )
-            print(f"| {name} | {seconds:.2f} | {over:.2f} | {share} |")
+        rows = np.asarray(exact.descriptors)
+        print(f"{args.rows} x {args.width}, top {args.k}; built (exact, IVF-PQ) in", end=" ")
+        print(", ".join(f"{seconds:.1f}" for seconds in built), f"s, opened in {opened:.2f} s")
+        print("| queries | search | ms | over NumPy | memory, MB | share of the exact top |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for count in args.queries:
+            queries = asked[:count]
+            runs = {
+                "NumPy": lambda queries=queries: plain(rows, queries, args.k),
+                "ours, exact": lambda queries=queries: exact.search(queries, args.k).rows,
+                "faiss IndexFlatIP": lambda queries=queries: flat.search(queries, args.k)[1],
+            }
+            if count >= 100:
+                runs["matrix product"] = lambda queries=queries: floor(exact.descriptors, queries)
+            if not args.exact_only:
+                runs["IVF-PQ"] = lambda queries=queries: near.search(queries, args.k).rows
+            compare(runs, count, args.rounds)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ class Timer:
     def add(self, name, call, *arguments) -> None:
         self.calls[name], self.seconds[name] = (call, arguments), []
 
-    def run(self, repeats: int, warm_up: bool = True) -> None:
+    def run(self, repeats: int, warm_up: bool = True, pause: float = 0) -> None:
+        """Times each function so often; a pause lets the threads of the one before go to sleep."""
         for repeat in range(-warm_up, repeats):
             for name, (call, arguments) in self.calls.items():
+                time.sleep(pause)
                 clock, cpu = time.perf_counter(), time.process_time()
                 call(*arguments)
                 if repeat >= 0:
@@ -112,15 +114,19 @@ class OwnMemory(threading.Thread):
     """Watches the memory of this process that is in no file; `most` is its peak so far, in bytes.
 
     Pages of mapped files are left out: the system takes them back when it needs them.
+
+    Args:
+      every: seconds between looks.
     """
 
-    def __init__(self):
+    def __init__(self, every: float = 0.02):
         super().__init__(daemon=True)
+        self._every = every
         self.most, self._over = status("RssAnon"), threading.Event()
         self.start()
 
     def run(self):
-        while not self._over.wait(0.02):
+        while not self._over.wait(self._every):
             self.most = max(self.most, status("RssAnon"))
 
     def stop(self) -> int:

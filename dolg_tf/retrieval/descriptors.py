@@ -34,9 +34,14 @@ class Rows:
 
     Args:
       arrays: float (N_i, D) with the same D, or other `Rows`; memory-mapped shards, for example.
+        They must not change.
+
+    Attributes:
+      longest: at least the norm of each row; None until all rows have been read and found finite.
     """
 
     ndim = 2
+    longest: float | None = None
 
     def __init__(self, arrays: Sequence):
         flat = []
@@ -68,12 +73,24 @@ class Rows:
             found[there] = self.arrays[place][rows[there] - self._starts[place]]
         return found
 
-    def _between(self, start: int, stop: int) -> np.ndarray:
+    def copy_to(self, out: np.ndarray, start: int) -> None:
+        """Copies the rows from `start` on into float32 (B, D), without another copy on the way."""
+        at = 0
+        for part in self._stored(start, start + len(out)):
+            out[at : at + len(part)] = part
+            at += len(part)
+
+    def _stored(self, start: int, stop: int) -> list:
+        """Returns rows as they are stored, by array."""
         parts = []
         for offset, array in zip(self._starts, self.arrays, strict=False):
             part = array[max(start - offset, 0) : max(stop - offset, 0)]
             if len(part):
                 parts.append(part)
+        return parts
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        parts = self._stored(start, stop)
         if len(parts) == 1:
             return np.require(parts[0], np.float32, "A")
         return np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts], dtype=np.float32)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.stage import files, progress
@@ -66,6 +67,7 @@ def nearest(
       block_of: slice of queries -> float32 (B, D).
       k: number of rows per query.
     """
+    index = Rows([index])  # one for all blocks: the first measures it
     starts = range(0, count, BLOCK)
     for start in progress.track(starts, len(starts), name, f"blocks of {BLOCK}"):
         part = slice(start, min(start + BLOCK, count))

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from dolg_tf.retrieval.descriptors import Rows, blocks
+from dolg_tf.retrieval.exact import products
 from dolg_tf.stage.config import InputError
 
 # Queries multiplied at a time, and pairs whose products are in memory at a time.
 _QUERIES = 1024
 _PAIRS = 512
+_GROUP = 64  # scores of which only the best is looked at first
 
 
 class Neighbours(NamedTuple):
@@ -59,9 +61,9 @@ class _Candidates:
 
     def __init__(self, index, queries: np.ndarray, k: int):
         self._index, self._queries, self._k = index, queries, k
-        self._lengths = _lengths(queries, "queries")
-        self._longest = 0.0
-        self._factor = queries
+        self._lengths = products.lengths(queries, "queries")
+        self.longest = 0.0  # at least the norm of each row so far
+        self.factor = queries  # what rows are multiplied with
         self._kth = np.full(len(queries), -np.inf)
         self._most = 2 * k * len(queries) + 65536
         self._query = self._row = np.zeros(0, np.int64)
@@ -72,21 +74,19 @@ class _Candidates:
         # The error of a matrix product is at most D u |q| |x|, whatever its order of summation
         # (Higham, Accuracy and Stability of Numerical Algorithms, 3.5), plus what underflows. Two
         # products are compared, so the bound is twice that; u is half of eps.
-        kind, width = np.finfo(self._factor.dtype), self._queries.shape[1]
-        error = 1.01 * width * float(kind.eps) * self._lengths * self._longest
+        kind, width = np.finfo(self.factor.dtype), self._queries.shape[1]
+        error = 1.01 * width * float(kind.eps) * self._lengths * self.longest
         return self._kth - error - 4 * width * float(np.finfo(np.float32).tiny)
 
-    def add(self, start: int, block: np.ndarray) -> None:
-        """Adds the rows from `start` on."""
-        self._longest = max(self._longest, float(_lengths(block, "index", start).max()))
-        scores = self._factor @ block.T.astype(self._factor.dtype, copy=False)
-        if start == 0 and len(block) > self._k:
-            place = len(block) - self._k
-            self._kth = np.partition(scores, place, axis=1)[:, place].astype(np.float64)
+    def add(self, start: int, scores: np.ndarray, longest: float) -> None:
+        """Adds the rows from `start` on, which have these rough scores and are at most so long."""
+        self.longest, count = max(self.longest, longest), scores.shape[1]
+        if start == 0 and count > self._k:
+            self._kth = _at_most_kth(scores, self._k).astype(np.float64)
         # Rounded down when it is cast back to float32.
         least = np.nextafter(self._least().astype(scores.dtype), scores.dtype.type(-np.inf))
         # A flat scan: NumPy takes twenty times as long over two axes.
-        query, column = np.divmod(np.flatnonzero(scores >= least[:, None]), len(block))
+        query, column = np.divmod(np.flatnonzero(scores >= least[:, None]), count)
         self._query = np.concatenate([self._query, query])
         self._row = np.concatenate([self._row, column + start])
         self._score = np.concatenate([self._score, scores[query, column]])
@@ -107,7 +107,7 @@ class _Candidates:
 
     def _prune(self) -> None:
         """Drops candidates that cannot be among the k best."""
-        if self._factor.dtype == np.float64:
+        if self.factor.dtype == np.float64:
             return  # exact scores and float64 products are mixed here: see `_keep_best`
         self._take(np.lexsort((-self._score, self._query)))
         self._set_kth()
@@ -128,7 +128,7 @@ class _Candidates:
         # A later row loses a tie, so its score must round to more than the k-th.
         kth = self._kth.astype(np.float32)
         self._kth = (self._kth + np.nextafter(kth, np.float32(np.inf))) / 2
-        self._factor = self._queries.astype(np.float64)
+        self.factor = self._queries.astype(np.float64)
 
     def best(self) -> Neighbours:
         """Returns the k nearest photos of each query."""
@@ -138,31 +138,35 @@ class _Candidates:
         return Neighbours(self._score.astype(np.float32).reshape(shape), self._row.reshape(shape))
 
 
-def _lengths(rows: np.ndarray, name: str, start: int = 0) -> np.ndarray:
-    """Returns the norms of descriptors; raises where a product could overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    wrong = np.flatnonzero(~np.isfinite(lengths))
-    if wrong.size:
-        raise InputError(
-            f"row {start + wrong[0]} of the {name} is not finite, or larger than 1e19; extract it "
-            "again"
-        )
-    return lengths
+def _at_most_kth(scores: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q,), a score that k of (Q, B) reach, near the k-th best.
+
+    Among the best of disjoint groups, the k-th is reached by k groups, and is found many times as
+    fast. Neighbours in the index are often views of one place, so they are in different groups.
+    """
+    groups = scores.shape[1] // _GROUP
+    if groups > 8 * k:
+        split = scores[:, : groups * _GROUP].reshape(len(scores), _GROUP, groups)
+        scores = split.max(axis=1)
+    place = scores.shape[1] - k
+    return np.partition(scores, place, axis=1)[:, place]
 
 
-def _search_few(index, queries: np.ndarray, k: int, block: int) -> Neighbours:
-    found = _Candidates(index, queries, k)
-    for start, part in blocks(index, block):
-        found.add(start, part)
+def _search_best(index: Rows, queries: np.ndarray, k: int, block: int | None) -> Neighbours:
+    found, size = _Candidates(index, queries, k), block or products.block_size(len(queries))
+    with products.workers() as pool:
+        for start in range(0, len(index), size):
+            stop = min(start + size, len(index))
+            found.add(start, *products.multiply(pool, index, start, stop, found.factor))
+    index.longest = found.longest  # all rows have been read
     return found.best()
 
 
-def _search_all(index, queries: np.ndarray, block: int) -> Neighbours:
+def _search_all(index: Rows, queries: np.ndarray, block: int) -> Neighbours:
     """Ranks the whole index: every score is needed, so none is rough."""
     scores = np.empty((len(queries), len(index)), np.float32)
     for start, part in blocks(index, min(block, _PAIRS)):
-        _lengths(part, "index", start)
+        products.lengths(part, "index", start)
         for query, row in enumerate(queries):
             scores[query, start : start + len(part)] = inner_products(row, part)
     ranks = np.argsort(-scores, axis=1, kind="stable")
@@ -184,11 +188,11 @@ def check(index_shape: tuple[int, ...], queries: np.ndarray, k: int | None) -> N
         raise InputError(f"k is {k}; it must be at least 1")
     if not index_shape[0]:
         raise InputError("the index has no descriptors")
-    _lengths(queries, "queries")
+    products.lengths(queries, "queries")
 
 
 def search(
-    index: Rows | np.ndarray, queries: np.ndarray, k: int | None = None, block: int = 16384
+    index: Rows | np.ndarray, queries: np.ndarray, k: int | None = None, block: int | None = None
 ) -> Neighbours:
     """Ranks index photos by the inner product of descriptors.
 
@@ -199,7 +203,7 @@ def search(
       index: `Rows` or float32 (N, D), which may be memory-mapped.
       queries: float32 (Q, D).
       k: number of photos to return per query; None: all N.
-      block: index rows multiplied at a time.
+      block: index rows multiplied at a time; None: as many as is quick.
 
     Returns:
       `scores` and `rows`, float32 and int64 (Q, min(k, N)), best first.
@@ -210,12 +214,13 @@ def search(
     """
     queries = np.asarray(queries, np.float32)
     check(index.shape, queries, k)
+    index = index if isinstance(index, Rows) else Rows([index])
     k = len(index) if k is None else min(k, len(index))
     scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), _QUERIES):
         part = slice(start, start + _QUERIES)
         if k == len(index):
-            scores[part], rows[part] = _search_all(index, queries[part], block)
+            scores[part], rows[part] = _search_all(index, queries[part], block or _PAIRS)
         else:
-            scores[part], rows[part] = _search_few(index, queries[part], k, block)
+            scores[part], rows[part] = _search_best(index, queries[part], k, block)
     return Neighbours(scores, rows)

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolg_tf.retrieval.descriptors import Rows
+from dolg_tf.retrieval.exact import products
 from dolg_tf.retrieval.exact import search as module
 from dolg_tf.retrieval.exact.search import inner_products, search
 from dolg_tf.stage.config import InputError
@@ -101,6 +103,69 @@ def test_a_collapsed_network_is_ranked_too(row, more, is_more):
     expected = ([row] if is_more else []) + [i for i in range(4) if not is_more or i != row]
     np.testing.assert_array_equal(ranks, [expected[:3]] * 2)
     np.testing.assert_array_equal(scores, [[4 + 2**-21 * is_more, 4, 4]] * 2)
+
+
+def _on_disk(path, rows, head=45):
+    """Writes rows behind a header, which leaves them unaligned unless it is of 4 n bytes."""
+    path.write_bytes(bytes(head) + rows.tobytes())
+    return np.memmap(path, rows.dtype, "r", head, rows.shape)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Unaligned, half and in memory, with many ties; 2,999 rows, of an odd width."""
+    folder, rng = tmp_path_factory.mktemp("stored"), np.random.default_rng(8)
+    rows = rng.integers(-2, 3, (2999, 37)).astype(np.float32) / 8
+    rows[2000:2100] = rows[100:200]
+    halves = _on_disk(folder / "b", rows[1000:1501].astype(np.float16), 1)
+    return Rows([_on_disk(folder / "a", rows[:1000]), halves, rows[1501:]]), rows
+
+
+@pytest.mark.parametrize("matrix", [1, 100, 8192])
+@pytest.mark.parametrize("piece", [1, 1000, 2**18])
+@pytest.mark.parametrize("spans", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_no_way_of_multiplying_changes_a_ranking(stored, monkeypatch, matrix, piece, spans, count):
+    for name, value in (("_MATRIX", matrix), ("_PIECE", piece), ("_SPANS", spans)):
+        monkeypatch.setattr(products, name, value)
+    index, rows = stored
+    queries = rows[95 : 95 + count]
+    exact = np.stack([inner_products(query, rows) for query in queries])
+    expected = np.lexsort((np.arange(2999)[None].repeat(count, 0), -exact))
+    for k in (1, 4, 700):
+        scores, found = search(index, queries, k)
+        np.testing.assert_array_equal(found, expected[:, :k])
+        np.testing.assert_array_equal(scores, np.take_along_axis(exact, expected[:, :k], 1))
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_first_search_measures_the_rows(stored, count):
+    index = Rows([stored[0]])
+    assert index.longest is None
+    first = search(index, stored[1][:count], 3)
+    np.testing.assert_allclose(index.longest, np.linalg.norm(stored[1], axis=1).max(), rtol=1e-6)
+    for found, value in zip(search(index, stored[1][:count], 3), first, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_first_damaged_row_is_named(count):
+    rows = np.ones((4000, 8), np.float32)
+    rows[[3003, 1700, 3999], 5] = np.nan, np.inf, 3e38
+    index = Rows([rows])
+    for _ in range(2):  # a search that failed leaves nothing behind
+        with pytest.raises(InputError, match="row 1700 of the index"):
+            search(index, np.ones((count, 8)), 3)
+
+
+def test_one_query_holds_no_copy_of_the_index(tmp_path):
+    rows = np.random.default_rng(1).standard_normal((50000, 256), np.float32)
+    index = Rows([_on_disk(tmp_path / "rows", rows)])
+    tracemalloc.start()
+    search(index, rows[:1], 10)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < rows.nbytes / 4
 
 
 def test_memory_mapped_half_precision(tmp_path):
