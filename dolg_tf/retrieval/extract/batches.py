@@ -1,6 +1,7 @@
 """Batches of photos of equal size, and their descriptors in the order of the photos."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -10,8 +11,8 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 * 2**20  # most decoded photos that wait for others of their size
-# Most pixels of a batch, unless it is a single photo: a network may take 1 GB for so many, and
-# larger batches are not faster.
+# Most pixels of a batch on CPUs, unless it is a single photo: a network may take 1 GB for so many,
+# and larger batches are hardly faster there. A GPU needs them.
 BATCH_PIXELS = 2**20
 
 Failed = Callable[[int, str], None]
@@ -47,7 +48,7 @@ def bucket(
         shape = image.shape
         buckets.setdefault(shape, []).append((row, image))
         waiting += image.nbytes
-        most = min(batch_size, max(1, batch_pixels // (shape[0] * shape[1])))
+        most = max(1, min(batch_size, batch_pixels // (shape[0] * shape[1])))
         full = shape if len(buckets[shape]) >= most else None
         if full is None and waiting > waiting_bytes:
             full = max(buckets, key=lambda shape: len(buckets[shape]) * np.prod(shape))
@@ -58,6 +59,13 @@ def bucket(
             yield rows, batch
     for shape in list(buckets):
         yield take(shape)
+
+
+def _batch_pixels() -> int:
+    # Where TensorFlow describes, it has been imported.
+    tensorflow = sys.modules.get("tensorflow")
+    on_gpu = tensorflow and tensorflow.config.list_physical_devices("GPU")
+    return sys.maxsize if on_gpu else BATCH_PIXELS
 
 
 def describe_batches(
@@ -83,7 +91,7 @@ def describe_batches(
       InputError: when an image is too large for the memory, and `failed` is None.
     """
     descriptors, done = np.zeros((count, 0), np.float32), np.zeros(count, bool)
-    for rows, batch in bucket(images, batch_size):
+    for rows, batch in bucket(images, batch_size, batch_pixels=_batch_pixels()):
         for some, part in _described(rows, batch, describe, failed):
             if not done.any():
                 descriptors = np.zeros((count, part.shape[1]), np.float32)

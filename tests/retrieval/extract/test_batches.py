@@ -1,6 +1,10 @@
+import sys
+import types
+
 import numpy as np
 import pytest
 
+from dolg_tf.retrieval.extract import batches
 from dolg_tf.retrieval.extract.batches import bucket, describe_batches
 from dolg_tf.stage.config import InputError
 
@@ -93,3 +97,18 @@ def test_a_batch_too_large_for_the_memory_is_described_one_by_one(caplog):
     assert "4 photos together are too large for the memory" in caplog.text
     with pytest.raises(InputError, match=r"5 x 4 pixels .* give a smaller --max_side"):
         describe_batches(images, _describe_little, 6, 4)
+
+
+@pytest.mark.parametrize(("gpus", "sizes"), [([], [1, 1, 1]), (["GPU:0"], [3])])
+def test_only_without_a_gpu_are_batches_bounded_in_pixels(monkeypatch, gpus, sizes):
+    devices = types.SimpleNamespace(list_physical_devices=lambda kind: gpus)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=devices))
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 20)
+    images, seen = [(row, np.zeros((3, 5, 3), np.uint8)) for row in range(3)], []
+
+    def describe(batch):
+        seen.append(len(batch))
+        return np.ones((len(batch), 2))
+
+    describe_batches(images, describe, 3, 16)
+    assert seen == sizes
