@@ -121,6 +121,7 @@ def check(folder: files.Path, sums: dict[str, str], remedy: str) -> None:
     """
     for name, expected in sums.items():
         path = files.inside(folder, name)
+        files.refuse_other_than_file(path)
         try:
             found = of_file(path)
         except OSError as error:

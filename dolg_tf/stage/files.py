@@ -296,10 +296,14 @@ def inside(folder: Path, name: str) -> pathlib.Path:
     """Returns `folder / name`.
 
     Raises:
-      InputError: when `name`, which was read from a file, leads out of the folder.
+      InputError: when `name`, which was read from a file, leads out of the folder, or to itself.
     """
     folder = pathlib.Path(folder)
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except RuntimeError as error:  # what Python raises for links that lead to each other
+        raise InputError(f"{path}: a link that leads nowhere") from error
+    if not is_inside:
         raise InputError(f"{name!r} leads out of {folder}")
     return path

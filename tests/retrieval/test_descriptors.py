@@ -304,11 +304,23 @@ def test_rows_of_zeros_are_named(tmp_path, folder):
 
 
 @pytest.mark.parametrize("name", ["ids.txt", "meta.json", "descriptors-00000-of-00001.npy"])
-def test_a_pipe_in_the_place_of_a_file(tmp_path, name):
-    """Nobody writes to it: reading it would never end."""
-    rows = np.eye(2, 4, dtype=np.float32)
-    descriptors.write(tmp_path / "set", DescriptorSet(("a", "b"), rows, META))
-    (tmp_path / "set" / name).unlink()
-    os.mkfifo(tmp_path / "set" / name)
-    with pytest.raises(InputError, match=f"{name}: not a file"):
-        descriptors.read(tmp_path / "set")
+def test_a_pipe_or_a_link_to_itself_in_the_place_of_a_file(folder, name):
+    """Nobody writes to the pipe: reading it would never end."""
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    for check in (False, True):
+        with pytest.raises(InputError, match=f"{name}: not a file"):
+            _read(folder, check)
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    for check in (False, True):
+        with pytest.raises((InputError, OSError), match=name):
+            _read(folder, check)
+
+
+def _read(folder, check):
+    if not check:
+        return descriptors.read(folder)
+    from dolg_tf.pipelines.checks import check_descriptors
+
+    return check_descriptors(folder)

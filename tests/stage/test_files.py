@@ -97,6 +97,12 @@ def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
             files.check_output(folder, True, *mark)
 
 
+def test_a_link_to_itself_is_inside_of_nothing(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop: a link that leads nowhere"):
+        files.inside(tmp_path, "loop")
+
+
 def test_a_pipe_or_a_folder_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):

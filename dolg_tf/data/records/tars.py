@@ -62,6 +62,7 @@ def _wanted_md5(tar: pathlib.Path, md5_dir: str) -> str:
 def _members(tar: pathlib.Path, hashed: bool) -> tuple[list, str]:
     """Returns (id, offset, size) of each file in a tar, and its MD5 ("" unless `hashed`)."""
     found = []
+    files.refuse_other_than_file(tar)
     with tar.open("rb") as file:
         stream = _Hashing(file)
         # As a stream, tarfile reads every byte and never seeks back; else it skips the photos.

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -198,3 +199,9 @@ def test_a_damaged_note_is_written_anew(tmp_path, damage):
     tars.index_tar(path, tmp_path, "")
     with np.load(note) as found:
         assert len(found["ids"]) == 1
+
+
+def test_a_pipe_in_the_place_of_a_tar(tmp_path):
+    os.mkfifo(tmp_path / "images_000.tar")
+    with pytest.raises(InputError, match=r"images_000\.tar: not a file"):
+        tars.index_tar(tmp_path / "images_000.tar", tmp_path, "")
