@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE = 600.0  # seconds for a command, on a busy machine
+_OUR_CODE = re.compile(r'File "[^"]*dolg_tf/')  # in a traceback
 _END = 20.0  # seconds in which a killed command's processes must be gone
 _SIGNALS = (signal.SIGKILL,) * 5 + (signal.SIGINT, signal.SIGTERM)
 
@@ -293,8 +295,11 @@ class Arena:
         return (self._folder / log_name).read_text(errors="replace")
 
     def _listing(self) -> list[str]:
-        found = sorted(path.relative_to(self._work).as_posix() for path in self._work.rglob("*"))
-        return [name for name in found if "/events.out." not in name]
+        found = []
+        for parent, folders, names in os.walk(self._work):  # what vanishes meanwhile is left out
+            inside = pathlib.Path(parent).relative_to(self._work)
+            found += [(inside / name).as_posix() for name in (*folders, *names)]
+        return sorted(name for name in found if "/events.out." not in name)
 
     def sound(self, name: str) -> Sound:
         """Returns what an undisturbed run leaves; it is run once.
@@ -344,7 +349,9 @@ class Arena:
                 )
             if left := _wait_for_session(process.pid):
                 return Outcome("wrong", f"processes that outlive the command: {left}")
-        if "Traceback" in (said := self._said("killed.txt")):
+        said = self._said("killed.txt")
+        # A child whose parent is killed while Python starts it says so in Python's own words.
+        if "Traceback" in said and (kill.number != signal.SIGKILL or _OUR_CODE.search(said)):
             return Outcome("traceback", said[-2000:])
         if process.returncode < 0 and -process.returncode != kill.number:
             return Outcome("crash", f"exit code {process.returncode}: {said[-500:]}")
