@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from timing import peak_memory
 
-from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.retrieval.exact import places
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query
+from dolg_tf.retrieval.rows import Rows, blocks
 
 OWN = 6322  # photos of Revisited Paris; those that count are among them
 

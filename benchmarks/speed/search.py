@@ -21,8 +21,8 @@ import numpy as np
 from timing import OwnMemory, Timer, status
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.index import stages
+from dolg_tf.retrieval.rows import blocks
 
 BLOCK = 16384
 VIEWS = 20

@@ -23,8 +23,9 @@ from timing import OwnMemory, status
 
 from dolg_tf.evaluation.gldv2.submission import SubmissionConfig, write_submission
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.blocks import BLOCK
+from dolg_tf.retrieval.rows import blocks
 
 FULL_QUERIES, FULL_INDEX = 117_577, 761_757
 WIDTH = 512

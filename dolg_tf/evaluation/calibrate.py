@@ -21,10 +21,11 @@ import numpy as np
 from dolg_tf.evaluation import labelled_pairs
 from dolg_tf.evaluation.labelled_pairs import Pairs
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.norms import NormConfig
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 

@@ -10,9 +10,10 @@ import numpy as np
 from dolg_tf.data.photo_ids import id_among
 from dolg_tf.data.records.label_lists import warn_of_equal_numbers
 from dolg_tf.retrieval import joining
-from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.tables import read_table

@@ -18,8 +18,9 @@ import numpy as np
 
 from dolg_tf.data import protos
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.norms import NormConfig
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError, option
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dolg_tf.evaluation import labelled_pairs
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 

@@ -10,7 +10,8 @@ import sealed
 from set_meta import META
 
 from dolg_tf.retrieval import descriptors, norms
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage.config import InputError
 
 IDS = ("a/1", "a/2", "b/é 3", "b/4", "c/5")

@@ -13,7 +13,6 @@ from dolg_tf.apps.demo import photos
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.photo_ids import SUFFIXES
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import Preparation, load_photo
 from dolg_tf.retrieval.extract.model import load_model, open_describer
@@ -21,6 +20,7 @@ from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

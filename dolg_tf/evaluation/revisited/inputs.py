@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.retrieval.index import directory
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 

@@ -13,11 +13,11 @@ from dolg_tf.evaluation import metrics
 from dolg_tf.evaluation.revisited import published
 from dolg_tf.evaluation.revisited.inputs import NOT_CUT, Descriptors, read_inputs
 from dolg_tf.evaluation.revisited.published import percent
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rerank import methods
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 

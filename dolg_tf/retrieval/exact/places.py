@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows, blocks
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 _FEW = 32  # queries

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.retrieval.exact import products
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage.config import InputError
 
 # Queries multiplied at a time, and pairs whose products are in memory at a time.

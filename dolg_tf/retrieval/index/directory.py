@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows, blocks
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
 from dolg_tf.retrieval.meta import check_meta, with_defaults
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import checksums, files, progress, workshop
 from dolg_tf.stage.config import InputError
 

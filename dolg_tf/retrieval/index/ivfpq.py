@@ -7,9 +7,9 @@ import logging
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files, installed, progress
 from dolg_tf.stage.config import InputError
 

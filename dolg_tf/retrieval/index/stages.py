@@ -18,11 +18,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.norms import NormConfig
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table

@@ -14,8 +14,8 @@ import tempfile
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows, blocks
 from dolg_tf.retrieval.exact.search import search
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact.search import search
 from dolg_tf.retrieval.norms import find_not_unit
 from dolg_tf.retrieval.rerank import k_reciprocal, superglobal
 from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 

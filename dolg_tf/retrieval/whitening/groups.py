@@ -10,8 +10,8 @@ import numpy as np
 from scipy import sparse, special
 from scipy.sparse import csgraph
 
-from dolg_tf.retrieval.descriptors import blocks
 from dolg_tf.retrieval.exact.search import Neighbours, search
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import progress
 
 NONE = -1  # the group of a photo that is in none

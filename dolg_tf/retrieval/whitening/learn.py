@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import blocks
+from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 

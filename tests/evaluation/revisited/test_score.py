@@ -16,10 +16,11 @@ from dolg_tf.evaluation.revisited import inputs as revisited_inputs
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.descriptors import DescriptorSet, Rows
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query
 from dolg_tf.retrieval.rerank import methods
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 # Query 1 has no hard photo, query 2 no positive at all.

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import blocks, search
 from dolg_tf.retrieval.exact.blocks import Penalised, Pieces, nearest, with_one
 from dolg_tf.retrieval.exact.search import Neighbours
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 FOUND = Neighbours(np.array([[0.5, 0.25], [1, -1]], np.float32), np.array([[7, 1], [0, 3]]))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import places
 from dolg_tf.retrieval.exact.places import count_places
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 

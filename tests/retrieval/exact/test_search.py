@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import products
 from dolg_tf.retrieval.exact import search as module
 from dolg_tf.retrieval.exact.search import inner_products, search
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 

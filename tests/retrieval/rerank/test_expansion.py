@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.rerank import expansion
 from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 

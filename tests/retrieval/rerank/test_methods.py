@@ -11,11 +11,11 @@ from hypothesis import given, settings, strategies
 from dolg_tf.apps.demo import search as demo_search
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval import norms
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.rerank import k_reciprocal, superglobal
 from dolg_tf.retrieval.rerank.methods import RERANKERS, RerankConfig, apply
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError, from_dict
 
 METHODS = tuple(RERANKERS)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dolg_tf.retrieval.descriptors import Rows
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.retrieval.whitening import learn
 from dolg_tf.retrieval.whitening.learn import pca, supervised
 from dolg_tf.stage.config import InputError

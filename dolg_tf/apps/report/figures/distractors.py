@@ -8,8 +8,8 @@ from dolg_tf.apps.report.figures.style import LEVEL_STYLE, new_plot, percent, sl
 from dolg_tf.apps.report.page import Block, Note, Picture
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.evaluation.revisited.score import LEVELS, score_descriptors
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import progress
 
 _SMALLEST = 1000  # the smallest part is one in so many

@@ -11,8 +11,8 @@ from dolg_tf.apps.report import tsne
 from dolg_tf.apps.report.figures.style import COLOURS, new_plot, slug
 from dolg_tf.apps.report.page import Block, Picture
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
-from dolg_tf.retrieval.descriptors import Rows
 from dolg_tf.retrieval.ground_truth import GroundTruth
+from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
 _COMPONENTS = 50  # kept by PCA before t-SNE
