@@ -71,7 +71,8 @@ class World:
         """Returns the path of an input: one of `MAKERS`, or of `PHOTO_KINDS`."""
         path = self.folder / name
         if not path.exists():
-            making = self.folder / "making" / name  # nothing half made is taken for sound
+            # Nothing half made is taken for sound. Its maker may make others meanwhile.
+            making = self.folder / f"making_{name}" / name
             shutil.rmtree(making.parent, ignore_errors=True)
             making.parent.mkdir(parents=True)
             if name in PHOTO_KINDS:
@@ -80,6 +81,7 @@ class World:
             else:
                 MAKERS[name](self, making)
             making.rename(path)
+            shutil.rmtree(making.parent)
         return path
 
 

@@ -9,6 +9,7 @@ import broken_readers
 import endurance
 import endurance_kills
 import endurance_mutations
+import endurance_world
 import numpy as np
 import pytest
 from endurance import FAILURES, Attack, EnduranceConfig
@@ -26,6 +27,31 @@ from dolg_tf.stage.config import InputError
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("endurance") / "world")
+
+
+def test_an_input_is_made_once_whole_and_with_the_help_of_others(tmp_path, monkeypatch):
+    made = []
+
+    def outer(world, path):
+        path.mkdir()
+        (path / "copy").write_text(world["inner"].read_text())
+        made.append(path)
+
+    def inner(world, path):
+        path.write_text("half")
+        if not made and not (world.folder / "failed").exists():
+            (world.folder / "failed").touch()
+            raise RuntimeError
+        path.write_text("whole")
+
+    monkeypatch.setattr(endurance_world, "MAKERS", {"outer": outer, "inner": inner})
+    world = World(tmp_path / "world")
+    with pytest.raises(RuntimeError):
+        world["outer"]
+    for _ in range(2):
+        assert (world["outer"] / "copy").read_text() == "whole"
+    assert len(made) == 1
+    assert {path.name for path in world.folder.iterdir()} == {"failed", "inner", "outer"}
 
 
 # --- mutated files ----------------------------------------------------------------------------
