@@ -22,6 +22,7 @@ from dolg_tf.stage.config import InputError
 
 Path = str | os.PathLike
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SURROGATES = re.compile("[\ud800-\udfff]")  # what Python reads other bytes of paths as
 # What NumPy and zipfile raise for a damaged .npy or .npz, besides OSError. NumPy reads a header
 # with Python's parser, and allocates what it says.
 DAMAGED_ARRAYS = (
@@ -107,6 +108,9 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
         return
     with naming(path):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if workshop.holds(str(target)) and not target.exists():
+            yield target  # it is whole with the folder that is being made, or goes with it
+            return
         with workshop.workshop(target) as folder:
             (folder / "new").mkdir()
             temporary = folder / "new" / target.name
@@ -185,8 +189,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes JSON (UTF-8, indented), whole or not at all; refuses NaN and infinity."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes JSON (UTF-8, indented), whole or not at all; refuses NaN and infinity.
+
+    Of paths that are not UTF-8, the bytes that are not are escaped.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def refuse_other_than_file(path: Path) -> None:

@@ -63,7 +63,8 @@ def received() -> int:
 
 def tell(number: int) -> int:
     """Says in one line which signal ends this process, and returns the exit code."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    # RuntimeError: the signal came while standard output was being written.
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.write(2, f"{_State.program}: {_WORDS[number]}\n".encode())

@@ -5,9 +5,9 @@ cannot be exchanged at once. Its name is known, so that the next command finds w
 left without reading the whole folder.
 """
 
+import concurrent.futures
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import pathlib
@@ -20,6 +20,7 @@ from dolg_tf.stage.config import InputError
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 _WORKSHOPS = 8  # processes that may write one output at once
 _PATIENCE = 500  # hundredths of a second
+_SYNCS = 16  # files that are waited for at once
 
 
 def hidden(path: str | os.PathLike, suffix: str) -> pathlib.Path:
@@ -55,7 +56,8 @@ def workshop(target: pathlib.Path) -> Iterator[pathlib.Path]:
                 _leave(folder, lock)
     if mine is None:
         raise InputError(
-            f"{_WORKSHOPS} processes are writing {target}, in {folder} and its like; wait for them"
+            f"{_WORKSHOPS} processes are writing {target}; wait for them, or, if there are none, "
+            f"delete the folders {hidden(target, 'dolg-0')} to {folder.name}"
         )
     try:
         _clear(mine[0])
@@ -71,13 +73,15 @@ def _claim(folder: pathlib.Path) -> int | None:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(0o700)
             made = True
-        marked = (folder / "lock").is_file()
-        if folder.is_symlink() or not folder.is_dir() or (not marked and any(folder.iterdir())):
-            return None  # none of ours
         try:
+            marked = (folder / "lock").is_file()
+            if folder.is_symlink() or not folder.is_dir() or (not marked and any(folder.iterdir())):
+                return None  # none of ours
             number = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:  # its process has just removed it
             continue
+        except PermissionError:  # another user's
+            return None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -106,6 +110,15 @@ def _leave(folder: pathlib.Path, lock: int) -> None:
         (folder / "lock").unlink()
         folder.rmdir()
     os.close(lock)
+    with contextlib.suppress(OSError):  # NFS keeps a removed file until it is closed
+        folder.rmdir()
+
+
+def _has(path: pathlib.Path) -> bool:
+    """Returns whether there is such a file or folder, as far as this user may look."""
+    with contextlib.suppress(PermissionError):
+        return path.exists()
+    return False
 
 
 def recover(path: str | os.PathLike) -> bool:
@@ -122,7 +135,7 @@ def recover(path: str | os.PathLike) -> bool:
     for number in range(_WORKSHOPS):
         folder = hidden(target, f"dolg-{number}")
         for _ in range(_PATIENCE):
-            if target.exists() or not (folder / "old" / target.name).exists():
+            if target.exists() or not _has(folder / "old" / target.name):
                 break
             lock = _claim(folder)
             if lock is not None:
@@ -136,28 +149,35 @@ def recover(path: str | os.PathLike) -> bool:
 
 
 def exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-    """Exchanges two names at once; returns whether system and file system can do that."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    """Exchanges two names at once; returns whether system and file system have done that.
+
+    File systems tell in many ways that they cannot; what else was wrong, a plain rename tells.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def sync(path: pathlib.Path) -> None:
     """Waits until a file, or a folder with all in it, is on the disk."""
+    if not path.is_dir():
+        _sync_file(path)
+        return
+    # Disks take many such waits at once, and thousands of small files one by one take long.
+    with concurrent.futures.ThreadPoolExecutor(_SYNCS) as pool:
+        for folder, _, names in os.walk(path):
+            for start in range(0, len(names), _SYNCS * 64):
+                some = [pathlib.Path(folder, name) for name in names[start : start + _SYNCS * 64]]
+                list(pool.map(_sync_file, some))
+            sync_folder(folder)
+
+
+def _sync_file(path: pathlib.Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file)
-    for folder, _, names in os.walk(path):
-        for name in names:
-            sync(pathlib.Path(folder, name))
-        sync_folder(folder)
 
 
 def sync_folder(path: str | os.PathLike) -> None:

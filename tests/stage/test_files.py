@@ -59,6 +59,14 @@ def test_json_is_strict(tmp_path):
         files.read_json(tmp_path / "none.json")
 
 
+def test_json_tells_of_paths_that_are_not_utf_8(tmp_path):
+    value = {"root": os.fsdecode(b"/tmp/caf\xe9/\xff\xfe"), "name": "Köln \U0001f5fc"}
+    files.write_json(tmp_path / "value.json", value)
+    assert files.read_json(tmp_path / "value.json") == value
+    text = (tmp_path / "value.json").read_text(encoding="utf-8")
+    assert "Köln \U0001f5fc" in text and r"/tmp/caf\udce9/" in text
+
+
 def test_another_format_version_is_refused(tmp_path):
     files.write_json(tmp_path / "value.json", {"format_version": 2})
     with pytest.raises(InputError, match="format_version is 2, this release reads 1"):

@@ -65,6 +65,8 @@ def test_a_signal_in_the_first_second_is_one_line(argv, program):
         assert err in (f"{program}: {ENDS[number]}\n", f"{program} summary: {ENDS[number]}\n")
 
 
+# Python sleeps on if a signal comes just before a sleep begins.
+SLEEP = "[time.sleep(0.05) for _ in range(600)]"
 WORK = """
 import sys, time
 from dolg_tf.stage import command
@@ -84,9 +86,9 @@ command.run("work", stage, [], [])
 @pytest.mark.parametrize(
     "work",
     [
-        "time.sleep(60)",
+        SLEEP,
         # What libraries make of it.
-        "\n        try: time.sleep(60)\n        except BaseException: raise ValueError('import')",
+        f"\n        try: {SLEEP}\n        except BaseException: raise ValueError('import')",
     ],
 )
 def test_work_tidies_up(number, work):
@@ -96,6 +98,29 @@ def test_work_tidies_up(number, work):
     out, err = process.communicate(timeout=60)
     assert out == "tidied up\n" and err == f"work: {ENDS[number]}\n"
     assert process.returncode == 128 + number
+
+
+FULL_PIPE = """
+import os, sys
+from dolg_tf.stage import signals
+
+signals.install("write")
+os.write(2, b"up\\n")
+while True:
+    sys.stdout.write("x" * 100_000)
+"""
+
+
+def test_a_signal_during_a_write_is_one_line():
+    """Nobody reads the pipe, so that each signal meets a write."""
+    process = _start("-c", FULL_PIPE, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert process.stderr.readline() == "up\n"
+    stack = pathlib.Path(f"/proc/{process.pid}/wchan")
+    while "pipe" not in stack.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert process.stderr.read() == "write: terminated\n"
 
 
 def test_an_import_in_the_midst_of_work_is_left_at_once(tmp_path):

@@ -1,12 +1,16 @@
 """Outputs outlast a kill at any step; what killed commands leave is cleared, and nothing else."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 
 import pytest
 
@@ -126,6 +130,90 @@ def test_many_writers_at_once_are_whole_and_too_many_are_told(tmp_path, quick):
     assert all("8 processes are writing" in fault for fault in faults)
 
 
+@pytest.fixture
+def shared():
+    """A folder that all users may write, where this one is not root."""
+    mine = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        path.chmod(0o777)
+        yield path
+        os.seteuid(mine)
+        for theirs in path.iterdir():
+            if theirs.is_dir():
+                theirs.chmod(0o700)
+
+
+def test_the_workshop_of_another_user_is_passed_over(shared):
+    theirs = shared / ".index.dolg-0"
+    (theirs / "old/index").mkdir(parents=True)
+    (theirs / "lock").touch()
+    theirs.chmod(0)
+    if not os.geteuid():
+        os.seteuid(65534)
+    assert not workshop.recover(shared / "index")
+    _write(shared / "index", "mine")
+    _write(shared / "index", "again")
+    assert sorted(path.name for path in shared.iterdir()) == [theirs.name, "index"]
+
+
+def test_without_locks_what_killed_processes_leave_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "index"
+    for number in range(8):
+        _write(path, "whole")
+        (workshop.hidden(path, f"dolg-{number}") / "new").mkdir(parents=True)
+        (workshop.hidden(path, f"dolg-{number}") / "lock").touch()
+    with pytest.raises(
+        InputError, match=r"delete the folders .*/\.index\.dolg-0 to \.index\.dolg-7"
+    ):
+        _write(path, "more")
+    assert _contents(path)["a"] == "whole"
+
+
+def test_nothing_stays_where_a_removed_file_stays_until_it_is_closed(tmp_path, monkeypatch):
+    """As on NFS."""
+    unlink, close, kept = pathlib.Path.unlink, os.close, []
+
+    def rename(self, *args, **kwargs):
+        if self.name == "lock":
+            kept.append(self.rename(self.with_name(".nfs01")))
+        else:
+            unlink(self, *args, **kwargs)
+
+    def close_and_remove(number):
+        close(number)
+        while kept:
+            unlink(kept.pop())
+
+    monkeypatch.setattr(pathlib.Path, "unlink", rename)
+    monkeypatch.setattr(os, "close", close_and_remove)
+    _write(tmp_path / "index", "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOSYS])
+def test_file_systems_that_exchange_nothing_move_the_old_folder_aside(
+    tmp_path, monkeypatch, number
+):
+    class Library:
+        def __init__(self, *_, **__):
+            pass
+
+        def renameat2(self, *_):
+            ctypes.set_errno(number)
+            return -1
+
+    _write(tmp_path / "index", "old")
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    _write(tmp_path / "index", "new")
+    assert _contents(tmp_path / "index")["a"] == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
 def test_what_is_not_ours_stays(tmp_path):
     mine = tmp_path / ".out.dolg-0"
     mine.mkdir()
@@ -222,6 +310,38 @@ def test_all_is_on_the_disk_before_it_is_in_place(tmp_path, monkeypatch):
     _write(tmp_path / "index", "text")
     assert sorted(synced[:2]) == [("a", False), ("b", False)]
     assert synced[2:] == [("index", False), (tmp_path.name, True)]
+
+
+def test_a_file_in_a_folder_that_is_being_made_is_waited_for_once(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with files.atomic_path(tmp_path / "index") as folder:
+        folder.mkdir()
+        files.write_json(folder / "a/meta.json", 1)
+        files.write_json(folder / "a/meta.json", 2)
+        synced.clear()
+        files.write_text(folder / "ids.txt", "x")
+        assert not synced
+    assert len(synced) == 5  # two files, two folders, and the folder that holds them
+    assert files.read_json(tmp_path / "index/a/meta.json") == 2
+
+
+def test_thousands_of_files_are_waited_for_together(tmp_path, monkeypatch):
+    synced, waiting = [], []
+
+    def wait(number):
+        waiting.append(1)
+        synced.append((getattr(number, "name", None), len(waiting)))
+        time.sleep(0.0005)
+        waiting.pop()
+
+    monkeypatch.setattr(os, "fsync", wait)
+    with files.atomic_path(tmp_path / "many") as folder:
+        folder.mkdir()
+        for number in range(3000):
+            (folder / str(number)).touch()
+    assert len({name for name, _ in synced if name}) == 3000
+    assert max(together for _, together in synced) > 4
 
 
 def test_a_folder_that_may_not_be_written_is_told_by_the_name_of_the_output(tmp_path, monkeypatch):
