@@ -25,16 +25,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from imagenet_gem import build_gem
 from photo_scores import mean_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.data.procedural.write import ToyConfig, write_toy
+from dolg_tf.modeling.layers import l2_normalize
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.retrieval.whitening import choose
 from dolg_tf.stage import progress
+from dolg_tf.weights.ready import load_ready
 
 WEIGHTS = "efficientnet_lite0"
 SIDE, SCALES, BATCH = 320, (1.0, 2**0.5), 8  # pixels, and photos of one size at a time
@@ -62,10 +63,14 @@ def _load(path: pathlib.Path) -> tf.Tensor:
 
 def describe(paths: list[pathlib.Path]) -> np.ndarray:
     """Returns unit descriptors (N, 1280) of photos."""
-    model = build_gem(WEIGHTS, WEIGHTS)
+    network = load_ready(WEIGHTS).network
     signature = [tf.TensorSpec([None, None, None, 3])]
-    call = tf.function(lambda photos: model(photos, training=False)[1], input_signature=signature)
-    found, waiting = np.zeros((len(paths), model.output[1].shape[-1]), np.float32), {}
+
+    @tf.function(input_signature=signature)
+    def call(photos):
+        return l2_normalize(network(photos, training=False))
+
+    found, waiting = np.zeros((len(paths), network.output_shape[-1]), np.float32), {}
 
     def flush(size: tuple[int, int]) -> None:
         rows, photos = zip(*waiting.pop(size), strict=True)

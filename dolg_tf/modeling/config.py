@@ -104,7 +104,9 @@ class DolgConfig:
         "average",
         choices=("average", "gem", "learned"),
     )
-    descriptor_size: int = option("length of the descriptor", 512)
+    descriptor_size: int = option(
+        "length of the descriptor; 0: no last layer, so all numbers of the features before it", 512
+    )
     neck: str = option(
         "last layer. linear: a linear layer; bn_prelu: followed by batch norm and PReLU",
         "linear",
@@ -114,9 +116,14 @@ class DolgConfig:
 
     def __post_init__(self):
         find_backbone(self.backbone)
-        at_least(self, descriptor_size=1, local_channels=0)
+        at_least(self, descriptor_size=0, local_channels=0)
         if self.gem_p <= 0:
             raise InputError(f"--gem_p={self.gem_p} must be above 0")
+        if self.neck != "linear" and not self.descriptor_size:
+            raise InputError(
+                f"--neck={self.neck}: --descriptor_size=0 has no last layer; omit one of the two "
+                "flags"
+            )
         if self.fusion == "global_only" and self.local_source != "p4":
             raise InputError(
                 f"--local_source={self.local_source}: --fusion=global_only has no local features; "

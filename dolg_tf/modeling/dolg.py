@@ -5,6 +5,7 @@
                        +- p4 -> multi-atrous -> attention -> local -> orthogonal part, pooled
 
 Without fusion (`fusion=global_only`, DELG's global descriptor): p5 -> GeM -> FC -> descriptor.
+With `descriptor_size=0` the last FC is left out.
 With `local_source=p4+p5` there are two local branches; their orthogonal parts are concatenated.
 
 Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, figure 2. The paper's
@@ -36,7 +37,8 @@ def build_dolg(
 
     Returns:
       A `keras.Model`: float32 RGB in [0, 1], (B, H, W, 3), of any size -> float32 descriptors
-      (B, descriptor_size), not normalised: the class head and the export divide by the norm.
+      (B, D), not normalised: the class head and the export divide by the norm. D is
+      `descriptor_size`, or if that is 0, as many numbers as the last layer would get.
       Its intermediate results: see `intermediates`.
 
     Raises:
@@ -105,8 +107,10 @@ def _local_branch(x, config: DolgConfig, channels: int, dtype, suffix: str):
 
 
 def _neck(fused, config: DolgConfig):
-    """Returns the descriptor (B, descriptor_size)."""
+    """Returns the descriptor (B, descriptor_size); without a last layer, the features."""
     size = config.descriptor_size
+    if not size:
+        return keras.layers.Identity(dtype="float32", name="descriptor")(fused)
     if config.neck == "linear":
         return keras.layers.Dense(size, dtype="float32", name="descriptor")(fused)
     x = keras.layers.Dense(size, dtype="float32", name="neck_linear")(fused)

@@ -139,7 +139,8 @@ def describe(network, config: DolgConfig) -> list[str]:
             f"{_FUSIONS[config.fusion]}, pooled by {_fused_pooling(network, config)}",
         ]
     neck = {"linear": "a linear layer", "bn_prelu": "a linear layer, batch norm and PReLU"}
-    return [*words, f"descriptor of {config.descriptor_size} numbers: {neck[config.neck]}"]
+    last = neck[config.neck] if config.descriptor_size else "no last layer"
+    return [*words, f"descriptor of {network.output_shape[-1]} numbers: {last}"]
 
 
 def _fused_pooling(network, config: DolgConfig) -> str:

@@ -150,14 +150,11 @@ def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayou
 
 def _untrained(layout: QuickstartLayout) -> None:
     """Writes the network as it was before its first training step."""
-    from dolg_tf.modeling.dolg import build_dolg
-    from dolg_tf.modeling.model_dir import read_config, save_dolg
-    from dolg_tf.weights.imagenet import load_backbone
+    from dolg_tf.modeling.model_dir import save_dolg
+    from dolg_tf.training.start import initial_network
 
-    model, run = read_config(layout.training)
-    network = build_dolg(model, seed=run["training"]["seed"])
-    load_backbone(network, run["training"]["backbone_weights"])
-    save_dolg(network, model, layout.untrained, {"source": "before the first step"})
+    network, model, provenance = initial_network(layout.training)
+    save_dolg(network, model, layout.untrained, provenance)
 
 
 def _export(variant: str, model_dir: pathlib.Path, layout: QuickstartLayout) -> pathlib.Path:

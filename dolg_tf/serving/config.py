@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.modeling.config import NetworkConfig
+from dolg_tf.modeling.config import CheckpointConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
+from dolg_tf.weights import published
 
 SUBMISSION = "submission.zip"
 
@@ -77,6 +78,15 @@ MODES: dict[str, Mode] = {
 class ExportConfig(NetworkConfig):
     """Which network is exported, and how."""
 
+    model_dir: str = configs.option(
+        "run directory or model directory; empty: the ready network of --backbone_weights", ""
+    )
+    backbone_weights: str = configs.option(
+        "instead of --model_dir, the ready network of these ImageNet weights, which describes with "
+        "all numbers of its last map and needs no training: efficientnet_lite0 or "
+        "efficientnet_lite2 (pip packages), or a ResNet or EfficientNet preset of KerasHub",
+        "",
+    )
     output: str = configs.option(
         "directory of the SavedModel, for TF Serving NAME/VERSION; of modes onnx and litert the "
         "file, with the model card beside it as FILE.md"
@@ -131,6 +141,7 @@ class ExportConfig(NetworkConfig):
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"--mode={self.mode} must be one of {', '.join(MODES)}")
+        self._check_source()
         self._refuse_options_of_other_modes()
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise InputError(f"--scales={self.scales} must be one or more numbers above 0")
@@ -140,6 +151,27 @@ class ExportConfig(NetworkConfig):
                 f"--output={self.output} must end in {MODES[self.mode].suffix} with "
                 f"--mode={self.mode}"
             )
+
+    @property
+    def source(self) -> str:
+        """What the network comes from, in words."""
+        return self.model_dir or f"ImageNet's {self.backbone_weights}"
+
+    def _check_source(self) -> None:
+        if bool(self.model_dir) == bool(self.backbone_weights):
+            given = "both are" if self.model_dir else "neither is"
+            raise InputError(
+                f"the network is that of --model_dir or of --backbone_weights, but {given} given; "
+                "give one of the two"
+            )
+        if self.backbone_weights:
+            published.backbone_of(self.backbone_weights)
+            for option in ("checkpoint", "weights"):
+                if getattr(self, option) != getattr(CheckpointConfig(), option):
+                    raise InputError(
+                        f"--{option}={getattr(self, option)}: only a run has one, not "
+                        f"--backbone_weights={self.backbone_weights}; omit it"
+                    )
 
     def _refuse_options_of_other_modes(self) -> None:
         for field in dataclasses.fields(self):

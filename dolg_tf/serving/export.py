@@ -6,10 +6,11 @@ import pathlib
 
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.stage import files, installed
+from dolg_tf.weights import published
 
 
 def export(config: ExportConfig) -> pathlib.Path:
-    """Exports a trained or converted network in the form that `--mode` names.
+    """Exports a trained, converted or ready network in the form that `--mode` names.
 
     The written model is run before it is put in place and must answer as the network does. Its
     contract is in `dolg_tf/serving/modes/`, in the file of the mode's name.
@@ -24,6 +25,7 @@ def export(config: ExportConfig) -> pathlib.Path:
     """
     mode = MODES[config.mode]
     installed.need(config.mode, f"--mode={config.mode}", *mode.packages)
+    published.need(config.backbone_weights)
     if mode.suffix:
         for path in (config.output, f"{config.output}.md"):
             files.check_output(path, config.overwrite)

@@ -281,6 +281,8 @@ def _part(layer, local: dict[str, tf.Tensor], f_global):
 
 def _neck(network: keras.Model, fused):
     last = network.get_layer("descriptor")
+    if isinstance(last, keras.layers.Identity):
+        return fused
     if not _has(network, "neck_norm"):
         return _dense(fused, *_weights(last))
     weights = _weights(network.get_layer("neck_linear"), network.get_layer("neck_norm"))

@@ -157,14 +157,14 @@ def card_of(
       words: of the kind of output.
       network: the Keras network in float32.
       dolg_config: its configuration.
-      model_dir: where it was loaded from.
+      model_dir: where it was loaded from; empty: it is a ready network.
       report: of `read_report`.
     """
     from dolg_tf.modeling.model_dir import read_config
     from dolg_tf.modeling.summary import summarize
 
     summary = summarize(network, dolg_config, about["provenance"], _IMAGE_SIZE)
-    _, values = read_config(model_dir)
+    values = read_config(model_dir)[1] if model_dir else {}
     run = values if "training" in values else None
     return model_card(name, about, words, summary, run, report)
 
@@ -209,8 +209,11 @@ def model_card(
         "Origin": _origin(about),
     }
     title = f"# {name}\n\nA photo of a landmark in, one descriptor of {summary['descriptor_size']} "
-    title += "numbers out. Descriptors of the same place have a large inner product. DOLG, after "
-    title += "Yang et al., ICCV 2021, https://arxiv.org/abs/2108.02927, in TensorFlow (dolg_tf).\n"
+    method = "DOLG, after Yang et al., ICCV 2021, https://arxiv.org/abs/2108.02927,"
+    if "local features" not in summary["parts"]:
+        method = "Global features alone, without DOLG's local branch,"
+    title += "numbers out. Descriptors of the same place have a large inner product. "
+    title += f"{method} in TensorFlow (dolg_tf).\n"
     text = "\n".join(f"## {head}\n\n{body.strip()}\n" for head, body in sections.items())
     metadata = _metadata(name, words, report).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{title}\n{text}"))

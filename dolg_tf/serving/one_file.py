@@ -21,9 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.modeling.model_dir import weights_hash
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.source import load_source
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 
@@ -106,9 +107,7 @@ class FileMode:
         """Writes the file, with its model card beside it as FILE.md."""
         output = pathlib.Path(config.output)
         report = model_card.read_report(config.report)
-        network, dolg_config, provenance = load_network(
-            config.model_dir, config.checkpoint, config.weights
-        )
+        network, dolg_config, provenance = load_source(config)
         about = self.form(config) | _about(network, dolg_config, provenance)
         card = model_card.card_of(
             output.name, about, self.words, network, dolg_config, config.model_dir, report
@@ -119,7 +118,7 @@ class FileMode:
             distance = self.check(exported, temporary)
         files.write_text(f"{output}.md", card)
         size = output.stat().st_size
-        log.info("exported %s to %s, %s bytes", config.model_dir, output, f"{size:,}")
+        log.info("exported %s to %s, %s bytes", config.source, output, f"{size:,}")
         log.info("against the network, descriptors of unit norm: %s", distance)
         return output
 

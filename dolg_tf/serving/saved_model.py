@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.modeling.model_dir import weights_hash
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import MODES, ExportConfig
+from dolg_tf.serving.source import load_source
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
@@ -63,9 +64,7 @@ class SavedModelMode:
         """Writes the SavedModel; `assets.extra/dolg.json` in it says where it comes from."""
         output = pathlib.Path(config.output)
         report = model_card.read_report(config.report)
-        network, dolg_config, provenance = load_network(
-            config.model_dir, config.checkpoint, config.weights
-        )
+        network, dolg_config, provenance = load_source(config)
         weights, whitening = weights_hash(network, dolg_config), None
         if config.whitening:
             whitening = load_whitening(config.whitening, network.output_shape[-1])
@@ -81,7 +80,7 @@ class SavedModelMode:
                 _name(output), about, self.words, network, dolg_config, config.model_dir, report
             )
             files.write_text(temporary / model_card.NAME, card)
-        log.info("exported %s to %s", config.model_dir, output)
+        log.info("exported %s to %s", config.source, output)
         return output
 
     def verify(
@@ -114,7 +113,7 @@ def export_hash(weights: str, precision: str, whitening: Whitening | None) -> st
 def _check_whitening(whitening: Whitening, weights: str, config: ExportConfig) -> None:
     """Makes sure that a whitening was learned on descriptors of these weights, if it says so."""
     half = export_hash(weights, "bfloat16", None)
-    whitening.check_model(config.whitening, config.model_dir, weights, half)
+    whitening.check_model(config.whitening, config.source, weights, half)
 
 
 def _about(

@@ -5,7 +5,9 @@ import logging
 
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.model_dir import load_head, load_network, read_config
+from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.model_dir import LoadedNetwork, load_head, load_network, read_config
+from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.run_log import has_begun
@@ -103,6 +105,14 @@ def initialize(trainer: Trainer, landmarks: str | None, photos: TrainingInput) -
     if training.whiten_shrinkage:
         start_whitened(trainer, photos)
     trainer.reset_averages()
+
+
+def initial_network(logdir: files.Path) -> LoadedNetwork:
+    """Returns the network of a run from --backbone_weights as it was before its first step."""
+    model, run = read_config(logdir)
+    network = build_dolg(model, seed=run["training"]["seed"])
+    load_backbone(network, run["training"]["backbone_weights"])
+    return LoadedNetwork(network, model, {"source": "before the first step"})
 
 
 def _take_head(trainer: Trainer, landmarks: str | None) -> str:

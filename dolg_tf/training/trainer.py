@@ -61,7 +61,7 @@ class Trainer:
             if not training.backbone_lr:  # no gradient is computed for it
                 self.network.get_layer("backbone").trainable = False
             self.head = build_head(training, num_classes, class_counts)
-            self.head.build((None, model.descriptor_size))
+            self.head.build(self.network.output_shape)
             self.variables = self.network.trainable_variables + self.head.trainable_variables
             self.optimizer = make_optimizer(
                 training,

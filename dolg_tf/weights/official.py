@@ -134,6 +134,8 @@ def check_official(config: DolgConfig) -> None:
         raise InputError(
             f"the authors' code has the backbones {', '.join(_BOTTLENECKS)}, not {config.backbone}"
         )
+    if not config.descriptor_size:
+        raise InputError("the authors' code has a last layer; this network has descriptor_size 0")
     theirs = DolgConfig()
     free = ("backbone", "multi_atrous", "gem_p", "descriptor_size", "preprocessing")
     for name, ours in vars(config).items():

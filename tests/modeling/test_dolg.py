@@ -173,6 +173,16 @@ def test_without_local_branch_there_is_none():
     np.testing.assert_allclose(outputs["descriptor"], pooled @ weight + bias, rtol=1e-3, atol=1e-5)
 
 
+def test_without_last_layer_the_descriptor_is_the_features_before_it():
+    for change, before, size in (({"fusion": "global_only"}, "global", 512), ({}, "fused", 512)):
+        network = build_dolg(DolgConfig(**{**vars(SMALL), **change, "descriptor_size": 0}))
+        assert network.output_shape == (None, size)
+        outputs = intermediates(network)(_images(2, 64, 96, 3))
+        np.testing.assert_array_equal(outputs["descriptor"], outputs[before])
+    with pytest.raises(InputError, match="--neck=bn_prelu: --descriptor_size=0 has no last layer"):
+        DolgConfig(neck="bn_prelu", descriptor_size=0)
+
+
 @pytest.mark.parametrize(
     ("source", "map_", "local", "fused"),
     [

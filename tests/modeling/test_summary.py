@@ -138,6 +138,10 @@ VARIANTS = [
     ),
     ({"fusion": "global_only"}, ["no local branch", "GeM with p 3 (fixed)\n"]),
     (
+        {"fusion": "global_only", "descriptor_size": 0},
+        ["descriptor of 512 numbers: no last layer"],
+    ),
+    (
         {
             "local_source": "p4+p5",
             "fusion": "concat",

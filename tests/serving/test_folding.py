@@ -38,6 +38,7 @@ VARIANTS = {
         "global_layer": "conv",
         "neck": "bn_prelu",
     },
+    "no last layer": {"dilations": (1,), "descriptor_size": 0},
 }
 BACKBONES = {
     "resnet18": {"backbone": "resnet18"},

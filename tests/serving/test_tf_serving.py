@@ -34,7 +34,7 @@ SCALES = (0.7071, 1.0)
 def exported(network, tmp_path_factory):
     """An export without its checks, which take most of its time."""
     path = tmp_path_factory.mktemp("dolg") / "1"
-    config = ExportConfig(model_dir="", output=str(path), scales=SCALES)
+    config = ExportConfig(model_dir="m", output=str(path), scales=SCALES)
     serving.MODE.write(serving.functions(network, config, None), path)
     serving.MODE.add_files(path, config)
     return path

@@ -101,9 +101,10 @@ def test_both_halves_of_a_fused_network_count_alike():
 
 def test_what_cannot_be_whitened_is_refused(data, tmp_path):
     photos = TrainingInput(data, 8, 0)
-    neck = dataclasses.replace(tiny.MODEL, neck="bn_prelu")
-    with pytest.raises(InputError, match="omit --neck"):
-        start_whitened(_trainer(tmp_path, neck), photos)
+    for change in ({"neck": "bn_prelu"}, {"fusion": "global_only", "descriptor_size": 0}):
+        other = dataclasses.replace(tiny.MODEL, **change)
+        with pytest.raises(InputError, match="omit --neck and --descriptor_size=0"):
+            start_whitened(_trainer(tmp_path, other), photos)
     wide = dataclasses.replace(tiny.MODEL, fusion="global_only", descriptor_size=4096)
     with pytest.raises(InputError, match="give --descriptor_size="):
         start_whitened(_trainer(tmp_path, wide), photos)

