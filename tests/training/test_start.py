@@ -54,6 +54,14 @@ def fresh(tmp_path_factory):
     return _trainer(tiny.recipe(tmp_path_factory.mktemp("fresh"), ema_decay=0.9))
 
 
+def test_the_network_before_the_first_step_is_built_again(source):
+    logdir, trainer = source
+    network, config, _ = start.initial_network(logdir)
+    assert config == BGR
+    for before, after in zip(network.variables, trainer.network.variables, strict=True):
+        np.testing.assert_allclose(before + 0.25, after, atol=1e-6, err_msg=before.path)
+
+
 def _start(trainer, init_from, landmarks, caplog) -> str:
     """Starts a trainer whose network holds zeros; returns the last line of the log."""
     caplog.set_level(logging.INFO)
