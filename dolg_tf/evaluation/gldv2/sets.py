@@ -104,8 +104,8 @@ def find_queries(queries: DescriptorSet, wanted: Sequence[str] | None) -> QueryR
       InputError: when a wanted query is neither in the set nor among its bad photos.
     """
     names = kaggle_ids(queries)
-    bad = dict.fromkeys(_kaggle_id(str(photo["id"])) for photo in queries.meta["bad"])
-    known = [*names, *(name for name in bad if name not in set(names))]
+    bad = (_kaggle_id(str(photo["id"])) for photo in queries.meta["bad"])
+    known = list(dict.fromkeys([*names, *bad]))
     wanted = known if wanted is None else list(wanted)
     rows = joining.find_rows(map(_kaggle_id, wanted), known, queries.source)
     missing = np.flatnonzero(rows < 0)

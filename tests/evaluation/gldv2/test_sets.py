@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,15 @@ def test_find_queries(caplog):
     names, rows = sets.find_queries(queries, ["x/3.jpg", "4.jpg", "1"])
     assert names == ["x/3.jpg", "4.jpg", "1"] and rows.tolist() == [2, -1, 0]
     assert "the set: 2 of 3 photos are found by their names without suffix" in caplog.messages[0]
+
+
+def test_very_many_bad_photos_are_joined_in_no_time():
+    queries = _set(
+        (f"a/{i}" for i in range(20_000)), bad=[{"id": f"b/x{i}"} for i in range(20_000)]
+    )
+    start = time.process_time()
+    _, rows = sets.find_queries(queries, None)
+    assert time.process_time() - start < 2 and np.count_nonzero(rows < 0) == 20_000
 
 
 def test_sets_go_together(tmp_path):
