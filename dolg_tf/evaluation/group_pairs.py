@@ -18,18 +18,22 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 _PHOTOS = 2000  # that are paired at most
+_OF_A_GROUP = 200
 _BLOCK = 256  # photos paired with all others at a time
 _RELATED = 0.35  # similarity of two groups' means, less the mean of all, that may be one place
 _FEW_PAIRS, _FEW_GROUPS = 100, 10
 
 
 def _some_groups(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Returns rows of whole groups, in random order of the groups, about `_PHOTOS` at most."""
-    sizes = np.bincount(labels[labels >= 0])
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    enough = np.cumsum(sizes[order]) <= _PHOTOS
-    enough[:2] = True
-    return np.flatnonzero(np.isin(labels, order[enough]))
+    """Returns rows of groups in random order, `_PHOTOS` at most, `_OF_A_GROUP` of each at most."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(np.flatnonzero(labels >= 0))
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    _, starts, sizes = np.unique(labels[rows], return_index=True, return_counts=True)
+    sizes = np.minimum(sizes, _OF_A_GROUP)
+    order = rng.permutation(len(sizes))
+    order = order[np.cumsum(sizes[order]) <= _PHOTOS]
+    return np.sort(np.concatenate([rows[starts[i] : starts[i] + sizes[i]] for i in order]))
 
 
 def _related(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -51,6 +51,16 @@ def test_many_photos_are_sampled_by_whole_groups(monkeypatch):
     assert found == estimate_threshold(_centred(rows), places)
 
 
+def test_a_giant_group_is_sampled_and_does_not_hide_the_others(monkeypatch):
+    monkeypatch.setattr(group_pairs, "_PHOTOS", 60)
+    monkeypatch.setattr(group_pairs, "_OF_A_GROUP", 8)
+    rows, places = photos_of([500] * 2 + [6] * 30)
+    for seed in range(5):
+        found = estimate_threshold(_centred(rows), places, seed=seed)
+        assert 7 <= found["groups"] <= 10
+        assert found["pairs"]["same"] <= found["groups"] * 28
+
+
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [0, 0, 0], []])
 def test_one_group_gives_no_threshold(labels):
     rows = np.eye(3, dtype=np.float32)[: len(labels)]
