@@ -18,8 +18,10 @@ from dolg_tf.stage import files, plain_pickle
 from dolg_tf.stage.config import InputError
 
 LABELS = ("easy", "hard", "junk")
-# Two million photos, two opcodes each. Whatever such a pickle holds takes less than 0.8 GB.
+# Two million photos, two opcodes each. Whatever such a pickle holds takes less than 0.8 GB: arrays
+# are checked as arrays, and only as many elements become Python's as there may be.
 _MOST_BYTES, _MOST_OPCODES, _MOST_VALUES = 1 << 27, 4_000_000, 4_000_000
+_MOST_PHOTOS = 2_000_000
 _MOST_ROWS = 1 << 26  # of all queries together; lists that share their rows are counted each
 
 
@@ -95,31 +97,48 @@ def _read_mat(path: pathlib.Path) -> dict:
         one = (
             query[0] if isinstance(query, list) and len(query) == 1 else query for query in queries
         )
-        value["gnd"] = [_with_whole_rows(query) for query in one]
+        photos = value.get("imlist")
+        most = len(photos) if isinstance(photos, list) else 0
+        value["gnd"] = [_with_whole_rows(query, most) for query in one]
     return value
 
 
-def _with_whole_rows(query):
-    """Returns a query of a `.mat`, whose row numbers are doubles, as ours are."""
+def _with_whole_rows(query, most: int):
+    """Returns a query of a `.mat`, whose row numbers are doubles, as ours are.
+
+    Args:
+      query: the struct.
+      most: rows that a list may have; longer ones are left, to be refused.
+    """
     if not isinstance(query, dict):
         return query
     whole = dict(query)
     for label in (*LABELS, "ok"):
         rows = query.get(label)
-        if isinstance(rows, np.ndarray) and np.all((rows == np.floor(rows)) & (abs(rows) < 2**53)):
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or len(rows) > most:
+            continue
+        if np.all((rows == np.floor(rows)) & (abs(rows) < 2**53)):
             whole[label] = rows.astype(np.int64)
     return whole
 
 
 def _listed(value, where: str):
-    """Returns a list, a tuple or an array as a list; None if it is nothing of the kind."""
+    """Returns a list, a tuple or a flat array as it is; None if it is nothing of the kind."""
     try:
         value = pickled_arrays.opened(value)
-        if isinstance(value, np.ndarray):
-            value = value.tolist() if value.ndim == 1 else None
-    except (plain_pickle.Refused, ValueError) as error:
+    except plain_pickle.Refused as error:
         raise InputError(f"{where} ({error})") from error
+    if isinstance(value, np.ndarray):
+        return value if value.ndim == 1 else None
     return value if isinstance(value, list | tuple) else None
+
+
+def _elements(listed, where: str):
+    """Returns what is `_listed` as Python's own values."""
+    try:
+        return listed.tolist() if isinstance(listed, np.ndarray) else listed
+    except ValueError as error:  # characters that there are not
+        raise InputError(f"{where} ({error})") from error
 
 
 def _names(value, key: str, path) -> tuple[str, ...]:
@@ -129,10 +148,12 @@ def _names(value, key: str, path) -> tuple[str, ...]:
     listed = _listed(value[key], wrong)
     if listed is None:
         raise InputError(f"{wrong}, but is a {type(value[key]).__name__.strip('_')}")
-    if not listed:
+    if not len(listed):
         raise InputError(f"{path}: {key!r} is empty")
+    if len(listed) > _MOST_PHOTOS:
+        raise InputError(f"{path}: {key!r} has {len(listed):,} photos; {_MOST_PHOTOS:,} are read")
     names = []
-    for number, name in enumerate(listed):
+    for number, name in enumerate(_elements(listed, wrong)):
         try:
             name = name.decode() if type(name) is bytes else name
         except UnicodeDecodeError as error:
@@ -152,8 +173,12 @@ def _rows(query: dict, label: str, known: range, where: str) -> np.ndarray:
     listed = _listed(listed, wrong)
     if listed is None:
         raise InputError(f"{wrong}; write [] for none")
+    if len(listed) > len(known):
+        raise InputError(
+            f"{where}: {label!r} lists {len(listed):,} rows of {len(known):,}; list each once"
+        )
     # Checked before it becomes an array: nested lists that share elements would fill the memory.
-    for row in listed:
+    for row in _elements(listed, wrong):
         if type(row) is not int:
             raise InputError(f"{wrong}, but has {_short(row)}")
         if row not in known:
@@ -180,15 +205,20 @@ def _box(query: dict, where: str) -> tuple[float, float, float, float] | None:
         return None
     wrong = f"{where}: no 'bbx' of four numbers: left, top, right, bottom; leave it out for none"
     listed = _listed(found, wrong)
-    if listed is not None and not listed:
+    if listed is None:
+        raise InputError(wrong)
+    if not len(listed):
         return None
-    if listed is None or not all(type(x) in (int, float) for x in listed):
+    if len(listed) != 4:
+        raise InputError(f"{wrong}; it has {len(listed):,}")
+    listed = _elements(listed, wrong)
+    if not all(type(x) in (int, float) for x in listed):
         raise InputError(wrong)
     try:
         box = tuple(map(float, listed))
     except OverflowError as error:
         raise InputError(wrong) from error
-    if len(box) != 4 or not np.isfinite(box).all():
+    if not np.isfinite(box).all():
         raise InputError(f"{where}: 'bbx' is {box}, but must be left, top, right, bottom")
     return box
 
@@ -265,6 +295,7 @@ def load_ground_truth(path: files.Path) -> GroundTruth:
     listed = _listed(value.get("gnd"), f"{path}: 'gnd'")
     if listed is None or len(listed) != len(query_ids):
         raise InputError(f"{path}: 'gnd' must have one entry for each of {len(query_ids)} queries")
+    listed = _elements(listed, f"{path}: 'gnd'")
     kinds = ["ok" in query for query in listed if isinstance(query, dict)]
     if any(kinds) and not all(kinds):
         lacking = query_ids[kinds.index(False)]

@@ -167,7 +167,10 @@ def test_queries_that_share_their_rows_are_bounded(tmp_path, monkeypatch):
         (TRUTH | {"qimlist": ["q0", 1]}, "'qimlist' must be a list"),
         (TRUTH | {"gnd": TRUTH["gnd"][:1]}, "one entry for each of 2"),
         (TRUTH | {"gnd": [1, 2]}, r"query 0 \(q0\): must be a dict"),
-        (_changed(bbx=[1, 2, 3]), "'bbx' is"),
+        (_changed(bbx=[1, 2, 3]), "no 'bbx' of four numbers.*; it has 3$"),
+        (_changed(bbx=np.zeros(1000)), "no 'bbx' of four numbers.*; it has 1,000$"),
+        (_changed(bbx=[0.5] * 1000), "no 'bbx' of four numbers.*; it has 1,000$"),
+        (_changed(easy=np.zeros(1000, np.int16)), "'easy' lists 1,000 rows of 4; list each once"),
         (_changed(bbx="whole"), "no 'bbx' of four numbers.*leave it out"),
         (_changed(bbx=[1, 2, 3, None]), "no 'bbx' of four"),
         (_changed(bbx=[1, 2, 3, [4]]), "no 'bbx' of four"),
@@ -222,6 +225,34 @@ def test_a_small_file_takes_little_memory(tmp_path):
     _write(path, _changed(easy=pairs))
     with peak_below(1), pytest.raises(InputError, match="'easy' must be a list"):
         load_ground_truth(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (_changed(easy=np.zeros(1 << 21, np.int16)), "lists 2,097,152 rows of 4"),
+        (_changed(bbx=np.zeros(1 << 20, np.float32)), "it has 1,048,576"),
+        (TRUTH | {"imlist": np.zeros(1 << 20, "S1")}, "'imlist' has 1,048,576 photos; 1,000 are"),
+        (TRUTH | {"gnd": np.zeros(1 << 20, np.int8)}, "'gnd' must have one entry for each of 2"),
+    ],
+    ids=["rows", "box", "names", "queries"],
+)
+def test_long_arrays_are_refused_as_they_are(tmp_path, monkeypatch, value, told):
+    monkeypatch.setattr(ground_truth, "_MOST_PHOTOS", 1000)
+    path = tmp_path / "gnd_x.pkl"
+    path.write_bytes(pickle.dumps(value, protocol=4))
+    with peak_below(8), pytest.raises(InputError, match=told) as caught:
+        load_ground_truth(path)
+    assert len(str(caught.value)) < 300
+
+
+def test_long_arrays_of_matlab_are_refused_as_they_are(tmp_path):
+    gnd = np.zeros(1, dtype=[("easy", object)])
+    gnd[0]["easy"] = np.ones(1 << 24, np.uint8)
+    names = np.array(["a", "b"], object)
+    savemat(tmp_path / "gnd_x.mat", {"imlist": names, "qimlist": names[:1], "gnd": gnd})
+    with peak_below(150), pytest.raises(InputError, match="'easy' lists 16,777,216 rows of 2"):
+        load_ground_truth(tmp_path / "gnd_x.mat")
 
 
 def test_damaged_files(tmp_path):
