@@ -18,6 +18,10 @@ from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 _NORM_TOLERANCE = 2e-3  # float16 rounds a norm by 5e-4
+_DIVIDE = (
+    "extract them again; rows that another tool wrote at other lengths are divided by their norms "
+    "by the commands that score or index them, with --normalize"
+)
 
 
 def short(digest) -> str:
@@ -27,9 +31,9 @@ def short(digest) -> str:
 
 def check_norms(rows, source: files.Path, remedy: str) -> None:
     """Makes sure that rows, (N, D), are finite and have unit L2 norm."""
-    if wrong := norms.find_not_unit(rows, _NORM_TOLERANCE):
-        row, norm = wrong
-        raise InputError(f"{source}: row {row} has norm {norm:.4g}, not 1; {remedy}")
+    found = norms.norms_of(rows, source)
+    norms.check_finite(found, source)
+    norms.check_unit(found, source, remedy=remedy, tolerance=_NORM_TOLERANCE)
 
 
 def read_all(path: pathlib.Path) -> None:
@@ -46,7 +50,7 @@ def read_all(path: pathlib.Path) -> None:
 
 def check_descriptors(path: pathlib.Path) -> list[str]:
     """Checks a descriptor set or a bare `.npy`: counts, ids, every row."""
-    found = descriptors.read(path)
+    found = descriptors.read(path, remedy=_DIVIDE)
     check_norms(found.descriptors, path, "extract the set again")
     facts = [f"{len(found):,} descriptors of width {found.descriptors.shape[1]}"]
     if found.ids is None:

@@ -171,7 +171,10 @@ def write(
             first = shard * shard_rows
             block = rows[first : first + shard_rows]
             if normalize:
-                block = np.asarray(_normalized(block, norms.norms_of(block, path), path, first))
+                found = norms.norms_of(block, path)
+                norms.check_finite(found, path, first)
+                norms.check_none_zero(found, path, lambda row, first=first: f"row {first + row}")
+                block = np.asarray(norms.Normalized(block, found))
             check_rows(block, path, first)
             np.save(temporary / shard_name(shard, shards), block.astype(meta["dtype"]))
         write_about(temporary, ids, meta)
@@ -189,13 +192,6 @@ def write_about(path: pathlib.Path, ids: Iterable[str], meta: dict) -> None:
     files.write_text(path / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
     names = [file.name for file in _shards(path)]
     checksums.write_json(path / "meta.json", meta, checksums.of_files(path, ["ids.txt", *names]))
-
-
-def _normalized(rows, found: np.ndarray, source, first: int = 0) -> norms.Normalized:
-    """Returns rows divided by their norms, when they are read."""
-    norms.check_finite(found, source, first)
-    norms.check_none_zero(found, source, lambda row: f"row {first + row}")
-    return norms.Normalized(rows, found)
 
 
 def _shards(path: pathlib.Path) -> list[pathlib.Path]:
@@ -217,7 +213,7 @@ def _progress(path: pathlib.Path) -> str:
     return f"{len(done)} of {int(done[-1].stem[-5:])} shards" if done else "no shard yet"
 
 
-def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
+def read(path: files.Path, normalize: bool = False, remedy: str = norms.REMEDY) -> DescriptorSet:
     """Reads a descriptor set, or a bare `.npy` of rows in an order known to the caller.
 
     The rows stay on disk (memory-mapped).
@@ -225,6 +221,7 @@ def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
     Args:
       path: of the set or the `.npy`.
       normalize: whether rows are divided by their norms; else those of other norms are refused.
+      remedy: what the refusal of other norms proposes.
 
     Raises:
       InputError: when a file is missing or damaged, counts disagree, an id is repeated, or a
@@ -233,7 +230,7 @@ def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
     path = pathlib.Path(path)
     workshop.recover(path)
     if path.suffix == ".npy" and not path.is_dir():
-        rows = _rows([norms.read_npy(path)], path, normalize, "row {}".format)
+        rows = _rows([norms.read_npy(path)], path, normalize, "row {}".format, remedy)
         return DescriptorSet(None, rows, {}, str(path))
     if not path.is_dir():
         raise InputError(f"{path}: no such descriptor set; `dolg extract` writes one")
@@ -255,7 +252,7 @@ def read(path: files.Path, normalize: bool = False) -> DescriptorSet:
     count = sum(len(array) for array, _ in loaded)
     if count != len(ids):
         raise InputError(f"{path}: {count} descriptors for {len(ids)} ids; extract it again")
-    rows = _rows(loaded, path, normalize, lambda row: f"row {row}, {ids[row]!r}")
+    rows = _rows(loaded, path, normalize, lambda row: f"row {row}, {ids[row]!r}", remedy)
     return DescriptorSet(ids, rows, with_defaults(meta), str(path))
 
 
@@ -275,7 +272,7 @@ def unit_rows(rows: Rows | np.ndarray, source, normalize: bool) -> Rows:
         found = norms.norms_of(array, source)
         norms.check_finite(found, source)
         loaded.append((array, found))
-    return _rows(loaded, source, normalize, "row {}".format)
+    return _rows(loaded, source, normalize, "row {}".format, norms.REMEDY)
 
 
 def _rows(
@@ -283,13 +280,14 @@ def _rows(
     source: files.Path,
     normalize: bool,
     name: Callable[[int], str],
+    remedy: str,
 ) -> Rows:
     """Returns arrays with their norms as `Rows` of unit norm."""
     found = np.concatenate([lengths for _, lengths in loaded])
     if normalize:
         norms.check_none_zero(found, source, name)
         return Rows([norms.Normalized(*one) for one in loaded])
-    norms.check_unit(found, source, name)
+    norms.check_unit(found, source, name, remedy)
     return Rows([array for array, _ in loaded])
 
 

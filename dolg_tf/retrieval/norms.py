@@ -15,6 +15,7 @@ from dolg_tf.stage.config import InputError, option
 
 TOLERANCE = 0.01  # float16 rounds a norm by 5e-4, one that was divided in bfloat16 by 4e-3
 _BLOCK = 4096  # rows
+REMEDY = "extract them again, or give --normalize to divide each row by its norm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,34 +79,31 @@ def check_finite(norms: np.ndarray, source, first: int = 0) -> None:
         raise InputError(f"{source}: row {first + int(wrong[0])} is not finite; extract it again")
 
 
-def find_not_unit(rows, tolerance: float = TOLERANCE) -> tuple[int, float] | None:
-    """Returns the first row of (N, D) that is not of unit L2 norm, and its norm; None: all are."""
-    for start in range(0, len(rows), _BLOCK):
-        norms = _lengths(rows[start : start + _BLOCK])
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= tolerance))  # NaN is wrong, too
-        if wrong.size:
-            return start + int(wrong[0]), float(norms[wrong[0]])
-    return None
-
-
-def check_unit(norms: np.ndarray, source, name: Callable[[int], str] = "row {}".format) -> None:
+def check_unit(
+    norms: np.ndarray,
+    source,
+    name: Callable[[int], str] = "row {}".format,
+    remedy: str = REMEDY,
+    tolerance: float = TOLERANCE,
+) -> None:
     """Makes sure that all norms are 1.
 
     Args:
       norms: (N,).
       source: of the rows, for the error.
       name: what the error calls a row.
+      remedy: what the error proposes.
+      tolerance: largest difference from 1.
 
     Raises:
       InputError: saying how many are not, the range of the norms and the first row.
     """
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= TOLERANCE))
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= tolerance))
     if wrong.size:
         raise InputError(
             f"{source}: {wrong.size:,} of {len(norms):,} rows are not of unit norm (norms from "
             f"{norms.min():.4g} to {norms.max():.4g}, the first is {name(int(wrong[0]))}), and "
-            "scores are inner products; extract them again, or give --normalize to divide each row "
-            "by its norm"
+            f"scores are inner products; {remedy}"
         )
 
 
@@ -124,7 +122,7 @@ def check_none_zero(norms: np.ndarray, source, name: Callable[[int], str] = "row
 
 
 def read_npy(path: pathlib.Path, expected: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of an `.npy`, which stay on disk, and their
+    """Returns the rows of an `.npy`, which stay on disk, and their norms.
 
     Args:
       path: the file.

@@ -189,7 +189,7 @@ def _other_row(rows):
         ("model", lambda p: _flip(p / "model.weights.h5", -999), "h5: damaged, its checksum"),
         ("set", lambda p: _cut(p / "descriptors-00000-of-00001.npy"), "not a complete .npy"),
         ("set", _other_ids, "6 descriptors for 2 ids"),
-        ("set", lambda p: _rewrite_rows(p, _other_row), "row 4 has norm 1.005, not 1"),
+        ("set", lambda p: _rewrite_rows(p, _other_row), "to 1.005, the first is row 4), and"),
         ("set", lambda p: _rewrite_rows(p, lambda rows: rows * np.nan), "row 0 is not finite"),
         ("set", lambda p: _rewrite_rows(p, np.float16), "rows are float16, meta.json says 'float3"),
         ("set", lambda p: (p / "meta.json").unlink(), "meta.json: no such file"),
@@ -264,7 +264,7 @@ def test_ids_of_an_index_that_do_not_ascend(copied):
 @pytest.mark.parametrize(
     ("describe", "message"),
     [
-        (lambda image: _descriptor(image) * 1.1, "global_descriptor: row 0 has norm 1.1, not 1"),
+        (lambda image: _descriptor(image) * 1.1, r"global_descriptor: .*\(norms from 1.1 to 1.1"),
         (lambda image: _descriptor(image) * np.nan, "global_descriptor are not finite"),
     ],
 )

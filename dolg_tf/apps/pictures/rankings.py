@@ -139,23 +139,24 @@ def rows_of_evaluation(
     count: int = 5,
     level: str = "medium",
     top: int = 10,
+    normalize: bool = False,
 ) -> list[RankedRow]:
     """Searches again and shows `count` queries from the best to the worst AP, in even steps.
 
     Args:
-      ground_truth, query_descriptors, index_descriptors: as for
-        `dolg_tf.evaluation.revisited.score.evaluate`.
+      ground_truth, query_descriptors, index_descriptors, normalize: as for
+        `dolg_tf.evaluation.revisited.score.evaluate_revisited`.
       image_root: folder of the photos.
       count: queries shown, fewer when fewer have positives.
       level: easy, medium or hard.
       top: photos per query.
     """
     task = load_ground_truth(ground_truth)
-    queries = descriptors.read(query_descriptors)
+    queries = descriptors.read(query_descriptors, normalize)
     crop = queries.meta.get("crop", True)
     turned = queries.meta.get("upright")
     query_photos, index_photos = task_photos(ground_truth, image_root, crop, turned)
-    index_rows = descriptors.read(index_descriptors).select(task.index_ids)
+    index_rows = descriptors.read(index_descriptors, normalize).select(task.index_ids)
     query_rows = np.asarray(queries.select(task.query_ids))
     found = search.search(index_rows, query_rows, top)
     ap = score_descriptors(task, query_rows, index_rows)[level].AP

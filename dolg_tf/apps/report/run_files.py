@@ -8,7 +8,6 @@ import numpy as np
 from dolg_tf.apps.report.quickstart_layout import PLACES, SPLITS, VARIANTS, QuickstartLayout
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.evaluation.revisited.inputs import Inputs, read_inputs
-from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
 from dolg_tf.retrieval.index import directory
 from dolg_tf.runtime import export_files
@@ -38,6 +37,10 @@ class ReportConfig:
 
 DESCRIPTORS = ("ground_truth", "query_descriptors", "index_descriptors")
 """The files that an evaluation of descriptors takes."""
+_DIVIDE = (
+    "extract them again, or give --scores of `dolg evaluate revisited --normalize`, and the report "
+    "divides them as that did"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +233,14 @@ def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
     truth = load_ground_truth(task.ground_truth)
     distractors = task.distractor_descriptors or None
     sets = (task.query_descriptors, task.index_descriptors, distractors)
-    inputs = read_inputs(truth, task.ground_truth, *sets)
+    protocol = scores.get(task.own, {}).get("protocol", {})
+    inputs = read_inputs(
+        truth,
+        task.ground_truth,
+        *sets,
+        normalize=protocol.get("normalize") is True,
+        remedy=_DIVIDE,
+    )
     places = list(score.label_places(truth, inputs.queries, inputs.index))
     plain_scores = score.score_places(places).report()
     if task.own in scores:
@@ -238,8 +248,7 @@ def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
     else:
         protocol = {**inputs.protocol, "distractors": 0, "rerank": {"method": "none"}}
         scores = {task.own: plain_scores | {"protocol": protocol}, **scores}
-    meta = descriptors.read(task.index_descriptors).meta
-    root = run.image_root or meta.get("image_root") or ""
+    root = run.image_root or inputs.image_root
     if not pathlib.Path(root).is_dir():
         root = ""
     crop = inputs.protocol["query_crop"] != "none"

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.retrieval.index import directory
@@ -33,26 +33,29 @@ class Inputs:
       index: (N, D), rows as `imlist`.
       distractors: (M, D), of photos that match no query; M may be 0.
       protocol: the conditions of the scores; None for what an `.npy` does not say.
+      image_root: folder of the index photos, as its set says; "": it does not.
     """
 
     queries: np.ndarray
     index: Rows | np.ndarray
     distractors: Rows | np.ndarray
     protocol: dict
+    image_root: str = ""
 
 
-def _read(found: Descriptors, name: str, normalize: bool) -> DescriptorSet:
+def _read(found: Descriptors, name: str, normalize: bool, remedy: str) -> DescriptorSet:
     """Returns the set, with its rows as `Rows` of unit norm.
 
     Args:
       found: the set, its path, or its rows.
       name: what errors call rows that came without a path.
       normalize: whether rows are divided by their norms.
+      remedy: see `descriptors.read`.
     """
     if isinstance(found, np.ndarray | Rows):
         found = DescriptorSet(None, found, {}, name)
     elif not isinstance(found, DescriptorSet):
-        return descriptors.read(found, normalize)
+        return descriptors.read(found, normalize, remedy)
     rows = descriptors.unit_rows(found.descriptors, found.source, normalize)
     return dataclasses.replace(found, descriptors=rows)
 
@@ -65,6 +68,7 @@ def read_inputs(
     distractors: Descriptors | None = None,
     *,
     normalize: bool = False,
+    remedy: str = norms.REMEDY,
 ) -> Inputs:
     """Reads the descriptors of a task; rows on disk stay there.
 
@@ -72,14 +76,15 @@ def read_inputs(
       task: the ground truth.
       ground_truth: its file, beside which prepared.json may lie; None: it came from no file.
       queries, index, distractors, normalize: see `score.evaluate_revisited`.
+      remedy: see `descriptors.read`.
 
     Raises:
       InputError: when a photo has no descriptor, the sets come from different models, or
         distractors are photos of the index.
     """
     sets = {
-        "query": _read(queries, "the queries", normalize),
-        "index": _read(index, "the index", normalize),
+        "query": _read(queries, "the queries", normalize, remedy),
+        "index": _read(index, "the index", normalize, remedy),
     }
     if sets["query"].ids is None and len(sets["query"]) != len(task.query_ids):
         raise InputError(
@@ -99,7 +104,7 @@ def read_inputs(
             sets["index"].source,
         )
     if distractors is not None:
-        sets["distractor"] = _read(distractors, "the distractors", normalize)
+        sets["distractor"] = _read(distractors, "the distractors", normalize, remedy)
         _check_not_in_index(sets["distractor"], sets["index"], task)
         parts.append(sets["distractor"].descriptors)
     # Scales may differ on purpose: the protocol states them, with a remark.
@@ -114,11 +119,13 @@ def read_inputs(
         "index": len(task.index_ids),
         "distractors": len(more),
         "not_searched": others if sets["index"].ids is not None else 0,
+        "normalize": normalize,
         **_how_extracted(sets),
         "image_variant": _image_variant(ground_truth),
     }
     protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol)
-    return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol)
+    root = sets["index"].meta.get("image_root") or ""
+    return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol, root)
 
 
 def _behind(rows: Rows, count: int) -> list[np.ndarray]:
@@ -180,6 +187,8 @@ def _remarks_on_task(task: GroundTruth) -> list[str]:
 def _remarks(protocol: dict) -> list[str]:
     """Returns what a reader must know before comparing the scores with others."""
     remarks = []
+    if protocol["normalize"]:
+        remarks.append("descriptors were divided by their norms")
     if protocol["query_crop"] == "none":
         remarks.append(
             f"{NOT_CUT}: not the benchmark's protocol; compare only with scores of that kind"

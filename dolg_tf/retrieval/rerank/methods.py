@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dolg_tf.retrieval import norms
 from dolg_tf.retrieval.exact.search import search
-from dolg_tf.retrieval.norms import find_not_unit
 from dolg_tf.retrieval.rerank import k_reciprocal, superglobal
 from dolg_tf.retrieval.rerank.expansion import alpha_dba, alpha_qe
 from dolg_tf.retrieval.rows import Rows
@@ -210,14 +210,14 @@ class RerankConfig:
 # --- applied -------------------------------------------------------------------------
 
 
+_REMEDY = "divide the rows by their norms (--normalize), and leave out zero rows"
+
+
 def _check_unit(rows, what: str) -> None:
     """Makes sure that rows have unit norm: weights are powers of cosines."""
-    if wrong := find_not_unit(rows):
-        row, norm = wrong
-        raise InputError(
-            f"row {row} of the {what} has norm {norm:.4g}; re-ranking needs unit norms: divide the "
-            "rows by their norms (--normalize), and leave out zero rows"
-        )
+    found = norms.norms_of(rows, what)
+    norms.check_finite(found, what)
+    norms.check_unit(found, what, remedy=_REMEDY)
 
 
 def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray) -> Reranked:
@@ -236,6 +236,6 @@ def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray)
     if not len(index):
         raise InputError("the index has no descriptors")
     queries = np.asarray(queries, np.float32)
-    _check_unit(queries, "queries")
-    _check_unit(index, "index")
+    _check_unit(queries, "the queries")
+    _check_unit(index, "the index")
     return RERANKERS[settings.rerank].apply(queries, index, **settings.numbers())

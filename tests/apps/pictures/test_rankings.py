@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dolg_tf.apps.pictures import rankings
+from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.extract import colour_histogram
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query
@@ -80,3 +81,10 @@ def test_rows_of_evaluation(tmp_path):
     assert [photo.kind for photo in rows[1].found] == ["negative", "positive"]
     assert [row.box for row in rows] == [(0, 0, 3, 6)] * 2
     assert rows[0].label == "query, AP 100 %"
+    for one in ("query", "index"):
+        found = descriptors.read(tmp_path / one)
+        order = {"query": truth["qimlist"], "index": truth["imlist"]}[one]
+        np.save(tmp_path / f"{one}.npy", 3 * np.asarray(found.select(order)))
+    longer = (tmp_path / "query.npy", tmp_path / "index.npy")
+    again = rankings.rows_of_evaluation(tmp_path / "gnd.pkl", photos, *longer, normalize=True)
+    assert [row.label for row in again] == [row.label for row in rows]

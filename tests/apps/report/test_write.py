@@ -340,6 +340,30 @@ def test_scores_of_another_model_are_refused(quickstart, tmp_path):
         write_report(settings())
 
 
+def test_rows_of_other_norms_are_divided_as_their_scores_say(quickstart, tmp_path):
+    described = quickstart / "descriptors" / "trained" / HASH[:12]
+    truth = quickstart / "photos" / "gnd_seen.pkl"
+    named = {"ground_truth": str(truth)}
+    for key, name in (("query_descriptors", "seen"), ("index_descriptors", "index")):
+        named[key] = str(tmp_path / f"{name}.npy")
+        np.save(named[key], 3 * np.asarray(descriptors.read(described / name).descriptors))
+    with pytest.raises(InputError, match=r"give --scores of `dolg evaluate revisited --normalize`"):
+        run_files.read_evaluation(*_only_task(ReportConfig(output="report", **named)))
+    scores = str(tmp_path / "scores.json")
+    report = score.evaluate(score.RevisitedConfig(output=scores, normalize=True, **named))
+    assert report["protocol"]["normalize"]
+    assert "descriptors were divided by their norms" in report["protocol"]["remarks"]
+    found = run_files.read_evaluation(
+        *_only_task(ReportConfig(output="report", scores=scores, **named))
+    )
+    assert found.plain_scores["medium"]["AP"] == report["medium"]["AP"]
+
+
+def _only_task(settings):
+    run = run_files.find_files(settings)
+    return run, *run.tasks
+
+
 def test_the_sets_of_the_network_are_found(quickstart, tmp_path):
     other = quickstart / "descriptors" / "trained" / "000000000000"
     other.mkdir()

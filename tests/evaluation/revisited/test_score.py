@@ -248,6 +248,7 @@ def test_sets_are_joined_by_id(files, task, caplog):
         "index": 8,
         "distractors": 0,
         "not_searched": 1,
+        "normalize": False,
         "query_crop": "box",
         "model_hash": "abc",
         "query_scales": [1.0],

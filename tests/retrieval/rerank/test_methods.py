@@ -125,12 +125,13 @@ def test_few_photos_and_duplicates(method, seed, count, copies, queries):
 def test_what_has_no_direction_is_refused(method, monkeypatch):
     monkeypatch.setattr(norms, "_BLOCK", 3)
     index, config = some(0, 8), RerankConfig(rerank=method)
-    for value, told in [(0, "has norm 0;"), (1, "has norm 2.828;"), (np.nan, "has norm nan;")]:
+    wrongs = [(0, r"\(norms from 0 to 1.*first is row 7"), (1, r"\(norms from 1 to 2.828")]
+    for value, told in [*wrongs, (np.nan, "row 7 is not finite")]:
         wrong = index.copy()
         wrong[7] = value
-        with pytest.raises(InputError, match=f"row 7 of the index {told}"):
+        with pytest.raises(InputError, match=f"the index: .*{told}"):
             apply(config, index, wrong)
-        with pytest.raises(InputError, match=f"row 7 of the queries {told}"):
+        with pytest.raises(InputError, match=f"the queries: .*{told}"):
             apply(config, wrong, index)
     with pytest.raises(InputError, match="no descriptors"):
         apply(config, index, index[:0])
