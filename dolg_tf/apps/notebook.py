@@ -81,8 +81,7 @@ def show_search(
     scales = tuple(index.meta["scales"] or model.about.scales)
     about = {key: getattr(model.about, key) for key in SAME_MODEL}
     index.check_making(str(model.path), about | {"scales": list(scales)})
-    photo = Photo(pathlib.Path(photo).stem, photo, turn=index.meta["upright"])
-    image = read_photo(photo, Preparation(index.meta["max_side"] or 0))
+    image = read_photo(photo, Preparation.of(index.meta))
     scores, ranks = (row[0] for row in index.search(model.describe(image[None], scales), k))
     there = ranks >= 0
     photos = _photos([index.ids[rank] for rank in ranks[there]], index, image_root)

@@ -104,7 +104,8 @@ def compare(model: LoadedModel, a: np.ndarray, b: np.ndarray) -> tuple[float, Ag
       InputError: when the model has no local features.
     """
     found = agreement(model.local_features(a), model.local_features(b))
-    rows = np.concatenate([model.describe([photo]) for photo in (a, b)])  # as a search does
+    own_size = {"max_side": 0}
+    rows = np.concatenate([model.describe([photo], like=own_size) for photo in (a, b)])
     return float(inner_products(rows[0], rows[1:])[0]), found
 
 

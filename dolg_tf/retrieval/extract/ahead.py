@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from dolg_tf.retrieval.extract import decoding
-from dolg_tf.retrieval.extract.decoding import WHOLE, Hold, Preparation
+from dolg_tf.retrieval.extract.decoding import Hold, Preparation
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import files
 
@@ -74,9 +74,11 @@ def decode_ahead(photos: Iterable[Photo], how: Preparation) -> Iterator[np.ndarr
     return _ahead(lambda photo, hold: decoding.load_photo(photo, how, hold), photos)
 
 
-def read_ahead(photos: Iterable[np.ndarray | Photo | files.Path]) -> Iterator[np.ndarray]:
+def read_ahead(
+    photos: Iterable[np.ndarray | Photo | files.Path], how: Preparation
+) -> Iterator[np.ndarray]:
     """Yields `read_photo` of each photo, in order, while threads decode a few more."""
-    return _ahead(lambda photo, hold: decoding.read_photo(photo, WHOLE, hold), photos)
+    return _ahead(lambda photo, hold: decoding.read_photo(photo, how, hold), photos)
 
 
 def _ahead(read: Callable[[object, Hold], np.ndarray | str], photos: Iterable) -> Iterator:

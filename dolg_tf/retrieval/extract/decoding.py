@@ -31,12 +31,15 @@ class Preparation:
       query_scale: whose side that is where a photo is cut to a box: "photo" or "crop".
       box_rounding: whose rule makes whole pixels of a box: "dolg", "delf" or "how".
       max_pixels: photos with more are refused.
+      upright: whether a photo that is given by its path is turned by its EXIF orientation; a
+        `Photo` says that itself.
     """
 
     max_side: int = 0
     query_scale: str = "photo"
     box_rounding: str = "dolg"
     max_pixels: int = photo_files.MAX_PIXELS
+    upright: bool = True
 
     @classmethod
     def asked(cls, settings: PhotosConfig) -> "Preparation":
@@ -49,10 +52,11 @@ class Preparation:
     def of(cls, meta: Mapping) -> "Preparation":
         """Returns what the metadata of a set or an index say."""
         kept = {key: meta[key] for key in ("query_scale", "box_rounding") if meta.get(key)}
-        return cls(meta["max_side"] or 0, **kept)
+        return cls(meta["max_side"] or 0, upright=bool(meta.get("upright")), **kept)
 
 
 WHOLE = Preparation()
+DEFAULT = Preparation(PhotosConfig.max_side)  # of one's own photos, when no option says otherwise
 
 
 # --- boxes and sizes -------------------------------------------------------------------
@@ -205,9 +209,9 @@ def read_photo(
     """Reads a photo as extraction does.
 
     Args:
-      photo: one of a listing, cropped to its box if it has one; the path of a photo, which is
-        turned by its EXIF orientation; or uint8 RGB (H, W, 3), which is checked.
-      how: to cut and to shrink it.
+      photo: one of a listing, cropped to its box if it has one; the path of a photo; or uint8 RGB
+        (H, W, 3), which is checked.
+      how: to turn, to cut and to shrink it.
       hold: is asked before the photo is decoded.
 
     Returns:
@@ -221,7 +225,7 @@ def read_photo(
             raise InputError(f"a photo is {photo.dtype} {photo.shape}; give uint8 RGB (H, W, 3)")
         return shrink(photo, how.max_side)
     if not isinstance(photo, Photo):
-        photo = Photo(pathlib.Path(photo).stem, photo, turn=True)
+        photo = Photo(pathlib.Path(photo).stem, photo, turn=how.upright)
     image = load_photo(photo, how, hold)
     if isinstance(image, str):
         raise InputError(image)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -115,13 +115,20 @@ class LoadedModel:
         self,
         photos: np.ndarray | Iterable[np.ndarray | Photo | files.Path],
         scales: Sequence[float] = (),
+        *,
+        like: Mapping | None = None,
     ) -> np.ndarray:
         """Returns the descriptors of photos, as extraction stores them.
 
         Args:
-          photos: uint8 RGB (N, H, W, 3), described as a single batch; or a list of photos of any
-            sizes, which are read ahead and described in batches.
-          scales: of the photos; their descriptors are averaged. Empty: those of `about`.
+          photos: a list of photos of any sizes, which are read ahead, turned and shrunk as `like`
+            says, and described in batches; or uint8 RGB (N, H, W, 3), described as it is, as a
+            single batch.
+          scales: of the photos; their descriptors are averaged. Empty: those of `like`, or else of
+            `about`.
+          like: the metadata of an index or a descriptor set, `index.meta`: photos are described as
+            its own were. None: as extraction does without options, upright, and shrunk to 1024
+            pixels if larger.
 
         Returns:
           float32 (N, D), rows of unit L2 norm, in the order of the photos.
@@ -129,7 +136,7 @@ class LoadedModel:
         Raises:
           InputError: when a photo cannot be read or is not uint8 RGB, or there are no photos.
         """
-        scales = tuple(scales) or self.about.scales
+        scales = tuple(scales or (like or {}).get("scales") or self.about.scales)
         if isinstance(photos, np.ndarray):
             if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[-1] != 3:
                 raise InputError(
@@ -142,7 +149,8 @@ class LoadedModel:
         photos = list(photos)
         if not photos:
             raise InputError("there are no photos to describe; give at least one")
-        images = enumerate(ahead.read_ahead(photos))
+        how = decoding.DEFAULT if like is None else decoding.Preparation.of(like)
+        images = enumerate(ahead.read_ahead(photos, how))
         rows, _ = batches.describe_batches(
             images, lambda batch: self._describe(batch, scales), len(photos), _BATCH
         )

@@ -49,7 +49,7 @@ class Index:
 
     Example:
       index = Index.open("indexes/photos")
-      found = index.search(model.describe(["a.jpg"]), k=5)
+      found = index.search(model.describe(["a.jpg"], like=index.meta), k=5)
       names = [index.ids[row] for row in found.rows[0]]
 
     Attributes:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import stand_in_saved_model as stand_in
 import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dolg_tf.retrieval.extract.model import load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
 from dolg_tf.stage.config import InputError
 
 SCALES = (0.5, 1.0, 2.0)
@@ -146,6 +147,37 @@ def test_photos_of_all_kinds_and_sizes_in_their_order(ours, tmp_path):
         np.testing.assert_allclose(row, ours.describe(image[None])[0], atol=1e-6)
     from_file = ours.maps(tmp_path / "a.png")["attention"]
     np.testing.assert_array_equal(from_file, ours.maps(PHOTO)["attention"])
+
+
+def test_photos_are_described_as_extraction_does(ours, tmp_path):
+    folder, exif = tmp_path / "photos", Image.Exif()
+    folder.mkdir()
+    levels = np.random.default_rng(1).integers(0, 256, (9, 12, 3), np.uint8)
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(PHOTO).save(folder / "a.png")
+    Image.fromarray(levels).resize((1300, 900)).save(folder / "large.jpg")
+    Image.fromarray(levels).resize((90, 70)).save(folder / "turned.jpg", exif=exif)
+    photos = [folder / name for name in ("a.png", "large.jpg", "turned.jpg")]
+
+    def stored(name, **options):
+        return extract(
+            ExtractConfig(
+                images=str(folder),
+                saved_model=str(ours.path),
+                output=str(tmp_path / name),
+                **options,
+            )
+        )
+
+    default = stored("default")
+    np.testing.assert_allclose(ours.describe(photos), default.descriptors, atol=1e-6)
+    small = stored("small", max_side=50, upright=False, scales=(1.0,))
+    found = ours.describe(photos, like=small.meta)
+    np.testing.assert_allclose(found, small.descriptors, atol=1e-6)
+    assert np.abs(small.descriptors[1:] - default.descriptors[1:]).max(axis=1).min() > 1e-4
+    # Sets of before have no key "upright", and are of photos as they are stored.
+    older = {key: value for key, value in small.meta.items() if key != "upright"}
+    np.testing.assert_array_equal(ours.describe(photos, like=older), found)
 
 
 def test_delgs_extractor_describes_photos_of_other_sizes(foreign):
