@@ -83,25 +83,26 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
     _say_what_does_not_count(labels, by_split, places)
     written, finder = {}, Finder(labels.parent)
     index_ids = [finder.find(path, labels)[0] for path, _ in by_split["index"]]
+    found = [(*finder.find(path, labels), landmark) for path, landmark in by_split["query"]]
     for name in ("seen", "unseen"):
         queries = [
-            (path, landmark)
-            for path, landmark in by_split["query"]
+            (id_, file, landmark)
+            for id_, file, landmark in found
             if (landmark in trained) == (name == "seen")
         ]
         if not queries:
             continue
         truth = {
             "imlist": index_ids,
-            "qimlist": [finder.find(path, labels)[0] for path, _ in queries],
+            "qimlist": [id_ for id_, _, _ in queries],
             "gnd": [
                 {
-                    "bbx": [0, 0, *_size(labels.parent / path)],
+                    "bbx": [0, 0, *_size(pathlib.Path(file))],
                     "easy": places[landmark],
                     "hard": [],
                     "junk": [],
                 }
-                for path, landmark in queries
+                for _, file, landmark in queries
             ],
             "upright": True,
         }

@@ -16,7 +16,7 @@ from dolg_tf.retrieval import joining, norms
 from dolg_tf.retrieval.meta import check_meta, with_defaults
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import checksums, files, workshop
-from dolg_tf.stage.config import InputError
+from dolg_tf.stage.config import InputError, flags_of
 
 FORMAT_VERSION = 1
 _META_KEYS = ("image_root", "model_hash", "scales", "crop", "max_side", "dtype", "whitening", "bad")
@@ -323,14 +323,19 @@ def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None
       meta: what they must say; `images` and `names` are hashes of the list of photos.
 
     Raises:
-      InputError: naming the first difference.
+      InputError: naming all differences, and the flags that would undo them.
     """
-    for key, value in meta.items():
-        if found.get(key) != value:
-            photos, old = key in ("images", "names"), found.get(key)
-            other = "of other photos" if photos else f"with {key}={old!r}, not {value!r}"
-            again = f"--{key}={old}" if key != "upright" else f"--{'' if old else 'no'}upright"
-            give = f", or give {again}" if key in _OPTIONS and old is not None else ""
-            raise InputError(
-                f"--output={path} was {verb} {other}; delete it or choose another --output{give}"
-            )
+    changed = [key for key in meta if found.get(key) != meta[key]]
+    if not changed:
+        return
+    listed = {key for key in changed if key in ("images", "names")}
+    told = ["of other photos"] if listed else []
+    told += [
+        f"with {key}={found.get(key)!r}, not {meta[key]!r}" for key in changed if key not in listed
+    ]
+    known = all(key in _OPTIONS and found.get(key) is not None for key in changed)
+    give = f", or give {flags_of(found, changed)}" if known else ""
+    raise InputError(
+        f"--output={path} was {verb} {' and '.join(told)}; delete it or choose another "
+        f"--output{give}"
+    )

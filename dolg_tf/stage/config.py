@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import flags
 
@@ -195,6 +195,15 @@ def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
 def _expanded(text: str) -> str:
     """Returns the text with `~` at its start as the user's home; that of nobody stays."""
     return os.path.expanduser(text)  # noqa: PTH111 - a Path would drop a slash at the end
+
+
+def flags_of(values: dict, names: Iterable[str]) -> str:
+    """Returns flags that give options these values again, for an error's remedy."""
+    told = {name: values[name] for name in names}
+    return " ".join(
+        f"--{'' if value else 'no'}{name}" if isinstance(value, bool) else f"--{name}={value}"
+        for name, value in told.items()
+    )
 
 
 def to_flagfile(*configs) -> str:

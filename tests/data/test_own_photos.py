@@ -36,6 +36,16 @@ def test_queries_find_the_index_photos_of_their_landmark(tmp_path):
     assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
 
 
+def test_names_without_suffix_find_their_files(tmp_path):
+    rows = [(name.removesuffix(".jpg"), *rest) for name, *rest in ROWS]
+    labels = _folder(tmp_path, ROWS)
+    expected = load_ground_truth(write_ground_truths(labels, tmp_path / "out")["seen"])
+    labels.write_text("\n".join(["path,landmark,split", *map(",".join, rows)]) + "\n")
+    seen = load_ground_truth(write_ground_truths(labels, tmp_path / "again")["seen"])
+    assert (seen.query_ids, seen.index_ids) == (expected.query_ids, expected.index_ids)
+    assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
+
+
 def test_boxes_are_of_the_photo_as_it_is_turned_and_the_file_says_so(tmp_path):
     labels = _folder(tmp_path, ROWS)
     exif = Image.Exif()

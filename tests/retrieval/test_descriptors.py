@@ -156,6 +156,11 @@ def test_finished(folder, tmp_path):
     assert descriptors.finished(folder, {"model_hash": "abc", "crop": False}).ids == IDS
     with pytest.raises(InputError, match="model_hash='abc', not 'xyz'; delete it or choose"):
         descriptors.finished(folder, {"model_hash": "xyz"})
+    both = r"upright=False, not True and with max_side=0, .*, or give --noupright --max_side=0$"
+    with pytest.raises(InputError, match=both):
+        descriptors.finished(folder, {"upright": True, "max_side": 1024})
+    with pytest.raises(InputError, match=r"made of other photos and with .* another --output$"):
+        descriptors.finished(folder, {"images": "f", "upright": True})
     (tmp_path / "full").mkdir()
     assert descriptors.finished(tmp_path / "full", META) is None
     (tmp_path / "full" / "other.txt").write_text("x")

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 _SUMMARY = "records.json"  # written last: a folder that has it is complete
 _ODD = "odd_photos.tsv"
+_AGAIN = ("upright", "max_pixels", "num_shards", "validation_fraction", "seed")  # that are flags
 _BUILDING = ".building"  # finished record files wait here for the others
 
 
@@ -168,9 +169,11 @@ def _finished(output: pathlib.Path, identity: dict, name: str = _SUMMARY) -> dic
     before = {"upright": False, "max_pixels": photo_files.MAX_PIXELS} | found["configuration"]
     changed = sorted(key for key in identity if before.get(key) != identity[key])
     if changed:
+        told = ", ".join(f"{key} was {before.get(key)!r}" for key in changed)
+        give = config.flags_of(before, changed) if set(changed) <= set(_AGAIN) else ""
         raise InputError(
-            f"{output} holds records of another configuration ({changed[0]} was "
-            f"{before.get(changed[0])!r}); delete that folder or choose another"
+            f"{output} holds records of another configuration ({told}); delete that folder or "
+            f"choose another{give and f', or give {give}'}"
         )
     return found
 

@@ -239,9 +239,9 @@ def _refuse_second(settings: ListsConfig, repeated: bytes) -> None:
     for where, name, suffix, _ in _rows(settings):
         if name.encode() == repeated:
             if first is not None:
-                raise InputError(
-                    f"{where}: {name + suffix!r} is listed twice (as image {name}, like {first!r})"
-                )
+                told = f"{name + suffix!r} is listed twice (as image {name}, like {first!r})"
+                remedy = "rename one of them" if name + suffix != first else "list it once"
+                raise InputError(f"{where}: {told}; {remedy}")
             first = name + suffix
 
 

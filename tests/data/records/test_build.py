@@ -252,7 +252,8 @@ def test_upright(gldv2_folder, own):
         index = tfrecord.RecordIndex.open(str(output / "train-*"))
         data = {example.find_int(memoryview(index.read(n)), b"image/upright") for n in range(8)}
         assert data == {1 if upright else None}
-    with pytest.raises(InputError, match=r"another configuration \(upright was "):
+    again = r"\(upright was (True\);.*, or give --|False\);.*, or give --no)upright$"
+    with pytest.raises(InputError, match=again):
         build_records(settings(gldv2_folder, output_dir=str(output), **common))
 
 

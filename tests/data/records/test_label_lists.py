@@ -15,7 +15,11 @@ from dolg_tf.stage.config import InputError
         ("clean", "", "list.csv, line 1: no column 'images'"),
         ("clean", "landmark_id,images\n", "it lists no photos"),
         ("clean", "landmark_id,images\n3,abcd\n4,../etc\n", "line 3: '../etc' is not an image id"),
-        ("clean", "landmark_id,images\n3,abcd abcd\n", "line 2: 'abcd' is listed twice"),
+        (
+            "clean",
+            "landmark_id,images\n3,abcd abcd\n",
+            "line 2: 'abcd' is listed twice (as image abcd, like 'abcd'); list",
+        ),
         (
             "clean",
             "landmark_id,images\nx3,abcd\n",
@@ -32,7 +36,7 @@ from dolg_tf.stage.config import InputError
         (
             "own",
             "path,label\na/b.jpg,a\nc,a\na/b.png,a\n",
-            "line 4: 'a/b.png' is listed twice (as image a/b, like 'a/b.jpg')",
+            "line 4: 'a/b.png' is listed twice (as image a/b, like 'a/b.jpg'); rename one",
         ),
         (
             "own",
