@@ -48,15 +48,18 @@ class _Budget:
             if self._stopped:
                 raise _Stopped
             self._turn += 1
-        self.hold(number, size)
+            self._book(number, size)  # before the next photo asks for room
 
     def hold(self, number: int, size: int) -> None:
         """Sets the bytes that a photo takes from now on."""
         with self._changed:
-            self._used += size - self._held.pop(number, 0)
-            if size:
-                self._held[number] = size
-            self._changed.notify_all()
+            self._book(number, size)
+
+    def _book(self, number: int, size: int) -> None:
+        self._used += size - self._held.pop(number, 0)
+        if size:
+            self._held[number] = size
+        self._changed.notify_all()
 
     def admitted(self, number: int) -> bool:
         """Tells whether a photo's turn is over."""

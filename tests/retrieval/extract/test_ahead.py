@@ -79,6 +79,34 @@ def test_decoded_photos_are_bounded_in_bytes(monkeypatch, seed):
     assert memory.most <= 500 + 60
 
 
+def test_small_photos_share_the_room_and_never_exceed_it(monkeypatch):
+    hold, most = ahead._Budget.hold, 0
+
+    def slow(budget, number, size):
+        time.sleep(0.002)  # as when the system lets other threads run first
+        hold(budget, number, size)
+
+    def load(photo, how, hold):
+        nonlocal most
+        hold(60)
+        most = max(most, budgets[0]._used)
+        return np.zeros((60, 1, 1), np.uint8)
+
+    class Budget(ahead._Budget):
+        def __init__(self, size):
+            super().__init__(size)
+            budgets.append(self)
+
+    budgets = []
+    monkeypatch.setattr(ahead._Budget, "hold", slow)
+    monkeypatch.setattr(ahead, "_Budget", Budget)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 100)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(decoding, "load_photo", load)
+    assert len(list(decode_ahead([Photo(str(i), "") for i in range(40)], WHOLE))) == 40
+    assert most == 60
+
+
 def test_a_photo_that_waits_for_room_does_not_keep_the_threads(monkeypatch):
     memory = _Memory([60] * 50)
     monkeypatch.setattr(decoding, "load_photo", memory.load)
