@@ -5,8 +5,10 @@ model.weights.h5  all variables of the network; the class head is not among them
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import typing
 from collections.abc import Iterator
@@ -181,7 +183,7 @@ def checkpoint_variables(network: keras.Model) -> dict:
 
 @contextlib.contextmanager
 def reading_checkpoint(path: files.Path, wrong: str = "is damaged") -> Iterator[None]:
-    """Turns what TensorFlow raises for a damaged checkpoint into one line.
+    """Turns what TensorFlow raises for a checkpoint that it cannot read into one line.
 
     Args:
       path: of the checkpoint, or of the folder with its list.
@@ -198,9 +200,12 @@ def reading_checkpoint(path: files.Path, wrong: str = "is damaged") -> Iterator[
         if isinstance(error, InputError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} {wrong} ({reason:.200}); take another checkpoint, or train again"
-        ) from error
+        remedy = "; take another checkpoint, or train again"
+        if os.strerror(errno.EACCES) in reason:
+            wrong, remedy = "cannot be read", ""
+        elif isinstance(error, tf.errors.ResourceExhaustedError):
+            wrong, remedy = "does not fit into the memory", ""
+        raise InputError(f"{path} {wrong} ({reason:.200}){remedy}") from error
 
 
 def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:

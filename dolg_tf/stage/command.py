@@ -1,6 +1,7 @@
 """A stage run as a command: flags in, an exit code out."""
 
 import contextlib
+import copy
 import inspect
 import logging
 import os
@@ -31,13 +32,37 @@ def plain(text: str) -> str:
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """Returns the text of a name or an error as part of one line: `\\n` for a line feed."""
+    return plain(re.sub("[\t\n]", lambda found: repr(found[0])[1:-1], text))
+
+
 def show(text: str) -> None:
     """Prints the result of a command."""
     print(plain(text))
 
 
+class _Argument:
+    """What is put into a line of the log: a photo's name must not begin a line of its own."""
+
+    def __init__(self, value: str | os.PathLike | BaseException):
+        self._value = value
+
+    def __str__(self) -> str:
+        return one_line(str(self._value))
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+
 class _PlainLines(logging.Formatter):
     def format(self, record):
+        record = copy.copy(record)  # other handlers get it as it was
+        if isinstance(record.args, tuple):
+            texts = (str, os.PathLike, BaseException)
+            record.args = tuple(
+                _Argument(value) if isinstance(value, texts) else value for value in record.args
+            )
         return plain(super().format(record))
 
 

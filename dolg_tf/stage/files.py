@@ -184,8 +184,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 text, whole or not at all; paths in it that are not UTF-8 keep their bytes."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value) -> None:

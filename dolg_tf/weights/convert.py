@@ -8,6 +8,7 @@ from collections import defaultdict
 
 from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
 from dolg_tf.stage import files
+from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def table(state, ignored, beside) -> str:
             f"{part:<22}{tensors:>8}{values:>13,}  {f'ignored: {reason}' if reason else 'used'}"
         )
     lines += [f"{name:<22}{'-':>8}{'-':>13}  ignored: beside the weights" for name in beside]
+    lines = [one_line(line) for line in lines]
     return "\n".join(lines)
 
 
@@ -172,7 +174,7 @@ def _compare(network, reference: str) -> None:
     rows = compare(network, reference)
     lines = [f"{'photo':<12}{'what':<24}{'relative error':>14}"]
     lines += [f"{photo or '-':<12}{what:<24}{error:>14.1e}" for photo, what, error in rows]
-    log.info("\n".join(lines))
+    log.info("\n".join(map(one_line, lines)))
     if not any(what == "preprocessing" for _, what, _ in rows):
         log.info(
             "the reference holds no input: errors of network and preprocessing cannot be separated"

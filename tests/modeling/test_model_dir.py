@@ -15,6 +15,7 @@ from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
     load_network,
     read_config,
+    reading_checkpoint,
     save_dolg,
     weights_hash,
 )
@@ -199,3 +200,22 @@ def test_missing_and_damaged_files_are_named(network, tmp_path):
     weights.unlink()
     with pytest.raises(InputError, match="is an incomplete model directory"):
         load_network(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        # TensorFlow's reader of checkpoints raises no class of its own.
+        (
+            tf.errors.OpError(None, None, "x.index; Permission denied", 2),
+            "cannot be read (x.index;",
+        ),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM"), "does not fit into the memory (OOM)"),
+        (tf.errors.DataLossError(None, None, "checksum"), "is damaged (checksum); take another"),
+    ],
+)
+def test_a_checkpoint_is_damaged_only_if_it_is(error, told):
+    with pytest.raises(InputError) as caught, reading_checkpoint("ckpt-1"):
+        raise error
+    assert f"ckpt-1 {told}" in str(caught.value)
+    assert ("train again" in str(caught.value)) == ("damaged" in told)

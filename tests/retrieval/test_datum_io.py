@@ -1,5 +1,6 @@
 """DELF's `.delg_global` files: byte for byte, hostile ones, and whole folders."""
 
+import os
 import struct
 
 import hypothesis
@@ -159,6 +160,23 @@ def written(tmp_path):
 
 def run(source, output, **options):
     convert(DatumConfig(input=str(source), output=str(output), **options))
+
+
+@pytest.mark.parametrize("name", ["a.delg_global", "dolg_meta.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(written, tmp_path, name):
+    """Nobody writes to it: reading it would never end."""
+    run(written[0], tmp_path / "folder")
+    (tmp_path / "folder" / name).unlink()
+    os.mkfifo(tmp_path / "folder" / name)
+    with pytest.raises(InputError, match=f"{name}: not a file"):
+        run(tmp_path / "folder", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_pipe_in_the_place_of_rows_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "rows.npy")
+    with pytest.raises(InputError, match=r"rows\.npy: not a file"):
+        run(tmp_path / "rows.npy", tmp_path / "folder")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

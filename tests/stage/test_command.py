@@ -157,7 +157,7 @@ def test_output_that_nobody_reads_is_no_error_and_a_full_disk_is(length, buffere
 
 
 CONTROLS = """
-import logging
+import logging, pathlib
 from dolg_tf.stage import command
 from dolg_tf.stage.config import InputError
 
@@ -167,6 +167,9 @@ def stage():
     command.show("shown " + NAME)
     logging.getLogger("any").info("two lines:\\n%s", NAME)
     logging.getLogger("any").warning("warned %s", NAME)
+    name = "a\\nok: fine.jpg"
+    told = "%s, %r, %.3s, %d: %s"
+    logging.getLogger("any").warning(told, pathlib.Path(name), name, name, 1, OSError(name))
     raise InputError("refused " + NAME)
 
 command.run("controls", stage, [], [])
@@ -191,8 +194,9 @@ def test_names_are_no_commands_to_the_terminal(encoding):
         "é" if encoding == "utf-8" else r"\xe9"
     )
     assert done.stdout.decode(encoding) == f"shown {plain}\tb\n", done.stderr
-    log, named, warned, refused = done.stderr.decode(encoding).splitlines()
-    assert log == "two lines:" and named == f"{plain}\tb" and warned == f"warned {plain}\tb"
+    log, named, warned, folded, refused = done.stderr.decode(encoding).splitlines()
+    assert log == "two lines:" and named == rf"{plain}\tb" and warned == rf"warned {plain}\tb"
+    assert folded == r"a\nok: fine.jpg, 'a\nok: fine.jpg', a\n, 1: a\nok: fine.jpg"
     assert refused == f"controls: error: refused {plain}\tb" and done.returncode == 1
 
 

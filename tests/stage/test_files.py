@@ -64,6 +64,8 @@ def test_json_tells_of_paths_that_are_not_utf_8(tmp_path):
     files.write_json(tmp_path / "value.json", value)
     assert files.read_json(tmp_path / "value.json") == value
     text = (tmp_path / "value.json").read_text(encoding="utf-8")
+    files.write_text(tmp_path / "flags.txt", f"--root={value['root']}\n")
+    assert (tmp_path / "flags.txt").read_bytes() == b"--root=/tmp/caf\xe9/\xff\xfe\n"
     assert "Köln \U0001f5fc" in text and r"/tmp/caf\udce9/" in text
 
 

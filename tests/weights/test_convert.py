@@ -130,6 +130,11 @@ def test_what_is_left_out_beside_the_weights_is_named():
     assert "optimizer_state" in table and table.count("beside the weights") == 2
 
 
+def test_a_tensor_begins_no_line_of_its_own():
+    table = convert.table({"fc\nok: fine.bias": np.zeros(2)}, {}, ("epoch\nok",))
+    assert len(table.splitlines()) == 3 and r"fc\nok: fine" in table and r"epoch\nok" in table
+
+
 def test_a_file_that_does_not_fit_leaves_nothing_and_is_named(tmp_path, standin):
     small = {"globalmodel.s1.b1.f.a.weight": np.zeros((64, 64, 1, 1), np.float32)}
     path = tmp_path / "other.npz"

@@ -201,7 +201,7 @@ def _finish(settings: Gldv2Config, solution: kaggle_csv.Solution, predicted: Map
     source = settings.predictions or settings.index_descriptors
     kaggle_csv.warn_of_strangers(solution, settings.task, predicted, source)
     report = score(solution, settings.task, predicted)
-    log.info("%s\n%d ignored queries are left out", table(report), report["ignored"])
+    log.info(table(report) + f"\n{report['ignored']} ignored queries are left out")
     report["protocol"] = _protocol(settings)
     files.write_json(settings.output, report)
     return report

@@ -19,6 +19,7 @@ from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
+from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ def evaluate_revisited(
     def run(index) -> RevisitedScores:
         scores = score_descriptors(ground_truth, inputs.queries, index, settings, memory_gb)
         distractors = len(index) - len(inputs.index)
-        log.info("\n%s", summary(ground_truth, scores, protocol, distractors))
+        log.info("\n" + summary(ground_truth, scores, protocol, distractors))
         return scores
 
     alone = run(inputs.index)
@@ -312,8 +313,8 @@ def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distract
     numbers = dict(protocol["rerank"])
     if (method := numbers.pop("method")) != "none":
         title += ", ".join(["; re-ranked: " + method, *(f"{k} {x:g}" for k, x in numbers.items())])
-    lines = [title]
-    lines += [f"note: {remark}" for remark in protocol["remarks"]]
+    lines = [title, *(f"note: {remark}" for remark in protocol["remarks"])]
+    lines = [one_line(line) for line in lines]
     lines.append(table(scores))
     dataset = published.dataset_of(task)
     if dataset is not None:

@@ -433,6 +433,9 @@ def test_published_rows_stand_beside_one_s_own(ground_truths, distractors, shown
     assert lines[-1].split() == ["yours", "84.81", "84.81", "NOT", "cut"]
     lines = score.summary(task, scores, protocol, 5).splitlines()
     assert lines[-1] == "nothing is published with 5 distractors; R1M has 1,001,001"
+    protocol["remarks"] = ["of\nok: fine"]
+    named = dataclasses.replace(task, name="mine\nok: fine")
+    assert "\nok" not in score.summary(named, scores, protocol, distractors)
 
 
 def test_what_does_not_fit_is_refused(files):
