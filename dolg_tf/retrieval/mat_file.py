@@ -22,7 +22,7 @@ _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f
 _NUMBERS |= {12: "i8", 13: "u8"}
 _TEXTS = {1: "latin-1", 2: "utf-8", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _MATRIX, _COMPRESSED = 14, 15
-_CELL, _STRUCT, _CHAR, _NUMERIC = 1, 2, 4, range(6, 16)
+_CELL, _STRUCT, _CHAR, _NUMERIC, _OPAQUE = 1, 2, 4, range(6, 16), 17
 _COMPLEX = 0x0800
 _DEEPEST = 4  # cells in cells in structs
 
@@ -90,13 +90,19 @@ class _Matrix:
 
     def __init__(self, data: memoryview, order: str):
         self.rest = _Elements(data, order)
-        flags, shape = self.rest.take_numbers(), self.rest.take_numbers()
-        if len(flags) != 2 or len(shape) < 2 or shape.dtype.kind != "i" or (shape < 0).any():
-            raise NotRead("it is damaged: a variable without a shape")
+        flags = self.rest.take_numbers()
+        if len(flags) != 2:
+            raise NotRead("it is damaged: a variable without flags")
         self.kind, self.complex = int(flags[0]) & 0xFF, int(flags[0]) & _COMPLEX
-        self.shape = shape.tolist()
+        self.shape = [1, 1] if self.kind == _OPAQUE else self._take_shape()
         self.count = math.prod(self.shape)
         self.name = self.rest.take_bytes().decode("latin-1")
+
+    def _take_shape(self) -> list[int]:
+        shape = self.rest.take_numbers()
+        if len(shape) < 2 or shape.dtype.kind != "i" or (shape < 0).any():
+            raise NotRead("it is damaged: a variable without a shape")
+        return shape.tolist()
 
     def check_count(self, count: int) -> None:
         if count * 8 > len(self.rest):  # an element has 8 bytes at least

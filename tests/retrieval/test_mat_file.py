@@ -104,6 +104,21 @@ def test_other_values_are_refused_where_they_are_wanted(file):
         assert read_bytes(file, written(other=value, b=2.0))["b"].tolist() == [2]
 
 
+def opaque(name):
+    """Returns a variable such as a string object of MATLAB: it has a name and no shape."""
+    small = struct.pack("<I", len(name) << 16 | 1) + name.ljust(4, b"\0")
+    whole = struct.pack("<IIII", 6, 8, 17, 0)
+    whole += small if len(name) <= 4 else struct.pack("<II", 1, len(name)) + name.ljust(8, b"\0")
+    return struct.pack("<II", 14, len(whole)) + whole
+
+
+def test_objects_of_matlab_are_passed_over_unless_they_are_wanted(file):
+    for name in (b"s", b"text", b"a_string"):
+        assert read_bytes(file, written(b=2.0) + opaque(name))["b"].tolist() == [2]
+    with pytest.raises(NotRead, match="no cell, struct, text or real number"):
+        read_bytes(file, written(b=2.0) + opaque(b"a"))
+
+
 def deep(levels):
     value = "x"
     for _ in range(levels):
