@@ -92,24 +92,29 @@ def write_ground_truths(labels: files.Path, output: files.Path) -> dict[str, pat
         ]
         if not queries:
             continue
-        truth = {
-            "imlist": index_ids,
-            "qimlist": [id_ for id_, _, _ in queries],
-            "gnd": [
-                {
-                    "bbx": [0, 0, *_size(pathlib.Path(file))],
-                    "easy": places[landmark],
-                    "hard": [],
-                    "junk": [],
-                }
-                for _, file, landmark in queries
-            ],
-            "upright": True,
-        }
+        truth = _truth(index_ids, queries, places)
         written[name] = output / f"gnd_{name}.pkl"
         with files.atomic_path(written[name]) as temporary:
             temporary.write_bytes(pickle.dumps(truth, protocol=2))
     return written
+
+
+def _truth(index_ids: list[str], queries: list[tuple[str, str, str]], places: dict) -> dict:
+    """Returns a ground truth in the Revisited form.
+
+    Args:
+      index_ids: of the photos to search in.
+      queries: (id, file, landmark) of each.
+      places: {landmark: rows of its index photos}.
+    """
+    # Boxes and empty lists are shared: a pickle's reader is bounded in what it holds.
+    boxes, none, gnd = {}, [], []
+    for _, file, landmark in queries:
+        size = _size(pathlib.Path(file))
+        box = boxes.setdefault(size, [0, 0, *size])
+        gnd.append({"bbx": box, "easy": places[landmark], "hard": none, "junk": none})
+    names = [id_ for id_, _, _ in queries]
+    return {"imlist": index_ids, "qimlist": names, "gnd": gnd, "upright": True}
 
 
 def _say_what_does_not_count(labels: pathlib.Path, by_split: dict, places: dict) -> None:
@@ -131,7 +136,8 @@ def _size(path: pathlib.Path) -> tuple[int, int]:
             raise OSError("a folder, a pipe or a device")
         header = photo_files.read_header(path.read_bytes())
     except (OSError, photo_files.UnusablePhoto) as error:
-        raise InputError(f"{path}: this query photo cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: this query photo cannot be read ({reason})") from error
     size = header.width, header.height
     return size[::-1] if header.orientation >= 5 else size
 

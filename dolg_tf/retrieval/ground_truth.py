@@ -77,7 +77,8 @@ def _read_pickle(path: pathlib.Path):
         except plain_pickle.Refused as error:
             raise InputError(
                 f"{path}: refused: {error}; a ground truth holds dicts, lists, strings, numbers "
-                "and NumPy arrays of these, as pickle.dump writes them"
+                "and NumPy arrays of these, as pickle.dump writes them; for a large one, write "
+                "long lists as arrays, and very many queries to several files"
             ) from error
 
 

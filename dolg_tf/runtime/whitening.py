@@ -76,7 +76,7 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
     path = pathlib.Path(path)
     files.refuse_other_than_file(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with path.open("rb") as file, _archive(file) as stored:
             arrays = [_read_array(stored, name, size) for name in ("mean", "projection")]
             model_hash = ""
             if "model_hash" in stored.files and _bytes_of(stored, "model_hash") <= _SMALL:
@@ -95,6 +95,14 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
     if not (np.isfinite(mean).all() and np.isfinite(projection).all()):
         raise InputError(f"--whitening={path}: holds a NaN or an infinity; learn it again")
     return Whitening(mean, projection, files.sha256(path), model_hash)
+
+
+def _archive(file):
+    """Returns an .npz as it is read, and refuses a single array."""
+    found = np.load(file, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        raise ValueError("it is a single array")
+    return found
 
 
 def _bytes_of(stored, name: str) -> int:

@@ -1,5 +1,7 @@
 """labels.csv becomes ground truths, or an error that names the line."""
 
+import pickletools
+
 import pytest
 from PIL import ExifTags, Image
 
@@ -44,6 +46,17 @@ def test_names_without_suffix_find_their_files(tmp_path):
     seen = load_ground_truth(write_ground_truths(labels, tmp_path / "again")["seen"])
     assert (seen.query_ids, seen.index_ids) == (expected.query_ids, expected.index_ids)
     assert tuple(seen.queries[0].box) == (0, 0, 24, 10)
+
+
+def test_many_queries_stay_within_what_a_reader_takes(tmp_path):
+    rows = [*ROWS, *((f"a/q{i}.jpg", "arch", "query") for i in range(40))]
+    labels = _folder(tmp_path, rows)
+    for i in range(40):
+        Image.new("RGB", (24, 10)).save(tmp_path / f"a/q{i}.jpg", "PNG")
+    written = write_ground_truths(labels, tmp_path / "out")
+    opcodes = len(list(pickletools.genops(written["seen"].read_bytes())))
+    assert opcodes < 41 * 15 + 60
+    assert len(load_ground_truth(written["seen"]).queries) == 41
 
 
 def test_boxes_are_of_the_photo_as_it_is_turned_and_the_file_says_so(tmp_path):
@@ -135,6 +148,9 @@ def test_missing_file_column_and_photo_are_named(tmp_path):
     labels = _folder(tmp_path, ROWS)
     (tmp_path / "a/4.jpg").write_bytes(b"no photo")
     with pytest.raises(InputError, match=r"4\.jpg: this query photo cannot be read"):
+        write_ground_truths(labels, tmp_path / "out")
+    (tmp_path / "a/4.jpg").unlink()
+    with pytest.raises(InputError, match=r"4\.jpg: this .* cannot be read \(No such file or dir"):
         write_ground_truths(labels, tmp_path / "out")
 
 

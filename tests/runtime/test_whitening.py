@@ -85,6 +85,8 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     for name in ("none.npz", "text.npz", "mean.npy"):
         with pytest.raises(InputError, match="with the arrays mean and projection"):
             load_whitening(tmp_path / name, 16)
+    with pytest.raises(InputError, match=r"projection \(it is a single array\)"):
+        load_whitening(tmp_path / "mean.npy", 16)
 
 
 def test_a_header_that_promises_terabytes_is_refused(tmp_path):
