@@ -123,7 +123,7 @@ def read_inputs(
         **_how_extracted(sets),
         "image_variant": _image_variant(ground_truth),
     }
-    protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol)
+    protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol) + _remarks_on_sets(sets)
     root = sets["index"].meta.get("image_root") or ""
     return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol, root)
 
@@ -201,9 +201,15 @@ def _remarks(protocol: dict) -> list[str]:
         remarks.append(
             "queries were shrunk by the size of their boxes, not by their photos' as DELF's are"
         )
-    for key in ("scales", "max_side"):
+    return remarks
+
+
+def _remarks_on_sets(sets: dict[str, DescriptorSet]) -> list[str]:
+    """Returns what differs between the sets; an `.npy` does not say how it was made."""
+    remarks, index = [], sets["index"].meta
+    for key in ("scales", "max_side", "upright"):
         for name, several in (("query", "queries"), ("distractor", "distractors")):
-            found, own = protocol.get(f"{name}_{key}"), protocol[f"index_{key}"]
-            if None not in (found, own) and found != own:
+            found = sets[name].meta.get(key) if name in sets else None
+            if None not in (found, index.get(key)) and found != index[key]:
                 remarks.append(f"{several} were extracted with other {key} than the index")
     return remarks

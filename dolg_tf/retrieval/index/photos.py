@@ -11,7 +11,12 @@ import numpy as np
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import Describer, open_describer
-from dolg_tf.retrieval.extract.photos import PhotosConfig, list_named
+from dolg_tf.retrieval.extract.photos import (
+    Listing,
+    PhotosConfig,
+    list_named,
+    list_photos,
+)
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.stage.config import InputError
 
@@ -46,9 +51,24 @@ def describe_queries(
         listing = list_named([images.name], images.parent, images, upright=upright)
     with tempfile.TemporaryDirectory() as temporary:
         settings = _settings(index, images, pathlib.Path(temporary, "queries"), max_bad)
+        listing = listing or _listed(index, settings)
         found = stage.describe_photos(settings, describer, listing=listing)
         # The files of the rows are deleted with the folder.
         return dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
+
+
+def _listed(index: Index, settings: PhotosConfig) -> Listing:
+    """Lists the queries."""
+    try:
+        return list_photos(settings)
+    except InputError as error:
+        # The remedy is for an extraction; here, the index decides whether photos are turned.
+        remedy = (
+            f"but those of {index.path} were not: build the records with --noupright, or extract "
+            "the photos of the index with --upright and build it again"
+        )
+        told = re.sub(r"which --noupright cannot undo.*", remedy, str(error))
+        raise InputError(told) from error
 
 
 def _describer(saved_model: str, index: Index) -> Describer:

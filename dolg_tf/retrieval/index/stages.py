@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dolg_tf.data.photo_ids import id_of
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import Neighbours
@@ -224,6 +225,7 @@ def add(settings: AddConfig) -> Index:
                 f"{path} already has {len(twice)} of these photos, such as {min(twice)!r}; "
                 "remove them first"
             )
+        _warn_of_other_names(index.ids, new.ids, path)
         if new.meta["image_root"] != index.meta["image_root"]:
             log.warning(
                 "the added photos are in %s, those of the index in %s: rebuild uses one folder",
@@ -231,6 +233,25 @@ def add(settings: AddConfig) -> Index:
                 index.meta["image_root"],
             )
         return _change(index, list(index.ids) + list(new.ids), new)
+
+
+def _warn_of_other_names(old, new, path: pathlib.Path) -> None:
+    """Tells of photos that may be in an index already, under an id with or without suffix.
+
+    An id has its suffix only beside another file of that name, which may have come or gone.
+    """
+    twice = []
+    for these, others in ((old, set(new)), (new, set(old))):
+        for id_ in these:
+            short = id_of(id_)
+            if short != id_ and short in others:
+                twice.append((short, id_))
+    if twice:
+        log.warning(
+            "%s: %d photos may be there twice now, such as %r and %r; if they are one, remove the "
+            "older",
+            *(path, len(twice), *min(twice)),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

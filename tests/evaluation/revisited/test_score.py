@@ -216,6 +216,7 @@ def files(tmp_path, task):
     large = {"crop": True, "scales": [1.0, 2.0]}
     save("large_queries", task.query_ids, [rows[i] for i in task.query_ids], **large)
     np.save(tmp_path / "others.npy", others.astype(np.float32))
+    save("turned", task.query_ids, [rows[i] for i in task.query_ids], crop=True, upright=True)
     save("large", [f"d{n}" for n in range(5)], others, scales=[1.0, 2.0])
     save("other_model", task.index_ids, np.eye(8, 16), model_hash="xyz")
     np.save(tmp_path / "index.npy", np.array([rows[i] for i in task.index_ids], np.float32))
@@ -418,6 +419,8 @@ def test_queries_of_other_scales_than_the_index_are_scored_and_remarked(files):
     protocol = evaluate(_config(files, query_descriptors="large_queries"))["protocol"]
     assert (protocol["query_scales"], protocol["index_scales"]) == ([1.0, 2.0], [1.0])
     assert protocol["remarks"] == ["queries were extracted with other scales than the index"]
+    protocol = evaluate(_config(files, query_descriptors="turned"))["protocol"]
+    assert protocol["remarks"] == ["queries were extracted with other upright than the index"]
 
 
 @pytest.mark.parametrize(("distractors", "shown"), [(0, "84.81"), (1_001_001, "73.63")])

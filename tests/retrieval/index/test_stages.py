@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from halves import halves
 
+from dolg_tf.data.records import tfrecord
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import directory, stages
+from dolg_tf.retrieval.index import directory, photos, stages
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import (
     AddConfig,
@@ -235,6 +236,29 @@ def test_photos_of_another_folder_are_added_aloud(tmp_path, caplog):
     other = _write(tmp_path / "set", range(3, 5), image_root="elsewhere")
     stages.add(AddConfig(index=str(path), descriptors=other))
     assert "added photos are in elsewhere, those of the index in photos" in caplog.text
+    assert "twice" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(["one", "two"], ["one.jpg", "one.png"]), (["one.jpg", "two"], ["one"])]
+)
+def test_photos_that_may_be_there_under_another_id_are_told(tmp_path, caplog, old, new):
+    """An id gets its suffix once another file of that name comes."""
+    for name, ids in (("old", old), ("new", new)):
+        descriptors.write(tmp_path / name, DescriptorSet(tuple(ids), ROWS[: len(ids)], META))
+    path = str(tmp_path / "index")
+    stages.build(BuildConfig(descriptors=str(tmp_path / "old"), output=path))
+    stages.add(AddConfig(index=path, descriptors=str(tmp_path / "new")))
+    assert f"{len(new)} photos may be there twice now, such as 'one' and 'one.jpg'" in caplog.text
+
+
+def test_turned_records_are_no_queries_for_photos_that_were_not(tmp_path, built, monkeypatch):
+    """The remedy names no flag that the command lacks."""
+    records = tmp_path / "records"
+    tfrecord.write_shard(records, [tfrecord.encode(b"\xff\xd8\xff", "a", 1, 1, None, upright=True)])
+    monkeypatch.setattr(photos, "_describer", lambda *_: None)
+    with pytest.raises(InputError, match=r"orientation, but those of .*: build the records with"):
+        photos.describe_queries(Index.open(built), "model", tmp_path / "record*", 0)
 
 
 # --- what was made in another way ----------------------------------------------------
