@@ -260,7 +260,7 @@ def check_output(path: Path, overwrite: bool, *marks: str) -> None:
     if not overwrite:
         raise InputError(f"{path} exists; give --overwrite or another --output")
     if target.is_dir() and not marks:
-        raise InputError(f"{path} is a folder; give a file as --output")
+        raise InputError(f"{path} is a directory; give a file as --output")
     if target.is_dir() and not all((target / mark).is_file() for mark in marks):
         raise InputError(
             f"{path} is a directory of something else, which --overwrite does not replace; give "

@@ -104,7 +104,7 @@ def test_only_an_output_of_its_own_kind_is_replaced(tmp_path):
         files.check_output(mine, False, "config.json")
     with pytest.raises(InputError, match="directory of something else"):
         files.check_output(other, True, "config.json")
-    with pytest.raises(InputError, match="mine is a folder; give a file as --output"):
+    with pytest.raises(InputError, match="mine is a directory; give a file as --output"):
         files.check_output(mine, True)
 
 
