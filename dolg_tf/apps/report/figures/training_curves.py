@@ -66,6 +66,7 @@ def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
       InputError: naming the first line that is not a metric.
     """
     path = pathlib.Path(path)
+    files.refuse_other_than_file(path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     found = {}
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -46,3 +47,9 @@ def test_training_curve():
     assert axes.get_title(loc="left") == "learning rate"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["train", "validation"]
+
+
+def test_a_pipe_in_the_place_of_the_metrics(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: not a file"):
+        training_curves.read_metrics(tmp_path / "metrics.jsonl")
