@@ -296,8 +296,11 @@ def _load_keras_weights(path: pathlib.Path):
 def _read_run(path: pathlib.Path):
     from dolg_tf.apps.report.figures.training_curves import describe_curve, read_metrics, recipe
     from dolg_tf.apps.report.run_files import ReportConfig, find_files
+    from dolg_tf.stage.config import InputError
 
     run = find_files(ReportConfig(run=str(path), output="page"))
+    if not (run.metrics and run.config):  # the report says so, and goes on
+        raise InputError(f"{path} lacks its metrics.jsonl or config.json")
     metrics = read_metrics(run.metrics)
     words = [describe_curve(name, splits) for name, splits in metrics.items()]
     return words, list(recipe(run.config))
