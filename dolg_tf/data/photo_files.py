@@ -37,7 +37,6 @@ _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
-    b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
@@ -45,9 +44,10 @@ _MAGIC = {
     b"\xff\x4f\xff\x51": "JPEG2000",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
 }
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes in bytes, of all its versions
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-FORMATS = (*dict.fromkeys(_MAGIC.values()), "WEBP", "AVIF", "HEIC")
+FORMATS = (*dict.fromkeys(_MAGIC.values()), "BMP", "WEBP", "AVIF", "HEIC")
 _ORIENTATION = 0x0112  # EXIF tag
 _REDUCTIONS = (8, 4, 2)  # of libjpeg
 _PIXELS_AT_ONCE = 2**22  # copied out of Pillow: all at once would take three times the memory
@@ -100,6 +100,9 @@ def sniff(head: bytes) -> str | None:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
+    # Two letters alone would also begin a text.
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":

@@ -23,7 +23,18 @@ log = logging.getLogger(__name__)
 # Suffixes that tell what a file is. Others are told by their first bytes.
 _NAMES = "jpe jfif webp gif bmp avif heic heif tif tiff"
 _PHOTOS = frozenset((*SUFFIXES, *(f".{name}" for name in _NAMES.split())))
-_OTHERS = frozenset((".csv", ".json", ".md", ".pkl", ".txt", ".xml"))
+# Most begin as a TIFF does, and would be described as its small preview.
+_RAW_NAMES = (
+    "3fr arw cr2 cr3 crw dcr dng erf fff gpr iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl "
+    "sr2 srf srw x3f"
+)
+_RAWS = frozenset(f".{name}" for name in _RAW_NAMES.split())
+# Not opened: of a folder of phone photos, every second file may be a sidecar or a film.
+_OTHER_NAMES = (
+    "aae avi bin csv db doc docx gz htm html ini json log lrv m4a m4v mat md mkv mov mp3 mp4 npy "
+    "npz pdf pickle pkl py svg tar tfrecord thm txt wav xml xmp yaml yml zip"
+)
+_OTHERS = _RAWS | frozenset(f".{name}" for name in _OTHER_NAMES.split())
 _HEAD = 64  # bytes that tell a photo's format
 _NO_FILES = contextlib.nullcontext(())
 
@@ -62,7 +73,7 @@ class _Walk:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = str(folder)
-        self.others = self.hidden = self.links = 0
+        self.others = self.raws = self.hidden = self.links = 0
         self.shared = []  # photos that keep their suffixes, as their ids would be the same
 
     def photos(self, prefix: str) -> Iterator[tuple[str, str]]:
@@ -97,7 +108,9 @@ class _Walk:
                     names.append(name)
                 else:
                     others.append(name)
-        self.others += len(others)
+        raws = sum(_suffix(name) in _RAWS for name in others)
+        self.raws += raws
+        self.others += len(others) - raws
         return sorted(names), sorted(folders), others
 
     def _of_folder(
@@ -118,7 +131,8 @@ class _Walk:
 def photos_below(folder: pathlib.Path, root: pathlib.Path) -> list[tuple[str, str]]:
     """Returns id and file of each photo in a folder and below it, in order.
 
-    Hidden files and folders are passed over, as are links to folders and whatever is not a photo.
+    Hidden files and folders are passed over, as are links to folders, camera raws and whatever is
+    not a photo.
 
     Args:
       folder: inside `root`.
@@ -132,6 +146,11 @@ def photos_below(folder: pathlib.Path, root: pathlib.Path) -> list[tuple[str, st
     found = list(walk.photos("" if inside == "." else f"{inside}/"))
     if walk.others:
         log.info("%s: %d other files (not photos) are ignored", folder, walk.others)
+    if walk.raws:
+        log.warning(
+            "%s: %d camera raws are ignored; develop them to JPEGs to have them described",
+            *(folder, walk.raws),
+        )
     if walk.hidden:
         log.info("%s: %d hidden files and folders are passed over", folder, walk.hidden)
     if walk.links:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dolg_tf.data import protos
 from dolg_tf.data.records import tfrecord
@@ -263,6 +264,26 @@ def test_photos_of_a_folder_are_told_by_their_content(root, caplog):
     assert "4 other files (not photos)" in caplog.text and "1 hidden files" in caplog.text
     assert "1 hidden files" in caplog.text
     assert dict(zip(names, listing.sizes(), strict=False))["gone"] == -1
+
+
+def test_what_only_begins_like_a_photo_is_none(root, caplog):
+    (root / "b/README").write_text("BM notes: how these photos were taken, and by whom\n")
+    (root / "b/list").write_text("BM")
+    Image.new("RGB", (3, 2)).save(root / "b/window", "BMP")
+    for name in ("2.NEF", "2.dng", "other.cr2"):
+        Image.new("RGB", (3, 2)).save(root / "b" / name, "TIFF")
+    listing = _list(root / "b")
+    assert [photo.id for photo in listing.photos] == ["10", "2", "window"]
+    assert "3 camera raws are ignored; develop them to JPEGs" in caplog.text
+
+
+def test_sidecars_and_films_are_not_opened(root, monkeypatch):
+    for name in ("2.xmp", "2.AAE", "2.mov", "2.json", "clip.thm", "notes.pdf"):
+        (root / "b" / name).write_bytes(JPEG_HEAD)
+    opened = []
+    monkeypatch.setattr("os.open", lambda path, *_: opened.append(path))
+    assert [photo.id for photo in _list(root / "b").photos] == ["10", "2"]
+    assert not opened
 
 
 @pytest.mark.parametrize(
