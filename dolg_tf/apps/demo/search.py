@@ -11,7 +11,7 @@ import numpy as np
 
 from dolg_tf.apps.demo import photos
 from dolg_tf.data.photo_files import UnusablePhoto
-from dolg_tf.data.photo_ids import SUFFIXES
+from dolg_tf.data.photo_folders import Finder
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import Preparation, load_photo
@@ -135,6 +135,7 @@ class Engine:
         self.index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
         self.image_root = pathlib.Path(image_root or meta["image_root"])
         sides = (max_side, meta["max_side"], _MOST_SIDE)
+        self._finder = Finder(self.image_root)  # reads a folder once, as the index is read once
         self._how = Preparation(min(filter(None, sides)), "crop")
         self._upright = meta["upright"]
         self._saved_model = saved_model
@@ -303,13 +304,16 @@ class Engine:
         return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE, self._upright)
 
     def _file(self, id_: str) -> pathlib.Path | None:
-        """Returns the file of a photo of the index; None: it is missing, or outside the folder."""
-        endings = ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
+        """Returns the file of a photo of the index.
+
+        None: it is missing, outside the folder, or may be one of several.
+        """
         try:
-            candidates = [files.inside(self.image_root, f"{id_}{ending}") for ending in endings]
-        except ValueError:  # leads out of the folder, or has a zero byte
+            found = pathlib.Path(self._finder.find(id_, self.index.path)[1])
+            file = files.inside(self.image_root, str(found.relative_to(self.image_root)))
+            return file if file.is_file() else None
+        except (ValueError, OSError):  # a zero byte, too, or a folder that cannot be read
             return None
-        return next((file for file in candidates if file.is_file()), None)
 
 
 def _check_describable(index: Index) -> None:

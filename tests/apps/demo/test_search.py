@@ -277,13 +277,13 @@ def test_a_photo_is_turned_as_those_of_the_index_were(tmp_path, upright):
     """The same file in the index and on the page: cosine 1."""
     about = {} if upright is None else {"upright": upright}
     model, built = demo_world.make(tmp_path, **about)
-    made = Engine(model, built, "", 0)
-    made.load()
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = scene("red", "blue")
     data = encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0)
     (tmp_path / "photos/phone.jpg").write_bytes(data)
+    made = Engine(model, built, "", 0)
+    made.load()
     query = made.read(data, 10**6, 10**6)
     assert (query.width, query.height) == ((64, 96) if upright else (96, 64))
     shown = np.rot90(stored, -1) if upright else stored
@@ -319,6 +319,9 @@ def test_photos_that_are_gone_or_outside_have_no_thumbnail(tmp_path):
     for id_ in ("../secret", "a/../../secret", str(tmp_path / "secret"), "a\0b"):
         (tmp_path / "secret.png").write_bytes(encoded(scene("red")))
         assert made._file(id_) is None
+    # A suffix in any case, as extraction finds it.
+    (tmp_path / "photos/violet.png").rename(tmp_path / "photos/violet.Png")
+    assert Engine(model, built, "", 0).has_photos(["violet"])
     moved = (tmp_path / "photos").rename(tmp_path / "moved")
     assert not made.has_photos(["violet"])
     assert Engine(model, built, str(moved), 0).has_photos(["violet"])
