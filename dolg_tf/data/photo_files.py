@@ -132,17 +132,29 @@ class Examined:
         self, *, upright: bool, max_pixels: int = MAX_PIXELS, reduce_to: int = 0
     ) -> np.ndarray:
         """Decodes the photo, as the function `decode` does."""
+        image = self.decode_unturned(max_pixels=max_pixels, reduce_to=reduce_to)
+        with _telling(quiet=False):
+            return turn(image, self.turning(upright=upright))
+
+    def turning(self, *, upright: bool) -> int:
+        """Returns the EXIF orientation by which `decode_unturned` is turned to be `decode`."""
+        orientation = self.header.orientation
+        if self.header.format != "TIFF" or orientation == 1:
+            return orientation if upright else 1
+        return 1 if upright else {6: 8, 8: 6}.get(orientation, orientation)  # Pillow has turned it
+
+    def decode_unturned(self, *, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> np.ndarray:
+        """Decodes the photo, neither turned nor turned back: a TIFF comes upright, others do not.
+
+        The blocks of a reduced photo begin at the left and top of these pixels.
+        """
         header = self.header
         pixels = header.height * header.width
         if 0 < max_pixels < pixels:
             size = f"{header.width} x {header.height} = {pixels / 1e6:.1f} million pixels"
             raise UnusablePhoto("too_large", f"{size}, more than {max_pixels / 1e6:g} million")
         with _telling(quiet=header.format == "TIFF"):
-            image = self.pixels(reduce_to)
-            turned = header.orientation if header.format == "TIFF" else 1  # by Pillow
-            if upright:
-                return image if turned > 1 else turn(image, header.orientation)
-            return turn(image, {6: 8, 8: 6}.get(turned, turned))
+            return self.pixels(reduce_to)
 
 
 def examine(data: bytes) -> Examined:

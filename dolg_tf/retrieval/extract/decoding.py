@@ -20,6 +20,7 @@ Hold = Callable[[int], None]
 _REDUCED = 2.5
 _PADDED = 16  # most photos that would fit into a box, which is filled with black
 _BYTES = 7  # per pixel: 4 in Pillow's memory, 3 in ours
+_CUT_BYTES = 3  # more, where a box is cut out before it is shrunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,18 @@ def _whole_box(photo: Photo, height: int, width: int, rounding: str) -> tuple[in
             f"{width} x {height}; correct the ground truth, or use --nocrop_queries"
         )
     return inside if rounding == "dolg" else (left, top, right, bottom)
+
+
+def _before_turning(
+    box: tuple[int, int, int, int], height: int, width: int, orientation: int
+) -> tuple[int, int, int, int]:
+    """Returns where a box of a photo of this size lies in the pixels before `photo_files.turn`."""
+    left, top, right, bottom = box
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 def _inside(box: tuple[int, int, int, int], height: int, width: int) -> bool:
@@ -194,13 +207,19 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
     if reduce_to and header.format == "JPEG":  # others are reduced behind their decoder
         pixels //= max(1, min(longest // reduce_to, 8)) ** 2
     if hold:
-        hold(_BYTES * pixels + size)
-    image = examined.decode(upright=photo.turn, max_pixels=how.max_pixels, reduce_to=reduce_to)
+        hold((_BYTES + _CUT_BYTES * (photo.box is not None)) * pixels + size)
+    # It is turned last: that takes no second copy of a large photo, and the blocks of a reduced one
+    # begin where its pixels do, not where those of the turned photo would.
+    turning = examined.turning(upright=photo.turn)
+    image = examined.decode_unturned(max_pixels=how.max_pixels, reduce_to=reduce_to)
     del examined
+    box = _before_turning(box, height, width, turning)
+    if turning >= 5:
+        height, width = width, height
     sizes = {(-(-height // times), -(-width // times)): times for times in (8, 4, 2, 1)}
     if image.shape[:2] not in sizes:
         raise photo_files.UnusablePhoto("corrupt", "its pixels do not fit the size that it states")
-    return _cut(image, box, factor, sizes[image.shape[:2]])
+    return photo_files.turn(_cut(image, box, factor, sizes[image.shape[:2]]), turning)
 
 
 def read_photo(

@@ -153,14 +153,14 @@ def test_large_photos_are_decoded_at_less_than_their_size(
     large, box, max_side, suffix, monkeypatch
 ):
     photo, sizes = Photo("large", large.with_suffix(suffix), box), []
-    decode = photo_files.Examined.decode
+    decode = photo_files.Examined.decode_unturned
 
     def watch(examined, **options):
         image = decode(examined, **options)
         sizes.append(max(image.shape))
         return image
 
-    monkeypatch.setattr(photo_files.Examined, "decode", watch)
+    monkeypatch.setattr(photo_files.Examined, "decode_unturned", watch)
     small = load_photo(photo, Preparation(max_side))
     monkeypatch.setattr(decoding, "_REDUCED", 1e9)
     whole = load_photo(photo, Preparation(max_side))
@@ -168,6 +168,27 @@ def test_large_photos_are_decoded_at_less_than_their_size(
     assert small.shape == whole.shape
     # A shift by a tenth of the blocks' width would be more.
     assert np.abs(small.astype(int) - whole).mean() < 0.6
+
+
+@pytest.mark.parametrize("turn", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_turned_photos_stay_where_they_are_when_they_are_reduced(
+    tmp_path, suffix, orientation, turn
+):
+    path, exif = tmp_path / f"x{suffix}", Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    blocks = np.random.default_rng(1).integers(0, 256, (20, 27, 3), np.uint8)
+    # 1 more than a multiple of 8: where the blocks begin matters most.
+    image = Image.fromarray(blocks).resize((401, 297), Image.Resampling.BICUBIC)
+    image.save(path, exif=exif, **({"quality": 95} if suffix == ".jpg" else {}))
+    whole = photo_files.decode(path.read_bytes(), upright=turn)
+    for box in (None, (31, 17, 250, 260)):
+        found = load_photo(Photo("x", path, box, turn=turn), Preparation(20))
+        left, top, right, bottom = box or (0, 0, whole.shape[1], whole.shape[0])
+        expected = Image.fromarray(whole[top:bottom, left:right])
+        expected = expected.resize(found.shape[1::-1], Image.Resampling.BILINEAR)
+        assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 2
 
 
 def test_too_many_pixels_are_a_bad_photo_and_name_the_flag(png):
