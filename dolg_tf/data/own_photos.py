@@ -132,9 +132,7 @@ def _say_what_does_not_count(labels: pathlib.Path, by_split: dict, places: dict)
 def _size(path: pathlib.Path) -> tuple[int, int]:
     """Returns width and height in pixels, as EXIF orientation turns the photo."""
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("a folder, a pipe or a device")
-        header = photo_files.read_header(path.read_bytes())
+        header = photo_files.read_header(photo_files.read_file(path))
     except (OSError, photo_files.UnusablePhoto) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: this query photo cannot be read ({reason})") from error

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
 import pathlib
-import stat
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.stage.config import InputError
 
 # Of the index, at most, when a thumbnail is made; JPEGs are decoded at a fraction of their size.
-_THUMBNAIL_BYTES, _THUMBNAIL_PIXELS = 2**28, 50_000_000
+_THUMBNAIL_PIXELS = 50_000_000
 # From black through violet and orange to light yellow, even in lightness: matplotlib's "inferno".
 RAMP = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")
 _MAP_SHARE = 0.6  # of the map over the grey photo
@@ -91,22 +89,13 @@ def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
       upright: turn it by its EXIF orientation.
     """
     try:
-        data = _read(file)
+        data = photo_files.read_file(file)
         header = photo_files.read_header(data)
         if header.format != "JPEG" and header.height * header.width > _THUMBNAIL_PIXELS:
             return None
         return picture(data, side, upright)
     except (OSError, UnusablePhoto, MemoryError):
         return None
-
-
-def _read(file: pathlib.Path) -> bytes:
-    """Returns the bytes of a file; a pipe or a device, which might never answer, is not read."""
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
-        about = os.fstat(opened.fileno())
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _THUMBNAIL_BYTES:
-            raise OSError(f"{file}: not a file of at most {_THUMBNAIL_BYTES} bytes")
-        return opened.read(_THUMBNAIL_BYTES)
 
 
 def data_uri(encoded: bytes) -> str:

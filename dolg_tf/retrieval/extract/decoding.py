@@ -174,7 +174,7 @@ def load_photo(
         return f"{photo.where}: {photo.fault}"
     try:
         return _decode(photo, photo.read(), how, hold)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         return f"{photo.where}: {error.strerror}"
     except OSError as error:
         # Otherwise a lost disk would turn every photo into a bad one.

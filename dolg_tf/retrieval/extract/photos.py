@@ -65,14 +65,12 @@ class Photo:
 
         Raises:
           OSError: when the file cannot be read.
-          ValueError: when its record is damaged, or it is a pipe or a device.
+          ValueError: when its record is damaged, or it is a folder, a pipe or a device, or larger
+            than photos are.
         """
         if self.start >= 0:
             return photo_records.read_record(self.file, self.start)
-        mode = self.path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ValueError("a pipe, a socket or a device")  # which might never answer
-        return self.path.read_bytes()
+        return photo_files.read_file(self.file)
 
 
 @dataclasses.dataclass(frozen=True)

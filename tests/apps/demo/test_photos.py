@@ -111,7 +111,7 @@ def test_thumbnails(tmp_path):
 
 def test_thumbnails_of_huge_photos(tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "_THUMBNAIL_PIXELS", 100)
-    monkeypatch.setattr(photos, "_THUMBNAIL_BYTES", 5000)
+    monkeypatch.setattr(photo_files, "_MAX_BYTES", 5000)
     for kind, there in (("PNG", False), ("JPEG", True)):
         (tmp_path / kind).write_bytes(demo_world.encoded(NOISE, kind))
         assert (photos.thumbnail(tmp_path / kind, 80, True) is not None) == there

@@ -206,10 +206,17 @@ def test_no_memory_is_a_bad_photo(png, monkeypatch):
     assert load_photo(Photo("x", png)).endswith("photo.png: too large for the memory")
 
 
-def test_pipes_and_devices_are_never_opened(tmp_path):
+def test_files_larger_than_photos_are_not_read(tmp_path, png, monkeypatch):
+    monkeypatch.setattr(photo_files, "_MAX_BYTES", png.stat().st_size)
+    assert load_photo(Photo("x", png)).shape == IMAGE.shape
+    (tmp_path / "x.png").write_bytes(png.read_bytes() + b"x")
+    assert "x.png: too_large: a file of " in load_photo(Photo("x", tmp_path / "x.png"))
+
+
+def test_pipes_and_devices_are_never_read(tmp_path):
     os.mkfifo(tmp_path / "b.jpg")
     for path in (tmp_path / "b.jpg", pathlib.Path("/dev/zero")):
-        assert "a pipe, a socket or a device" in load_photo(Photo("x", path))
+        assert "corrupt: not a file" in load_photo(Photo("x", path))
 
 
 def test_unreadable_photos_give_a_reason(tmp_path, png):
@@ -222,11 +229,11 @@ def test_unreadable_photos_give_a_reason(tmp_path, png):
 
 
 def test_a_fault_of_the_disk_is_none_of_the_photo(tmp_path, monkeypatch):
-    def read(path):
+    def read(*_):
         raise OSError(errno.EIO, "Input/output error")
 
     (tmp_path / "x.jpg").write_bytes(b"")
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read)
+    monkeypatch.setattr(photo_files, "read_file", read)
     with pytest.raises(InputError, match=r"x\.jpg: cannot be read \(Input/output error\)"):
         load_photo(Photo("x", tmp_path / "x.jpg"))
 
