@@ -242,7 +242,7 @@ BAD = {
     "cut": (tfrecord.encode(jpeg(1)[:300], "bad", 40, 52, 1), "cannot be decoded"),
     "schema": (
         tf.train.Example().SerializeToString() + b"\x12\x02hi",
-        "not a photo in DELG's schema",
+        "no image/encoded, which DELG's schema needs",
     ),
 }
 
