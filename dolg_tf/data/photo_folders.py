@@ -202,8 +202,7 @@ class Finder:
     def find(self, name: str, where) -> tuple[str, str]:
         """Returns id and file of the photo that a list calls `name`, with or without suffix.
 
-        A photo of exactly that name comes first, or whatever has it if no photo has the name but
-        for a suffix. A photo need not exist.
+        A file of exactly that name comes first. A photo need not exist.
 
         Raises:
           InputError: when the name leads out of the root, or may be one of several photos.
@@ -213,11 +212,6 @@ class Finder:
         folder, prefix = self._folder(parent), f"{parent}/" if parent else ""
         id_ = split_suffix(last)[0]
         names = self._names(folder, id_)
-        ambiguous = last == id_ and last in names and len(names) > 1
-        if ambiguous and not is_photo(f"{folder}/{last}", last):  # a text "one" beside "one.jpg"
-            names.remove(last)
-            if len(names) == 1:
-                return f"{prefix}{names[0]}", f"{folder}/{names[0]}"
         if last in names or (last != id_ and not self._doubled(folder, last)):
             return f"{prefix}{id_ if len(names) < 2 else last}", f"{folder}/{last}"
         names = names if last == id_ and names else self._doubled(folder, last)
