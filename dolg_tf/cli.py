@@ -49,7 +49,7 @@ COMMANDS = {
         "parameters and arithmetic of a network", "dolg_tf.modeling.summary:print_summary"
     ),
     "export": Command(
-        "run, model directory or ImageNet weights -> SavedModel, ONNX or LiteRT file",
+        "network or ImageNet weights -> SavedModel, ONNX or LiteRT file",
         "dolg_tf.serving.export:export",
     ),
     "model-card": Command("model card of a network", "dolg_tf.serving.model_card:write_model_card"),

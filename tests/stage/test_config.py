@@ -84,7 +84,7 @@ def test_json_gives_the_config_again():
         ({"dilations": [1, [2]]}, r"dilations is \[2\]; it must be a whole number"),
         ({"descriptor_size": True}, "descriptor_size is True; it must be a whole number"),
         ({"descriptor_size": None}, "descriptor_size is None; it must be a whole number"),
-        ({"descriptor_size": -1}, "here: --descriptor_size=-1 must be at least 1"),
+        ({"descriptor_size": -1}, "here: --descriptor_size=-1 must be at least 0"),
         ({"multi_atrous": 1}, "multi_atrous is 1; it must be true or false"),
         ({"backbone": 50}, "backbone is 50; it must be a string"),
         ({"fusion": "none"}, "fusion is 'none'; it must be one of orthogonal, concat"),

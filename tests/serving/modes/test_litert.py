@@ -29,7 +29,7 @@ def loaded(network, dolg_config):
     """Makes exports take `network` itself: building it again takes seconds."""
     found = (network, dolg_config, {"source": "test"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_file, "load_network", lambda *_: found)
+        patch.setattr(one_file, "load_source", lambda _: found)
         yield
 
 

@@ -44,7 +44,7 @@ def source(network):
 @pytest.fixture
 def loaded(network, dolg_config, monkeypatch):
     """Makes exports take `network` itself: building it again takes seconds."""
-    monkeypatch.setattr(one_file, "load_network", lambda *_: (network, dolg_config, {}))
+    monkeypatch.setattr(one_file, "load_source", lambda _: (network, dolg_config, {}))
 
 
 def test_it_gives_the_networks_unit_descriptors(session, network, photos):
