@@ -71,7 +71,7 @@ def test_without_local_branch_there_are_no_maps(dolg_config, network):
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_encoded_photos_are_turned_as_the_export_says(export, upright):
-    path = export(upright=upright, scales=(1.0,))
+    path = export() if upright else export(upright=False)
     about = json.loads((path / "assets.extra" / "dolg.json").read_text())
     assert about["upright"] is upright
     says = "encoded photos are turned by" if upright else "encoded photos are not turned by"
@@ -83,6 +83,6 @@ def test_encoded_photos_are_turned_as_the_export_says(export, upright):
         assert found["status"].numpy().tolist() == [0]
         pixels = photo_files.decode(data, upright=upright)
         expected = model.signatures["images"](
-            images=tf.constant(pixels[None]), scales=tf.constant([1.0])
+            images=tf.constant(pixels[None]), scales=tf.constant(about["scales"])
         )
         np.testing.assert_allclose(found["descriptors"], expected["descriptors"], atol=1e-5)
