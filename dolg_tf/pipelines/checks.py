@@ -31,9 +31,7 @@ def short(digest) -> str:
 
 def check_norms(rows, source: files.Path, remedy: str) -> None:
     """Makes sure that rows, (N, D), are finite and have unit L2 norm."""
-    found = norms.norms_of(rows, source)
-    norms.check_finite(found, source)
-    norms.check_unit(found, source, remedy=remedy, tolerance=_NORM_TOLERANCE)
+    norms.check_rows(rows, source, remedy=remedy, tolerance=_NORM_TOLERANCE)
 
 
 def read_all(path: pathlib.Path) -> None:

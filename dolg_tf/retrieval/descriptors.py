@@ -109,22 +109,6 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def check_rows(rows: np.ndarray, source, first: int = 0) -> None:
-    """Makes sure that rows can be descriptors of a set.
-
-    Args:
-      rows: float (N, D).
-      source: of the rows, for the error.
-      first: number of the first row, for the error.
-
-    Raises:
-      InputError: naming the first row that is not finite or not of unit norm.
-    """
-    found = norms.norms_of(rows, source)
-    norms.check_finite(found, source, first)
-    norms.check_unit(found, source, lambda row: f"row {first + row}")
-
-
 def check_output(path: files.Path, overwrite: bool) -> None:
     """Makes sure that a set may be put in place.
 
@@ -175,7 +159,7 @@ def write(
                 norms.check_finite(found, path, first)
                 norms.check_none_zero(found, path, lambda row, first=first: f"row {first + row}")
                 block = np.asarray(norms.Normalized(block, found))
-            check_rows(block, path, first)
+            norms.check_rows(block, path, first)
             np.save(temporary / shard_name(shard, shards), block.astype(meta["dtype"]))
         write_about(temporary, ids, meta)
 

@@ -107,6 +107,25 @@ def check_unit(
         )
 
 
+def check_rows(
+    rows, source, first: int = 0, remedy: str = REMEDY, tolerance: float = TOLERANCE
+) -> None:
+    """Makes sure that rows can be scored.
+
+    Args:
+      rows: float (N, D), read block by block.
+      source: of the rows, for the error.
+      first: number of the first row, for the error.
+      remedy, tolerance: see `check_unit`.
+
+    Raises:
+      InputError: naming the first row that is not finite or not of unit norm.
+    """
+    found = norms_of(rows, source)
+    check_finite(found, source, first)
+    check_unit(found, source, lambda row: f"row {first + row}", remedy, tolerance)
+
+
 def check_none_zero(norms: np.ndarray, source, name: Callable[[int], str] = "row {}".format):
     """Makes sure that each row can be divided by its norm.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.extract.photos import Fingerprints, Listing
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -149,7 +149,7 @@ class UnfinishedSet:
         Raises:
           InputError: when a row is not finite, or the file cannot be written.
         """
-        descriptors.check_rows(rows, f"{self.path}, shard {shard} of {self.count}")
+        norms.check_rows(rows, f"{self.path}, shard {shard} of {self.count}")
         written = Shard(shard, len(rows), rows.shape[1], self._prints.shards[shard], bad)
         about = {
             "format_version": FORMAT_VERSION,

@@ -24,6 +24,7 @@ from dolg_tf.stage.config import InputError, option
 
 _UNSET = -1
 _K2 = 6  # of k-reciprocal encoding, as published
+_REMEDY = "divide the rows by their norms (--normalize), and leave out zero rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +211,6 @@ class RerankConfig:
 # --- applied -------------------------------------------------------------------------
 
 
-_REMEDY = "divide the rows by their norms (--normalize), and leave out zero rows"
-
-
-def _check_unit(rows, what: str) -> None:
-    """Makes sure that rows have unit norm: weights are powers of cosines."""
-    found = norms.norms_of(rows, what)
-    norms.check_finite(found, what)
-    norms.check_unit(found, what, remedy=_REMEDY)
-
-
 def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray) -> Reranked:
     """Re-ranks a search.
 
@@ -236,6 +227,7 @@ def apply(settings: RerankConfig, queries: np.ndarray, index: Rows | np.ndarray)
     if not len(index):
         raise InputError("the index has no descriptors")
     queries = np.asarray(queries, np.float32)
-    _check_unit(queries, "the queries")
-    _check_unit(index, "the index")
+    # Weights are powers of cosines.
+    norms.check_rows(queries, "the queries", remedy=_REMEDY)
+    norms.check_rows(index, "the index", remedy=_REMEDY)
     return RERANKERS[settings.rerank].apply(queries, index, **settings.numbers())
