@@ -30,15 +30,16 @@ def find_rows(names: Iterable[str], ids: Sequence[str], source) -> np.ndarray:
     names = list(numbers)
     rows = np.array([row_of.get(name, -1) for name in names], np.int64)
     if names and row_of and (rows < 0).any():
-        rows = _without_suffix(names, rows, row_of, source)
+        bare = _bare(row_of)
+        rows = _without_suffix(names, rows, bare, source)
         if len(names) > 1 and (rows < 0).all():  # one name alone says little
-            rows = _in_another_folder(names, rows, row_of, source)
+            rows = _in_another_folder(names, rows, bare, source)
     return rows[places]
 
 
-def _without_suffix(names: list[str], rows: np.ndarray, row_of: dict, source) -> np.ndarray:
+def _without_suffix(names: list[str], rows: np.ndarray, bare: dict, source) -> np.ndarray:
     """Returns the rows, also of names that are ids but for their suffix."""
-    missing, rows, bare = np.flatnonzero(rows < 0), rows.copy(), _bare(row_of)
+    missing, rows = np.flatnonzero(rows < 0), rows.copy()
     rows[missing] = [bare.get(id_of(names[number]), -1) for number in missing]
     once, count = np.unique(rows, return_counts=True)
     clear = np.isin(rows[missing], once[count == 1])  # `a.jpg` and `a.png` are not both `a`
@@ -52,9 +53,8 @@ def _without_suffix(names: list[str], rows: np.ndarray, row_of: dict, source) ->
     return rows
 
 
-def _in_another_folder(names: list[str], rows: np.ndarray, row_of: dict, source) -> np.ndarray:
+def _in_another_folder(names: list[str], rows: np.ndarray, bare: dict, source) -> np.ndarray:
     """Returns the rows of names that all lack one folder, or all have one too many."""
-    bare = _bare(row_of)
     moved, told = _moved(names[0], bare)
     if moved is None:
         return rows
