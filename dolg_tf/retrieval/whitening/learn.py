@@ -53,16 +53,14 @@ def mean(rows) -> np.ndarray:
 def _mean_and_scatter(rows) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean (D,) and the sum of (x - mean)(x - mean)^T (D, D) over rows, float64."""
     count, size = rows.shape
-    mean, scatter = np.zeros(size), np.zeros((size, size))
-    for _, block in blocks(rows, _BLOCK):
-        mean += block.sum(axis=0, dtype=np.float64) / count
+    centre, scatter = mean(rows), np.zeros((size, size))
     steps = progress.track(
         blocks(rows, _BLOCK), -(-count // _BLOCK), "whitening", f"blocks of {_BLOCK} rows"
     )
     for _, block in steps:
-        centred = block - mean
+        centred = block - centre
         scatter += centred.T @ centred
-    return mean, scatter
+    return centre, scatter
 
 
 def _rank(values: np.ndarray, count: int, dimensions: int) -> int:
