@@ -11,7 +11,7 @@ from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from dolg_tf.retrieval.exact.search import Neighbours, search
-from dolg_tf.retrieval.rows import blocks
+from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import progress
 
 NONE = -1  # the group of a photo that is in none
@@ -78,7 +78,7 @@ def nearest(rows, k: int) -> Neighbours:
       rows: (N, D), N at least 2; read in blocks.
       k: number of photos; all others, if there are fewer.
     """
-    count = len(rows)
+    rows, count = Rows([rows]), len(rows)  # one for all blocks: the first measures it
     k = min(k, count - 1)
     scores, found = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     steps = progress.track(
