@@ -12,7 +12,6 @@ from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 BLOCK = 1024  # queries searched at once
-# What NumPy and zipfile raise on a damaged file; EOFError on an empty one.
 
 
 class Pieces:
