@@ -199,11 +199,13 @@ def _expanded(text: str) -> str:
 
 def flags_of(values: dict, names: Iterable[str]) -> str:
     """Returns flags that give options these values again, for an error's remedy."""
-    told = {name: values[name] for name in names}
-    return " ".join(
-        f"--{'' if value else 'no'}{name}" if isinstance(value, bool) else f"--{name}={value}"
-        for name, value in told.items()
-    )
+    return " ".join(_flag(name, values[name]) for name in names)
+
+
+def _flag(name: str, value) -> str:
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{name}"
+    return f"--{name}={value}"
 
 
 def to_flagfile(*configs) -> str:
@@ -220,12 +222,11 @@ def to_flagfile(*configs) -> str:
             value = getattr(config, field.name)
             if value is None:
                 continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            else:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                alone = " #" in text
-                if alone and text.startswith(("#", "//", "-")):
-                    raise InputError(f"--{field.name}={text}: a flagfile cannot hold this value")
-                lines += [f"--{field.name}", text] if alone else [f"--{field.name}={text}"]
+            if isinstance(value, tuple):
+                value = ",".join(map(str, value))
+            text = str(value)
+            alone = " #" in text
+            if alone and text.startswith(("#", "//", "-")):
+                raise InputError(f"--{field.name}={text}: a flagfile cannot hold this value")
+            lines += [f"--{field.name}", text] if alone else [_flag(field.name, value)]
     return "\n".join(lines) + "\n"
