@@ -314,19 +314,19 @@ def _exif_orientation(image: Image.Image) -> int:
 # --- pixels -------------------------------------------------------------------------------
 
 
+def reduction(longest: int, reduce_to: int) -> int:
+    """Returns by how much a photo of this longest side is reduced: 8, 4, 2 or 1."""
+    fitting = (times for times in _REDUCTIONS if -(-longest // times) >= reduce_to > 0)
+    return next(fitting, 1)
+
+
 def _decode_jpeg(jpeg: jpeg_header.JpegHeader, reduce_to: int) -> np.ndarray:
     # `draft` writes beyond its memory on lossless JPEGs: `jpeg_header` has refused them.
     image = _open("JPEG", jpeg.plain)
-    times = _reduction(max(jpeg.height, jpeg.width), reduce_to)
+    times = reduction(max(jpeg.height, jpeg.width), reduce_to)
     if times > 1:
         image.draft(None, (max(1, jpeg.width // times), max(1, jpeg.height // times)))
     return _rgb(image)
-
-
-def _reduction(longest: int, reduce_to: int) -> int:
-    """Returns by how much a photo may be reduced: 8, 4, 2 or 1."""
-    fitting = (times for times in _REDUCTIONS if -(-longest // times) >= reduce_to > 0)
-    return next(fitting, 1)
 
 
 def _decode_part(name: str, part: containers.Container, reduce_to: int) -> np.ndarray:
@@ -353,7 +353,7 @@ def _rgb(image: Image.Image, reduce_to: int = 0) -> np.ndarray:
     image.load()
     image.info.pop("transparency", None)
     width, height = image.size
-    times = _reduction(max(width, height), reduce_to)
+    times = reduction(max(width, height), reduce_to)
     out = np.empty((-(-height // times), -(-width // times), 3), np.uint8)
     rows = max(1, _PIXELS_AT_ONCE // width // times) * times
     for row in range(0, height, rows):

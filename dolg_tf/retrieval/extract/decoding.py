@@ -204,8 +204,8 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
     # A box that leaves the photo is cut from the whole: Pillow scales only what is inside.
     reduce_to = int(np.ceil(_REDUCED * factor * longest)) if shrunk else 0
     pixels = height * width
-    if reduce_to and header.format == "JPEG":  # others are reduced behind their decoder
-        pixels //= max(1, min(longest // reduce_to, 8)) ** 2
+    if header.format == "JPEG":  # others are reduced behind their decoder
+        pixels //= photo_files.reduction(longest, reduce_to) ** 2
     if hold:
         hold((_BYTES + _CUT_BYTES * (photo.box is not None)) * pixels + size)
     # It is turned last: that takes no second copy of a large photo, and the blocks of a reduced one

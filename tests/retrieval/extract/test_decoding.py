@@ -170,6 +170,24 @@ def test_large_photos_are_decoded_at_less_than_their_size(
     assert np.abs(small.astype(int) - whole).mean() < 0.6
 
 
+@pytest.mark.parametrize("max_side", [40, 90, 190, 220, 500])
+def test_the_memory_that_is_asked_for_is_that_of_the_reduced_photo(large, max_side, monkeypatch):
+    asked, shapes = [], []
+    decode = photo_files.Examined.decode_unturned
+
+    def watch(examined, **options):
+        image = decode(examined, **options)
+        shapes.append(image.shape)
+        return image
+
+    monkeypatch.setattr(photo_files.Examined, "decode_unturned", watch)
+    path = large.with_suffix(".jpg")
+    load_photo(Photo("large", path), Preparation(max_side), asked.append)
+    height, width, _ = shapes[0]
+    expected = 7 * height * width + path.stat().st_size
+    assert asked == [pytest.approx(expected, rel=0.02)]
+
+
 @pytest.mark.parametrize("turn", [True, False])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
