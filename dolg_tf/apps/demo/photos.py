@@ -89,11 +89,11 @@ def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
       upright: turn it by its EXIF orientation.
     """
     try:
-        data = photo_files.read_file(file)
-        header = photo_files.read_header(data)
+        examined = photo_files.examine(photo_files.read_file(file))
+        header = examined.header
         if header.format != "JPEG" and header.height * header.width > _THUMBNAIL_PIXELS:
             return None
-        return picture(data, side, upright)
+        return jpeg(examined.decode(upright=upright, reduce_to=side), side)
     except (OSError, UnusablePhoto, MemoryError):
         return None
 

@@ -172,10 +172,10 @@ def _image(path: pathlib.Path, picture: Picture) -> dict:
     from PIL import Image
 
     kind, data = "png", path.read_bytes()
-    header = photo_files.read_header(data)
-    width, height = header.width, header.height
+    examined = photo_files.examine(data)
+    width, height = examined.header.width, examined.header.height
     if picture.photographs:
-        jpeg, image = io.BytesIO(), Image.fromarray(photo_files.decode(data, upright=False))
+        jpeg, image = io.BytesIO(), Image.fromarray(examined.decode(upright=False))
         image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         kind, data = "jpeg", jpeg.getvalue()
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
