@@ -9,7 +9,7 @@ import tensorflow as tf
 
 UNKNOWN, PNG, GIF, BMP, WEBP = range(5)
 
-_HEAD = 64  # bytes, more than any header read here
+_HEAD = 68  # bytes, more than any header read here
 
 # Blocks of a GIF's first frame and of the extensions before it; each holds up to 255 bytes.
 _MAX_BLOCKS = 2**16
@@ -142,7 +142,7 @@ def bmp_palette(data: tf.Tensor) -> tf.Tensor:
 
 def is_plain_bmp(data: tf.Tensor) -> tf.Tensor:
     """Returns whether TensorFlow's decoder reads a BMP rightly: it looks at no masks, for one."""
-    head = tf.cast(tf.io.decode_raw(_padded(data, 68), tf.uint8)[:68], tf.int64)
+    head = _head(data)
     packing, bits = _integer(head, 30, 4), _integer(head, 28, 2)
     masks = [_integer(head, at, 4) for at in (54, 58, 62)]
     usual = tf.reduce_all(tf.stack(masks) == [0xFF0000, 0xFF00, 0xFF])
@@ -152,12 +152,9 @@ def is_plain_bmp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _head(data: tf.Tensor) -> tf.Tensor:
-    """Returns the first bytes as int64 (64,), with zeros where there are fewer."""
-    return tf.cast(tf.io.decode_raw(_padded(data, _HEAD), tf.uint8)[:_HEAD], tf.int64)
-
-
-def _padded(data: tf.Tensor, length: int) -> tf.Tensor:
-    return tf.strings.join([_substr(data, 0, length), b"\0" * length])
+    """Returns the first bytes as int64 (68,), with zeros where there are fewer."""
+    padded = tf.strings.join([_substr(data, 0, _HEAD), b"\0" * _HEAD])
+    return tf.cast(tf.io.decode_raw(padded, tf.uint8)[:_HEAD], tf.int64)
 
 
 def _substr(data: tf.Tensor, start, length) -> tf.Tensor:
