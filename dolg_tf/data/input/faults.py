@@ -23,11 +23,13 @@ def _fault(index: tfrecord.RecordIndex, number: int, num_classes: int) -> str | 
     """Returns the fault of a record and where it lies, or None."""
     where = index.where(number)
     try:
-        photo = {key: value.numpy() for key, value in tfrecord.parse(index.read(number)).items()}
+        record = index.read(number)
     except InputError as error:
         return str(error)
+    try:
+        photo = {key: value.numpy() for key, value in tfrecord.parse(record).items()}
     except tf.errors.InvalidArgumentError:
-        reason = foreign.schema_fault(index.read(number))
+        reason = foreign.schema_fault(record)
         return f"{where}: {reason or 'not a tf.train.Example of a photo; write it again'}"
     where = f"{where} (image {photo['id'].decode(errors='replace')})"
     if photo["label"] < 0:
