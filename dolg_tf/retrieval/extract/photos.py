@@ -153,8 +153,8 @@ class PhotosConfig:
     """Which photos are described, and where the descriptor set goes."""
 
     images: str = option(
-        "folder of photos, CSV with a column path or id, gnd_*.pkl or .mat, or a glob of TFRecords "
-        "with DELG's schema"
+        "photo, folder of photos, CSV with a column path or id, gnd_*.pkl or .mat, or a glob of "
+        "TFRecords with DELG's schema"
     )
     image_root: str = option(
         "folder that ids are relative to; empty: the folder of photos itself, or that of the file",
