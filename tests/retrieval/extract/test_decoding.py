@@ -146,34 +146,10 @@ def large(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("box", [None, (101.0, 53.0, 1502.0, 1100.0), (0.0, 0.0, 1603.0, 1201.0)])
-@pytest.mark.parametrize("max_side", [40, 90, 190])
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_large_photos_are_decoded_at_less_than_their_size(
-    large, box, max_side, suffix, monkeypatch
-):
-    photo, sizes = Photo("large", large.with_suffix(suffix), box), []
-    decode = photo_files.Examined.decode_unturned
-
-    def watch(examined, **options):
-        image = decode(examined, **options)
-        sizes.append(max(image.shape))
-        return image
-
-    monkeypatch.setattr(photo_files.Examined, "decode_unturned", watch)
-    small = load_photo(photo, Preparation(max_side))
-    monkeypatch.setattr(decoding, "_REDUCED", 1e9)
-    whole = load_photo(photo, Preparation(max_side))
-    assert sizes == [{40: 201, 90: 401, 190: 802}[max_side], 1603]
-    assert small.shape == whole.shape
-    # A shift by a tenth of the blocks' width would be more.
-    assert np.abs(small.astype(int) - whole).mean() < 0.6
-
-
-@pytest.mark.parametrize("max_side", [40, 90, 190, 220, 500])
-def test_the_memory_that_is_asked_for_is_that_of_the_reduced_photo(large, max_side, monkeypatch):
-    asked, shapes = [], []
-    decode = photo_files.Examined.decode_unturned
+@pytest.fixture
+def decoded(monkeypatch):
+    """The shapes of what is decoded, in order."""
+    shapes, decode = [], photo_files.Examined.decode_unturned
 
     def watch(examined, **options):
         image = decode(examined, **options)
@@ -181,9 +157,30 @@ def test_the_memory_that_is_asked_for_is_that_of_the_reduced_photo(large, max_si
         return image
 
     monkeypatch.setattr(photo_files.Examined, "decode_unturned", watch)
-    path = large.with_suffix(".jpg")
+    return shapes
+
+
+@pytest.mark.parametrize("box", [None, (101.0, 53.0, 1502.0, 1100.0), (0.0, 0.0, 1603.0, 1201.0)])
+@pytest.mark.parametrize("max_side", [40, 90, 190])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_large_photos_are_decoded_at_less_than_their_size(
+    large, box, max_side, suffix, decoded, monkeypatch
+):
+    photo = Photo("large", large.with_suffix(suffix), box)
+    small = load_photo(photo, Preparation(max_side))
+    monkeypatch.setattr(decoding, "_REDUCED", 1e9)
+    whole = load_photo(photo, Preparation(max_side))
+    assert [max(shape) for shape in decoded] == [{40: 201, 90: 401, 190: 802}[max_side], 1603]
+    assert small.shape == whole.shape
+    # A shift by a tenth of the blocks' width would be more.
+    assert np.abs(small.astype(int) - whole).mean() < 0.6
+
+
+@pytest.mark.parametrize("max_side", [40, 90, 190, 220, 500])
+def test_the_memory_that_is_asked_for_is_that_of_the_reduced_photo(large, max_side, decoded):
+    asked, path = [], large.with_suffix(".jpg")
     load_photo(Photo("large", path), Preparation(max_side), asked.append)
-    height, width, _ = shapes[0]
+    height, width, _ = decoded[0]
     expected = 7 * height * width + path.stat().st_size
     assert asked == [pytest.approx(expected, rel=0.02)]
 
