@@ -21,6 +21,7 @@ those again.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -29,8 +30,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from endurance_kills import COMMANDS, Arena, Kill, kill_commands
-from endurance_mutations import Outcome, Recipe, mutate, share_out, worker
+from endurance_child import Outcome
+from endurance_commands import COMMANDS
+from endurance_kills import Arena, Kill, kill_commands
+from endurance_mutations import Recipe, Worker, mutate, share_out
 from endurance_readers import READERS
 from endurance_requests import Request, repeat_request, send_requests
 from endurance_world import World
@@ -73,7 +76,7 @@ def attacks(config: EnduranceConfig, folder: pathlib.Path) -> Iterator[Attack]:
     world = World(folder / "world")
     if config.mutations:
         shares = share_out(READERS, config.mutations)
-        with worker(READERS, world, folder / "files") as reading:
+        with contextlib.closing(Worker(READERS, world, folder / "files")) as reading:
             for recipe, outcome in mutate(READERS, shares, reading, config.seed):
                 yield Attack(f"file: {recipe.reader}", recipe, outcome)
     if config.kills:
@@ -91,7 +94,7 @@ def repeated(path: str, folder: pathlib.Path) -> Iterator[Attack]:
     """Makes the attacks again that failed in an earlier run."""
     world = World(folder / "world")
     arena = Arena(world, folder / "kills")
-    with worker(READERS, world, folder / "files") as reading:
+    with contextlib.closing(Worker(READERS, world, folder / "files")) as reading:
         for failure in files.read_json(path)["failures"]:
             row, values = failure["row"], failure["recipe"]
             if row.startswith("kill"):

@@ -3,24 +3,21 @@
 A recipe says which file of a reader's input is changed, and how, so that it can be repeated.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
-import multiprocessing
 import os
 import pathlib
 import re
 import resource
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from endurance_child import Child, Outcome, begin_child
 
-from dolg_tf.stage import processes
 from dolg_tf.stage.config import InputError
 
 PATIENCE = 60.0  # seconds for one file, on a busy machine
@@ -39,6 +36,7 @@ _NUMBERS = (
     *(b"9" * 400, b"true", b"null", b'""', b"[]", b"{}", b"2147483647", b"1000000007"),
 )
 _FOREIGN = (b"", b"\n", b"<!doctype html><html>", b"\x1f\x8b\x08\0", b"\x89PNG\r\n\x1a\n", b"{}")
+_LOG = "log.txt"  # of a worker, in its folder
 _INSTEAD = ("nothing", "folder", "loop", "pipe")  # what may stand in the file's place
 
 
@@ -170,14 +168,6 @@ def _add(found, value) -> None:
 # --- workers ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one attack: `kind` is a column of the table, "other" is in none."""
-
-    kind: str
-    words: str = ""
-
-
 def judge(reader, recipe: Recipe, target: pathlib.Path, sound: str) -> Outcome:
     """Reads a mutated input in this process.
 
@@ -197,7 +187,7 @@ def judge(reader, recipe: Recipe, target: pathlib.Path, sound: str) -> Outcome:
         return Outcome("clean", f"{words:.300}")
     except Disagreement as error:
         return Outcome("wrong", str(error))
-    except Exception:
+    except Exception:  # not swallowed: what no command turns into a line is a failure, and counted
         return Outcome("traceback", traceback.format_exc(limit=-6)[-2000:])
     if found == sound:
         return Outcome("same")
@@ -206,10 +196,7 @@ def judge(reader, recipe: Recipe, target: pathlib.Path, sound: str) -> Outcome:
 
 def _work(pipe, readers: dict, world, scratch: pathlib.Path) -> None:
     """Reads what it is told to until the pipe is closed; a worker's main function."""
-    processes.end_with_parent()
-    log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    begin_child(scratch / _LOG)
     logging.disable(logging.WARNING)
     sound = {}
     while True:
@@ -246,23 +233,18 @@ def _virtual() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-class Worker:
-    """A process that reads mutated inputs, and is started again when it dies or hangs."""
+class Worker(Child):
+    """A process that reads mutated inputs."""
 
     def __init__(self, readers: dict, world, scratch: pathlib.Path, patience: float = PATIENCE):
-        self._arguments, self._scratch, self._patience = (readers, world), scratch, patience
-        self._process = None
+        super().__init__(_work, readers, world, scratch)
+        self._scratch, self._patience = scratch, patience
 
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
+    def start(self) -> None:
+        """Starts the process, in an empty folder."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(
-            target=_work, args=(other, *self._arguments, self._scratch), daemon=True
-        )
-        self._process.start()
-        other.close()
+        super().start()
 
     def make(self, name: str) -> pathlib.Path:
         """Returns the path of a reader's sound input, which the worker makes and reads.
@@ -270,7 +252,7 @@ class Worker:
         Raises:
           RuntimeError: when that fails.
         """
-        answer = self._ask(name, None, 900)
+        answer = self._ask((name, None), 900)
         if isinstance(answer, Outcome):
             raise RuntimeError(f"{name}: the sound input: {answer.words}")
         return answer
@@ -278,30 +260,10 @@ class Worker:
     def judge(self, recipe: Recipe) -> Outcome:
         """Returns what became of a mutated input."""
         self.make(recipe.reader)  # so that a new process has read the sound one
-        return self._ask(recipe.reader, recipe, self._patience)
+        return self._ask((recipe.reader, recipe), self._patience)
 
-    def _ask(self, name: str, recipe: Recipe | None, patience: float):
-        if self._process is None:
-            self._start()
-        try:
-            self._pipe.send((name, recipe))
-            if self._pipe.poll(patience):
-                return self._pipe.recv()
-            outcome = Outcome("hang", f"no answer in {patience:.0f} s")
-        except (EOFError, OSError):
-            self._process.join()
-            tail = (self._scratch / "log.txt").read_text(errors="replace")[-1500:]
-            outcome = Outcome("crash", f"exit code {self._process.exitcode}: {tail}")
-        self.close()
-        return outcome
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
-            self._process = None
+    def _last_words(self) -> str:
+        return ": " + (self._scratch / _LOG).read_text(errors="replace")[-1500:]
 
 
 def mutate(
@@ -331,17 +293,3 @@ def share_out(readers: dict, total: int) -> dict[str, int]:
     """Divides a number of mutations among readers by their shares."""
     whole = sum(reader.share for reader in readers.values())
     return {name: -(-total * reader.share // whole) for name, reader in readers.items()}
-
-
-@contextlib.contextmanager
-def worker(readers: dict, world, scratch: pathlib.Path) -> Iterator[Worker]:
-    """Yields a worker that ends with the block."""
-    found = Worker(readers, world, scratch)
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-if __name__ == "__main__":
-    sys.exit("run endurance.py")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 from endurance_mutations import Disagreement
-from endurance_world import IN_GRAPHS, LANDMARKS, PHOTO_KINDS, SIZE, World
+from endurance_photos import IN_GRAPHS, PHOTO_KINDS
+from endurance_world import LANDMARKS, SIZE, World
 
 _MAX_PIXELS = 1 << 20
 

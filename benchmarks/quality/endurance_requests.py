@@ -3,11 +3,8 @@
 import contextlib
 import dataclasses
 import http.client
-import io
 import itertools
 import json
-import logging
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -16,22 +13,16 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-from endurance_mutations import Outcome, apply, draw_recipe
-from endurance_world import IN_GRAPHS, PHOTO_KINDS, World, draw_photo, encode_photo
-from PIL import Image
+from endurance_child import Child, Outcome, begin_child
+from endurance_mutations import apply, draw_recipe
+from endurance_photos import OK, PHOTO_KINDS, SENT_PHOTOS, TOO_LARGE, UNDECODABLE, draw_photo
+from endurance_world import ROOT, World
 
-from dolg_tf.stage import processes
-
-log = logging.getLogger(__name__)
-
-ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for one answer, on a busy machine
 _START = 300.0  # seconds until the page is ready, and until a model is loaded
-_OK, _UNDECODABLE, _TOO_LARGE = 0, 1, 2  # statuses of `serving_default`
-_SCANS = 3000  # of a bomb; each costs a pass over the photo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,54 +32,6 @@ class Request:
     target: str  # one of TARGETS
     kind: str
     seed: int
-
-
-# --- photos -----------------------------------------------------------------------------------
-
-
-def _good(rng: np.random.Generator) -> bytes:
-    kinds = [(kind, o) for kind, o in PHOTO_KINDS.values() if kind in IN_GRAPHS and "mode" not in o]
-    kind, options = kinds[rng.integers(len(kinds))]
-    return encode_photo(draw_photo(int(rng.integers(4)), int(rng.integers(20))), kind, **options)
-
-
-def _cut(rng: np.random.Generator) -> bytes:
-    data = _good(rng)
-    return data[: int(rng.integers(len(data)))]
-
-
-def _no_photo(rng: np.random.Generator) -> bytes:
-    return (b"", b"no photo", rng.bytes(300), b"\xff\xd8\xff", b"<svg/>")[rng.integers(5)]
-
-
-def _huge(rng: np.random.Generator) -> bytes:
-    """A header of many pixels: a JPEG, or a PNG of zeros that unpacks to them."""
-    if rng.random() < 0.5:
-        data = bytearray(encode_photo(draw_photo(0, 0), "JPEG"))
-        at = data.index(b"\xff\xc0") + 5
-        data[at : at + 4] = b"\xff\xdc\xff\xdc"
-        return bytes(data)
-    side = int(rng.integers(8000, 9000))
-    out = io.BytesIO()
-    Image.new("1", (side, side)).save(out, "PNG")
-    return out.getvalue()
-
-
-def scan_bomb(rng: np.random.Generator) -> bytes:
-    """A progressive JPEG whose last scan is repeated very often."""
-    image = np.zeros((int(rng.integers(256, 480)),) * 2 + (3,), np.uint8)
-    data = encode_photo(image, "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * _SCANS + data[-2:]
-
-
-_PHOTOS: dict[str, tuple[Callable, tuple[int, ...]]] = {  # a photo, and the statuses it may have
-    "good photo": (_good, (_OK,)),
-    "cut photo": (_cut, (_OK, _UNDECODABLE)),
-    "no photo": (_no_photo, (_UNDECODABLE,)),
-    "huge photo": (_huge, (_TOO_LARGE,)),
-    "bomb of scans": (scan_bomb, (_TOO_LARGE, _UNDECODABLE)),
-}
 
 
 def _mutated(world: World, scratch: pathlib.Path, rng: np.random.Generator) -> bytes:
@@ -147,8 +90,8 @@ def _ask_model(session, world: World, scratch: pathlib.Path, request: Request) -
             "clean" if finite else "wrong", f"{signature} {inputs!s:.200}: {found!s:.200}"
         )
     if request.kind == "several photos":
-        kinds = [list(_PHOTOS)[i] for i in rng.integers(0, 3, 3)]
-        photos = [_PHOTOS[kind][0](rng) for kind in kinds]
+        kinds = [list(SENT_PHOTOS)[i] for i in rng.integers(0, 3, 3)]
+        photos = [SENT_PHOTOS[kind][0](rng) for kind in kinds]
         together = session.run("serving_default", {"image_bytes": np.array(photos, object)})
         for row, photo in enumerate(photos):
             alone = session.run("serving_default", {"image_bytes": np.array([photo], object)})
@@ -157,24 +100,21 @@ def _ask_model(session, world: World, scratch: pathlib.Path, request: Request) -
                     return Outcome("wrong", f"{kinds[row]}: {name} differs in a batch")
         return Outcome("same")
     if request.kind == "mutated photo":
-        photo, wanted = _mutated(world, scratch, rng), (_OK, _UNDECODABLE, _TOO_LARGE)
+        photo, wanted = _mutated(world, scratch, rng), (OK, UNDECODABLE, TOO_LARGE)
     else:
-        draw, wanted = _PHOTOS[request.kind]
+        draw, wanted = SENT_PHOTOS[request.kind]
         photo = draw(rng)
     found = session.run("serving_default", {"image_bytes": np.array([photo], object)})
     row, status = found["descriptors"][0], int(found["status"][0])
     norm = float(np.linalg.norm(row))
-    if status not in wanted or abs(norm - (status == _OK)) > 1e-4:
+    if status not in wanted or abs(norm - (status == OK)) > 1e-4:
         return Outcome("wrong", f"status {status}, norm {norm}")
-    return Outcome("same" if status == _OK else "clean")
+    return Outcome("same" if status == OK else "clean")
 
 
 def _serve(pipe, world: World, scratch: pathlib.Path) -> None:
     """Answers requests with an export until the pipe is closed; a process' main function."""
-    processes.end_with_parent()
-    output = os.open(scratch / "model.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    begin_child(scratch / "model.txt")
     from dolg_tf.runtime.session import CppSession
 
     with CppSession(world["saved_model"]) as session:
@@ -184,46 +124,23 @@ def _serve(pipe, world: World, scratch: pathlib.Path) -> None:
                 pipe.send(_ask_model(session, world, scratch, pipe.recv()))
 
 
-class Model:
-    """An export in a process that may die."""
+class Model(Child):
+    """An export in a process."""
 
-    kinds = (*_PHOTOS, "mutated photo", "several photos", "malformed call")
+    kinds = (*SENT_PHOTOS, "mutated photo", "several photos", "malformed call")
 
     def __init__(self, world: World, scratch: pathlib.Path):
-        self._world, self._scratch, self._process = world, scratch, None
+        super().__init__(_serve, world, scratch)
 
     def start(self) -> None:
-        """Loads the export in a process."""
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        arguments = (other, self._world, self._scratch)
-        self._process = spawn.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        other.close()
+        """Loads the export in the process."""
+        super().start()
         if not self._pipe.poll(_START) or self._pipe.recv() is not None:
             raise RuntimeError("the export does not load")
 
     def ask(self, request: Request) -> Outcome:
         """Returns what became of a request."""
-        if self._process is None:
-            self.start()
-        try:
-            self._pipe.send(request)
-            if self._pipe.poll(PATIENCE):
-                return self._pipe.recv()
-            outcome = Outcome("hang", f"no answer in {PATIENCE:.0f} s")
-        except (EOFError, OSError):
-            self._process.join()
-            outcome = Outcome("crash", f"exit code {self._process.exitcode}")
-        self.close()
-        return outcome
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process = None
+        return self._ask(request, PATIENCE)
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -338,8 +255,8 @@ class Page:
         return outcome
 
     def _ask(self, request: Request, rng: np.random.Generator) -> Outcome:
-        if request.kind in _PHOTOS or request.kind == "mutated photo":
-            draw = _PHOTOS.get(request.kind, (None,))[0]
+        if request.kind in SENT_PHOTOS or request.kind == "mutated photo":
+            draw = SENT_PHOTOS.get(request.kind, (None,))[0]
             photo = draw(rng) if draw else _mutated(self._world, self._scratch, rng)
             said = self._show(photo)
             found, alert = "title=" in said, 'role=\\"alert\\"' in said or "status 4" in said

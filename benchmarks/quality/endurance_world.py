@@ -8,53 +8,11 @@ import tarfile
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from endurance_photos import PHOTO_KINDS, draw_photo, encode_photo
 
 ROOT = pathlib.Path(__file__).parents[2]
 LANDMARKS = 4
 SIZE = 16  # of a descriptor
-IN_GRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # formats that a graph decodes
-SIDES = (48, 64)  # height and width of the photos, in pixels
-
-
-def _turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
-PHOTO_KINDS = {  # name of a reader's input -> Pillow's format and options
-    "photo.jpg": ("JPEG", {}),
-    "progressive.jpg": ("JPEG", {"progressive": True}),
-    "cmyk.jpg": ("JPEG", {"mode": "CMYK"}),
-    "grey.jpg": ("JPEG", {"mode": "L"}),
-    "turned.jpg": ("JPEG", {"exif": _turned()}),
-    "photo.png": ("PNG", {}),
-    "palette.png": ("PNG", {"mode": "P"}),
-    "photo.webp": ("WEBP", {}),
-    "lossless.webp": ("WEBP", {"lossless": True}),
-    "photo.gif": ("GIF", {}),
-    "photo.bmp": ("BMP", {}),
-    "photo.tif": ("TIFF", {}),
-    "packed.tif": ("TIFF", {"compression": "tiff_lzw"}),
-    "photo.jp2": ("JPEG2000", {}),
-    "photo.avif": ("AVIF", {}),
-}
-
-
-def draw_photo(landmark: int, number: int) -> np.ndarray:
-    """Returns uint8 RGB of stripes that depend on the landmark, and noise."""
-    y, x = np.mgrid[: SIDES[0], : SIDES[1]]
-    wave = [np.sin(x / 2), np.sin(y / 2), np.sin((x + y) / 5), np.sin(x / 6)][landmark]
-    noise = np.random.default_rng([landmark, number]).normal(0, 20, (*SIDES, 3))
-    return np.clip(128 + 80 * wave[..., None] + noise, 0, 255).astype(np.uint8)
-
-
-def encode_photo(image: np.ndarray, kind: str, mode: str = "RGB", **options) -> bytes:
-    """Returns an encoded photo in one of Pillow's formats and colour modes."""
-    encoded = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(encoded, kind, **options)
-    return encoded.getvalue()
 
 
 class World:

@@ -1,23 +1,27 @@
 """Endurance, small: mutated files over the cheap readers, a few kills, some requests."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import sys
 
 import broken_readers
 import endurance
+import endurance_commands
 import endurance_kills
 import endurance_mutations
 import endurance_world
 import numpy as np
 import pytest
 from endurance import FAILURES, Attack, EnduranceConfig
+from endurance_child import Outcome
 from endurance_kills import Arena, Kill
-from endurance_mutations import Outcome, Recipe, Worker
+from endurance_mutations import Recipe, Worker
+from endurance_photos import encode_photo, scan_bomb
 from endurance_readers import READERS
-from endurance_requests import scan_bomb, send_requests
-from endurance_world import World, encode_photo
+from endurance_requests import send_requests
+from endurance_world import World
 
 from dolg_tf.cli import COMMANDS
 from dolg_tf.stage import command
@@ -138,7 +142,7 @@ def test_every_end_of_a_reader_is_told_and_the_next_file_is_read(world, tmp_path
 def test_a_few_hundred_mutated_files_break_no_cheap_reader(world, tmp_path):
     cheap = {name: reader for name, reader in READERS.items() if not reader.tensorflow}
     assert len(cheap) > 30
-    with endurance_mutations.worker(cheap, world, tmp_path / "scratch") as worker:
+    with contextlib.closing(Worker(cheap, world, tmp_path / "scratch")) as worker:
         shares = dict.fromkeys(cheap, 10)
         found = list(endurance_mutations.mutate(cheap, shares, worker, 9))
     failed = [(recipe, outcome) for recipe, outcome in found if outcome.kind in FAILURES]
@@ -150,7 +154,7 @@ def test_a_few_hundred_mutated_files_break_no_cheap_reader(world, tmp_path):
 
 
 def test_kills_are_of_commands_that_write():
-    killed = {name.partition(" of ")[0] for name in endurance_kills.COMMANDS}
+    killed = {name.partition(" of ")[0] for name in endurance_commands.COMMANDS}
     assert killed < set(COMMANDS)
     left = set(COMMANDS) - killed
     read_only = {"verify", "summary", "demo"}
