@@ -8,6 +8,7 @@ import time
 
 import pytest
 from starlette.testclient import TestClient
+from waiting import wait_for
 
 from dolg_tf.apps.demo import calls, server
 from dolg_tf.apps.demo.calls import SHARE, SKIP, WAITING, Calls, Event
@@ -214,7 +215,7 @@ def test_one_visitor_cannot_fill_the_queue(client, world):
     assert "requests of yours" in answers[-1].json()["detail"]
     # Another one need not wait until all of them are answered.
     assert _join(client, 0, 1, session="two").status_code == 200
-    _soon(lambda: len(client.calls._waiting) == SHARE + 1 - calls.AT_ONCE)
+    wait_for(lambda: len(client.calls._waiting) == SHARE + 1 - calls.AT_ONCE)
     world.go.set()
     assert _kinds(_hear(client, "two"))[-2:] == ["process_completed", "close_stream"]
     assert _kinds(_hear(client)).count("process_completed") == SHARE
@@ -228,7 +229,7 @@ def test_who_has_least_under_way_comes_first(client, world):
         _join(client, 1, number)
     _join(client, 1, 100, session="two")
     waiting = client.calls._waiting
-    _soon(lambda: len(waiting) == 2)
+    wait_for(lambda: len(waiting) == 2)
     assert [call.values for call in waiting] == [[calls.AT_ONCE], [100]]
     taken = []
     client.calls._waiting = _Watched(waiting, taken)
@@ -236,13 +237,6 @@ def test_who_has_least_under_way_comes_first(client, world):
     _hear(client)
     _hear(client, "two")
     assert taken == [[100], [calls.AT_ONCE]]
-
-
-def _soon(done):
-    end = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class _Watched(list):
@@ -269,7 +263,7 @@ def test_who_leaves_makes_room(client, world):
     _join(client, 1, 1)
     _join(client, 1, 2)
     _join(client, 1, 3)
-    _soon(lambda: len(client.calls._waiting) == 1)
+    wait_for(lambda: len(client.calls._waiting) == 1)
     client.portal.call(_async(client.calls._drop), "one")
     assert client.calls._waiting == [] and client.calls._sessions == {}
     assert client.get("/gradio_api/queue/data?session_hash=one").status_code == 404
@@ -308,7 +302,7 @@ def test_an_answer_that_takes_too_long(client, world):
     # Its work keeps its thread until it ends; what it says then, nobody hears.
     assert world.running == [1]
     world.go.set()
-    _soon(lambda: world.running == [])
+    wait_for(lambda: world.running == [])
     _join(client, 0, 1)
     assert _kinds(_hear(client)).count("process_completed") == 1
     assert world.running == []

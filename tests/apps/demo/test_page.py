@@ -12,13 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import demo_world
 import numpy as np
 import pytest
 from demo_world import COLOURS, encoded, scene
 from PIL import Image
+from waiting import wait_for
 
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
@@ -46,7 +46,8 @@ def server(tmp_path_factory):
     temporary.mkdir()
     # What would open doors, if the page heeded it.
     more = {"TMPDIR": str(temporary), "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}
-    with (folder / "log").open("w") as log:
+    log = folder / "log"
+    with log.open("w") as output:
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -56,28 +57,21 @@ def server(tmp_path_factory):
                 *(f"--{k}={v}" for k, v in flags.items()),
             ],
             env=os.environ | more,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             # Tests that a shell runs in the background ignore it, and so would the server.
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        _wait(lambda: "ready at" in (folder / "log").read_text() or process.poll() is not None)
-        assert process.poll() is None, (folder / "log").read_text()
+        wait_for(lambda: "ready at" in log.read_text() or process.poll() is not None, seconds=120)
+        assert process.poll() is None, log.read_text()
         yield port, temporary, process
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130, (folder / "log").read_text()
+        assert process.wait(30) == 130, log.read_text()
         assert list(temporary.iterdir()) == []
-        assert "Traceback" not in (folder / "log").read_text()
+        assert "Traceback" not in log.read_text()
     finally:
         process.kill()
-
-
-def _wait(done, seconds=120):
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.1)
 
 
 # --- in a browser --------------------------------------------------------------------

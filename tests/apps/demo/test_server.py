@@ -8,6 +8,7 @@ import time
 
 import pytest
 from starlette.responses import PlainTextResponse
+from waiting import wait_for
 
 from dolg_tf.apps.demo import bodies, server
 from dolg_tf.apps.demo.calls import Calls, Event
@@ -173,15 +174,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(port, tmp_path):
     head = _head(port, "POST /gradio_api/upload HTTP/1.1", kind, "content-length: 900000")
     part = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a"\r\n\r\n'
     with _send(port, head + part + b"x" * 500_000):
-        _soon(lambda: [file.stat().st_size for file in tmp_path.iterdir()] not in ([], [0]))
-    _soon(lambda: list(tmp_path.iterdir()) == [])
-
-
-def _soon(done):
-    end = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        wait_for(lambda: [file.stat().st_size for file in tmp_path.iterdir()] not in ([], [0]))
+    wait_for(lambda: list(tmp_path.iterdir()) == [])
 
 
 def test_an_answer_that_is_not_read(port):
@@ -231,7 +225,7 @@ def test_who_leaves_takes_their_events_along(port, slow):
     stream = "GET /gradio_api/queue/data?session_hash=a HTTP/1.1"
     with _send(port, _head(port, stream)) as link:
         _until(link, b"begun")
-    _soon(lambda: slow.calls._sessions == {})
+    wait_for(lambda: slow.calls._sessions == {})
     assert _status(port, stream) == 404
 
 
@@ -266,4 +260,4 @@ def test_too_many_connections(port, monkeypatch):
         for _ in range(server._CONNECTIONS + 1):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert _status(port) == 503
-    _soon(lambda: _status(port) == 200)
+    wait_for(lambda: _status(port) == 200)

@@ -10,12 +10,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from gldv2_files import files_of, jpeg, name_of, put, read, settings, write_gldv2
 from PIL import Image
+from waiting import wait_for
 
 from dolg_tf.data.records import build, shards
 from dolg_tf.data.records.build import build_records
@@ -51,13 +51,6 @@ def jpeg_of_noise():
     return out.getvalue()
 
 
-def wait_for(true, what):
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def gone(group):
     try:
         os.killpg(group, 0)
@@ -87,8 +80,10 @@ def stuck(gldv2_folder):
     signal.signal(signal.SIGINT, before)
     building = gldv2_folder / "records" / ".building"
     try:
-        wait_for(lambda: len(list(building.glob("*-of-*.json"))) == 5, "5 files were not written")
-        wait_for(lambda: list(building.glob(".*-of-*")), "the sixth was not begun")
+        wait_for(
+            lambda: len(list(building.glob("*-of-*.json"))) == 5, "5 files were not written", 60
+        )
+        wait_for(lambda: list(building.glob(".*-of-*")), "the sixth was not begun", 60)
         yield builder
     finally:
         if not gone(builder.pid):
@@ -114,7 +109,7 @@ def test_killed_builder_and_a_second_one(gldv2_folder, stuck):
         build_records(settings(gldv2_folder))
     stuck.send_signal(signal.SIGKILL)
     stuck.wait()
-    wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
+    wait_for(lambda: gone(stuck.pid), "processes outlived the builder", 60)
     assert [path.name for path in output.iterdir()] == [".building"]
     assert len(list((output / ".building").glob(".*-of-*"))) == 1  # the half file
     mend_and_finish(gldv2_folder)
@@ -126,7 +121,7 @@ def test_interrupted_builder(gldv2_folder, stuck, whole_group):
     (os.killpg if whole_group else os.kill)(stuck.pid, signal.SIGINT)
     assert stuck.wait(20) == 130
     assert stuck.stderr.read().splitlines()[-1] == "python -m dolg_tf records: interrupted"
-    wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
+    wait_for(lambda: gone(stuck.pid), "processes outlived the builder", 60)
     if not whole_group:
         mend_and_finish(gldv2_folder)
 
@@ -139,7 +134,7 @@ def test_killed_worker(stuck):
     last = stuck.stderr.read().splitlines()[-1]
     assert "error: a worker process was killed, perhaps for lack of memory" in last
     assert last.endswith(f"; photos at hand: {name_of(4)}")
-    wait_for(lambda: gone(stuck.pid), "processes outlived the builder")
+    wait_for(lambda: gone(stuck.pid), "processes outlived the builder", 60)
 
 
 _CRASHES = """
