@@ -14,7 +14,6 @@ import http.client
 import io
 import itertools
 import json
-import pathlib
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import threading
 import time
 
 import numpy as np
+import timing
 from PIL import Image
 
 from dolg_tf.stage import command
@@ -132,14 +132,6 @@ class Visitor:
         return self.told
 
 
-def resident(process: subprocess.Popen) -> float:
-    """Returns a process's memory in MB."""
-    for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmRSS")
-
-
 def slope(times: np.ndarray, memory: np.ndarray) -> float:
     """Returns MB per minute, by least squares over the second half of the samples."""
     half = len(times) // 2
@@ -168,7 +160,8 @@ def soak(config: DemoSoakConfig) -> None:
 
             def sample():
                 while not over.wait(EVERY):
-                    samples.append((time.monotonic() - start, resident(process)))
+                    memory = timing.status("VmRSS", process.pid) / 2**20
+                    samples.append((time.monotonic() - start, memory))
 
             sampler = threading.Thread(target=sample)
             sampler.start()

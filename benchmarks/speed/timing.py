@@ -83,9 +83,9 @@ def print_columns(corner: str, columns: dict[str, dict[str, str]]) -> None:
 # --- memory -------------------------------------------------------------------------------
 
 
-def status(key: str) -> int:
-    """Returns an entry of this process' status, such as VmRSS, in bytes."""
-    text = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+def status(key: str, process: int | str = "self") -> int:
+    """Returns an entry of a process' status, such as VmRSS, in bytes."""
+    text = pathlib.Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return int(text.split(f"{key}:")[1].split()[0]) * 1024
 
 
