@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dolg_tf.apps.demo import photos as demo_photos
-from dolg_tf.apps.demo.search import OWN_SCALES, Answer, FoundPhoto, Query
+from dolg_tf.apps.demo.search import OWN_SCALES, SHOWN_SIDE, Answer, FoundPhoto, Query
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rerank.methods import RERANKERS
 
 RERANK_WORDS = {"none": "None", **{name: one.title for name, one in RERANKERS.items()}}
-_SHOWN_SIDE = 1024  # longest side of photos on the page, in pixels
 
 
 def escape(text: object) -> str:
@@ -122,7 +121,7 @@ def attention(image: np.ndarray | None) -> str:
     if image is None:
         return lines("This model has no attention map.")
     height, width = image.shape[:2]
-    drawn = demo_photos.jpeg(image, _SHOWN_SIDE)
+    drawn = demo_photos.jpeg(image, SHOWN_SIDE)
     return _part("attention", drawn, width, height, demo_photos.RAMP)
 
 

@@ -27,7 +27,7 @@ from dolg_tf.stage.config import InputError
 RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
 OWN_SCALES = "index"
 _MOST_SIDE = 2048  # longest side that is described, in pixels: more takes too long for a page
-_SHOWN_SIDE = 1024  # of a visitor's photo on the page, in pixels
+SHOWN_SIDE = 1024  # longest side of photos on the page, in pixels
 THUMBNAIL_SIDE = 320  # pixels
 _THUMBNAILS = 4096  # of about 15 KB that are kept
 _IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
@@ -201,7 +201,7 @@ class Engine:
     def picture(self, query: Query) -> bytes:
         """Returns a JPEG of a photo, for the page."""
         try:
-            return photos.picture(query.data, _SHOWN_SIDE, self._upright)
+            return photos.picture(query.data, SHOWN_SIDE, self._upright)
         except UnusablePhoto as error:
             raise photos.refusal(query.data, error.reason) from error
 
