@@ -183,7 +183,6 @@ class Evaluation:
       places, plain_scores: of search without re-ranking and distractors, see
         `score.label_places` and `score.score_places`.
       image_root: folder of the photos; "": unknown or missing.
-      crop: whether queries are cut to their boxes.
     """
 
     files: TaskFiles
@@ -193,7 +192,6 @@ class Evaluation:
     places: list[dict[str, np.ndarray]] | None = None
     plain_scores: dict | None = None
     image_root: str = ""
-    crop: bool = True
 
     @property
     def name(self) -> str:
@@ -251,8 +249,7 @@ def read_evaluation(run: RunFiles, task: TaskFiles) -> Evaluation:
     root = run.image_root or inputs.image_root
     if not pathlib.Path(root).is_dir():
         root = ""
-    crop = inputs.protocol["query_crop"] != "none"
-    return Evaluation(task, scores, truth, inputs, places, plain_scores, root, crop)
+    return Evaluation(task, scores, truth, inputs, places, plain_scores, root)
 
 
 def _read_scores(path: str) -> dict:
