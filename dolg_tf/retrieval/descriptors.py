@@ -290,11 +290,23 @@ def finished(path: files.Path, meta: dict) -> DescriptorSet | None:
         if not path.exists():
             return None
         if not path.is_dir() or (any(path.iterdir()) and not (path / UNFINISHED).is_dir()):
-            raise InputError(f"--output={path} exists and is not a descriptor set; choose another")
+            raise OtherOutput(path, "exists and is not a descriptor set", "choose another")
         return None
     found = read(path)
     refuse_other(path, "made", found.meta, meta)
     return found
+
+
+class OtherOutput(InputError):
+    """Something in the place of an output that is not what would be made now.
+
+    Attributes:
+      how: what it is, in words that fit behind its path.
+    """
+
+    def __init__(self, path: pathlib.Path, how: str, remedy: str):
+        super().__init__(f"--output={path} {how}; {remedy}")
+        self.how = how
 
 
 def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None:
@@ -307,7 +319,7 @@ def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None
       meta: what they must say; `images` and `names` are hashes of the list of photos.
 
     Raises:
-      InputError: naming all differences, and the flags that would undo them.
+      OtherOutput: naming all differences, and the flags that would undo them.
     """
     changed = [key for key in meta if found.get(key) != meta[key]]
     if not changed:
@@ -319,7 +331,5 @@ def refuse_other(path: pathlib.Path, verb: str, found: dict, meta: dict) -> None
     ]
     known = all(key in _OPTIONS and found.get(key) is not None for key in changed)
     give = f", or give {flags_of(found, changed)}" if known else ""
-    raise InputError(
-        f"--output={path} was {verb} {' and '.join(told)}; delete it or choose another "
-        f"--output{give}"
-    )
+    how = f"was {verb} {' and '.join(told)}"
+    raise OtherOutput(path, how, f"delete it or choose another --output{give}")

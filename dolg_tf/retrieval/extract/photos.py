@@ -245,6 +245,21 @@ def _from_ground_truth(
     return found, upright
 
 
+class TurnedRecords(InputError):
+    """Records hold photos that were turned, which are wanted as they are stored.
+
+    Attributes:
+      told: how many, without a remedy.
+    """
+
+    def __init__(self, told: str):
+        super().__init__(
+            f"{told}, which --noupright cannot undo; leave it out, or build the records again with "
+            "--noupright"
+        )
+        self.told = told
+
+
 def _from_records(pattern: str, upright: bool | None) -> tuple[list[Photo], bool]:
     """Returns the photos, and whether they are turned: when they were written, or by us."""
     found, turned = [], 0
@@ -257,10 +272,7 @@ def _from_records(pattern: str, upright: bool | None) -> tuple[list[Photo], bool
         "their EXIF orientation"
     )
     if turned and upright is False:
-        raise InputError(
-            f"{told}, which --noupright cannot undo; leave it out, or build the records again with "
-            "--noupright"
-        )
+        raise TurnedRecords(told)
     if 0 < turned < len(found) and not upright:
         raise InputError(f"{told}, the others as they are stored; give --upright to turn all")
     return found, turned > 0 if upright is None else upright

@@ -3,17 +3,17 @@
 import dataclasses
 import logging
 import pathlib
-import re
 import tempfile
 
 import numpy as np
 
-from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.descriptors import DescriptorSet, OtherOutput
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import Describer, open_describer
 from dolg_tf.retrieval.extract.photos import (
     Listing,
     PhotosConfig,
+    TurnedRecords,
     list_named,
     list_photos,
 )
@@ -61,14 +61,12 @@ def _listed(index: Index, settings: PhotosConfig) -> Listing:
     """Lists the queries."""
     try:
         return list_photos(settings)
-    except InputError as error:
-        # The remedy is for an extraction; here, the index decides whether photos are turned.
-        remedy = (
-            f"but those of {index.path} were not: build the records with --noupright, or extract "
-            "the photos of the index with --upright and build it again"
-        )
-        told = re.sub(r"which --noupright cannot undo.*", remedy, str(error))
-        raise InputError(told) from error
+    except TurnedRecords as error:
+        # Its remedy is for an extraction; here, the index decides whether photos are turned.
+        raise InputError(
+            f"{error.told}, but those of {index.path} were not: build the records with "
+            "--noupright, or extract the photos of the index with --upright and build it again"
+        ) from error
 
 
 def _describer(saved_model: str, index: Index) -> Describer:
@@ -137,11 +135,9 @@ def describe_anew(
     try:
         settings = _settings(index, path, work, max_bad)
         return stage.describe_photos(settings, describer, listing=listing)
-    except InputError as error:
-        # The message is about an --output, which nobody chose here.
-        told = str(error).replace(f"--output={work}", str(work))
-        told = re.sub(r"delete it or choose another --output.*", f"delete {work}", told)
-        raise InputError(told) from error
+    except OtherOutput as error:
+        # Nobody chose an --output here.
+        raise InputError(f"{work} {error.how}; delete {work}") from error
 
 
 def _new_describer(saved_model: str, index: Index) -> Describer:
