@@ -1,9 +1,9 @@
 """The report of the quickstart: scores for programs, a page for people."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from dolg_tf.apps.pictures.ranked_list import encoded
 from dolg_tf.apps.report.page import Picture
 from dolg_tf.apps.report.quickstart_layout import SPLITS, VARIANTS
 from dolg_tf.apps.report.tables import interval
@@ -119,9 +119,7 @@ def write_quickstart_report(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is none of {[*VARIANTS, *SPLITS]}")
     for picture in pictures:
-        png = io.BytesIO()
-        picture.figure.savefig(png, format="png")
-        files.write_bytes(output_dir / f"{picture.name}.png", png.getvalue())
+        files.write_bytes(output_dir / f"{picture.name}.png", encoded(picture.figure))
     files.write_json(output_dir / "report.json", scores)
     files.write_text(output_dir / "report.md", _page(scores, facts, pictures))
     return output_dir / "report.md"

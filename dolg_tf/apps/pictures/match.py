@@ -4,7 +4,6 @@ dolg match --saved_model=MODEL --photos=A.jpg,B.jpg --output=match.png
 """
 
 import dataclasses
-import io
 import logging
 import pathlib
 import textwrap
@@ -14,7 +13,7 @@ import numpy as np
 
 from dolg_tf.apps.pictures.agreement import Agreement, Pair, agreement
 from dolg_tf.apps.pictures.names import PLAIN, shown
-from dolg_tf.apps.pictures.ranked_list import draw_map, new_figure
+from dolg_tf.apps.pictures.ranked_list import draw_map, encoded, new_figure
 from dolg_tf.retrieval.exact.search import inner_products
 from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel, load_model
@@ -83,9 +82,8 @@ def match(settings: MatchConfig):
     )
     names = [pathlib.Path(path).name for path in settings.photos]
     figure = draw(photos, found, similarity, names)
-    picture, kind = io.BytesIO(), pathlib.Path(settings.output).suffix[1:].lower()
-    figure.savefig(picture, format=kind)
-    files.write_bytes(settings.output, picture.getvalue())
+    kind = pathlib.Path(settings.output).suffix[1:].lower()
+    files.write_bytes(settings.output, encoded(figure, kind))
     return figure
 
 

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from dolg_tf.apps.pictures.ranked_list import encoded
 from dolg_tf.data import photo_files
 from dolg_tf.stage import files, installed, progress, workshop
 from dolg_tf.stage.config import InputError
@@ -146,11 +147,9 @@ def write_page(
         temporary.mkdir()
         images = {}
         for picture in progress.track(pictures, len(pictures), "draw", "pictures"):
-            path = _unused(temporary, picture.name)
-            png = io.BytesIO()  # see files.write_bytes
-            picture.figure.savefig(png, format="png")
-            path.write_bytes(png.getvalue())
-            images[id(picture)] = _image(path, picture)
+            png = encoded(picture.figure)
+            _unused(temporary, picture.name).write_bytes(png)
+            images[id(picture)] = _image(png, picture)
         page = _html(title, sections, images, lead)
         # Names may be of bytes that are no text.
         (temporary / PAGE).write_text(page, encoding="utf-8", errors="replace")
@@ -167,12 +166,11 @@ def _unused(folder: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-def _image(path: pathlib.Path, picture: Picture) -> dict:
-    """Returns what an `<img>` takes; the file itself is in its `source`."""
+def _image(data: bytes, picture: Picture) -> dict:
+    """Returns what an `<img>` takes, from a picture's PNG; the file itself is in its `source`."""
     from PIL import Image
 
-    kind, data = "png", path.read_bytes()
-    examined = photo_files.examine(data)
+    kind, examined = "png", photo_files.examine(data)
     width, height = examined.header.width, examined.header.height
     if picture.photographs:
         jpeg, image = io.BytesIO(), Image.fromarray(examined.decode(upright=False))
