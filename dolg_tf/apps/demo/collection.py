@@ -1,0 +1,117 @@
+"""What the page needs of the photos that it searches, which may still be being described.
+
+An open index is one such collection (`indexed.py`). Another is a folder whose photos are described
+while the page is open: it is a `Collection` of its own, and the page never learns how it is made.
+`serve.showing(collection, settings)` opens the page of one.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from dolg_tf.retrieval.exact.search import Neighbours
+from dolg_tf.retrieval.extract.decoding import Preparation
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """The lowest score at which two photos are said to show the same place.
+
+    Attributes:
+      score: the threshold.
+      estimated: whether it was estimated without labels; `dolg calibrate` measures it by them.
+      low, high: interval of an estimate; None where there is none.
+      pairs: pairs of photos that it rests on; 0: not known.
+      precision: share of pairs reaching it that show the same place; None: not known.
+      warning: a sentence for people, such as that it rests on few pairs; empty: none.
+    """
+
+    score: float
+    estimated: bool = False
+    low: float | None = None
+    high: float | None = None
+    pairs: int = 0
+    precision: float | None = None
+    warning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Searchable:
+    """The photos that can be searched at one moment. It never changes; a later one takes its place.
+
+    Attributes:
+      ids: one per row.
+      rows: float32 (N, D), unit rows, an array or `Rows`, after `adapt`; None where only `search`
+        knows them (an approximate index).
+      adapt: raw descriptors (Q, C), as the collection's `describe` gives them, -> (Q, D) unit rows
+        that are compared with `rows`: a whitening, or nothing.
+      places: row numbers of each place that the photos show, largest place first, and in each the
+        photo first that stands for it; empty: none were found, or not yet.
+      threshold: None: there is none.
+      alike: score at or above which two photos count as nearly the same picture and share a tile;
+        None: each has its own.
+      note: a sentence for people on how the photos were adapted to; empty: none.
+      search: finds (queries (Q, D), k) -> `Neighbours`; None: exactly, among `rows`.
+    """
+
+    ids: Sequence[str]
+    rows: object
+    adapt: Callable[[np.ndarray], np.ndarray] = lambda raw: raw
+    places: Sequence[np.ndarray] = ()
+    threshold: Threshold | None = None
+    alike: float | None = None
+    note: str = ""
+    search: Callable[[np.ndarray, int], Neighbours] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far the describing is.
+
+    Attributes:
+      done: photos that can be searched.
+      total: photos that there will be; the same as `done` when all is done.
+      rate: photos per second; 0: not known, or done.
+      doing: what goes on, for people ("Describing your photos"); empty: nothing.
+      unread: (file, reason) of each photo that could not be read.
+    """
+
+    done: int
+    total: int
+    rate: float = 0.0
+    doing: str = ""
+    unread: Sequence[tuple[str, str]] = ()
+
+
+class Collection(Protocol):
+    """Photos that the page searches; several threads ask it at once.
+
+    Attributes:
+      title: what it is called on the page, such as the name of the folder.
+      how: how photos were shrunk before they were described; a visitor's are, too.
+      scales: at which they were described.
+      has_maps: whether `attention` works.
+    """
+
+    title: str
+    how: Preparation
+    scales: tuple[float, ...]
+    has_maps: bool
+
+    def searchable(self) -> Searchable:
+        """Returns what can be searched now: the same object until something has changed."""
+
+    def progress(self) -> Progress:
+        """Returns how far the describing is, at once."""
+
+    def describe(self, image: np.ndarray, scales: Sequence[float]) -> np.ndarray:
+        """Returns the raw descriptor of uint8 RGB (H, W, 3), float32 (1, C)."""
+
+    def attention(self, image: np.ndarray) -> np.ndarray:
+        """Returns the attention map of uint8 RGB (H, W, 3), float32 (h, w)."""
+
+    def file(self, id_: str) -> pathlib.Path | None:
+        """Returns the file of a photo; None: it is not on disk."""
