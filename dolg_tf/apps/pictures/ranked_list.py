@@ -19,7 +19,7 @@ KINDS = {
     "junk": ("#8A8A8A", "\N{EN DASH}", "dashed", "not counted"),
     "unknown": ("#0072B2", "?", "solid", "landmark not known"),
 }
-_BOX_COLOUR = "#F0E442"
+BOX_COLOUR = "#F0E442"
 
 # Sizes on the page, in inches.
 _CELL, _GAP, _QUERY_GAP, _LABEL, _MARGIN, _LEGEND = 1.1, 0.09, 0.24, 0.29, 0.12, 0.34
@@ -130,7 +130,7 @@ def _draw_query(figure, row: RankedRow, left: float, top: float) -> None:
     axes = _photo_axes(figure, row.image, left, top, _CELL)
     if row.box is not None:
         x, y, right, bottom = row.box
-        for colour, width in (("black", 3.0), (_BOX_COLOUR, 1.6)):
+        for colour, width in (("black", 3.0), (BOX_COLOUR, 1.6)):
             axes.add_patch(
                 Rectangle((x, y), right - x, bottom - y, fill=False, color=colour, linewidth=width)
             )
@@ -170,7 +170,7 @@ def _draw_legend(figure, kinds: Sequence[str], boxed: bool, top: float) -> None:
                 0.17 / width,
                 0.12 / height,
                 transform=figure.transFigure,
-                facecolor=_BOX_COLOUR,
+                facecolor=BOX_COLOUR,
                 edgecolor="black",
                 linewidth=0.8,
             )

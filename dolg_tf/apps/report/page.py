@@ -3,21 +3,18 @@
 import base64
 import dataclasses
 import hashlib
-import io
 import itertools
 import pathlib
 import re
 from collections.abc import Sequence
 
-from dolg_tf.apps.pictures.ranked_list import encoded
-from dolg_tf.data import photo_files
+from dolg_tf.apps.pictures.ranked_list import RankedRow, encoded
+from dolg_tf.apps.report import page_images
 from dolg_tf.stage import files, installed, progress, workshop
 from dolg_tf.stage.config import InputError
 
 PAGE = "report.html"
 _HERE = pathlib.Path(__file__).parent
-_JPEG_QUALITY = 88
-_BROAD = 1.9  # width over height, from which a phone scrolls further
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +27,11 @@ class Picture:
         `dolg_tf.apps.report.figures.precision_recall` and their like.
       alt: what it shows, with its main numbers, for readers who cannot see it.
       caption: a sentence under it.
-      wide: whether it takes the whole width and scrolls sideways on a phone.
-      photographs: whether it consists of photos; the page then holds a JPEG, which is smaller.
+      wide: whether it takes the whole width.
+      photographs: whether it consists of photos; the page then holds JPEGs, which are smaller, one
+        for the light and one for the dark.
+      rows: of a ranked list; the page then shows each photo by itself, and the figure is a file
+        beside it.
     """
 
     kind = "picture"
@@ -41,6 +41,7 @@ class Picture:
     caption: str = ""
     wide: bool = False
     photographs: bool = False
+    rows: Sequence[RankedRow] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,16 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """Why something is not shown, and what would show it."""
+    """Why something is not shown, and what would show it.
+
+    Attributes:
+      text: the reason.
+      title: before it, such as the sections that are not shown.
+    """
 
     kind = "note"
     text: str
+    title: str = "Not shown"
 
     @property
     def parts(self) -> list[str]:
@@ -149,7 +156,8 @@ def write_page(
         for picture in progress.track(pictures, len(pictures), "draw", "pictures"):
             png = encoded(picture.figure)
             _unused(temporary, picture.name).write_bytes(png)
-            images[id(picture)] = _image(png, picture)
+            shown = page_images.of_rankings(picture.rows) or page_images.of_figure(picture, png)
+            images[id(picture)] = shown
         page = _html(title, sections, images, lead)
         # Names may be of bytes that are no text.
         (temporary / PAGE).write_text(page, encoding="utf-8", errors="replace")
@@ -164,20 +172,6 @@ def _unused(folder: pathlib.Path, name: str) -> pathlib.Path:
         number += 1
         path = files.inside(folder, f"{name}_{number}.png")
     return path
-
-
-def _image(data: bytes, picture: Picture) -> dict:
-    """Returns what an `<img>` takes, from a picture's PNG; the file itself is in its `source`."""
-    from PIL import Image
-
-    kind, examined = "png", photo_files.examine(data)
-    width, height = examined.header.width, examined.header.height
-    if picture.photographs:
-        jpeg, image = io.BytesIO(), Image.fromarray(examined.decode(upright=False))
-        image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        kind, data = "jpeg", jpeg.getvalue()
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return {"source": source, "width": width, "height": height, "broad": width > _BROAD * height}
 
 
 # --- the page ------------------------------------------------------------------------

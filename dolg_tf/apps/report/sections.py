@@ -43,19 +43,19 @@ class ReportSection:
     words: str = ""
 
 
-# In the order of the page.
+# In the order of the page: how good it is and what it finds, before curves.
 REPORT_SECTIONS: dict[str, ReportSection] = {
-    "Training": ReportSection(training_curves.show, "run"),
     "Scores": ReportSection(scores.show, "evaluations"),
     "Queries": ReportSection(queries.show, "scores", headings=True),
+    "Why do these match?": ReportSection(matches.show, "model", headings=True, words=matches.WORDS),
+    "What a descriptor saw": ReportSection(
+        descriptor_maps.show, "model", headings=True, words=descriptor_maps.WORDS
+    ),
     "Precision and recall": ReportSection(precision_recall.show, "descriptors"),
     "Similarities": ReportSection(similarities.show, "descriptors"),
     "Distractors": ReportSection(distractors.show, "descriptors"),
     "Map of the descriptors": ReportSection(embedding_map.show, "descriptors"),
-    "What a descriptor saw": ReportSection(
-        descriptor_maps.show, "model", headings=True, words=descriptor_maps.WORDS
-    ),
-    "Why do these match?": ReportSection(matches.show, "model", headings=True, words=matches.WORDS),
+    "Training": ReportSection(training_curves.show, "run"),
 }
 
 
@@ -113,6 +113,20 @@ def _load_for(one: Evaluation, load: Load) -> LoadedModel:
     if own and model.about.model_hash != own:
         raise InputError(f"--saved_model={model.path} is not the model of the descriptors")
     return model
+
+
+def without_empty(sections: Sequence[Section]) -> list[Section]:
+    """Returns sections that show something, and a last one with the reasons for those that do not.
+
+    Reasons that sections share appear once.
+    """
+    shown = [section for section in sections if not section.is_empty]
+    reasons = {}
+    for section in sections:
+        for note in section.notes if section.is_empty else ():
+            reasons.setdefault(note, []).append(section.title)
+    notes = [Note(text, ", ".join(titles)) for text, titles in reasons.items()]
+    return [*shown, Section("Not shown", notes)] if notes else shown
 
 
 def summary(evaluations: Sequence[Evaluation]) -> str:

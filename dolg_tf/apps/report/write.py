@@ -1,4 +1,4 @@
-"""A page that shows how good a run is: curves, scores, rankings, maps, matches.
+"""A page that shows how good a run is: scores, rankings, matches, maps, curves.
 
 dolg report --run=runs/quickstart --output=report/
 """
@@ -16,7 +16,7 @@ from dolg_tf.apps.report.run_files import (
     find_files,
     read_evaluation,
 )
-from dolg_tf.apps.report.sections import REPORT_SECTIONS, make_section, summary
+from dolg_tf.apps.report.sections import REPORT_SECTIONS, make_section, summary, without_empty
 from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
@@ -64,6 +64,7 @@ def write_report(settings: ReportConfig) -> pathlib.Path:
     names = [task.name for task in run.tasks]
     name = pathlib.Path(run.run).resolve().name if run.run else ", ".join(names)
     lead = summary(evaluations)
-    path = page.write_page(settings.output, f"Retrieval report: {name}", sections, lead)
+    shown = without_empty(sections)
+    path = page.write_page(settings.output, f"Retrieval report: {name}", shown, lead)
     log.info("%s: written", path)
     return path

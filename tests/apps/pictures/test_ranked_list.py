@@ -46,7 +46,7 @@ def test_a_name_is_no_formula():
 
 
 def test_box_is_drawn_only_where_there_is_one():
-    colour = ranked_list._BOX_COLOUR
+    colour = ranked_list.BOX_COLOUR
     assert _count(_pixels(ranked_list.ranked_list([_row("positive")])), colour) == 0
     boxed = ranked_list.ranked_list([_row("positive", box=(5, 5, 30, 20))])
     assert _count(_pixels(boxed), colour) > 100

@@ -111,6 +111,7 @@ def test_a_quickstart_is_shown_whole(whole, check_self_contained):
     page = check_self_contained(whole.read_text())
     text = _text(page)
     assert EVIL in text and text.count("Not shown") == 1
+    assert f"Of one value throughout metric value {EVIL} train 1" in text
     titles = [part for part in page.text if part in REPORT_SECTIONS]
     assert titles == [*REPORT_SECTIONS] * 2 and len(page.all("section")) == len(REPORT_SECTIONS)
     assert "Not shown: a mistaken pair: each query of unseen landmarks finds" in text
@@ -121,7 +122,16 @@ def test_a_quickstart_is_shown_whole(whole, check_self_contained):
     expected |= {f"match_right_{task}" for task in tasks} | {"match_mistaken_seen_landmarks"}
     expected |= {"worst_seen_landmarks", "saw_unseen_landmarks_1"}
     expected |= {f"saw_seen_landmarks_{number}" for number in (1, 2, 3)}
-    assert expected < names and len(names) == len(expected) + 1 == len(page.all("img"))
+    # Unseen landmarks are found without a mistake, whatever the recall, and no distractor intrudes.
+    expected -= {"precision_recall_unseen_landmarks", "distractors_unseen_landmarks"}
+    assert expected == names
+    assert "Unseen landmarks: precision is the same at each recall: easy 100.0 %" in text
+    assert "Unseen landmarks: mAP stays the same among up to 30 distractors: easy 100.0 %" in text
+    lists = sum(name.startswith(("best", "worst")) for name in names)
+    in_lists = sum(image["alt"].startswith("rank ") for image in page.all("img"))
+    queries = len(page.all("ol"))
+    assert queries == 4 and in_lists == 10 * queries
+    assert len(page.all("img")) == len(names) - lists + in_lists + queries
     alts = " ".join(image["alt"] for image in page.all("img"))
     assert "30 distractors" in alts and "the threshold 0.500 is reached by" in alts
     assert "train from 8 to 6 at step 3" in alts

@@ -24,6 +24,9 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     found = scores_by_distractors(
         one.truth, one.inputs.queries, one.inputs.index, one.inputs.distractors
     )
+    if not any(len(set(found[level])) > 1 for level in LEVELS):
+        yield f"{one.name.capitalize()}: {describe_constant(found)}"
+        return
     caption = (
         f"mAP of {one.name} among growing parts of the distractors, drawn at random, each part "
         "within the next; without re-ranking."
@@ -106,6 +109,14 @@ def distractor_curve(found: Mapping[str, list]):
     axes.set_ylim(0, 102)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def describe_constant(found: Mapping[str, list]) -> str:
+    """Returns in words that distractors change nothing."""
+    parts = [
+        f"{level} {percent(found[level][0])}" for level in LEVELS if found[level][0] is not None
+    ]
+    return f"mAP stays the same among up to {found['sizes'][-1]:,} distractors: {', '.join(parts)}."
 
 
 def describe_distractors(found: Mapping[str, list]) -> str:

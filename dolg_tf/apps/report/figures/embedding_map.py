@@ -28,7 +28,7 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     found = map_photos(one.truth, one.inputs.queries, one.inputs.index)
     caption = (
         f"Photos of {one.name}: PCA, then t-SNE. Each landmark has a colour and a mark; "
-        "queries are larger, with a black rim; grey points show no query's landmark. Only "
+        "queries are larger, with a rim; grey points show no query's landmark. Only "
         "nearness has a meaning."
     )
     figure, alt = embedding_map(found), describe_map(found)

@@ -19,6 +19,10 @@ def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
     curves, scores = mean_precision(one.places), one.plain_scores
     if not curves:
         raise InputError(f"no query of {one.name} has a positive photo")
+    if not any(np.ptp(curve) for curve in curves.values()):
+        parts = [f"{level} {percent(curve[0])}" for level, curve in curves.items()]
+        yield f"{one.name.capitalize()}: precision is the same at each recall: {', '.join(parts)}."
+        return
     caption = (
         f"Interpolated precision, mean over the queries of {one.name}; search without "
         "distractors and re-ranking."

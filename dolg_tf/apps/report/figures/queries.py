@@ -17,19 +17,23 @@ _SHOWN, _TOP = 4, 10  # queries of a ranked list, and photos of each
 
 
 def show(run: RunFiles, one: Evaluation) -> Iterator[Block]:
-    """Shows the average precision of each query, and what the best and the worst find."""
+    """Shows what the best and the worst queries find, and the average precision of each."""
     ap = one.own_scores[LEVEL]["AP"]
     if all(value is None for value in ap):
         raise InputError(f"no query of {one.name} has a positive photo at level {LEVEL}")
     caption = f"Average precision of each query, {one.name}, level {LEVEL}."
     method = (one.own_scores["protocol"].get("rerank") or {}).get("method", "none")
     if method != "none":
-        caption += f" Re-ranked by {method}; the rankings below are not."
+        caption += f" Re-ranked by {method}; the ranked lists are not."
+    lists, reason = [], one.lacking(run, "photos")
+    try:
+        lists = [] if reason else list(_best_and_worst(one))
+    except InputError as error:  # such as a photo that is gone: the numbers are still there
+        reason = str(error)
+    yield from lists
     yield Picture(f"queries_{slug(one.name)}", ap_bars(ap), describe_ap(ap), caption)
-    if reason := one.lacking(run, "photos"):
+    if reason:
         yield Note(f"the best and worst queries: {reason}")
-    else:
-        yield from _best_and_worst(one)
 
 
 def spread(one: Evaluation, count: int) -> list[int]:
@@ -78,10 +82,10 @@ def _best_and_worst(one: Evaluation) -> Iterator[Block]:
         caption = (
             f"The {word} queries of {one.name} by AP at level {LEVEL}, from above: "
             f"{', '.join(ids)}. Right photos have a green frame, wrong ones a red one, those that "
-            "do not count a grey one; under each photo, its rank and similarity."
+            "do not count a dashed grey one; under each photo, its rank and similarity."
         )
         name = f"{word}_{slug(one.name)}"
-        yield Picture(name, ranked_list(rows), alt, caption, wide=True, photographs=True)
+        yield Picture(name, ranked_list(rows), alt, caption, wide=True, rows=rows)
 
 
 def ap_bars(ap: Sequence[float | None]):

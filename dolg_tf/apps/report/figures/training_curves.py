@@ -45,9 +45,14 @@ def show(run: RunFiles) -> Iterator[Block]:
         yield Note(f"{where}; give the run directory of a training: --run.")
         return
     metrics = read_metrics(run.metrics)
+    level = {name: splits for name, splits in metrics.items() if not varies(splits)}
     for name, splits in metrics.items():
-        figure, alt = training_curve(name, splits), describe_curve(name, splits)
-        yield Picture(f"training_{slug(name)}", figure, alt)
+        if name not in level:
+            figure, alt = training_curve(name, splits), describe_curve(name, splits)
+            yield Picture(f"training_{slug(name)}", figure, alt)
+    if level:
+        rows = [(NAMES.get(name, name), values_of(splits)) for name, splits in level.items()]
+        yield Table(("metric", "value"), rows, "Of one value throughout", numbers=False)
     if not metrics:
         yield Note(f"{run.metrics} holds no metric yet.")
     if run.config:
@@ -86,6 +91,16 @@ def read_metrics(path: files.Path) -> dict[str, dict[str, Curve]]:
 def _curve(points: list[tuple[int, float]]) -> Curve:
     steps, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def varies(splits: Mapping[str, Curve]) -> bool:
+    """Returns whether a metric has two values in a split, so that there is a curve to draw."""
+    return any(len(np.unique(values[np.isfinite(values)])) > 1 for _, values in splits.values())
+
+
+def values_of(splits: Mapping[str, Curve]) -> str:
+    """Returns the last value of each split, in words."""
+    return ", ".join(f"{split} {values[-1]:.4g}" for split, (_, values) in splits.items())
 
 
 def training_curve(name: str, splits: Mapping[str, Curve]):

@@ -53,3 +53,12 @@ def test_a_pipe_in_the_place_of_the_metrics(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(InputError, match=r"metrics\.jsonl: not a file"):
         training_curves.read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_metric_of_one_value_is_no_curve():
+    steps = np.array([1, 2])
+    level = {"train": (steps, np.array([3.0, 3.0])), "validation": (steps[:1], np.array([4.0]))}
+    assert not training_curves.varies(level)
+    assert training_curves.values_of(level) == "train 3, validation 4"
+    assert not training_curves.varies({"train": (steps, np.array([np.nan, 2.0]))})
+    assert training_curves.varies(level | {"retrieval": (steps, np.array([1.0, 2.0]))})
