@@ -1,6 +1,7 @@
 # `make quickstart`, `make test`: both set up their environment in .venv first.
 PYTHON ?= python3
 PHOTOS ?=
+QUERY ?=
 # Further flags of the quickstart, such as --max_steps=100.
 FLAGS ?=
 # Stages that `make bench` measures again, such as records,search; empty: all.
@@ -8,12 +9,14 @@ ONLY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEARCH := $(VENV)/.installed-search
 TESTS := $(VENV)/.installed-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pictures test test-slow bench lint clean
+.PHONY: help install search quickstart pictures test test-slow bench lint clean
 
 help:
+	@echo "make search PHOTOS=folder       your own photos: where else is this place? No labels needed"
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
 	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
@@ -33,7 +36,17 @@ $(TESTS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# The page, ready weights and HEIC.
+$(SEARCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[search,photos]'
+	@touch $@
+
 install: $(STAMP)
+
+# QUERY=photo.jpg answers on the terminal; without it, a page opens.
+search: $(SEARCH)
+	@test -n '$(PHOTOS)' || { echo "which photos? make search PHOTOS=folder"; exit 1; }
+	$(BIN)/dolg search '$(PHOTOS)' $(if $(QUERY),--query='$(QUERY)') $(FLAGS)
 
 quickstart: $(STAMP)
 	$(BIN)/dolg quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)

@@ -23,6 +23,11 @@ class Command(typing.NamedTuple):
 _HELP = ("help", "h")
 # In the order of the work.
 COMMANDS = {
+    "search": Command(
+        "where else is this place? Search your own photos",
+        "dolg_tf.pipelines.own_photos.command:search",
+        continues=True,
+    ),
     "quickstart": Command(
         "the whole chain, from photos to a scored report",
         "dolg_tf.pipelines.quickstart:quickstart",

@@ -20,7 +20,6 @@ import time
 import numpy as np
 from timing import OwnMemory, Timer, status
 
-from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.index import stages
 from dolg_tf.retrieval.rows import blocks
 
@@ -64,7 +63,7 @@ def write_set(folder: pathlib.Path, rows: int, width: int, queries: int) -> np.n
     stored.flush()
     (folder / "ids.txt").write_text("".join(f"{row:08d}\n" for row in range(rows)))
     meta = dict.fromkeys(("image_root", "crop", "whitening")) | {"dtype": "float32"}
-    meta |= {"format_version": descriptors.FORMAT_VERSION, "model_hash": "made up", "bad": []}
+    meta |= {"format_version": 1, "model_hash": "made up", "bad": []}
     meta |= {"scales": [1.0], "max_side": 0}
     (folder / "meta.json").write_text(json.dumps(meta))
     return block

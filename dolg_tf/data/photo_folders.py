@@ -11,7 +11,7 @@ import os
 import pathlib
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from dolg_tf.data import photo_files
 from dolg_tf.data.photo_ids import SUFFIXES, check_name, id_of, split_suffix
@@ -68,26 +68,59 @@ def is_photo(path: str, name: str) -> bool:
 # --- all photos of a folder --------------------------------------------------------------
 
 
-class _Walk:
-    """The photos below a folder."""
+class Walk:
+    """The photos below a folder, those of a folder before those of its folders.
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = str(folder)
+    Args:
+      folder: the folder.
+      without: paths of folders that are passed over.
+      faults: is given (path, reason) of each folder that cannot be read; None: that is an error.
+
+    Attributes:
+      others, raws, hidden, links: files that are no photos, camera raws, hidden files and folders,
+        and links to folders that were passed over.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        without: Collection[str] = (),
+        faults: list[tuple[str, str]] | None = None,
+    ):
+        self._folder, self._without, self._faults = str(folder), without, faults
         self.others = self.raws = self.hidden = self.links = 0
         self.shared = []  # photos that keep their suffixes, as their ids would be the same
 
     def photos(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Yields id and file of each photo, those of a folder before those of its folders.
+        """Yields id and file of each photo.
 
         Args:
           prefix: what ids of photos in the folder itself begin with.
         """
+        for found in self._folders(prefix):
+            yield from self._of_folder(*found)
+
+    def named(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yields name and file of each photo; a name is an id with suffix."""
+        for folder, start, names, _ in self._folders(prefix):
+            for name in names:
+                yield f"{start}{name}", f"{folder}/{name}"
+
+    def _folders(self, prefix: str) -> Iterator[tuple[str, str, list[str], list[str]]]:
+        """Yields path, prefix, photos and other files of each folder."""
         todo = [(self._folder, prefix)]
         while todo:
             folder, prefix = todo.pop()
-            names, folders, others = self._scan(folder)
-            yield from self._of_folder(folder, prefix, names, others)
-            todo += [(f"{folder}/{name}", f"{prefix}{name}/") for name in reversed(folders)]
+            try:
+                names, folders, others = self._scan(folder)
+            except OSError as error:
+                if self._faults is None:
+                    raise
+                self._faults.append((folder, error.strerror))
+                continue
+            yield folder, prefix, names, others
+            below = [(f"{folder}/{name}", f"{prefix}{name}/") for name in reversed(folders)]
+            todo += [one for one in below if one[0] not in self._without]
 
     def _scan(self, folder: str) -> tuple[list[str], list[str], list[str]]:
         """Returns the names of the photos, folders and other files in a folder, sorted."""
@@ -142,7 +175,7 @@ def photos_below(folder: pathlib.Path, root: pathlib.Path) -> list[tuple[str, st
       OSError: when a folder cannot be read.
     """
     inside = folder.relative_to(root).as_posix()
-    walk = _Walk(folder)
+    walk = Walk(folder)
     found = list(walk.photos("" if inside == "." else f"{inside}/"))
     if walk.others:
         log.info("%s: %d other files (not photos) are ignored", folder, walk.others)
@@ -171,17 +204,25 @@ class Finder:
     """Finds photos by name, reading each folder once.
 
     Args:
-      root: what names are relative to.
+      root: what names are relative to; of several folders, by the label with which names begin.
     """
 
-    def __init__(self, root: files.Path):
-        self._root = pathlib.Path(root)
+    def __init__(self, root: files.Path | Mapping[str, files.Path]):
+        self._roots = root if isinstance(root, Mapping) else {"": root}
         self._folders, self._named = {}, {}
 
     def _folder(self, name: str) -> str:
-        """Returns the path of a folder."""
+        """Returns the path of a folder.
+
+        Raises:
+          InputError: when the name leads out of its root, or begins with no label.
+        """
         if name not in self._folders:
-            self._folders[name] = str(files.inside(self._root, name))
+            label, rest = ("", name) if "" in self._roots else name.partition("/")[::2]
+            if label not in self._roots:
+                known = ", ".join(self._roots)
+                raise InputError(f"{name!r} is in none of the folders {known}")
+            self._folders[name] = str(files.inside(self._roots[label], rest))
         return self._folders[name]
 
     def _names(self, folder: str, id_: str) -> list[str]:

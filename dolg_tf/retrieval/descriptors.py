@@ -1,8 +1,8 @@
 """The descriptor set: what extraction writes and search and scoring read.
 
 A directory with `ids.txt` (one id per line: the photo's path relative to the image root, without
-suffix), `descriptors-%05d-of-%05d.npy` (rows in the order of the ids, float32 or float16) and
-`meta.json`.
+suffix; in format 2 with it, see `meta`), `descriptors-%05d-of-%05d.npy` (rows in the order of the
+ids, float32 or float16) and `meta.json`.
 """
 
 import dataclasses
@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from dolg_tf.retrieval import joining, norms
-from dolg_tf.retrieval.meta import check_meta, with_defaults
+from dolg_tf.retrieval.meta import FORMAT_VERSIONS, check_meta, format_version, with_defaults
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import checksums, files, workshop
 from dolg_tf.stage.config import InputError, flags_of
 
-FORMAT_VERSION = 1
 _META_KEYS = ("image_root", "model_hash", "scales", "crop", "max_side", "dtype", "whitening", "bad")
 UNFINISHED = "unfinished"  # folder inside an unfinished set, see `extract.shards`
 _SHARD = re.compile(r"descriptors-(\d{5})-of-(\d{5})\.npy")
@@ -147,7 +146,7 @@ def write(
     if ids is None or len(ids) != len(rows):
         raise InputError(f"{path}: {len(rows)} descriptors need as many ids")
     check_ids(ids, path)
-    meta = {"dtype": "float32", **descriptors.meta, "format_version": FORMAT_VERSION}
+    meta = {"dtype": "float32", **descriptors.meta}
     shards = max(1, -(-len(rows) // shard_rows))
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
@@ -175,6 +174,7 @@ def write_about(path: pathlib.Path, ids: Iterable[str], meta: dict) -> None:
             raise InputError(f"{path}: meta has no {key!r}")
     files.write_text(path / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
     names = [file.name for file in _shards(path)]
+    meta = {**meta, "format_version": format_version(meta)}
     checksums.write_json(path / "meta.json", meta, checksums.of_files(path, ["ids.txt", *names]))
 
 
@@ -220,7 +220,7 @@ def read(path: files.Path, normalize: bool = False, remedy: str = norms.REMEDY) 
         raise InputError(f"{path}: no such descriptor set; `dolg extract` writes one")
     if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
         raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
-    meta, sums = checksums.read_json(path / "meta.json", FORMAT_VERSION, _REMEDY)
+    meta, sums = checksums.read_json(path / "meta.json", FORMAT_VERSIONS, _REMEDY)
     check_meta(meta, _META_KEYS, path / "meta.json", _REMEDY)
     shards = _shards(path)
     checksums.check(path, {name: sums[name] for name in sums if name == "ids.txt"}, _REMEDY)

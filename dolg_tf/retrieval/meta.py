@@ -8,6 +8,9 @@ from typing import Any
 from dolg_tf.stage.config import InputError
 
 DTYPES = ("float32", "float16")  # in which rows are stored
+# Of descriptor sets and indexes. In version 2 ids keep their suffixes, and begin with the label of
+# a folder of `image_roots`, unless there is only one, whose label is empty.
+FORMAT_VERSIONS = (1, 2)
 _SIDE_LIMIT = 1 << 31
 
 
@@ -30,6 +33,10 @@ def _is_whitening(value) -> bool:
     return value is None or isinstance(value, str | dict)
 
 
+def _are_roots(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(root, str) for root in value.values())
+
+
 def _is_bad(value) -> bool:
     return isinstance(value, list) and all(
         isinstance(photo, dict) and "id" in photo for photo in value
@@ -39,6 +46,7 @@ def _is_bad(value) -> bool:
 # Sets from other tools do not know how they were made: None.
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "image_root": (_none_or(str), "a folder"),
+    "image_roots": (_are_roots, "folders by label"),
     "model_hash": (_none_or(str), "a string"),
     "scales": (_is_scales, "a list of positive numbers"),
     "crop": (_none_or(bool), "true or false"),
@@ -50,6 +58,18 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "query_scale": (_none_or(str), "a string"),
     "box_rounding": (_none_or(str), "a string"),
 }
+
+
+def format_version(meta: Mapping) -> int:
+    """Returns the version in which a set or index with this metadata is written."""
+    return FORMAT_VERSIONS["image_roots" in meta]
+
+
+def roots(meta: Mapping) -> dict[str, str]:
+    """Returns the folders of the photos by label; {}: they are not known."""
+    if "image_roots" in meta:
+        return dict(meta["image_roots"])
+    return {"": meta["image_root"]} if meta.get("image_root") else {}
 
 
 def with_defaults(meta: dict) -> dict:

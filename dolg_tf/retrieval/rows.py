@@ -79,6 +79,27 @@ class Rows:
         return np.asarray(self[:], dtype)
 
 
+class Reordered:
+    """Rows in another order, or some of them: read by slices and by number.
+
+    Args:
+      rows: (N, D), `Rows` or an array.
+      order: int (M,), rows.
+    """
+
+    ndim = 2
+
+    def __init__(self, rows, order: np.ndarray):
+        self._rows, self._order = rows, order
+        self.shape = (len(order), rows.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self._rows[self._order[key]]
+
+
 def blocks(rows, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (first row, float32 (up to `size`, D)) of `Rows` or an array, in order."""
     for start in range(0, len(rows), size):

@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from crc32c import crc32c
@@ -75,12 +75,14 @@ def write_json(path: files.Path, about: dict, sums: dict[str, str]) -> None:
     files.write_json(path, about)
 
 
-def read_json(path: files.Path, format_version: int, remedy: str) -> tuple[dict, dict[str, str]]:
+def read_json(
+    path: files.Path, format_version: int | Collection[int], remedy: str
+) -> tuple[dict, dict[str, str]]:
     """Reads JSON that may have checksums.
 
     Args:
       path: the file.
-      format_version: what its key `format_version` must say.
+      format_version: what its key `format_version` must say, or one of several.
       remedy: the end of the error message.
 
     Returns:

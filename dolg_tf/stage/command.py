@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from absl import flags
 
 from dolg_tf.stage import files, quiet, signals
-from dolg_tf.stage.config import InputError, default_text, define_flags, from_flags, options
+from dolg_tf.stage.config import (
+    InputError,
+    default_text,
+    define_flags,
+    from_flags,
+    options,
+    words_of,
+)
 
 # What moves a terminal's cursor, colours, reorders or cannot be encoded: controls but for tab and
 # line feed, marks of writing direction, line separators, halves of surrogate pairs.
@@ -110,10 +117,10 @@ def run(
         rest = flags.FLAGS([program, *words])[1:]
         if flags.FLAGS.help:
             show(_help_text(program, stage.__doc__ or "", classes, recipes or {}))
-        elif rest:
+        elif rest and not words_of(*classes):
             raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
         else:
-            stage(*(from_flags(cls) for cls in classes))
+            stage(*(from_flags(cls, rest=rest) for cls in classes))
     sys.exit(0)
 
 
@@ -210,13 +217,17 @@ def _read_flagfiles(arguments: Sequence[str]) -> list[str]:
 def _help_text(
     program: str, doc: str, classes: Sequence[type], recipes: Mapping[str, pathlib.Path]
 ) -> str:
-    usage = f"usage: {program} [--flagfile=FILE] [--flag=value ...]"
+    field = words_of(*classes)
+    taken = f" {field.name.upper()} [{field.name.upper()} ...]" if field else ""
+    usage = f"usage: {program}{taken} [--flagfile=FILE] [--flag=value ...]"
     lines = [usage.replace(" [--flag=", " [--recipe=NAME] [--flag=") if recipes else usage, ""]
     if doc:
         lines += [inspect.cleandoc(doc).split("\n\n")[0], ""]
     if recipes:
         text = f"the flags of a recipe, which later flags override (one of {', '.join(recipes)})"
         lines += ["  --recipe", *_wrapped(text)]
+    if field:
+        lines += [f"  {field.name.upper()}", *_wrapped(f"{field.metadata['words']} (required)")]
     for cls in classes:
         # Those that must be given first, also when a stage inherits others.
         for field in sorted(options(cls), key=lambda field: default_text(field) != "required"):

@@ -16,6 +16,15 @@ class InputError(ValueError):
     """Bad input that the user can mend: commands print it as one line, without a traceback."""
 
 
+def words(help: str):
+    """Returns a dataclass field of the words that stand on the command line without a flag.
+
+    Args:
+      help: what they are, as `--help` prints it; the field's name in capitals stands for them.
+    """
+    return dataclasses.field(default=(), metadata={"words": help})
+
+
 def option(help: str, default=dataclasses.MISSING, *, unit: str = "", choices: Sequence[str] = ()):
     """Returns a dataclass field that is also a flag.
 
@@ -121,6 +130,12 @@ def options(cls: type) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
 
 
+def words_of(*classes: type) -> dataclasses.Field | None:
+    """Returns the field of the words that a command takes besides flags; None: it takes none."""
+    fields = (field for cls in classes for field in dataclasses.fields(cls))
+    return next((field for field in fields if "words" in field.metadata), None)
+
+
 def default_text(field: dataclasses.Field) -> str:
     """Returns the default of an option as `--help` prints it, or "required"."""
     if field.default is dataclasses.MISSING:
@@ -167,15 +182,22 @@ def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None
                 define(name, default, help, **common)
 
 
-def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS):
+def from_flags(cls: type, values: flags.FlagValues = flags.FLAGS, rest: Sequence[str] = ()):
     """Returns `cls` from the parsed flags.
 
     `~` at the start of a text is the user's home.
+
+    Args:
+      cls: a configuration dataclass.
+      values: the flags.
+      rest: the words without flags, for the field of `words`, if it has one.
 
     Raises:
       InputError: on a required flag without value, or a list element of the wrong type.
     """
     hints, kwargs = typing.get_type_hints(cls), {}
+    if field := words_of(cls):
+        kwargs[field.name] = tuple(map(_expanded, rest))
     for field in options(cls):
         name, value = field.name, values[field.name].value
         if value is None and not _may_be_unset(hints[name]):

@@ -14,7 +14,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO
 
 from dolg_tf.stage import workshop
@@ -208,12 +208,13 @@ def refuse_other_than_file(path: Path) -> None:
         raise InputError(f"{path}: not a file")
 
 
-def read_json(path: Path, format_version: int | None = None):
+def read_json(path: Path, format_version: int | Collection[int] | None = None):
     """Reads JSON.
 
     Args:
       path: the file.
-      format_version: what its key `format_version` must say; None: it has no such key.
+      format_version: what its key `format_version` must say, or one of several; None: it has no
+        such key.
 
     Raises:
       InputError: when there is no such file, it is not JSON, or the version is another.
@@ -230,9 +231,11 @@ def read_json(path: Path, format_version: int | None = None):
         raise InputError(f"{path}: not JSON ({error})") from error
     if format_version is not None:
         found = value.get("format_version") if isinstance(value, dict) else None
-        if found != format_version:
+        read = (format_version,) if isinstance(format_version, int) else format_version
+        if found not in read:
             raise InputError(
-                f"{path}: format_version is {found!r}, this release reads {format_version}; "
+                f"{path}: format_version is {found!r}, this release reads "
+                f"{' and '.join(map(str, read))}; "
                 "install the release that wrote it, or write it again"
             )
     return value

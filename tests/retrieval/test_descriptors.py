@@ -122,8 +122,8 @@ DAMAGE = {
     "integers": (lambda f: np.save(f / SHARD, np.zeros((5, 8), int)), "int64"),
     "infinity": (lambda f: np.save(f / SHARD, np.full((5, 8), np.inf)), "row 0 is not finite"),
     "other version": (
-        lambda f: sealed.change(f / "meta.json", format_version=2),
-        "format_version is 2",
+        lambda f: sealed.change(f / "meta.json", format_version=3),
+        "format_version is 3",
     ),
 }
 

@@ -168,7 +168,7 @@ def _protocol(settings: Gldv2Config) -> dict:
     else:
         names += ["query_descriptors", "index_descriptors"]
         path = pathlib.Path(settings.query_descriptors) / "meta.json"
-        about = descriptors.with_defaults(files.read_json(path, descriptors.FORMAT_VERSION))
+        about = descriptors.with_defaults(files.read_json(path))
         made = {key: about[key] for key in SAME_SPACE}  # the index has the same
         if settings.task == "recognition":
             names += ["train_csv", "train_clean_csv", "labels_csv"]

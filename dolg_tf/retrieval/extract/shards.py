@@ -219,7 +219,7 @@ class UnfinishedSet:
         photos = self._listing.photos
         ids = [photo.id for photo in photos if not photo.fault and photo.id not in without]
         root = str(self._listing.image_root.resolve())
-        meta = {"format_version": descriptors.FORMAT_VERSION, "image_root": root, **self._meta}
+        meta = {"image_root": root, **self._meta}
         meta |= {"images": self._prints.images, "bad": bad}
         with self._writing(self.path / "ids.txt"):
             descriptors.write_about(self.path, ids, meta)

@@ -19,12 +19,11 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
-from dolg_tf.retrieval.meta import check_meta, with_defaults
+from dolg_tf.retrieval.meta import FORMAT_VERSIONS, check_meta, format_version, with_defaults
 from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import checksums, files, progress, workshop
 from dolg_tf.stage.config import InputError
 
-FORMAT_VERSION = 1
 _REMEDY = "build the index again"
 KINDS = ("flat", "ivfpq")
 # What a model says of its descriptors.
@@ -221,7 +220,7 @@ def read_meta(path: pathlib.Path) -> dict:
     file = path / "meta.json"
     if not workshop.recover(file):
         raise InputError(f"{path}: no index; `dolg index build` writes one")
-    meta, _ = checksums.read_json(file, FORMAT_VERSION, _REMEDY)
+    meta, _ = checksums.read_json(file, FORMAT_VERSIONS, _REMEDY)
     check_meta(meta, _META_KEYS, file, _REMEDY)
     least, calibration = [(meta["rows"], 1), (meta["width"], 1)], meta["calibration"]
     if meta["kind"] == "ivfpq":
@@ -306,7 +305,7 @@ def write(
         write_faiss(temporary / "index.faiss")
         files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
         sums = {name: files.sha256(temporary / name) for name in ("index.faiss", "ids.txt")}
-        about = {"format_version": FORMAT_VERSION, **meta, "rows": len(ids), "sha256": sums}
+        about = {**meta, "format_version": format_version(meta), "rows": len(ids), "sha256": sums}
         checksums.write_json(temporary / "meta.json", about, {})
 
 

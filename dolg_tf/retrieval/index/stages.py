@@ -24,7 +24,7 @@ from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.norms import NormConfig
-from dolg_tf.retrieval.rows import Rows
+from dolg_tf.retrieval.rows import Reordered, Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table
@@ -32,22 +32,6 @@ from dolg_tf.stage.tables import write_table
 log = logging.getLogger(__name__)
 
 _SAID = 20  # queries whose answers are logged
-
-
-class _Reordered:
-    """`Rows` or an array in another order: read by slices and by number."""
-
-    ndim = 2
-
-    def __init__(self, rows, order: np.ndarray):
-        self._rows, self._order = rows, order
-        self.shape = (len(order), rows.shape[1])
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, key) -> np.ndarray:
-        return self._rows[self._order[key]]
 
 
 def _order(ids) -> np.ndarray:
@@ -105,8 +89,8 @@ def _build(
             f"{found.source}: an index needs a descriptor set with the ids of its photos"
         )
     order = _order(found.ids)
-    ids, rows = [found.ids[row] for row in order], _Reordered(found.descriptors, order)
-    kept = ("image_root", *directory.SAME_MAKING)
+    ids, rows = [found.ids[row] for row in order], Reordered(found.descriptors, order)
+    kept = ("image_root", "image_roots", *directory.SAME_MAKING)
     meta = {key: found.meta[key] for key in kept if key in found.meta}
     meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
     if made is None:
@@ -290,7 +274,7 @@ def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
     order = kept[_order([ids[row] for row in kept])]
     if index.approximate is None:
         rows = Rows([index.descriptors] + ([new.descriptors] if new else []))
-        write = functools.partial(directory.write_flat, _Reordered(rows, order))
+        write = functools.partial(directory.write_flat, Reordered(rows, order))
     else:
         if new:
             ivfpq.add(index.approximate, new.descriptors, len(index))

@@ -42,6 +42,23 @@ def _weights(scores: np.ndarray, alpha: float) -> np.ndarray:
     return np.maximum(scores, 0) ** alpha
 
 
+def expand(
+    queries: np.ndarray, neighbours: np.ndarray, scores: np.ndarray, alpha: float
+) -> np.ndarray:
+    """Returns unit(q + sum of max(score, 0) ** alpha * x over the neighbours x of each query q).
+
+    Args:
+      queries: float32 (Q, D), unit rows.
+      neighbours: float32 (Q, K, D), unit rows.
+      scores: float32 (Q, K), of the neighbours; 0: it does not count, unless alpha is 0.
+      alpha: 0 or more.
+
+    Raises:
+      InputError: when a query and its neighbours cancel out.
+    """
+    return _weighted_mean(queries, neighbours, _weights(scores, alpha))
+
+
 def alpha_qe(queries: np.ndarray, index, k: int, alpha: float) -> np.ndarray:
     """Returns each query averaged with its k best photos: alpha query expansion.
 
@@ -63,8 +80,7 @@ def alpha_qe(queries: np.ndarray, index, k: int, alpha: float) -> np.ndarray:
     expanded = np.empty(queries.shape, np.float32)
     for start, block in blocks(queries, _BLOCK):
         scores, rows = search(index, block, k)
-        mean = _weighted_mean(block, index[rows], _weights(scores, alpha))
-        expanded[start : start + len(block)] = mean
+        expanded[start : start + len(block)] = expand(block, index[rows], scores, alpha)
     return expanded
 
 

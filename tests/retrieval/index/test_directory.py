@@ -113,8 +113,8 @@ DAMAGE = {
     "a list": ("meta.json", lambda f: f.write_text("[1]"), "format_version is None"),
     "later release": (
         "meta.json",
-        lambda f: sealed.change(f, format_version=2),
-        "format_version is 2",
+        lambda f: sealed.change(f, format_version=3),
+        "format_version is 3",
     ),
     "no key": (
         "meta.json",

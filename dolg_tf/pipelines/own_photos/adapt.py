@@ -1,0 +1,275 @@
+"""The search is adapted to the photos: a whitening, places and a threshold, from the photos alone.
+
+`searched` holds them with the index, and is replaced as a whole. It is learned again when a tenth
+of the photos have changed; until then new photos are whitened as the others.
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dolg_tf.apps.demo.collection import Searchable, Threshold
+from dolg_tf.evaluation.group_pairs import estimate_threshold
+from dolg_tf.pipelines.own_photos.journal import Entry
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.exact.search import search
+from dolg_tf.retrieval.index import directory
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.rows import Reordered
+from dolg_tf.retrieval.whitening import choose
+from dolg_tf.retrieval.whitening.choose import Adapted, Grouping
+from dolg_tf.retrieval.whitening.groups import NONE
+from dolg_tf.retrieval.whitening.stages import WhitenedRows
+from dolg_tf.runtime.whitening import Whitening, load_whitening, write_whitening
+from dolg_tf.stage import files, workshop
+from dolg_tf.stage.config import InputError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_CHANGED = 0.1  # share of changed photos from which it is learned again
+_ABOUT, _WHITENING, _GROUPS, _LEARNED = "about.json", "whitening.npz", "groups.npy", "learned.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """What is searched.
+
+    Attributes:
+      index: of all photos, by id.
+      whitening: of their descriptors; None: they are searched as the network gives them.
+      labels: int64 (N,), the place of each photo, `NONE` for none.
+      learned: uint64, sorted: which photos it was learned from.
+      words: what was chosen and why, for people.
+      images: of the descriptor set.
+    """
+
+    index: Index
+    whitening: Whitening | None
+    labels: np.ndarray
+    learned: np.ndarray
+    words: str
+    images: str
+
+    @functools.cached_property
+    def searchable(self) -> Searchable:
+        """The photos as the page and the terminal search them."""
+        return dataclasses.replace(
+            _searchable(self.index.ids, self.index.descriptors, self.whitening),
+            places=_places(self.labels, self.index.descriptors),
+            threshold=_threshold(self.index.meta["calibration"]),
+            note=self.words,
+        )
+
+
+def _searchable(ids: Sequence[str], rows, whitening: Whitening | None) -> Searchable:
+    if whitening is None:
+        return Searchable(ids, rows)
+    return Searchable(ids, rows, functools.partial(whiten, whitening))
+
+
+def searchable_so_far(ids: tuple[str, ...], raw, whitening: Whitening | None) -> Searchable:
+    """Returns photos as they can be searched while others are described.
+
+    Args:
+      ids: of the photos.
+      raw: (N, C) their descriptors as the network gives them, `Rows` or an array.
+      whitening: learned before; None: there is none yet.
+    """
+    photos = DescriptorSet(ids, raw)
+    return _searchable(
+        ids, raw if whitening is None else WhitenedRows(photos, whitening), whitening
+    )
+
+
+def whiten(whitening: Whitening, raw: np.ndarray) -> np.ndarray:
+    """Returns descriptors (Q, C) as those of the index were whitened, unit rows (Q, D)."""
+    rows = (raw - whitening.mean) @ whitening.projection
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _places(labels: np.ndarray, rows) -> list[np.ndarray]:
+    """Returns the rows of each place, the largest first, and first the one nearest to all."""
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+    places = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
+    found = []
+    for place in sorted(places, key=len, reverse=True):
+        block = np.asarray(rows[place], np.float32)
+        best = int(np.argmax(block @ block.mean(axis=0)))
+        found.append(np.concatenate([place[best : best + 1], np.delete(place, best)]))
+    return found
+
+
+def _threshold(calibration: dict | None) -> Threshold | None:
+    if calibration is None:
+        return None
+    pairs = calibration.get("pairs", {})
+    low, high = calibration.get("precision_interval", (None, None))
+    return Threshold(
+        calibration["threshold"],
+        estimated=bool(calibration.get("estimated")),
+        low=low,
+        high=high,
+        pairs=int(pairs.get("same", 0)),
+        precision=calibration.get("precision"),
+        warning=calibration.get("warning", ""),
+    )
+
+
+# --- on disk -------------------------------------------------------------------------
+
+
+def read(path: pathlib.Path) -> Searched | None:
+    """Returns what is searched; None: nothing was written, or it is damaged."""
+    if not workshop.recover(path / _ABOUT):
+        return None
+    try:
+        about = files.read_json(path / _ABOUT, FORMAT_VERSION)
+        index = Index.open(path / "index")
+        whitening = None
+        if about["width"]:
+            whitening = load_whitening(path / _WHITENING, about["width"])
+        labels, learned = (np.load(path / name) for name in (_GROUPS, _LEARNED))
+        if labels.shape != (len(index),):
+            raise InputError("places of other photos")
+        return Searched(index, whitening, labels, learned, about["words"], about["images"])
+    except (InputError, KeyError, TypeError, *files.DAMAGED_ARRAYS, OSError) as error:
+        log.warning("%s: the search is adapted again: %s", path, error)
+        return None
+
+
+def update(
+    path: pathlib.Path, photos: DescriptorSet, entries: dict[str, Entry], before: Searched | None
+) -> Searched:
+    """Brings what is searched in step with a descriptor set.
+
+    Args:
+      path: of the folder.
+      photos: the set.
+      entries: of its photos, by id.
+      before: what is there.
+    """
+    if before is not None and before.images == photos.meta["images"]:
+        return before
+    now = _hashes(photos.ids, entries)
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        if before is None or _share(before.learned, now) >= _CHANGED:
+            _learn(temporary, photos, now)
+        else:
+            _keep(temporary, photos, before)
+    return read(path)
+
+
+def _hashes(ids: tuple[str, ...], entries: dict[str, Entry]) -> np.ndarray:
+    """Returns 64 bits of each photo's digest, sorted."""
+    return np.sort(np.array([int(entries[id_].digest[:16], 16) for id_ in ids], np.uint64))
+
+
+def _share(before: np.ndarray, now: np.ndarray) -> float:
+    """Returns the share of photos that came or went."""
+    changed = len(np.setdiff1d(now, before)), len(np.setdiff1d(before, now))
+    return max(changed) / max(len(before), 1)
+
+
+def _learn(folder: pathlib.Path, photos: DescriptorSet, now: np.ndarray) -> None:
+    """Learns from all photos, and writes what is searched."""
+    adapted = choose.adapt(photos.descriptors)
+    words = words_of(adapted)
+    log.info("%s", words)
+    whitening, rows = None, photos.descriptors
+    if adapted.grouping.passes:
+        file = folder / _WHITENING
+        write_whitening(file, adapted.mean, adapted.projection, photos.meta["model_hash"])
+        whitening = load_whitening(file, len(adapted.mean))
+        rows = WhitenedRows(photos, whitening)
+    np.save(folder / _LEARNED, now)
+    labels = adapted.grouping.labels
+    _write(folder, photos, rows, whitening, labels, words, _estimate(rows, labels))
+
+
+def _estimate(rows, labels: np.ndarray) -> dict | None:
+    """Returns the estimated threshold, as an index stores it; None: there is none."""
+    try:
+        found = estimate_threshold(rows, labels)
+    except InputError as error:
+        log.info("no threshold for the same place: %s", error)
+        return None
+    del found["curve"]
+    return found | {"estimated": True}
+
+
+def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched) -> None:
+    """Writes what is searched with what was learned before."""
+    whitening, rows = before.whitening, photos.descriptors
+    if whitening is not None:
+        file = folder / _WHITENING
+        write_whitening(file, whitening.mean, whitening.projection, whitening.model_hash)
+        rows = WhitenedRows(photos, load_whitening(file, len(whitening.mean)))
+    np.save(folder / _LEARNED, before.learned)
+    place_of = dict(zip(before.index.ids, before.labels.tolist(), strict=True))
+    labels = np.array([place_of.get(id_, NONE) for id_ in photos.ids], np.int64)
+    new = np.array([row for row, id_ in enumerate(photos.ids) if id_ not in place_of], np.int64)
+    if before.index.threshold is not None and len(new):
+        labels[new] = _nearest_places(rows, labels, new, before.index.threshold)
+    calibration = before.index.meta["calibration"]
+    _write(folder, photos, rows, whitening, labels, before.words, calibration)
+
+
+def _nearest_places(rows, labels: np.ndarray, new: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns the places of new photos: that of the nearest other one, if it passes."""
+    grouped = np.flatnonzero(labels >= 0)
+    if not len(grouped):
+        return labels[new]
+    best = search(Reordered(rows, grouped), np.asarray(rows[new], np.float32), 1)
+    near = best.scores[:, 0] >= threshold
+    return np.where(near, labels[grouped[best.rows[:, 0]]], NONE)
+
+
+def _write(
+    folder: pathlib.Path,
+    photos: DescriptorSet,
+    rows,
+    whitening: Whitening | None,
+    labels: np.ndarray,
+    words: str,
+    calibration: dict | None,
+) -> None:
+    np.save(folder / _GROUPS, labels)
+    kept = ("image_root", "image_roots", *directory.SAME_MAKING)
+    meta = {key: photos.meta[key] for key in kept if key in photos.meta}
+    meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
+    if whitening is not None:
+        meta["whitening"] = files.sha256(folder / _WHITENING)
+    write = functools.partial(directory.write_flat, rows)
+    directory.write(folder / "index", photos.ids, meta, write)
+    about = {
+        "format_version": FORMAT_VERSION,
+        "images": photos.meta["images"],
+        "width": 0 if whitening is None else len(whitening.mean),
+        "words": words,
+    }
+    files.write_json(folder / _ABOUT, about)
+
+
+# --- in words ------------------------------------------------------------------------
+
+
+def words_of(adapted: Adapted) -> str:
+    """Returns what was chosen and why, for people."""
+    found: Grouping = adapted.grouping
+    if not found.passes:
+        return (
+            "The search uses the network's descriptors as they are: the photos form no groups that "
+            f"most likely show one place each ({found.reason})."
+        )
+    return (
+        f"The search is adapted to your photos: {found.grouped} of {len(found.labels)} form "
+        f"{found.groups} groups that most likely show one place each, the largest of "
+        f"{found.largest} photos; by estimate {found.purity:.0%} of their links are right. What "
+        "varies within a place counts less from now on."
+    )

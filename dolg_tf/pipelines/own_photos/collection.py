@@ -1,0 +1,166 @@
+"""The photos of some folders, searchable while they are still being described."""
+
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from dolg_tf.apps.demo.collection import Progress, Searchable
+from dolg_tf.pipelines.own_photos import adapt, describe, queries
+from dolg_tf.pipelines.own_photos.adapt import Searched
+from dolg_tf.pipelines.own_photos.described import Described
+from dolg_tf.pipelines.own_photos.finding import Found
+from dolg_tf.pipelines.own_photos.journal import Entry
+from dolg_tf.pipelines.own_photos.kept import Kept
+from dolg_tf.pipelines.own_photos.model import Model
+from dolg_tf.pipelines.own_photos.queries import Query
+from dolg_tf.retrieval.extract.shards import bad_photo
+from dolg_tf.retrieval.rows import Reordered
+from dolg_tf.stage.tables import write_table
+
+log = logging.getLogger(__name__)
+
+
+_SECONDS = 2.0  # between two states of what can be searched while photos are described
+
+
+class OwnPhotos:
+    """Photos that one model describes, in step with their folders; see `Collection`.
+
+    Args:
+      kept: where what is made of them is kept; it is locked by the caller.
+      model: describes them.
+      found: the photos.
+
+    Attributes:
+      photos: by id.
+      searched: what is searched when all photos are described; None before `update`.
+    """
+
+    def __init__(self, kept: Kept, model: Model, found: Found):
+        self._kept, self._model, self._found = kept, model, found
+        self._folder = kept.described_by(model.about.model_hash)
+        self.title = " + ".join(root.name or str(root) for root in kept.roots.values())
+        self.how, self.scales = model.how, model.about.scales
+        self.photos = {photo.id: photo for photo in found.photos}
+        self.searched: Searched | None = None
+        self._entries: dict[str, Entry] = {}
+        self._known = 0  # photos that need not be described
+        self._progress, self._partial = Progress(0, 0), Searchable((), None)
+        self._made, self._shown, self._changing = 0.0, 0, threading.Lock()
+
+    # --- in step with the folders --------------------------------------------------------
+
+    def look(self) -> None:
+        """Finds out what is known of the photos."""
+        self._described = Described(self._folder, self._kept.roots, self._model.made)
+        self._before = adapt.read(self._folder / "searched")
+        self._entries, self._todo = self._described.match(self._found.photos)
+        self._known = len(self._entries)
+        self._tell("Describing your photos")
+
+    def load(self) -> None:
+        """Loads the model."""
+        self._loaded = self._model.load()
+        self.has_maps = self._loaded.has_maps
+
+    def update(self) -> Searched:
+        """Describes what is new or has changed, and adapts the search where it must.
+
+        Raises:
+          InputError: when no photo can be read, or the disk fails.
+        """
+        if self._todo:
+            log.info("%d photos to describe, %d are known", len(self._todo), self._known)
+            start = time.monotonic()
+            describe.describe_photos(
+                self._todo,
+                self._described,
+                self._loaded.describe,
+                self.how,
+                lambda done: self._told(done, done / (time.monotonic() - start)),
+            )
+        self._tell("Adapting the search to your photos")
+        with self._changing:  # rows have other numbers from here on
+            self._made = float("inf")
+        found = self._described.finish(self._entries)
+        self.searched = adapt.update(self._folder / "searched", found, self._entries, self._before)
+        self._list_unread()
+        self._tell("")
+        return self.searched
+
+    def _told(self, done: int, rate: float) -> None:
+        known = self._described.entries
+        with self._changing:
+            for photo in self._todo[len(self._entries) - self._known : done]:
+                self._entries[photo.id] = known[photo.id]
+        self._tell("Describing your photos", rate)
+
+    def _tell(self, doing: str, rate: float = 0.0) -> None:
+        self._progress = Progress(
+            len(self._entries), len(self.photos), rate, doing, tuple(self._unread())
+        )
+
+    def _unread(self) -> list[tuple[str, str]]:
+        faults = [
+            (self.photos[id_].path, one.reason)
+            for id_, one in sorted(self._entries.items())
+            if one.row < 0
+        ]
+        return [*self._found.faults, *faults]
+
+    def _list_unread(self) -> None:
+        """Writes the list of photos that could not be read, and says how many."""
+        unread, path = self._unread(), self._kept.unreadable
+        texts = (bad_photo(*fault) for fault in unread)
+        write_table(path, ["path", "reason"], (list(text.values()) for text in texts))
+        if unread:
+            log.warning(
+                "%d photos or folders could not be read, the first is %s (%s); all are in %s",
+                *(len(unread), *unread[0], path),
+            )
+
+    def describe_queries(self, asked: list[Query]) -> tuple[list[Query], np.ndarray]:
+        """Returns the readable ones of photos that are searched for, and their raw descriptors."""
+        return queries.describe_queries(asked, self._loaded.describe, self.how)
+
+    # --- what the page asks for ----------------------------------------------------------
+
+    def searchable(self) -> Searchable:
+        """Returns what can be searched now: the photos described so far, or all, adapted to."""
+        if self.searched is not None:
+            return self.searched.searchable
+        with self._changing:
+            if time.monotonic() - self._made >= _SECONDS and len(self._entries) > self._shown:
+                self._partial, self._shown = self._so_far(), len(self._entries)
+                self._made = time.monotonic()
+            return self._partial
+
+    def _so_far(self) -> Searchable:
+        order = {id_: one.row for id_, one in sorted(self._entries.items()) if one.row >= 0}
+        if not order:
+            return self._partial
+        rows = Reordered(self._described.rows, np.array(list(order.values()), np.int64))
+        whitening = None if self._before is None else self._before.whitening
+        return adapt.searchable_so_far(tuple(order), rows, whitening)
+
+    def progress(self) -> Progress:
+        """Returns how far the describing is."""
+        return self._progress
+
+    def describe(self, image: np.ndarray, scales: Sequence[float]) -> np.ndarray:
+        """Returns the raw descriptor of uint8 RGB (H, W, 3), float32 (1, C)."""
+        return self._loaded.describe(image[None], scales)
+
+    def attention(self, image: np.ndarray) -> np.ndarray:
+        """Returns the attention map of uint8 RGB (H, W, 3), float32 (h, w)."""
+        return self._loaded.maps(image)["attention"]
+
+    def file(self, id_: str) -> pathlib.Path | None:
+        """Returns the file of a photo; None: it is not on disk."""
+        photo = self.photos.get(id_)
+        path = None if photo is None else pathlib.Path(photo.path)
+        return path if path is not None and path.is_file() else None

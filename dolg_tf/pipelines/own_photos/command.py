@@ -1,0 +1,118 @@
+"""Where else is this place? A folder of photos is searched, without labels and without training.
+
+    dolg search PHOTOS --query=photo.jpg
+    dolg search PHOTOS
+
+The first time, all photos are described; from then on only new and changed ones.
+"""
+
+import logging
+import pathlib
+from collections.abc import Iterator
+
+from dolg_tf.pipelines.own_photos import finding, model, queries
+from dolg_tf.pipelines.own_photos.adapt import Searched
+from dolg_tf.pipelines.own_photos.collection import OwnPhotos
+from dolg_tf.pipelines.own_photos.config import SearchConfig
+from dolg_tf.pipelines.own_photos.kept import Kept
+from dolg_tf.pipelines.own_photos.queries import Answer, Query
+from dolg_tf.stage import command, installed
+from dolg_tf.stage.tables import write_table
+
+log = logging.getLogger(__name__)
+
+_SAID = 20  # queries whose answers are printed
+_LINES = 10  # photos that are printed for a single query
+
+
+def search(settings: SearchConfig) -> None:
+    """Finds the photos of a place among your own: no labels, no training.
+
+    Photos are described by a ready network, and the search adapts itself to them. With --query, the
+    answers are printed and written to a CSV; without, a page opens to search in. The same command
+    again describes only what is new or has changed; interrupted, it continues.
+
+    Raises:
+      InputError: when there are no photos, the network is missing, or another command is at work on
+        the same photos.
+    """
+    kept = Kept.of(settings)
+    if settings.forget:
+        told = "deleted" if kept.forget() else "nothing is kept there"
+        log.info("%s: %s", kept.path, told)
+        return
+    model.check(settings.model)
+    asked = queries.list_queries(settings.query) if settings.query else []
+    if not asked:
+        installed.need("demo", "the page", "gradio", "jinja2")
+    found = finding.find(kept.roots, kept.path)
+    with kept.open():
+        log.info("what is made of your photos is kept in %s", kept.path)
+        photos = OwnPhotos(kept, model.open_model(settings.model), found)
+        photos.look()
+        photos.load()
+        searched = photos.update()
+    answer(settings, kept, photos, searched, asked)
+
+
+# --- answers on the terminal ---------------------------------------------------------
+
+
+def answer(
+    settings: SearchConfig, kept: Kept, photos: OwnPhotos, searched: Searched, asked: list[Query]
+) -> None:
+    """Writes and prints the photos nearest to each query."""
+    asked, raw = photos.describe_queries(asked)
+    own = queries.own_rows(asked, searched.index.ids, photos.photos)
+    found = queries.answers(searched, asked, raw, own, settings.k)
+    output = pathlib.Path(settings.answers or kept.path / "found.csv")
+    lines = _lines(searched, _said(searched, found, len(asked)))
+    write_table(output, next(lines), lines)
+    log.info("%s: the answers to %d queries", output, len(asked))
+
+
+def _lines(searched: Searched, found: Iterator[Answer]) -> Iterator[list]:
+    """Yields the lines of the CSV."""
+    index = searched.index
+    calibrated = index.threshold is not None
+    yield ["query", "rank", "id", "score"] + ["match"] * calibrated
+    for one in found:
+        for place, (row, score) in enumerate(zip(one.rows, one.scores, strict=True), 1):
+            line = [one.query.name, place, index.ids[row], f"{score:.9g}"]
+            match = ["match" if index.matches(score) else "no match"] if calibrated else []
+            yield line + match
+
+
+def _said(searched: Searched, found: Iterator[Answer], count: int) -> Iterator[Answer]:
+    """Yields the answers, and prints the first ones on the way."""
+    index, matched = searched.index, 0
+    for place, one in enumerate(found):
+        matches = index.matches(one.scores) if index.threshold is not None else None
+        matched += matches is not None and bool(matches.any())
+        if place < _SAID:
+            shown = _LINES if count == 1 else 1
+            command.show("\n".join(_words(searched, one, matches, shown)))
+        yield one
+    if index.threshold is not None:
+        log.info("%d of %d queries have a match; %s", matched, count, threshold_words(searched))
+
+
+def _words(searched: Searched, one: Answer, matches, shown: int) -> Iterator[str]:
+    """Yields what is printed of an answer."""
+    yield f"{one.query.name}:" if len(one.rows) else f"{one.query.name}: no other photo to find"
+    for place, (row, score) in enumerate(zip(one.rows[:shown], one.scores, strict=False)):
+        match = "" if matches is None else "   match" if matches[place] else "no match"
+        yield f"  {score:6.3f}  {match}  {command.one_line(searched.index.ids[row])}"
+
+
+def threshold_words(searched: Searched) -> str:
+    """Returns what the threshold of a calibrated index is worth, for people."""
+    fitted = searched.index.meta["calibration"]
+    low, high = fitted.get("precision_interval", (fitted["precision"],) * 2)
+    if not fitted.get("estimated"):
+        return f"a score of {fitted['threshold']:.3f} is a match, as `dolg calibrate` measured"
+    return (
+        f"a score of {fitted['threshold']:.3f} is a match: an estimate without labels, from "
+        f"{fitted['pairs']['same']} pairs of {fitted['groups']} groups, {fitted['precision']:.0%} "
+        f"of them right ({low:.0%} to {high:.0%}); `dolg calibrate` measures it with labels"
+    )

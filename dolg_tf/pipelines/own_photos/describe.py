@@ -1,0 +1,106 @@
+"""New photos are described, in batches that are kept as they come."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from dolg_tf.data import photo_ids
+from dolg_tf.data.photo_files import UnusablePhoto
+from dolg_tf.pipelines.own_photos.described import Described
+from dolg_tf.pipelines.own_photos.finding import File
+from dolg_tf.retrieval.extract import ahead, batches
+from dolg_tf.retrieval.extract.decoding import Preparation
+from dolg_tf.retrieval.extract.model import Describe
+from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.stage import progress
+
+log = logging.getLogger(__name__)
+
+_PART = 64  # photos that are kept at a time: the most that a killed run loses
+_BATCH = 16  # photos of equal size that are described together
+_BLANK = (64, 64)  # rows and columns
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Hashed(Photo):
+    """A photo whose file's SHA-256 is noted when it is read."""
+
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def read(self) -> bytes:
+        try:
+            data = Photo.read(self)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # of this file alone, as long as its folder is there
+            if not pathlib.Path(self.file).parent.is_dir():
+                raise
+            raise UnusablePhoto("corrupt", f"cannot be read ({error.strerror})") from error
+        self.digests[self.id] = hashlib.sha256(data).hexdigest()
+        return data
+
+
+def width(describe: Describe) -> int:
+    """Returns the length of a descriptor; the model has answered once then."""
+    return describe(np.zeros((1, *_BLANK, 3), np.uint8)).shape[1]
+
+
+def describe_photos(
+    photos: list[File],
+    described: Described,
+    describe: Describe,
+    how: Preparation,
+    told: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Describes photos and keeps their descriptors, or why there are none.
+
+    Args:
+      photos: in any order.
+      described: takes the descriptors.
+      describe: uint8 RGB (B, H, W, 3) -> float32 (B, D).
+      how: photos are shrunk before.
+      told: is called with the number of photos done, after each part.
+
+    Raises:
+      InputError: when the disk of the photos is lost.
+    """
+    digests, numbers = {}, width(describe)
+    stream = ahead.decode_ahead((_readable(photo, digests) for photo in photos), how)
+    with contextlib.closing(stream):
+        images = iter(progress.track(stream, len(photos), "describe"))
+        for start in range(0, len(photos), _PART):
+            part, reasons = photos[start : start + _PART], {}
+            rows, there = batches.describe_batches(
+                _images(part, itertools.islice(images, len(part)), reasons),
+                describe,
+                len(part),
+                _BATCH,
+                reasons.__setitem__,
+            )
+            found = [
+                (photo, digests.pop(photo.id, ""), reasons.get(row, ""))
+                for row, photo in enumerate(part)
+            ]
+            described.add(rows[there].reshape(-1, numbers), found)
+            told(start + len(part))
+
+
+def _readable(photo: File, digests: dict[str, str]) -> _Hashed:
+    fault = photo_ids.fault_of(photo.id)
+    fault = f"{fault}; rename it" if fault else ""
+    return _Hashed(photo.id, photo.path, turn=True, fault=fault, digests=digests)
+
+
+def _images(photos: list[File], images: Iterable, reasons: dict[int, str]) -> Iterator:
+    """Yields (row, uint8 (H, W, 3)) of the readable photos."""
+    for row, (photo, image) in enumerate(zip(photos, images, strict=True)):
+        if isinstance(image, str):
+            reasons[row] = image.removeprefix(f"{photo.path}: ")
+        else:
+            yield row, image

@@ -1,0 +1,168 @@
+"""Photos that are searched for, and what is nearest to them among the others."""
+
+import collections
+import dataclasses
+import filecmp
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from dolg_tf.data import photo_folders
+from dolg_tf.pipelines.own_photos.adapt import Searched
+from dolg_tf.pipelines.own_photos.finding import File
+from dolg_tf.retrieval.exact.search import search
+from dolg_tf.retrieval.extract import ahead, batches
+from dolg_tf.retrieval.extract.decoding import Preparation
+from dolg_tf.retrieval.extract.model import Describe
+from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.retrieval.rerank.expansion import expand
+from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 256  # queries searched for at a time
+_BATCH = 16
+# Query expansion raises mAP by 1 to 2 where the search is adapted, see docs/quality.md.
+_EXPANDED, _ALPHA = 3, 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A photo that is searched for: its name, relative to where it was listed, and its file."""
+
+    name: str
+    path: str
+
+
+def list_queries(query: str) -> list[Query]:
+    """Returns the photos of a folder, of a CSV with a column path, or the one that is named.
+
+    Raises:
+      InputError: when there are none.
+    """
+    source = pathlib.Path(query)
+    if source.is_dir():
+        walk = photo_folders.Walk(source)
+        found = [Query(*one) for one in walk.named("")]
+    elif source.suffix.lower() == ".csv":
+        finder = photo_folders.Finder(source.parent)
+        table = read_table(source, ["path"])
+        found = [Query(name, finder.find(name, where)[1]) for where, (name,) in table]
+    elif source.is_file():
+        found = [Query(source.name, query)]
+    else:
+        raise InputError(f"--query={query}: no such photo, folder or CSV")
+    if not found:
+        raise InputError(f"--query={query}: no photos there")
+    return found
+
+
+def describe_queries(
+    queries: list[Query], describe: Describe, how: Preparation
+) -> tuple[list[Query], np.ndarray]:
+    """Returns the readable queries, and their descriptors as the network gives them, (Q, C).
+
+    Raises:
+      InputError: when none of them can be read.
+    """
+    reasons: dict[int, str] = {}
+    photos = [Photo(query.name, query.path, turn=True) for query in queries]
+
+    def images() -> Iterator:
+        for row, image in enumerate(ahead.decode_ahead(photos, how)):
+            if isinstance(image, str):
+                reasons[row] = image
+            else:
+                yield row, image
+
+    rows, there = batches.describe_batches(
+        images(), describe, len(queries), _BATCH, reasons.__setitem__
+    )
+    for reason in reasons.values():
+        log.warning("unreadable: %s", reason)
+    if not there.any():
+        raise InputError(
+            f"--query: none of {len(queries)} can be read; {next(iter(reasons.values()))}"
+        )
+    return [query for query, one in zip(queries, there, strict=True) if one], rows[there]
+
+
+def own_rows(queries: list[Query], ids, photos: dict[str, File]) -> list[np.ndarray]:
+    """Returns the rows of each query that are the query itself: the same file, or the same bytes.
+
+    Args:
+      queries: what is searched for.
+      ids: of the rows.
+      photos: the photos by id.
+    """
+    by_size = collections.defaultdict(list)
+    for row, id_ in enumerate(ids):
+        if id_ in photos:
+            by_size[photos[id_].size].append(row)
+    found = []
+    for query in queries:
+        likely = by_size.get(os.stat(query.path).st_size, ())  # noqa: PTH116
+        same = [row for row in likely if _same(query.path, photos[ids[row]].path)]
+        found.append(np.array(same, np.int64))
+    return found
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return pathlib.Path(one).samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The photos nearest to a query: their rows and scores, best first."""
+
+    query: Query
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+def answers(
+    searched: Searched, queries: list[Query], raw: np.ndarray, own: list[np.ndarray], k: int
+) -> Iterator[Answer]:
+    """Yields the photos nearest to each query, in the order of the queries.
+
+    Args:
+      searched: the photos.
+      queries: what is searched for.
+      raw: their descriptors as the network gives them, (Q, C).
+      own: rows that are no answer to each, see `own_rows`.
+      k: answers to each, at most.
+    """
+    photos, index, k = searched.searchable, searched.index.descriptors, min(k, len(searched.index))
+    rows = photos.adapt(raw).astype(np.float32)
+    for start in range(0, len(queries), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        asked = rows[part]
+        if searched.whitening is not None:
+            near, scores = _nearest(index, asked, own[part], _EXPANDED)
+            asked = expand(asked, index[near.clip(0)], scores, _ALPHA)
+        ranked, _ = _nearest(index, asked, own[part], k)
+        for place, query in enumerate(queries[part]):
+            there = ranked[place][ranked[place] >= 0]
+            # A score compares query and photo alone: the threshold was fitted to such.
+            yield Answer(query, there, index[there] @ rows[start + place])
+
+
+def _nearest(
+    rows, queries: np.ndarray, own: list[np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and scores, (Q, k), best first; where there are fewer, -1 and 0."""
+    best = search(rows, queries, k + max(map(len, own)))
+    found = np.full((len(queries), k), -1, np.int64)
+    scores = np.zeros((len(queries), k), np.float32)
+    for place, mine in enumerate(own):
+        others = np.flatnonzero(~np.isin(best.rows[place], mine))[:k]
+        found[place, : len(others)] = best.rows[place][others]
+        scores[place, : len(others)] = best.scores[place][others]
+    return found, scores

@@ -1,0 +1,214 @@
+"""`dolg search`: what it describes, answers, keeps, refuses and forgets."""
+
+import os
+import shutil
+
+import pytest
+from own_photos_world import draw, numbers
+
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.stage import files, tables
+from dolg_tf.stage.config import InputError
+
+
+def _state(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def _set(world):
+    return descriptors.read(next(world.kept.glob("model-*")) / "photos")
+
+
+def _index(world):
+    return Index.open(next(world.kept.glob("model-*")) / "searched" / "index")
+
+
+def test_the_first_time_describes_all_and_answers(world, capsys):
+    before = _state(world.folder)
+    answers = world.search(k=5)
+    assert sorted(world.network.described) == [0, *range(72)]  # the query, too
+    assert [row[:2] for row in answers] == [["0.png", str(rank)] for rank in range(1, 6)]
+    assert set(numbers(row[2] for row in answers)) == {1, 2, 3, 4, 5}  # its place, without itself
+    assert answers[0][2].startswith("place_0/") and answers[0][2].endswith(".png")
+    assert "place_0/" in capsys.readouterr().out
+    assert _state(world.folder) == before
+
+
+def test_the_set_and_the_index_lead_to_the_photos(world):
+    world.search()
+    found, index = _set(world), _index(world)
+    for made in (found.meta, index.meta):
+        assert made["format_version"] == 2 and made["image_roots"] == {"": str(world.folder)}
+    assert found.ids == index.ids and "place_0/0.png" in found.ids
+    assert index.threshold is not None and index.meta["calibration"]["estimated"]
+
+
+def test_only_what_is_new_or_changed_is_described(world):
+    world.search()
+    world.search()
+    assert world.network.described == [0]  # the query
+    os.utime(world.folder / "place_0" / "1.png")
+    (world.folder / "place_0" / "2.png").rename(world.folder / "2.png")
+    shutil.copy(world.folder / "place_0" / "3.png", world.folder / "copy.png")
+    draw(world.folder / "place_0" / "4.png", 72)
+    draw(world.folder / "new.png", 71)
+    (world.folder / "place_0" / "5.png").unlink()
+    world.search()
+    # new.png has the bytes of photo 71: it need not be described either.
+    assert sorted(world.network.described) == [0, 72]
+    ids = _set(world).ids
+    assert {"2.png", "copy.png", "new.png"} <= set(ids) and len(ids) == 73
+    assert not {"place_0/2.png", "place_0/5.png"} & set(ids)
+    row = ids.index("place_0/4.png")
+    assert (_set(world).descriptors[row : row + 1] == world.network.rows[72]).all()
+
+
+def test_an_interrupted_one_continues(world, monkeypatch):
+    world.network.fails_after = 64 + 3
+    with pytest.raises(KeyboardInterrupt):
+        world.search()
+    assert not list(world.kept.glob("model-*/photos"))
+    world.network.fails_after = None
+    world.search()
+    assert len(world.network.described) == 72 - 64 + 1
+    assert len(_set(world)) == 72
+
+
+def test_what_a_killed_one_wrote_halfway_does_not_count(world):
+    world.network.fails_after = 64 + 3
+    with pytest.raises(KeyboardInterrupt):
+        world.search()
+    begun = next(world.kept.glob("model-*/begun"))
+    lines = (begun / "photos.jsonl").read_bytes()
+    (begun / "photos.jsonl").write_bytes(lines[: len(lines) // 2])
+    world.network.fails_after = None
+    world.search()
+    complete = lines[: len(lines) // 2].count(b"\n")
+    assert len(world.network.described) == 72 - complete + 1
+    found = _set(world)
+    assert (found.descriptors[:] == world.network.rows[numbers(found.ids)]).all()
+
+
+def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
+    (world.folder / "broken.jpg").write_bytes(b"no photo")
+    (world.folder / "line\nbreak.png").write_bytes(b"")
+    (world.folder / "lost.jpg").symlink_to(world.folder / "nowhere")
+    answers = world.search()
+    assert answers
+    table = tables.read_table(world.kept / "unreadable.csv", ["path"], ["reason"])
+    rows = [row for _, row in table]
+    names = [path.rpartition("/")[2] for path, _ in rows]
+    assert names == ["broken.jpg", "line\nbreak.png", "lost.jpg"]
+    assert "not a picture" in rows[0][1] and "rename it" in rows[1][1] and "No such" in rows[2][1]
+    assert "3 photos or folders could not be read" in caplog.text
+
+
+def test_every_photo_can_be_asked_for_and_a_copy_is_not_an_answer(world, tmp_path):
+    copy = tmp_path / "asked.png"
+    shutil.copy(world.folder / "place_0" / "0.png", copy)
+    answers = world.search(query=copy, k=1000)
+    assert len(answers) == 71 and "place_0/0.png" not in [row[2] for row in answers]
+    assert [int(row[1]) for row in answers] == list(range(1, 72))
+
+
+def test_queries_of_a_folder_and_a_csv(world, tmp_path):
+    draw(tmp_path / "asked" / "one.png", 10)
+    draw(tmp_path / "asked" / "deep" / "two.png", 20)
+    (tmp_path / "asked" / "list.csv").write_text("path\ndeep/two.png\none.png\n")
+    names = [row[0] for row in world.search(query=tmp_path / "asked", k=1)]
+    assert names == ["one.png", "deep/two.png"]
+    names = [row[0] for row in world.search(query=tmp_path / "asked" / "list.csv", k=1)]
+    assert names == ["deep/two.png", "one.png"]
+    output = tmp_path / "mine.csv"
+    world.search(query=tmp_path / "asked" / "one.png", k=2, output=str(output))
+    assert len(list(tables.read_table(output, ["match"]))) == 2
+
+
+def test_several_folders_have_labels(world, tmp_path):
+    draw(tmp_path / "other" / "photos" / "x.png", 3)
+    answers = world.search(world.folder, tmp_path / "other" / "photos")
+    assert {row[2].partition("/")[0] for row in answers} <= {"photos", "photos_2"}
+    roots = _set(world).meta["image_roots"]
+    assert set(roots.values()) == {str(world.folder), str(tmp_path / "other" / "photos")}
+    label = next(name for name, root in roots.items() if root.endswith("other/photos"))
+    assert f"{label}/x.png" in _set(world).ids
+    with pytest.raises(InputError, match="is inside"):
+        world.search(world.folder, world.folder / "place_0")
+
+
+def test_the_kept_folder_is_not_searched(world, monkeypatch):
+    world.kept = world.folder / "kept"
+    world.search()
+    draw(world.kept / "inside.png", 5)
+    world.search()
+    assert len(_set(world)) == 72
+
+
+def test_two_at_once_are_refused(world):
+    world.search()
+    with (
+        files.lock(world.kept / "lock", "taken"),
+        pytest.raises(InputError, match="another `dolg search` is at work"),
+    ):
+        world.search()
+
+
+def test_forgetting_deletes_the_kept_folder_alone(world, tmp_path, caplog):
+    world.search()
+    before = _state(world.folder)
+    world.kept.rename(tmp_path / "moved")
+    world.kept.symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match="is a link"):
+        world.search(forget=True)
+    world.kept.unlink()
+    (tmp_path / "moved").rename(world.kept)
+    with pytest.raises(InputError, match="no such file"):
+        world.search(forget=True)  # found.csv is gone with it
+    assert not world.kept.exists() and _state(world.folder) == before
+
+
+@pytest.mark.parametrize("name", ["photos", "work"])
+def test_a_folder_of_something_else_is_neither_used_nor_deleted(world, tmp_path, name):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("all of it")
+    world.kept = tmp_path / name
+    before = _state(tmp_path)
+    for forget in (False, True):
+        with pytest.raises(InputError, match=r"holds other files|is the folder of photos"):
+            world.search(forget=forget)
+    assert _state(tmp_path) == before
+
+
+def test_photos_that_are_all_gone_are_not_forgotten(world):
+    world.search()
+    shutil.rmtree(world.folder)
+    world.folder.mkdir()
+    with pytest.raises(InputError, match="no photos there"):
+        world.search(query=__file__)
+    assert len(_set(world)) == 72
+
+
+def test_what_was_learned_stays_until_a_tenth_has_changed(world):
+    world.search()
+    first = _index(world).meta["whitening"]
+    assert first is not None
+    draw(world.folder / "new.png", 72)
+    world.search()
+    assert _index(world).meta["whitening"] == first and len(_index(world)) == 73
+    for number in range(8):
+        (world.folder / f"place_{number}" / f"{6 * number}.png").unlink()
+    world.search(query=world.folder / "place_0" / "1.png")
+    assert _index(world).meta["whitening"] != first
+
+
+def test_nothing_is_learned_where_the_photos_form_no_places(world, caplog):
+    for place in range(3, 12):
+        shutil.rmtree(world.folder / f"place_{place}")
+    for path in list(world.folder.rglob("*.png")):
+        if int(path.stem) % 6:
+            path.unlink()
+    with caplog.at_level("INFO"):
+        answers = world.search(k=1)
+    assert "as they are" in caplog.text and len(answers) == 1
+    assert _index(world).meta["whitening"] is None and _index(world).threshold is None
