@@ -112,6 +112,11 @@ class DolgConfig:
         "linear",
         choices=("linear", "bn_prelu"),
     )
+    delg_local: bool = option(
+        "train DELG's local branch beside the descriptor: on the stride-16 map, attention and an "
+        "autoencoder to 128 numbers, which do not change the descriptor",
+        False,
+    )
     preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self):

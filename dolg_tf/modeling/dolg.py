@@ -7,6 +7,7 @@
 Without fusion (`fusion=global_only`, DELG's global descriptor): p5 -> GeM -> FC -> descriptor.
 With `descriptor_size=0` the last FC is left out.
 With `local_source=p4+p5` there are two local branches; their orthogonal parts are concatenated.
+With `delg_local`, DELG's local branch stands beside it on p4; see `delg.py`.
 
 Reference: Yang et al., DOLG, ICCV 2021, https://arxiv.org/abs/2108.02927, figure 2. The paper's
 f3 is p4 (stride 16) and its f4 is p5 (stride 32).
@@ -16,7 +17,7 @@ import dataclasses
 
 import keras
 
-from dolg_tf.modeling import layers
+from dolg_tf.modeling import delg, layers
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.modeling.batch_norm import BatchNormalization
 from dolg_tf.modeling.config import DolgConfig
@@ -72,7 +73,13 @@ def build_dolg(
             )
             parts.append(fusion(f_local, parts[0]))
         fused = keras.layers.Concatenate(dtype="float32", name="fused")(parts)
-    return keras.Model(image, _neck(fused, config), name="dolg")
+    descriptor = _neck(fused, config)
+    if config.delg_local:
+        if "p4" not in config.local_source or config.fusion == "global_only":
+            maps["p4"] = keras.layers.Identity(dtype=dtype, name="p4")(maps["p4"])
+        local = delg.DelgLocal(dtype=dtype, name="delg")(maps["p4"])
+        descriptor = delg.Beside(dtype="float32", name="beside")([descriptor, *local])
+    return keras.Model(image, descriptor, name="dolg")
 
 
 def _global_branch(p5, config: DolgConfig, channels: int, dtype):
@@ -142,6 +149,25 @@ def intermediates(network: keras.Model) -> keras.Model:
         if layer.name in (*MAPS, "global", "fused", "descriptor"):
             outputs[layer.name] = layer.output
     return keras.Model(network.input, outputs, name="dolg_intermediates")
+
+
+def has_delg_local(network: keras.Model) -> bool:
+    """Whether a network of `build_dolg` has DELG's local branch."""
+    return any(layer.name == "delg" for layer in network.layers)
+
+
+def with_delg_local(network: keras.Model) -> keras.Model:
+    """Returns a model that shares the network's weights and outputs what DELG's losses need.
+
+    Returns:
+      A `keras.Model`: (B, H, W, 3) -> dict of `descriptor` (B, descriptor_size), `p4`, the map
+      (B, H/16, W/16, C), and the results of `DelgLocal`: `features`, `attention`, `expanded`.
+    """
+    outputs = {"descriptor": network.output, "p4": network.get_layer("p4").output}
+    local = zip(
+        ("features", "attention", "expanded"), network.get_layer("delg").output, strict=True
+    )
+    return keras.Model(network.input, outputs | dict(local), name="dolg_delg")
 
 
 def has_local_branch(network: keras.Model) -> bool:

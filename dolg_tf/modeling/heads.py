@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dolg_tf.modeling import delg  # noqa: F401 - a .keras file opens after importing the heads
 from dolg_tf.modeling.config import HEADS, HeadConfig
 from dolg_tf.modeling.layers import l2_normalize
 from dolg_tf.stage.config import InputError

@@ -160,7 +160,10 @@ def weights_hash(network: keras.Model, config: DolgConfig) -> str:
     It covers name, shape and bytes of every variable, in order, and the configuration, since
     neither preprocessing nor dilations show in a variable.
     """
-    model = json.dumps(configs.to_dict(config), sort_keys=True)
+    values = configs.to_dict(config)
+    if not values["delg_local"]:  # networks of before this option keep their hash
+        del values["delg_local"]
+    model = json.dumps(values, sort_keys=True)
     digest = hashlib.sha256(f"{model}\n".encode())
     for variable in network.variables:
         array = variable.numpy()

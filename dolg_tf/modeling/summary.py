@@ -31,6 +31,8 @@ _PARTS = {
     "fusion": "fusion",
     "fusion_p5": "fusion",
     "fused": "fusion",
+    "delg": "DELG's branch",
+    "beside": "descriptor",
     "neck_linear": "descriptor",
     "neck_norm": "descriptor",
     "descriptor": "descriptor",
@@ -50,7 +52,7 @@ _FUSIONS = {
 _ELEMENTWISE = """
     AddV2 BiasAdd BroadcastTo ConcatV2 Const Identity IdentityN MaxPool Maximum Mean Mul Neg NoOp
     Pad Placeholder Pow ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 Rsqrt Sigmoid Softplus
-    Square Squeeze StridedSlice Sub Sum
+    Square Squeeze StopGradient StridedSlice Sub Sum
 """
 
 
@@ -115,6 +117,8 @@ def summarize(network, config: DolgConfig, provenance: dict, image_size: int) ->
 
 def describe(network, config: DolgConfig) -> list[str]:
     """Describes the network in words, one line per part."""
+    from dolg_tf.modeling.delg import FEATURE_SIZE
+
     _, p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
     pooled = "global branch: average pooling"
     if config.global_pooling != "average":
@@ -140,7 +144,10 @@ def describe(network, config: DolgConfig) -> list[str]:
         ]
     neck = {"linear": "a linear layer", "bn_prelu": "a linear layer, batch norm and PReLU"}
     last = neck[config.neck] if config.descriptor_size else "no last layer"
-    return [*words, f"descriptor of {network.output_shape[-1]} numbers: {last}"]
+    words.append(f"descriptor of {network.output_shape[-1]} numbers: {last}")
+    if config.delg_local:
+        words.append(f"beside it, DELG's local branch: {FEATURE_SIZE} numbers a feature")
+    return words
 
 
 def _fused_pooling(network, config: DolgConfig) -> str:

@@ -26,13 +26,13 @@ def recomputing(
     """Returns the network in training mode, as a function that saves memory.
 
     Args:
-      network: from `build_dolg`.
+      network: from `build_dolg`, or one with more of its results.
       block: function of the name of a layer of its backbone to the layer's residual block, "" if
         it is in none.
 
     Returns:
-      A function of photos (B, H, W, 3) to descriptors (B, descriptor_size), with the results of
-      `network(photos, training=True)` and the same updates of moving statistics.
+      A function of photos (B, H, W, 3) with the results of `network(photos, training=True)` and
+      the same updates of moving statistics.
 
     Raises:
       InputError: if no layer of the backbone is in a block, so that nothing would be saved.
@@ -60,7 +60,8 @@ def recomputing(
     def forward(images):
         tensors = {id(network.inputs[0]): images}
         _run(nodes, tensors, {backbone: in_segments})
-        return tensors[id(network.outputs[0])]
+        outputs = [tensors[id(output)] for output in network.outputs]
+        return keras.tree.pack_sequence_as(network.output, outputs)
 
     return forward
 

@@ -6,9 +6,10 @@ import functools
 import keras
 import tensorflow as tf
 
+from dolg_tf.modeling import delg
 from dolg_tf.modeling.backbones import find_backbone
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.dolg import build_dolg, with_delg_local
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.stage.config import InputError
@@ -62,7 +63,13 @@ class Trainer:
                 self.network.get_layer("backbone").trainable = False
             self.head = build_head(training, num_classes, class_counts)
             self.head.build(self.network.output_shape)
-            self.variables = self.network.trainable_variables + self.head.trainable_variables
+            self._heads = [self.head.trainable_variables]
+            self.delg, whole = None, self.network
+            if model.delg_local:
+                whole = with_delg_local(self.network)
+                self.delg = delg.DelgLosses(num_classes, whole.output["p4"].shape[-1])
+                self._heads.append(self.delg.classifier.trainable_variables)
+            self.variables = sum(self._heads, self.network.trainable_variables)
             self.optimizer = make_optimizer(
                 training,
                 steps_per_epoch,
@@ -74,10 +81,11 @@ class Trainer:
             self._scale = LossScale() if training.precision == "float16" else None
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
+        self._whole = whole
         self._describe = (
-            recomputing(self.network, find_backbone(model.backbone).block)
+            recomputing(whole, find_backbone(model.backbone).block)
             if training.recompute
-            else functools.partial(self.network, training=True)
+            else functools.partial(whole, training=True)
         )
         self._sums_and_gradients = self._replica_gradients
         if training.jit_compile:
@@ -99,7 +107,7 @@ class Trainer:
         """Returns pairs of a moving average and the variable that it follows."""
         return [
             (tf.Variable(variable.value, trainable=False), variable)
-            for variable in [*self.network.variables, *self.head.trainable_variables]
+            for variable in sum(self._heads, self.network.variables)
         ]
 
     def state(self) -> dict:
@@ -111,6 +119,9 @@ class Trainer:
             "head": {variable.name: variable.value for variable in self.head.variables},
             "optimizer": {slot.path: slot.value for slot in self.optimizer.variables},
         }
+        if self.delg is not None:
+            classifier = self.delg.classifier.variables
+            state["delg_classifier"] = {variable.name: variable.value for variable in classifier}
         if self._averages:
             state["ema"] = {variable.path: average for average, variable in self._averages}
         if self._scale is not None:
@@ -221,9 +232,13 @@ class Trainer:
     def _replica_gradients(self, images, labels, weights):
         """Returns this replica's share of loss, hits and photos, and its (scaled) gradient."""
         with tf.GradientTape() as tape:
-            cosines = self.head(self._describe(images))
+            outputs = self._describe(images)
+            cosines = self.head(outputs if self.delg is None else outputs["descriptor"])
             logits = self.head.logits(cosines, labels, weights, training=True)
-            loss = _weighted_loss(labels, logits, weights) / self.training.batch_size
+            loss = _weighted_loss(labels, logits, weights)
+            if self.delg is not None:
+                loss += delg.total_loss(self.delg.sums(outputs, labels, weights))
+            loss /= self.training.batch_size
             scaled = loss if self._scale is None else loss * self._scale.value
         gradients = tape.gradient(scaled, [variable.value for variable in self.variables])
         sums = tf.stack([loss, _weighted_hits(labels, cosines, weights), tf.reduce_sum(weights)])
@@ -256,13 +271,20 @@ class Trainer:
 
     @tf.function
     def validation_step(self, batch) -> tf.Tensor:
-        """Returns float32 (3,): sums of loss (without margin), hits and photos over a batch."""
+        """Returns float32 sums over a batch: photos, loss (without margin) and hits.
+
+        With DELG's local branch, `DelgLosses.sums` follow.
+        """
 
         def replica_step(images, labels, weights):
-            cosines = self.head(self.network(images, training=False))
+            outputs = self._whole(images, training=False)
+            cosines = self.head(outputs if self.delg is None else outputs["descriptor"])
             loss = _weighted_loss(labels, self.training.scale * cosines, weights)
             hits = _weighted_hits(labels, cosines, weights)
-            return tf.stack([loss, hits, tf.reduce_sum(weights)])
+            sums = tf.stack([tf.reduce_sum(weights), loss, hits])
+            if self.delg is None:
+                return sums
+            return tf.concat([sums, self.delg.sums(outputs, labels, weights)], 0)
 
         return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
 

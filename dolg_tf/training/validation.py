@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import describe_validation, validation_dataset
+from dolg_tf.modeling import delg
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.distribution import LOST, distribute
@@ -14,8 +15,11 @@ PICTURES = 4
 
 
 def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
-    """Returns loss and top-1 accuracy over the validation split, both without margin."""
+    """Returns loss and top-1 accuracy over the validation split, both without margin.
 
+    With DELG's local branch, also `delg.NAMES`.
+    """
+    names = ("loss", "accuracy", *(delg.NAMES if trainer.delg else ()))
     total = 0
 
     def make(*place):
@@ -23,7 +27,7 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
         dataset, total = validation_dataset(data, trainer.training.batch_size, *place)
         return dataset
 
-    sums = np.zeros(3)
+    sums = np.zeros(len(names) + 1)
     try:
         for batch in distribute(trainer.strategy, make):
             sums += trainer.validation_step(batch).numpy()
@@ -34,11 +38,11 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
         raise
     except tf.errors.OpError as error:
         raise describe_validation(error, data) from error
-    if not sums[2]:
+    if not sums[0]:
         raise InputError(f"{data.validation_file_pattern!r}: none of its photos can be read")
-    values = {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
-    if sums[2] < total:
-        values["bad_photos"] = total - sums[2]
+    values = dict(zip(names, sums[1:] / sums[0], strict=True))
+    if sums[0] < total:
+        values["bad_photos"] = total - sums[0]
     return values
 
 

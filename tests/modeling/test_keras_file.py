@@ -31,6 +31,7 @@ NETWORKS = {
         "fused_pooling": "learned",
     },
     "delg": {**SMALL, "fusion": "global_only"},
+    "delg local": {**SMALL, "delg_local": True},
     "plain": {**SMALL, "multi_atrous": False, "self_attention": False},
     "efficientnet": {**SMALL, "backbone": "efficientnet_b0", "stride32": "top_conv"},
     "lite": {**SMALL, "backbone": "efficientnet_lite0"},
@@ -102,5 +103,5 @@ def test_a_network_and_all_heads_open_after_importing_the_heads(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_network_opens_after_importing_the_layers(tmp_path):
-    _check(_networks(NETWORKS, tmp_path), "layers", tmp_path)
+def test_every_network_opens_after_importing_the_heads(tmp_path):
+    _check(_networks(NETWORKS, tmp_path), "heads", tmp_path)

@@ -58,7 +58,7 @@ def test_a_network_comes_back_with_its_config(network, tmp_path):
     "change",
     [
         {"fusion": "global_only", "global_layer": "conv"},
-        {"fusion": "global_only", "descriptor_size": 0},
+        {"fusion": "global_only", "descriptor_size": 0, "delg_local": True},
         {"multi_atrous_context": False, "global_layer": "conv", "neck": "bn_prelu"},
         {"local_source": "p4+p5", "fusion": "hadamard", "fused_pooling": "learned"},
         pytest.param(

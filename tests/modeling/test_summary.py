@@ -136,6 +136,7 @@ VARIANTS = [
             "PReLU",
         ],
     ),
+    ({"delg_local": True}, ["DELG's local branch: 128 numbers a feature"]),
     ({"fusion": "global_only"}, ["no local branch", "GeM with p 3 (fixed)\n"]),
     (
         {"fusion": "global_only", "descriptor_size": 0},
