@@ -1,9 +1,9 @@
-"""Visitors of the demo's page, for minutes: is its memory steady?
+"""Visitors of the page, for minutes: is its memory steady?
 
     python benchmarks/speed/demo_soak.py --saved_model=models/dolg/1 --index=indexes/mine
 
-Starts `dolg demo`. Each visitor uploads photos of random sizes under a new session, searches for a
-box in each, and now and then breaks an upload off. Fails when an answer is missing, or when memory
+Starts `dolg demo`. Each visitor sends photos of random sizes under a new name, searches for a box
+in each, and now and then breaks off in the middle. Fails when an answer is missing, or when memory
 rises by more than 5 MB per minute over the second half of the time.
 """
 
@@ -67,14 +67,6 @@ class Visitor:
     def __init__(self, port: int, seed: int):
         self._port, self._seed = port, seed
         self._rng = np.random.default_rng(seed)
-        events = json.loads(self._ask("GET", "/config")[1])
-        kinds = {part["id"]: part["type"] for part in events["components"]}
-        asked = [e for e in events["dependencies"] if e["inputs"] and e["backend_fn"]]
-        self._take = next(e for e in asked if kinds[e["inputs"][0]] == "file")
-        self._search = next(
-            e for e in asked if [kinds[part] for part in e["outputs"]] == ["html", "html"]
-        )
-        self._kinds = kinds
         self.told = collections.Counter()
 
     def _ask(self, method, path, body=None, **headers):
@@ -87,48 +79,39 @@ class Visitor:
         finally:
             link.close()
 
-    def _upload(self, data: bytes) -> str:
-        parts = (
-            b'--x\r\ncontent-disposition: form-data; name="files"; filename="photo.jpg"\r\n'
-            b"content-type: image/jpeg\r\n\r\n" + data + b"\r\n--x--\r\n"
-        )
-        kind = "multipart/form-data; boundary=x"
-        status, body = self._ask("POST", "/gradio_api/upload", parts, content_type=kind)
-        if status != 200:
-            raise RuntimeError(f"upload: {status} {body[:200]}")
-        return json.loads(body)[0]
+    def _send(self, visitor: str, data: bytes) -> str:
+        """Sends a photo; returns the page's word for it."""
+        kind = {"content_type": "image/jpeg", "x_visitor": visitor}
+        status, body = self._ask("POST", "/sent?name=photo.jpg", data, **kind)
+        if status != 200 or b'"sent"' not in body:
+            raise RuntimeError(f"a photo: {status} {body[:200]}")
+        return json.loads(body)["sent"]
 
     def _break_off(self, data: bytes) -> None:
         head = (
-            f"POST /gradio_api/upload HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n"
-            "content-type: multipart/form-data; boundary=x\r\n"
-            f"content-length: {len(data) + 1000}\r\n\r\n--x\r\ncontent-disposition: form-data; "
-            'name="files"; filename="photo.jpg"\r\n\r\n'
+            f"POST /sent?name=photo.jpg HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n"
+            f"x-visitor: gone\r\ncontent-length: {len(data) + 1000}\r\n\r\n"
         )
         with socket.create_connection(("127.0.0.1", self._port)) as link:
             link.sendall(head.encode() + data)
 
-    def _event(self, session: str, event: dict, first: list) -> str:
-        data = [*first, "index", "none", 12]
-        body = json.dumps({"data": data, "fn_index": event["id"], "session_hash": session})
-        kind = "application/json"
-        status, _ = self._ask("POST", "/gradio_api/queue/join", body, content_type=kind)
+    def _search(self, visitor: str, word: str, box: str = "") -> str:
+        status, body = self._ask("GET", f"/answer?sent={word}&box={box}", x_visitor=visitor)
         if status != 200:
             return f"refused with {status}"
-        _, stream = self._ask("GET", f"/gradio_api/queue/data?session_hash={session}")
-        return "answered" if b"photos in" in stream else "no answer"
+        return "answered" if b"searched in" in body else "no answer"
 
     def visit(self, end: float, max_side: int) -> collections.Counter:
         """Visits until the time is up; returns how often the page did what."""
         for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
             data, width, height = photo(self._rng, max_side)
-            session = f"visitor{self._seed}x{number}"
+            visitor = f"visitor{self._seed}x{number}"
             if number % ABORTED == ABORTED - 1:
                 self._break_off(data)
-            file = {"path": self._upload(data), "meta": {"_type": "gradio.FileData"}}
-            self.told[self._event(session, self._take, [file])] += 1
-            box = [0, 0, max(1, width // 2), height]
-            self.told[self._event(session, self._search, box)] += 1
+            word = self._send(visitor, data)
+            self.told[self._search(visitor, word)] += 1
+            box = f"0,0,{max(1, width // 2)},{height}"
+            self.told[self._search(visitor, word, box)] += 1
         return self.told
 
 

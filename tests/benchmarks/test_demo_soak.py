@@ -1,4 +1,4 @@
-"""The demo's soak measures the slope of its memory, and its visitors are answered."""
+"""The page's soak measures the slope of its memory, and its visitors are answered."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ def test_the_slope_is_that_of_the_second_half():
 
 @pytest.mark.slow
 def test_visitors_are_answered(tmp_path, capsys):
-    pytest.importorskip("gradio")
+    pytest.importorskip("uvicorn")
     model, built = map(str, demo_world.make(tmp_path))
     load = {"seconds": 5.0, "clients": 3, "max_side": 200}
     with contextlib.suppress(SystemExit):  # in five seconds memory may rise

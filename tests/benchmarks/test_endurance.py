@@ -209,7 +209,7 @@ def test_a_bomb_of_scans_is_small_and_takes_many_passes():
 
 @pytest.mark.slow
 def test_half_a_minute_of_mixed_requests(world, tmp_path):
-    pytest.importorskip("gradio")
+    pytest.importorskip("uvicorn")
     outcomes = list(send_requests(world, tmp_path / "requests", 30, seed=1))
     assert not [(r, o) for r, o in outcomes if o.kind in FAILURES]
     assert {request.target for request, _ in outcomes} == {"serving", "page"}

@@ -57,8 +57,8 @@ def test_what_is_in_it(wheel):
     data = {
         "dolg_tf/py.typed",
         "dolg_tf/__init__.pyi",
-        "dolg_tf/apps/demo/demo.css",
-        "dolg_tf/apps/demo/demo.js",
+        "dolg_tf/apps/demo/page.css",
+        "dolg_tf/apps/demo/page.js",
     }
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "dolg_tf").rglob("*.j2")}
     assert data | templates <= names

@@ -15,6 +15,8 @@ import numpy as np
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.extract.decoding import Preparation
 
+_COMPARED = 256  # photos of a place, for the one that stands for it
+
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
@@ -84,6 +86,24 @@ class Progress:
     rate: float = 0.0
     doing: str = ""
     unread: Sequence[tuple[str, str]] = ()
+
+
+def places(rows, groups: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns `Searchable.places` of groups: the photo nearest to a group's mean stands for it.
+
+    Args:
+      rows: (N, D), unit rows.
+      groups: int (N,), group of each photo; -1: of none.
+    """
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    found = []
+    for members in np.split(order, starts)[1:] if len(starts) else ():
+        some = members[:_COMPARED]
+        own = np.asarray(rows[some], np.float32)
+        first = some[np.argmax(own @ own.mean(axis=0))]
+        found.append(np.concatenate([[first], members[members != first]]))
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 class Collection(Protocol):

@@ -1,52 +1,51 @@
-"""The demo's own HTML: the photo with its box, the answer, the map."""
+"""The page's HTML: the whole of it, and the fragments that it asks for later."""
 
+import base64
 import functools
-import html
 import pathlib
+import urllib.parse
 from collections.abc import Sequence
 
 import numpy as np
 
-from dolg_tf.apps.demo import photos as demo_photos
-from dolg_tf.apps.demo.search import OWN_SCALES, SHOWN_SIDE, Answer, FoundPhoto, Query
+from dolg_tf.apps.demo import photos as page_photos
+from dolg_tf.apps.demo.collection import Progress, Threshold
+from dolg_tf.apps.demo.search import LARGE_SIDE, OWN_SCALES, Answer, Engine, FoundPhoto, Query
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rerank.methods import RERANKERS
+from dolg_tf.stage.progress import format_seconds
 
 RERANK_WORDS = {"none": "None", **{name: one.title for name, one in RERANKERS.items()}}
-
-
-def escape(text: object) -> str:
-    """Returns text for HTML, and for Gradio's templates, which look for ${ } and {{ }}."""
-    from markupsafe import Markup
-
-    if isinstance(text, Markup):
-        return text
-    found = html.escape(str(text))
-    for mark in "${}`\\":
-        found = found.replace(mark, f"&#{ord(mark)};")
-    return Markup(found)
+_FIRST_PLACES = 48
+_UNREAD = 20  # photos that could not be read, listed on the page
 
 
 @functools.cache
-def _macros():
-    """Returns the macros of the template; whatever they show goes through `escape`."""
+def _template():
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
-        finalize=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = demo_photos.data_uri
-    return environment.get_template("parts.html.j2").module
+    environment.filters |= {
+        "quoted": lambda text: urllib.parse.quote(text, safe=""),
+        "name": lambda id_: pathlib.PurePath(id_).name,
+        "many": many,
+    }
+    return environment
 
 
 def _part(macro: str, *values) -> str:
-    return str(getattr(_macros(), macro)(*values))
+    return str(getattr(_template().get_template("parts.html.j2").module, macro)(*values)).strip()
+
+
+def many(count: int, one: str, several: str = "") -> str:
+    """Returns "1 photo" or "1,200 photos"."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _numbers(scales: Sequence[float]) -> str:
@@ -54,85 +53,142 @@ def _numbers(scales: Sequence[float]) -> str:
 
 
 def scale_choices(own: Sequence[float]) -> list[tuple[str, str]]:
-    """Returns (words, value) of the scales that can be chosen, those of the index first."""
-    choices = [(f"As the index ({_numbers(own)})", OWN_SCALES)]
+    """Returns (words, value) of the scales that can be chosen, those of the photos first."""
+    choices = [(f"As your photos ({_numbers(own)})", OWN_SCALES)]
     for name, scales in SCALE_SETS.items():
         if _numbers(scales) != _numbers(own):
             choices.append((f"{name.capitalize()} ({_numbers(scales)})", name))
     return choices
 
 
+# --- the page -----------------------------------------------------------------------------
+
+
+def page(engine: Engine) -> str:
+    """Returns the whole page, with the first places."""
+    now, progress = engine.now(), engine.collection.progress()
+    template = _template().get_template("page.html.j2")
+    return template.render(
+        title=engine.collection.title,
+        total=max(progress.total, len(now.photos.ids)),
+        version=now.version,
+        status=status(progress),
+        places=places(engine, _FIRST_PLACES),
+        scales=scale_choices(engine.collection.scales),
+        rerankings=[(RERANK_WORDS[name], name) for name in engine.rerankings],
+        has_maps=engine.collection.has_maps,
+        max_bytes=engine.max_bytes,
+    )
+
+
+def status(progress: Progress) -> str:
+    """Returns how far the describing is; empty when all is done and could be read."""
+    left = ""
+    if progress.rate > 0 and progress.total > progress.done:
+        left = format_seconds((progress.total - progress.done) / progress.rate)
+    return _part("status", progress, left, progress.unread[:_UNREAD])
+
+
+def places(engine: Engine, most: int) -> str:
+    """Returns the places that the photos show, largest first."""
+    now = engine.now().photos
+    shown = [(now.ids[place[0]], len(place)) for place in now.places[:most]]
+    working = bool(engine.collection.progress().doing)
+    return _part("places", shown, len(now.places), most, now.note, working)
+
+
+def place(engine: Engine, id_: str, most: int) -> str:
+    """Returns all photos of the place that a photo shows."""
+    at = engine.now()
+    found = at.place(id_)
+    rows = at.rows.get(id_, []) if found is None else found
+    shown = [FoundPhoto(at.photos.ids[row], 0.0, None) for row in np.atleast_1d(rows)[:most]]
+    return _part("place", _located(engine, shown), len(np.atleast_1d(rows)))
+
+
 def stage(query: Query, picture: bytes) -> str:
-    """Returns the visitor's photo, to draw a box on.
+    """Returns the photo that is searched for, to draw a box on.
 
     Args:
       query: the photo.
       picture: a JPEG of it.
     """
-    return _part("stage", query, picture)
+    return _part("stage", query, _data_uri(picture))
 
 
-def message(text: str) -> str:
+def wrong(text: str) -> str:
     """Returns an error message."""
-    return _part("message", text)
-
-
-def welcome(index: Index) -> str:
-    """Returns what is shown before the first answer."""
-    return _part("welcome", len(index))
-
-
-def answer(found: Answer, index: Index, scales: str, reranking: str) -> str:
-    """Returns the found photos, and whether they show the same place."""
-    notes = f"{len(found.found)} of {found.searched:,} photos in {found.seconds:.2f} s."
-    if reranking != "none":
-        notes += f" Ordered by {RERANK_WORDS[reranking]}; a score compares two photos alone."
-    if scales != OWN_SCALES:
-        told = ", and its threshold measured at these" if index.threshold is not None else ""
-        notes += f" The index was described at other scales ({_numbers(index.meta['scales'])})"
-        notes += f"{told}: take scores as a rough guide."
-    return _part("answer", found.found, *_verdict(found.found, index), notes)
-
-
-def _verdict(found: Sequence[FoundPhoto], index: Index) -> tuple[str, str, str]:
-    """Returns the kind of a verdict, its title and its words."""
-    if index.threshold is None:
-        text = (
-            "A score alone does not say whether two photos show the same place: "
-            "`dolg calibrate` finds the threshold for this."
-        )
-        return "unknown", "No threshold in this index", text
-    matching, threshold = sum(photo.matches for photo in found), f"{index.threshold:.3f}"
-    share = 100 * index.meta["calibration"].get("precision", 0)
-    told = f"Of labelled pairs that reach it, {share:.0f} % show the same place." if share else ""
-    if matching:
-        photos = "1 photo reaches" if matching == 1 else f"{matching} photos reach"
-        return "match", "Match", f"{photos} the threshold of {threshold}. {told}"
-    best = max(photo.score for photo in found)
-    text = (
-        f"None of these photos reaches the threshold of {threshold} for the same place; the best "
-        f"scores {best:.3f}."
-    )
-    return "no-match", "No match", text
+    return _part("wrong", text)
 
 
 def attention(image: np.ndarray | None) -> str:
     """Returns the map of the network over the photo; None: the model has none."""
     if image is None:
-        return lines("This model has no attention map.")
+        return _part("note", "This model cannot show where it looked.")
     height, width = image.shape[:2]
-    drawn = demo_photos.jpeg(image, SHOWN_SIDE)
-    return _part("attention", drawn, width, height, demo_photos.RAMP)
+    return _part("attention", _data_uri(page_photos.jpeg(image, LARGE_SIDE)), width, height)
 
 
-def lines(*texts: str) -> str:
-    """Returns a paragraph of small print for each text."""
-    return _part("lines", texts)
+def _data_uri(encoded: bytes) -> str:
+    """Returns a JPEG as the `src` of an `<img>`: a visitor's photo has no address."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
-def added(count: int, notes: Sequence[str], most: int) -> str:
-    """Returns how many photos a visitor added, and notes about the others."""
-    if not count and not notes:
-        return ""
-    photos = "1 photo of yours is" if count == 1 else f"{count} photos of yours are"
-    return lines(f"{photos} searched too; you may add up to {most}.", *notes)
+# --- the answer ---------------------------------------------------------------------------
+
+
+def answer(found: Answer, engine: Engine, scales: str, reranking: str) -> str:
+    """Returns the found photos, and whether they show the same place."""
+    notes = f"{many(found.searched, 'photo')} searched in {found.seconds:.2f} s."
+    if reranking != "none":
+        notes += f" Ordered by {RERANK_WORDS[reranking]}; a score compares two photos alone."
+    if scales != OWN_SCALES:
+        told = ", and the threshold belongs to these" if found.now.threshold is not None else ""
+        notes += f" The photos were described at other sizes ({_numbers(engine.collection.scales)})"
+        notes += f"{told}: take scores as a rough guide."
+    tiles = _located(engine, found.found)
+    return _part("answer", tiles, *_verdict(found.found, found.now.threshold), notes)
+
+
+def _located(engine: Engine, found: Sequence[FoundPhoto]) -> list[tuple]:
+    """Returns (photo, path or None, the same of those alike) of photos."""
+
+    def path(photo: FoundPhoto) -> str | None:
+        file = engine.file(photo.id)
+        return None if file is None else str(file.absolute())
+
+    return [
+        (photo, path(photo), [(other, path(other)) for other in photo.alike]) for photo in found
+    ]
+
+
+def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[str, str, str, str]:
+    """Returns the kind of a verdict, its title, its words and a warning."""
+    if threshold is None:
+        text = (
+            "Nothing has measured yet from which score on two photos show the same place, so look "
+            "for yourself."
+        )
+        return "unknown", "The most similar photos", text, ""
+    matching = sum(photo.matches + len(photo.alike) * photo.matches for photo in found)
+    number = f"{threshold.score:.3f}"
+    if threshold.estimated:
+        between = ""
+        if threshold.low is not None and threshold.high is not None:
+            between = f"; it may lie between {threshold.low:.3f} and {threshold.high:.3f}"
+        told = f"The threshold of {number} is an estimate from your photos, without labels{between}"
+        told += f", and rests on {many(threshold.pairs, 'pair')}." if threshold.pairs else "."
+    else:
+        told = f"The threshold is {number}."
+        if threshold.precision:
+            share = f"{100 * threshold.precision:.0f} %"
+            told = f"Of labelled pairs with {number} or more, {share} show the same place."
+    if matching:
+        verb = "probably " if threshold.estimated else ""
+        shows = "shows" if matching == 1 else "show"
+        title = f"{many(matching, 'photo')} {verb}{shows} the same place"
+        return "match", title, told, threshold.warning
+    best = max((photo.score for photo in found), default=0.0)
+    text = f"The most similar photo scores {best:.3f}. {told}"
+    title = "Probably no photo of the same place" if threshold.estimated else "No match"
+    return "no-match", title, text, threshold.warning

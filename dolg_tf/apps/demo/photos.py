@@ -21,10 +21,13 @@ _MAP_SHARE = 0.6  # of the map over the grey photo
 # --- reading -------------------------------------------------------------------------
 
 
-def read_size(data: bytes, upright: bool, max_bytes: int, max_pixels: int) -> tuple[int, int]:
+def read_size(
+    name: str, data: bytes, upright: bool, max_bytes: int, max_pixels: int
+) -> tuple[int, int]:
     """Returns width and height of an untrusted photo, from its header: nothing is decoded.
 
     Args:
+      name: of its file.
       data: a photo, or anything else.
       upright: whether it will be turned by its EXIF orientation.
       max_bytes: largest file that is accepted.
@@ -35,28 +38,29 @@ def read_size(data: bytes, upright: bool, max_bytes: int, max_pixels: int) -> tu
     """
     if len(data) > max_bytes:
         raise InputError(
-            f"The photo has {len(data) / 2**20:.1f} MiB, the limit is {max_bytes / 2**20:.4g} MiB."
+            f"{name} has {len(data) / 2**20:.1f} MiB; the limit is {max_bytes / 2**20:.4g} MiB."
         )
     try:
         header = photo_files.read_header(data)
     except UnusablePhoto as error:
-        raise refusal(data, error.reason) from error
+        raise refusal(name, data, error.reason) from error
     width, height = header.width, header.height
     if upright and header.orientation >= 5:
         width, height = height, width
     if height * width > max_pixels:
         raise InputError(
-            f"The photo has {width} x {height} = {width * height / 1e6:.1f} million pixels, "
-            f"the limit is {max_pixels / 1e6:g} million."
+            f"{name} has {width} x {height} = {width * height / 1e6:.1f} million pixels; the limit "
+            f"is {max_pixels / 1e6:g} million."
         )
     return width, height
 
 
-def refusal(data: bytes, reason: str) -> InputError:
+def refusal(name: str, data: bytes, reason: str) -> InputError:
     """Returns what to tell a visitor whose photo cannot be used."""
     known = photo_files.sniff(data[:64])
-    said = f"{known} photo; {reason}" if known else "it is not a JPEG, PNG or the like"
-    return InputError(f"The file cannot be read as a photo: {said}.")
+    if known is None:
+        return InputError(f"{name} is not a photo: choose a JPEG, PNG, HEIC, WebP or the like.")
+    return InputError(f"{name} is a {known} photo that cannot be read ({reason}).")
 
 
 # --- showing -------------------------------------------------------------------------

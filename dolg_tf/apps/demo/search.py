@@ -1,58 +1,60 @@
-"""The engine of the demo: finds the nearest photos to a box in a photo."""
+"""The engine of the page: finds the nearest photos to a box in a photo."""
 
+import collections
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import threading
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
 from dolg_tf.apps.demo import photos
+from dolg_tf.apps.demo.collection import Collection, Searchable
+from dolg_tf.data import photo_files
 from dolg_tf.data.photo_files import UnusablePhoto
-from dolg_tf.data.photo_folders import Finder
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.decoding import Preparation, load_photo
-from dolg_tf.retrieval.extract.model import load_model, open_describer
+from dolg_tf.retrieval.extract.decoding import load_photo
 from dolg_tf.retrieval.extract.photos import Photo
-from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.retrieval.rows import Rows
-from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
 RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
-OWN_SCALES = "index"
-_MOST_SIDE = 2048  # longest side that is described, in pixels: more takes too long for a page
-SHOWN_SIDE = 1024  # longest side of photos on the page, in pixels
-THUMBNAIL_SIDE = 320  # pixels
-_THUMBNAILS = 4096  # of about 15 KB that are kept
-_IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
-_SENT = "sent"  # stands for a file's name in what extraction says of a visitor's photo
-_WARM_UP = (384, 512)  # rows and columns
+OWN_SCALES = "own"
+LARGE_SIDE = 1600  # longest side of photos that are enlarged, in pixels
+THUMBNAIL_SIDE = 480  # pixels: sharp on a dense screen
+_THUMBNAILS = 2048  # of about 30 KB that are kept
+_DESCRIBED = 64  # queries whose descriptors are kept
+_WIDER = 4  # photos that are looked at for each tile, as some share one
+_SENT = "sent"  # stands for a file's name in what extraction says of a photo
 
 Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A visitor's photo.
+    """A photo that is searched for.
 
     Attributes:
+      name: of the file.
       data: encoded, which is a tenth of what its pixels would take.
       width, height: in pixels; boxes are given in these.
+      id: of a photo of the collection; empty: a visitor sent it.
     """
 
+    name: str
     data: bytes
     width: int
     height: int
+    id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Sent(Photo):
+class _InMemory(Photo):
     """A photo that is in memory, for extraction's reader."""
 
     data: bytes = b""
@@ -62,37 +64,42 @@ class _Sent(Photo):
 
 
 @dataclasses.dataclass(frozen=True)
-class Added:
-    """Photos that one visitor added: for them, they are searched like those of the index.
-
-    Attributes:
-      files: the name of each, after a folder that distinguishes equal names.
-      rows: float32 (N, D).
-      thumbnails: JPEGs.
-    """
-
-    files: tuple[str, ...]
-    rows: np.ndarray
-    thumbnails: tuple[bytes, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class FoundPhoto:
     """A found photo.
 
     Attributes:
-      id: of the index, or the name of a file that the visitor added.
+      id: of the collection.
       score: inner product of the descriptors of query and photo.
-      matches: whether the score reaches the threshold of the index; None: it has none.
-      thumbnail: a JPEG; None: the photo is not on disk.
-      added: whether the visitor added it.
+      matches: whether the score reaches the threshold; None: there is none.
+      alike: photos that are nearly the same picture and share its tile.
     """
 
     id: str
     score: float
     matches: bool | None
-    thumbnail: bytes | None
-    added: bool
+    alike: tuple["FoundPhoto", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Now:
+    """What can be searched at one moment.
+
+    Attributes:
+      photos: of the collection.
+      version: a number that rises when these change.
+      rows: row of each id.
+    """
+
+    photos: Searchable
+    version: int
+    rows: dict[str, int] = dataclasses.field(repr=False)
+
+    def place(self, id_: str) -> np.ndarray | None:
+        """Returns the row numbers of the place that a photo shows; None: of none."""
+        row = self.rows.get(id_)
+        if row is None:
+            return None
+        return next((place for place in self.photos.places if row in place), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,73 +110,76 @@ class Answer:
       found: in the order of the re-ranking.
       searched: number of searched photos.
       seconds: duration of the search.
+      now: what was searched.
     """
 
     found: tuple[FoundPhoto, ...]
     searched: int
     seconds: float
+    now: Searchable
 
 
 class Engine:
-    """A model and an index that answer queries; several threads may use it at once.
+    """Answers queries to a collection; several threads may use it at once.
 
     Args:
-      saved_model: the one that described the photos of the index.
-      index: a directory.
-      image_root: folder of the photos of the index; empty: where they were described.
-      max_side: photos, or what their box cuts out, are shrunk to this longest side before they are
-        described, in pixels; 0: as those of the index were. At most to the side of those, and to
-        2,048, above which an answer would take too long.
-
-    Raises:
-      InputError: when the index belongs to another model, or was not described by a model alone.
+      collection: what is searched.
+      max_bytes, max_pixels: largest photo that is accepted.
     """
 
-    def __init__(self, saved_model: files.Path, index: files.Path, image_root: str, max_side: int):
-        self.index = Index.open(index)
-        meta = self.index.meta
-        _check_describable(self.index)
-        self.scales = tuple(meta["scales"])
-        describer = open_describer(saved_model, self.scales)
-        about = {key: getattr(describer, key) for key in SAME_MODEL}
-        self.index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
-        self.image_root = pathlib.Path(image_root or meta["image_root"])
-        sides = (max_side, meta["max_side"], _MOST_SIDE)
-        self._finder = Finder(self.image_root)  # reads a folder once, as the index is read once
-        self._how = Preparation(min(filter(None, sides)), "crop")
-        self._upright = meta["upright"]
-        self._saved_model = saved_model
+    def __init__(self, collection: Collection, max_bytes: int, max_pixels: int):
+        self.collection, self.max_bytes = collection, max_bytes
+        self._limits = max_bytes, max_pixels
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
-        # One photo at a time: the model uses all cores, and its memory stays that of one.
-        self._turn = threading.Lock()
+        self._described = collections.OrderedDict()
+        self._now: Now | None = None
+        self._lock = threading.Lock()
 
-    def load(self) -> None:
-        """Loads the model and answers once, so that the first visitor does not wait for it."""
-        self._model = load_model(self._saved_model, self.scales)
-        rows = self.index.descriptors
-        if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
-            rows = rows[:].copy()
-        self._rows = rows
-        blank = np.zeros((*_WARM_UP, 3), np.uint8)
-        self.search(blank)
-        self.attention(blank)
+    # --- what is searched ----------------------------------------------------------------
+
+    def now(self) -> Now:
+        """Returns what can be searched now: the same object until that changes."""
+        found = self.collection.searchable()
+        with self._lock:
+            if self._now is None or found is not self._now.photos:
+                version = 1 if self._now is None else self._now.version + 1
+                rows = {id_: row for row, id_ in enumerate(found.ids)}
+                self._now = Now(found, version, rows)
+            return self._now
 
     @property
     def rerankings(self) -> tuple[str, ...]:
         """The available re-rankings; an approximate index lacks the descriptors for any."""
-        return RERANKINGS if self.index.approximate is None else RERANKINGS[:1]
+        return RERANKINGS[:1] if self.now().photos.rows is None else RERANKINGS
 
-    @property
-    def has_maps(self) -> bool:
-        """Whether the model has attention maps; a model of mode `delg` has none."""
-        return self._model.has_maps
+    # --- photos --------------------------------------------------------------------------
 
-    # --- photos of visitors --------------------------------------------------------------
+    def read(self, name: str, data: bytes) -> Query:
+        """Reads what a visitor's photo states; see `photos.read_size`.
 
-    def read(self, data: bytes, max_bytes: int, max_pixels: int) -> Query:
-        """Reads what a visitor's photo states; see `photos.read_size`."""
-        width, height = photos.read_size(data, self._upright, max_bytes, max_pixels)
-        return Query(data, width, height)
+        Raises:
+          InputError: when it is too large, or no photo that can be decoded.
+        """
+        width, height = photos.read_size(name, data, self.collection.how.upright, *self._limits)
+        return Query(name, data, width, height)
+
+    def stored(self, id_: str) -> Query:
+        """Returns a photo of the collection as a query.
+
+        Raises:
+          InputError: when it is no longer there.
+        """
+        file = self.file(id_)
+        name = pathlib.PurePath(id_).name if file is None else file.name
+        try:
+            if file is None:
+                raise FileNotFoundError
+            data = photo_files.read_file(file)
+        except (OSError, UnusablePhoto):
+            raise InputError(f"{name} is not on disk any more.") from None
+        upright = self.collection.how.upright
+        width, height = photos.read_size(name, data, upright, len(data), photo_files.MAX_PIXELS)
+        return Query(name, data, width, height, id_)
 
     def image(self, query: Query, box: Box | None = None) -> np.ndarray:
         """Returns the part of a photo that is described, as uint8 RGB (H, W, 3).
@@ -182,154 +192,155 @@ class Engine:
         Raises:
           InputError: when the photo is damaged, or the box contains no pixel.
         """
-        width, height = query.width, query.height
-        left, top, right, bottom = map(round, box or (0, 0, width, height))
-        left, top = max(left, 0), max(top, 0)
-        right, bottom = min(right, width), min(bottom, height)
-        if left >= right or top >= bottom:
-            raise InputError(
-                f"The box {tuple(round(x) for x in box)} contains no pixel of the photo, which has "
-                f"{width} x {height} pixels."
-            )
-        box = left, top, right, bottom
-        sent = _Sent("", _SENT, box, turn=self._upright, data=query.data)
-        found = load_photo(sent, self._how)
+        how = self.collection.how
+        if box is not None:
+            box = _inside(box, query)
+        photo = _InMemory("", _SENT, box, turn=how.upright, data=query.data)
+        found = load_photo(photo, how)
         if isinstance(found, str):
-            raise photos.refusal(query.data, found.removeprefix(f"{_SENT}: "))
+            raise photos.refusal(query.name, query.data, found.removeprefix(f"{_SENT}: "))
         return found
 
     def picture(self, query: Query) -> bytes:
         """Returns a JPEG of a photo, for the page."""
         try:
-            return photos.picture(query.data, SHOWN_SIDE, self._upright)
+            return photos.picture(query.data, LARGE_SIDE, self.collection.how.upright)
         except UnusablePhoto as error:
-            raise photos.refusal(query.data, error.reason) from error
+            raise photos.refusal(query.name, query.data, error.reason) from error
 
-    def add(self, added: Added | None, file: str, query: Query) -> Added:
-        """Returns the added photos with one more, described as the index is."""
-        image = self.image(query)
-        row, small = self._describe(image, self.scales), photos.jpeg(image, THUMBNAIL_SIDE)
-        if added is None:
-            return Added((file,), row, (small,))
-        rows = np.concatenate([added.rows, row])
-        return Added((*added.files, file), rows, (*added.thumbnails, small))
+    def file(self, id_: str) -> pathlib.Path | None:
+        """Returns the file of a photo of the collection; None: there is no such photo."""
+        return self.collection.file(id_) if id_ in self.now().rows else None
+
+    def thumbnail(self, id_: str, side: int) -> bytes | None:
+        """Returns a small JPEG of a photo of the collection; None: it is not on disk."""
+        file = self.file(id_)
+        try:
+            made = None if file is None else file.stat().st_mtime_ns
+        except OSError:
+            return None
+        if made is None:
+            return None
+        # Large ones are seldom asked for twice.
+        small = self._thumbnail if side == THUMBNAIL_SIDE else self._new_thumbnail
+        return small(str(file), made, side)
+
+    def _new_thumbnail(self, file: str, _: int, side: int) -> bytes | None:
+        return photos.thumbnail(pathlib.Path(file), side, self.collection.how.upright)
 
     # --- answers -------------------------------------------------------------------------
 
     def search(
         self,
-        image: np.ndarray,
+        query: Query,
+        box: Box | None = None,
         scales: str = OWN_SCALES,
         reranking: str = "none",
-        k: int = 12,
-        added: Added | None = None,
+        k: int = 24,
     ) -> Answer:
-        """Finds the nearest photos.
+        """Finds the nearest photos; a photo of the collection is not its own answer.
 
         Args:
-          image: what is searched for, from `image`.
-          scales: a key of SCALE_SETS; OWN_SCALES: those of the index.
+          query: the photo that is searched for.
+          box: what of it, as in `image`.
+          scales: a key of SCALE_SETS; OWN_SCALES: those of the collection.
           reranking: one of `rerankings`, with its default numbers.
-          k: number of photos.
-          added: photos to search besides those of the index.
+          k: number of tiles.
 
         Raises:
-          InputError: when the scales or the re-ranking are unknown.
+          InputError: when the scales or the re-ranking are unknown, or as in `image`.
         """
         start = time.perf_counter()
         if scales != OWN_SCALES and scales not in SCALE_SETS:
             raise InputError(f"Unknown scales {scales!r:.40}; use those on the page.")
         if reranking not in self.rerankings:
             raise InputError(f"Unknown re-ranking {reranking!r:.40}; use one of those on the page.")
-        row = self._describe(image, SCALE_SETS.get(scales, self.scales))
-        scores, ranks = self._rank(row, reranking, max(1, k), added)
-        found = [self._photo(rank, score, added) for score, rank in zip(scores, ranks, strict=True)]
-        searched = len(self.index) + (0 if added is None else len(added.rows))
-        return Answer(tuple(found), searched, time.perf_counter() - start)
-
-    def attention(self, image: np.ndarray) -> np.ndarray | None:
-        """Returns the attention map over what was described; None: the model has no maps."""
-        if not self.has_maps:
-            return None
-        with self._turn:
-            values = self._model.maps(image)["attention"]
-        return photos.overlay(image, values)
-
-    def _describe(self, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-        with self._turn:
-            return self._model.describe(image[None], scales)
-
-    def _rank(self, row: np.ndarray, reranking: str, k: int, added: Added | None):
-        """Returns (scores, row numbers) for a query (1, D); added photos follow those of the index.
-
-        A score always compares the query and the photo alone: the threshold was fitted to such.
-        """
-        more = [] if added is None else [added.rows]
-        if self.index.approximate is not None:
-            scores, ranks = (found[0] for found in self.index.search(row, k))
-            scores, ranks = scores[ranks >= 0], ranks[ranks >= 0]
-            for rows in more:
-                scores = np.concatenate([scores, search.inner_products(row[0], rows)])
-                ranks = np.concatenate([ranks, len(self.index) + np.arange(len(rows))])
-            best = np.lexsort((ranks, -scores))[:k]
-            return scores[best], ranks[best]
-        rows = Rows([self._rows, *more])
-        if reranking == "none":
-            scores, ranks = search.search(rows, row, k)
-            return scores[0], ranks[0]
-        refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
-        if refined.head is None:
-            ranks = search.search(rows, refined.queries, k).rows[0]
+        at = self.now()
+        now, own = at.photos, at.rows.get(query.id)
+        if not len(now.ids):
+            raise InputError("No photo has been described yet; this takes a moment.")
+        if own is not None and now.rows is not None and (box, scales) == (None, OWN_SCALES):
+            row = np.asarray(now.rows[own : own + 1], np.float32)
         else:
-            ranks = refined.head[0, :k]
-        return search.inner_products(row[0], rows[ranks]), ranks
+            row = now.adapt(self._descriptor(query, box, scales))
+        scores, ranks = _rank(now, row, reranking, _WIDER * max(1, k) + 1)
+        scores, ranks = scores[ranks != own], ranks[ranks != own]
+        found = _tiles(now, scores, ranks)[: max(1, k)]
+        searched = len(now.ids) - (own is not None)
+        return Answer(tuple(found), searched, time.perf_counter() - start, now)
 
-    def _photo(self, rank: int, score: float, added: Added | None) -> FoundPhoto:
-        matches = None if self.index.threshold is None else bool(self.index.matches(score))
-        place = rank - len(self.index)
-        if place >= 0:
-            name = added.files[place].rpartition("/")[2]
-            return FoundPhoto(name, float(score), matches, added.thumbnails[place], True)
-        id_ = self.index.ids[rank]
-        return FoundPhoto(id_, float(score), matches, self._thumbnail(id_), False)
-
-    # --- photos of the index -------------------------------------------------------------
-
-    def has_photos(self, ids: Sequence[str]) -> bool:
-        """Returns whether at least one of these photos of the index is on disk."""
-        return any(self._file(id_) is not None for id_ in ids)
-
-    def _new_thumbnail(self, id_: str) -> bytes | None:
-        file = self._file(id_)
-        return None if file is None else photos.thumbnail(file, THUMBNAIL_SIDE, self._upright)
-
-    def _file(self, id_: str) -> pathlib.Path | None:
-        """Returns the file of a photo of the index.
-
-        None: it is missing, outside the folder, or may be one of several.
-        """
-        try:
-            found = pathlib.Path(self._finder.find(id_, self.index.path)[1])
-            file = files.inside(self.image_root, str(found.relative_to(self.image_root)))
-            return file if file.is_file() else None
-        except (ValueError, OSError):  # a zero byte, too, or a folder that cannot be read
+    def attention(self, query: Query, box: Box | None = None) -> np.ndarray | None:
+        """Returns the attention map over what was described; None: the model has no maps."""
+        if not self.collection.has_maps:
             return None
+        image = self.image(query, box)
+        return photos.overlay(image, self.collection.attention(image))
+
+    def _descriptor(self, query: Query, box: Box | None, scales: str) -> np.ndarray:
+        key = hashlib.sha256(query.data).digest(), box, scales
+        with self._lock:
+            if key in self._described:
+                self._described.move_to_end(key)
+                return self._described[key]
+        numbers = SCALE_SETS.get(scales, self.collection.scales)
+        row = self.collection.describe(self.image(query, box), numbers)
+        with self._lock:
+            self._described[key] = row
+            if len(self._described) > _DESCRIBED:
+                self._described.popitem(last=False)
+        return row
 
 
-def _check_describable(index: Index) -> None:
-    """Makes sure that a model alone can describe photos as those of an index were described.
+def _inside(box: Box, query: Query) -> tuple[int, int, int, int]:
+    width, height = query.width, query.height
+    left, top, right, bottom = map(round, box)
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        raise InputError(
+            f"The box {tuple(map(round, box))} contains no pixel of the photo, which has "
+            f"{width} x {height} pixels."
+        )
+    return left, top, right, bottom
 
-    Raises:
-      InputError: when it cannot.
+
+def _rank(
+    now: Searchable, row: np.ndarray, reranking: str, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (scores, row numbers) for a query (1, D).
+
+    A score always compares the query and the photo alone: the threshold was fitted to such.
     """
-    if isinstance(index.meta["whitening"], str):
-        raise InputError(
-            f"--index={index.path} holds descriptors that `dolg whiten apply` whitened, but the "
-            "demo describes photos by the model alone; export it with --whitening, extract, and "
-            "build the index again"
-        )
-    if index.meta["scales"] is None:
-        raise InputError(
-            f"--index={index.path} holds imported descriptors, whose scales are unknown; extract "
-            "its photos with the model and build it again"
-        )
+    if now.search is not None:
+        scores, ranks = (found[0] for found in now.search(row, k))
+        return scores[ranks >= 0], ranks[ranks >= 0]
+    rows = Rows([now.rows])
+    if reranking == "none":
+        scores, ranks = search.search(rows, row, k)
+        return scores[0], ranks[0]
+    refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
+    if refined.head is None:
+        ranks = search.search(rows, refined.queries, k).rows[0]
+    else:
+        ranks = refined.head[0, :k]
+    return search.inner_products(row[0], rows[ranks]), ranks
+
+
+def _tiles(now: Searchable, scores: np.ndarray, ranks: np.ndarray) -> list[FoundPhoto]:
+    """Returns the photos in their order; those nearly the same as an earlier one join its tile."""
+    tiles: list[list[int]] = []
+    if now.alike is None or now.rows is None:
+        tiles = [[place] for place in range(len(ranks))]
+    else:
+        rows = np.asarray(now.rows[ranks], np.float32)
+        near = rows @ rows.T >= now.alike
+        for place in range(len(ranks)):
+            tile = next((tile for tile in tiles if near[tile[0], place]), None)
+            tiles.append([place]) if tile is None else tile.append(place)
+
+    def photo(place: int, alike: tuple[FoundPhoto, ...] = ()) -> FoundPhoto:
+        score = float(scores[place])
+        # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
+        matches = None if now.threshold is None else score >= now.threshold.score
+        return FoundPhoto(now.ids[ranks[place]], score, matches, alike)
+
+    return [photo(tile[0], tuple(map(photo, tile[1:]))) for tile in tiles]

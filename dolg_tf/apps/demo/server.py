@@ -1,25 +1,24 @@
-"""The demo's server: what is answered by whom, and how long anybody may keep it waiting."""
+"""The page's server: what is answered by whom, and how long anybody may keep it waiting."""
 
 import asyncio
 import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dolg_tf.apps.demo.calls import Calls
-from dolg_tf.apps.demo.gate import API, HEAD_BYTES, Gate
-from dolg_tf.apps.demo.uploads import Uploads
+from dolg_tf.apps.demo.gate import HEAD_BYTES, Gate
+from dolg_tf.apps.demo.page import Page
+from dolg_tf.apps.demo.turns import Turns
 
 _CONNECTIONS = 256
 _HEAD_SECONDS = 15  # until the head of a request is complete
@@ -28,67 +27,47 @@ _TIDY_SECONDS = 5
 _END_SECONDS = 1  # for answers under way when the server ends
 
 
-def application(calls: Calls, uploads: Uploads, page: ASGIApp, port: int) -> Gate:
+def application(page: Page, turns: Turns, port: int) -> Gate:
     """Returns the whole application, as ASGI.
 
     Args:
-      calls: answers the page's events.
-      uploads: takes their files.
-      page: answers with the page itself and its files.
+      page: what is answered.
+      turns: when.
       port: of the server.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
-        async with calls.running():
-            tidying = asyncio.create_task(_tidy(calls, uploads))
-            try:
-                yield
-            finally:
-                tidying.cancel()
+        tidying = asyncio.create_task(_tidy(page))
+        try:
+            yield
+        finally:
+            tidying.cancel()
+            turns.close()
+            page.close()
 
-    routes = [
-        Route(f"{API}/upload", uploads.receive, methods=["POST"]),
-        Route(f"{API}/upload_progress", uploads.progress),
-        Route(f"{API}/queue/join", calls.join, methods=["POST"]),
-        Route(f"{API}/queue/data", calls.listen),
-        Route(f"{API}/cancel", calls.cancel, methods=["POST"]),
-        Route(f"{API}/reset", calls.cancel, methods=["POST"]),
-        Mount("/", page),
-    ]
     handlers = {HTTPException: _refuse}
-    return Gate(Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers), port)
+    app = Starlette(routes=page.routes, lifespan=lifespan, exception_handlers=handlers)
+    return Gate(app, port)
 
 
-async def _tidy(calls: Calls, uploads: Uploads) -> None:
+async def _tidy(page: Page) -> None:
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
-        calls.tidy()
-        uploads.tidy()
+        page.tidy()
 
 
-def _refuse(request: Request, error: HTTPException) -> Response:
-    """Says why: events are answered in JSON, from which the page's script takes the sentence."""
-    if request.url.path == f"{API}/queue/join":
-        return JSONResponse({"detail": error.detail}, error.status_code)
-    return PlainTextResponse(error.detail, error.status_code)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, which calls `ending` before it waits for the answers under way."""
-
-    ending: Callable[[], None]
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.ending()
-        await super().shutdown(sockets)
+async def _refuse(_: Request, error: HTTPException) -> PlainTextResponse:
+    """Says why, in a sentence that the page shows."""
+    said = "There is nothing here." if error.detail == "Not Found" else error.detail
+    return PlainTextResponse(said, error.status_code, error.headers)
 
 
 @contextlib.contextmanager
-def serve(app: ASGIApp, calls: Calls, listening: socket.socket) -> Iterator[None]:
-    """Serves an application, and the calls in it, in a thread while the block runs."""
-    # One line for what fails; nothing for what strangers send that is not HTTP.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+def serve(app: ASGIApp, listening: socket.socket) -> Iterator[None]:
+    """Serves an application in a thread while the block runs."""
+    # Nothing for what strangers send that is not HTTP; the gate logs what fails behind it.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -103,8 +82,7 @@ def serve(app: ASGIApp, calls: Calls, listening: socket.socket) -> Iterator[None
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
     )
-    server = _Server(config)
-    server.ending = calls.end
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

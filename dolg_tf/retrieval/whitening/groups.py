@@ -203,6 +203,8 @@ def chance(rows, groups: np.ndarray, sample: int, seed: int) -> Chance:
     """
     _, first = np.unique(groups, return_index=True)
     single = np.union1d(np.flatnonzero(groups < 0), first[groups[first] >= 0])
+    if len(single) < 2:  # all are of one place, and nothing tells what chance would give
+        return Chance(np.ones(1), np.full(1, _NO_DEVIATION))
     if len(single) > sample:
         single = np.sort(np.random.default_rng(seed).choice(single, sample, replace=False))
     chosen = rows[single]

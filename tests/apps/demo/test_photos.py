@@ -33,7 +33,10 @@ def _no_decoding(monkeypatch, request):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "TIFF"])
 def test_photos_of_each_kind_state_their_size(kind):
     data = demo_world.encoded(NOISE, kind)
-    assert photos.read_size(data, True, len(data), NOISE.shape[0] * NOISE.shape[1]) == (14, 9)
+    assert photos.read_size("a.jpg", data, True, len(data), NOISE.shape[0] * NOISE.shape[1]) == (
+        14,
+        9,
+    )
 
 
 @pytest.mark.parametrize("orientation", [*range(1, 9), 0, 9, 65535])
@@ -42,17 +45,17 @@ def test_the_size_is_that_of_the_turned_photo(orientation):
     exif[0x0112] = orientation
     data = demo_world.encoded(NOISE, "JPEG", exif=exif)
     turned = (9, 14) if orientation in range(5, 9) else (14, 9)
-    assert photos.read_size(data, True, *LIMITS) == turned
-    assert photos.read_size(data, False, *LIMITS) == (14, 9)
+    assert photos.read_size("a.jpg", data, True, *LIMITS) == turned
+    assert photos.read_size("a.jpg", data, False, *LIMITS) == (14, 9)
 
 
 def test_a_bomb_is_refused_by_its_header():
     end = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
-    told = r"60000 x 70000 = 4200.0 million pixels, the limit is 1 million"
+    told = r"60000 x 70000 = 4200.0 million pixels; the limit is 1 million"
     with pytest.raises(InputError, match=told):
-        photos.read_size(_png_of(60000, 70000) + end, True, *LIMITS)
+        photos.read_size("a.jpg", _png_of(60000, 70000) + end, True, *LIMITS)
     with pytest.raises(InputError, match=r"limit is 0\.000125 million"):
-        photos.read_size(demo_world.encoded(NOISE), True, 10**6, NOISE.size // 3 - 1)
+        photos.read_size("a.jpg", demo_world.encoded(NOISE), True, 10**6, NOISE.size // 3 - 1)
 
 
 def test_a_bomb_of_scans_is_refused_by_its_header():
@@ -61,37 +64,48 @@ def test_a_bomb_of_scans_is_refused_by_its_header():
     start, end = data.index(b"\xff\xda"), data.rindex(b"\xff\xd9")
     scan = data[start : data.index(b"\xff", start + 20)]
     bomb = data[:end] + scan * 1000 + data[end:]
-    with pytest.raises(InputError, match="JPEG photo; more than 32 scans"):
-        photos.read_size(bomb, True, 10**6, 10**6)
+    with pytest.raises(
+        InputError, match=r"a\.jpg is a JPEG photo that cannot be read .more than 32 scans"
+    ):
+        photos.read_size("a.jpg", bomb, True, 10**6, 10**6)
 
 
 def test_a_file_that_is_too_long_is_not_looked_at():
-    with pytest.raises(InputError, match=r"has 1\.9 MiB, the limit is 0\.9537 MiB"):
-        photos.read_size(b"\xff\xd8\xff" * 666667, True, *LIMITS)
+    with pytest.raises(InputError, match=r"has 1\.9 MiB; the limit is 0\.9537 MiB"):
+        photos.read_size("a.jpg", b"\xff\xd8\xff" * 666667, True, *LIMITS)
 
 
 JPEG = demo_world.encoded(NOISE, "JPEG")
 LOSSLESS = JPEG.replace(b"\xff\xc0", b"\xff\xc3")
 NO_PHOTOS = {
-    "nothing": (b"", "it is not a JPEG"),
-    "text": (b"no photo", "it is not a JPEG"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is not a JPEG"),
-    "cut jpeg": (JPEG[: len(JPEG) * 2 // 3], "JPEG photo; it ends"),
-    "cut header": (JPEG[:5], "JPEG photo; "),
-    "lossless": (LOSSLESS, "JPEG photo; a lossless JPEG"),
-    "cut png": (_png_of(20, 20), "PNG photo; "),
-    "no pixels": (_png_of(0, 20), "PNG photo; "),
-    "gif of blocks": (b"GIF89a\1\0\1\0\0\0\0" + b"!\xff\1x\0" * 3000, "GIF photo; "),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC photo; "),
-    "avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(100), "AVIF photo; "),
+    "nothing": (b"", "is not a photo: choose a JPEG"),
+    "text": (b"no photo", "is not a photo: choose a JPEG"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a photo: choose a JPEG"),
+    "cut jpeg": (JPEG[: len(JPEG) * 2 // 3], "is a JPEG photo that cannot be read .it ends"),
+    "cut header": (JPEG[:5], "is a JPEG photo that cannot be read ."),
+    "lossless": (LOSSLESS, "is a JPEG photo that cannot be read .a lossless JPEG"),
+    "cut png": (_png_of(20, 20), "is a PNG photo that cannot be read ."),
+    "no pixels": (_png_of(0, 20), "is a PNG photo that cannot be read ."),
+    "gif of blocks": (
+        b"GIF89a\1\0\1\0\0\0\0" + b"!\xff\1x\0" * 3000,
+        "is a GIF photo that cannot be read .",
+    ),
+    "heic": (
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
+        "is a HEIC photo that cannot be read .",
+    ),
+    "avif": (
+        b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(100),
+        "is a AVIF photo that cannot be read .",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NO_PHOTOS)
 def test_what_is_no_photo(name):
     data, told = NO_PHOTOS[name]
-    with pytest.raises(InputError, match=f"cannot be read as a photo: {told}"):
-        photos.read_size(data, True, *LIMITS)
+    with pytest.raises(InputError, match=f"a.jpg {told}"):
+        photos.read_size("a.jpg", data, True, *LIMITS)
 
 
 def test_thumbnails(tmp_path):

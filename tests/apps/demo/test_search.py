@@ -1,10 +1,11 @@
-"""The engine behind the page answers as the index does, for each visitor alone."""
+"""The engine behind the page answers as the index does."""
 
 import concurrent.futures
 import csv
-import html
+import dataclasses
 import io
 import os
+import pathlib
 
 import demo_world
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 import stand_in_saved_model
 from demo_world import COLOURS, encoded, scene
 from PIL import Image
+from waiting import wait_for
 
-from dolg_tf.apps.demo import html as demo_html
-from dolg_tf.apps.demo import search
+from dolg_tf.apps.demo import html as page_html
+from dolg_tf.apps.demo import indexed, search
+from dolg_tf.apps.demo.collection import Progress, Searchable, Threshold, places
+from dolg_tf.apps.demo.indexed import IndexedPhotos
 from dolg_tf.apps.demo.search import RERANKINGS, Engine, Query
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -32,40 +36,63 @@ def world(tmp_path_factory):
     return demo_world.make(tmp_path_factory.mktemp("world"))
 
 
+def _engine(model, index, image_root="", max_side=0):
+    made = IndexedPhotos(model, index, image_root, max_side)
+    made.load()
+    return Engine(made, 10**7, 10**7)
+
+
 @pytest.fixture(scope="module")
 def engine(world):
-    made = Engine(*world, "", 1024)
-    made.load()
-    return made
+    return _engine(*world, max_side=1024)
 
 
 def _query(image):
-    return Query(encoded(image), image.shape[1], image.shape[0])
+    return Query("a.png", encoded(image), image.shape[1], image.shape[0])
 
 
 def _ids(answer):
     return [photo.id for photo in answer.found]
 
 
+def _colour(jpeg):
+    return np.asarray(Image.open(io.BytesIO(jpeg))).mean((0, 1))
+
+
 @pytest.mark.parametrize("name", COLOURS)
 def test_the_same_scene_leads(engine, name):
-    answer = engine.search(scene(name), k=len(COLOURS))
+    answer = engine.search(_query(scene(name)), k=len(COLOURS))
     rows = {other: demo_world.descriptor(scene(other)) for other in COLOURS}
     expected = sorted(COLOURS, key=lambda other: (-float(rows[other] @ rows[name]), other))
-    assert _ids(answer) == expected and expected[0] == name
+    assert _ids(answer) == expected and expected[0] == name and answer.searched == len(COLOURS)
     for photo in answer.found:
         assert photo.score == pytest.approx(float(rows[photo.id] @ rows[name]), abs=1e-5)
-        assert photo.matches is None and not photo.added
-        colour = np.asarray(Image.open(io.BytesIO(photo.thumbnail))).mean((0, 1))
-        np.testing.assert_allclose(colour, COLOURS[photo.id], atol=4)
+        assert photo.matches is None and photo.alike == ()
+        np.testing.assert_allclose(
+            _colour(engine.thumbnail(photo.id, 320)), COLOURS[photo.id], 0, 4
+        )
+
+
+def test_a_photo_of_the_collection_is_not_its_own_answer(engine, monkeypatch):
+    rows = {other: demo_world.descriptor(scene(other)) for other in COLOURS}
+    others = [name for name in COLOURS if name != "red"]
+    expected = sorted(others, key=lambda other: (-float(rows[other] @ rows["red"]), other))
+    query = engine.stored("red")
+    assert (query.name, query.width, query.height, query.id) == ("red.png", 96, 64, "red")
+    assert _ids(engine.search(query, (0, 0, 50, 64), k=48)) == expected
+    # The whole of it was described before.
+    monkeypatch.setattr(LoadedModel, "describe", None)
+    answer = engine.search(query, k=48)
+    assert _ids(answer) == expected and answer.searched == len(COLOURS) - 1
+    with pytest.raises(InputError, match=r"none is not on disk any more"):
+        engine.stored("none")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_it_answers_as_the_command_does(tmp_path, kind):
     """Photos of a phone: large, and turned by EXIF as those of the index were."""
     world = demo_world.make(tmp_path, upright=True, max_side=100)
-    made = Engine(*world, "", 1024)
-    made.load()
+    made = _engine(*world, max_side=1024)
     rng, exif = np.random.default_rng(3), Image.Exif()
     exif[0x0112] = 6
     noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((1300, 900))
@@ -76,11 +103,10 @@ def test_it_answers_as_the_command_does(tmp_path, kind):
     stages.query(QueryConfig(index=built, saved_model=model, k=4, **options))
     with (tmp_path / "found.csv").open(newline="") as file:
         expected = [(row["id"], np.float32(row["score"])) for row in csv.DictReader(file)]
-    query = made.read(data, 10**7, 10**7)
+    query = made.read("photo.jpg", data)
     assert (query.width, query.height) == (900, 1300)
-    whole = (0, 0, 900, 1300)
-    for image in (made.image(query), made.image(query, whole)):
-        answer = made.search(image, k=4)
+    for box in (None, (0, 0, 900, 1300)):
+        answer = made.search(query, box, k=4)
         assert [(photo.id, np.float32(photo.score)) for photo in answer.found] == expected
 
 
@@ -97,8 +123,7 @@ def test_it_answers_as_the_command_does(tmp_path, kind):
     ],
 )
 def test_a_box_is_searched_for(engine, box, first):
-    query = _query(scene("green", "violet", "blue"))
-    assert _ids(engine.search(engine.image(query, box)))[0] == first
+    assert _ids(engine.search(_query(scene("green", "violet", "blue")), box))[0] == first
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (96, 0, 120, 64), (-9, 0, 0, 64)])
@@ -107,15 +132,15 @@ def test_a_box_without_pixels(engine, box):
         engine.image(_query(scene("red")), box)
 
 
-def test_boxes_are_told_in_pixels_of_the_photo(engine):
+def test_boxes_are_told_in_pixels_of_the_photo_and_keep_its_scale(engine):
     image = scene("green", "blue", width=5000, height=500)
-    query = engine.read(encoded(image), 10**7, 10**7)
+    query = engine.read("wide.png", encoded(image))
     assert (query.width, query.height) == (5000, 500)
-    assert _ids(engine.search(engine.image(query, (2600, 0, 5000, 500))))[0] == "blue"
+    assert _ids(engine.search(query, (2600, 0, 5000, 500)))[0] == "blue"
     assert engine.image(query).shape == (102, 1024, 3)
-    assert engine.image(query, (0, 0, 2500, 250)).shape == (102, 1024, 3)
-    np.testing.assert_array_equal(engine.image(query, (0, 0, 50, 50)), image[:50, :50])
-    assert Image.open(io.BytesIO(engine.picture(query))).size == (1024, 102)
+    # By the factor of the whole photo, as extraction shrinks queries.
+    assert engine.image(query, (0, 0, 2500, 250)).shape == (51, 512, 3)
+    assert Image.open(io.BytesIO(engine.picture(query))).size == (1600, 160)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +150,8 @@ def test_boxes_are_told_in_pixels_of_the_photo(engine):
 def test_photos_are_shrunk_to_the_smaller_of_both_sides(tmp_path, of_index, asked, side):
     world = demo_world.make(tmp_path, max_side=of_index)
     query = _query(scene("red", width=2400, height=1200))
-    assert Engine(*world, "", asked).image(query).shape == (side // 2, side, 3)
+    made = Engine(IndexedPhotos(*world, "", asked), 1, 1)
+    assert made.image(query).shape == (side // 2, side, 3)
 
 
 # --- scales, re-ranking, threshold ---------------------------------------------------
@@ -137,11 +163,14 @@ def test_scales(engine, monkeypatch):
     monkeypatch.setattr(
         LoadedModel, "describe", lambda m, x, s: asked.append(s) or describe(m, x, s)
     )
+    query = _query(scene("red", "violet", width=64))
     for scales in (search.OWN_SCALES, "one", "five"):
-        engine.search(scene("red"), scales=scales)
+        engine.search(query, scales=scales)
     assert asked == [stand_in_saved_model.SCALES, (1.0,), (0.3535, 0.5, 0.7071, 1.0, 1.4142)]
+    engine.search(query, scales="five", reranking="alpha_qe")
+    assert len(asked) == 3  # what was described is kept
     with pytest.raises(InputError, match="Unknown scales 'seven'"):
-        engine.search(scene("red"), scales="seven")
+        engine.search(query, scales="seven")
 
 
 def _many(folder, count=60):
@@ -159,117 +188,193 @@ def _many(folder, count=60):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("many")
+    folder, patch = tmp_path_factory.mktemp("many"), pytest.MonkeyPatch()
+    patch.setattr(indexed, "_ALIKE", None)  # photos of three numbers have many that are alike
     model, kept = _many(folder)
     stages.build(BuildConfig(descriptors=str(kept), output=str(folder / "exact")))
-    made = Engine(model, folder / "exact", "", 0)
-    made.load()
-    return made
+    yield _engine(model, folder / "exact")
+    patch.undo()
 
 
 @pytest.mark.parametrize("name", RERANKINGS)
 def test_rerankings_order_as_evaluation_does(many, name):
     image = scene("yellow", "violet", "red")
     row = demo_world.descriptor(image)[None]
-    rows = np.asarray(many.index.descriptors)
-    answer = many.search(image, reranking=name, k=20)
+    now = many.now().photos
+    rows = np.asarray(now.rows)
+    answer = many.search(_query(image), reranking=name, k=20)
     refined = methods.apply(RerankConfig(rerank=name), row, rows)
     if refined.head is not None:
         expected = refined.head[0]
     else:
         expected = np.argsort(-(refined.queries @ rows.T)[0], kind="stable")
-    assert _ids(answer) == [many.index.ids[rank] for rank in expected[:20]]
-    places = [many.index.ids.index(id_) for id_ in _ids(answer)]
-    expected = rows[places] @ row[0]
+    assert _ids(answer) == [now.ids[rank] for rank in expected[:20]]
+    expected = rows[[now.ids.index(id_) for id_ in _ids(answer)]] @ row[0]
     np.testing.assert_allclose([photo.score for photo in answer.found], expected, atol=1e-5)
 
 
 def test_rerankings_differ(many):
-    image = scene("yellow", "violet", "red")
-    orders = {tuple(_ids(many.search(image, reranking=x, k=40))) for x in RERANKINGS}
-    assert len(orders) == len(RERANKINGS)
+    query = _query(scene("yellow", "violet", "red"))
+    orders = {tuple(_ids(many.search(query, reranking=x, k=40))) for x in RERANKINGS}
+    assert len(orders) == len(RERANKINGS) == len(many.rerankings)
     with pytest.raises(InputError, match="Unknown re-ranking 'alpha_dba'"):
-        many.search(image, reranking="alpha_dba")
+        many.search(query, reranking="alpha_dba")
+
+
+def _told(engine, answer, scales=search.OWN_SCALES, reranking="none"):
+    return page_html.answer(answer, engine, scales, reranking)
 
 
 def test_the_threshold_says_what_matches(tmp_path):
     model, built = demo_world.make(tmp_path)
     calibration = {"threshold": 0.9, "precision": 0.95}
     directory.set_calibration(built, calibration, Index.open(built).meta)
-    made = Engine(model, built, "", 0)
-    made.load()
-    answer = made.search(scene("red"))
+    made = _engine(model, built)
+    answer = made.search(_query(scene("red")))
     assert [photo.matches for photo in answer.found] == [
         photo.score >= 0.9 for photo in answer.found
     ]
-    page = demo_html.answer(answer, made.index, search.OWN_SCALES, "none")
-    assert "<strong>Match</strong> 1 photo reaches the threshold of 0.900." in page
-    assert "95 % show the same place" in page
-    none = made.search(scene("red", "green"))
-    page = demo_html.answer(none, made.index, "one", "superglobal")
+    page = _told(made, answer)
+    assert "1 photo shows the same place" in page and "estimate" not in page
+    assert "Of labelled pairs with 0.900 or more, 95 % show the same place." in page
+    none = made.search(_query(scene("red", "green")))
+    page = _told(made, none, "one", "superglobal")
     best = max(photo.score for photo in none.found)
-    assert "<strong>No match</strong>" in page and f"the best scores {best:.3f}" in page
-    assert "Ordered by SuperGlobal" in page and "described at other scales (0.5, 1)" in page
+    assert "No match" in page and f"The most similar photo scores {best:.3f}." in page
+    assert "Ordered by SuperGlobal" in page and "described at other sizes (0.5, 1)" in page
 
 
 def test_without_a_threshold_the_page_says_so(engine):
-    page = demo_html.answer(engine.search(scene("red")), engine.index, "index", "none")
-    assert "No threshold in this index" in page and "match" not in page.lower()
+    page = _told(engine, engine.search(_query(scene("red"))))
+    assert "Nothing has measured yet" in page and "same place<" not in page
 
 
-# --- photos that a visitor adds ------------------------------------------------------
+# --- photos that are still being described -------------------------------------------
 
 
-def test_added_photos_are_found_by_who_added_them(engine):
-    added = engine.add(None, "mine.jpg", _query(scene("red", "blue")))
-    added = engine.add(added, "other.jpg", _query(scene("green", "yellow")))
-    query = scene("red", "blue")
-    for reranking in ("none", "alpha_qe"):
-        first = engine.search(query, reranking=reranking, added=added).found[0]
-        assert (first.id, first.added) == ("mine.jpg", True)
-        assert first.score == pytest.approx(1, abs=1e-5)
-        colour = np.asarray(Image.open(io.BytesIO(first.thumbnail))).mean((0, 1))
-        np.testing.assert_allclose(colour, scene("red", "blue").mean((0, 1)), atol=4)
-    alone = engine.search(query, k=48)
-    assert len(alone.found) == len(COLOURS) and not any(photo.added for photo in alone.found)
-    # A copy of a photo of the index ranks behind it.
-    twin = engine.add(None, "a.jpg", _query(scene("red")))
-    assert _ids(engine.search(scene("red"), added=twin))[:2] == ["red", "a.jpg"]
+class Folder:
+    """Photos that are described one by one, in twelve numbers, and whitened later."""
+
+    title, how, scales, has_maps = "photos", IndexedPhotos, (1.0,), False
+
+    def __init__(self, like, rows):
+        self.how, self._rows = like.how, rows
+        self.now = Searchable((), rows[:0])
+
+    def searchable(self):
+        return self.now
+
+    def progress(self):
+        return Progress(len(self.now.ids), len(self._rows), 2.0, "Describing your photos")
+
+    def describe(self, image, scales):
+        return np.float32([[0, 1, 0]])
+
+    def file(self, id_):
+        return pathlib.Path(f"/nowhere/{id_}.jpg")
 
 
-def test_an_approximate_index(tmp_path, many):
+def test_those_that_are_done_are_searched(engine):
+    rows = np.float32([[0, 1, 0], [0, 0.6, 0.8], [1, 0, 0], [0.6, 0.8, 0]])
+    folder = Folder(engine.collection, rows)
+    made, query = Engine(folder, 10**6, 10**6), _query(scene("red"))
+    with pytest.raises(InputError, match="No photo has been described yet"):
+        made.search(query)
+    first = made.now()
+    folder.now = Searchable(("a", "b"), rows[:2])
+    assert _ids(made.search(query)) == ["a", "b"] and made.now().version == first.version + 1
+    assert made.now() is made.now()
+    # Then what varies within a place is learnt, and the query goes through the same.
+    turn = np.float32([[0, 0, 1], [0, 1, 0], [1, 0, 0]])[:, [1, 0, 2]]
+    warning = "It rests on few pairs."
+    threshold = Threshold(0.55, True, 0.5, 0.7, 12, warning=warning)
+    folder.now = Searchable(
+        ("a", "b", "c", "d"), rows @ turn, lambda raw: raw @ turn, threshold=threshold
+    )
+    answer = made.search(query)
+    assert [(photo.id, round(photo.score, 4)) for photo in answer.found] == [
+        *(("a", 1), ("d", 0.8), ("b", 0.6), ("c", 0))
+    ]
+    page = _told(made, answer)
+    assert "3 photos probably show the same place" in page and warning in page
+    assert "0.550 is an estimate from your photos, without labels; it may lie between" in page
+    assert "rests on 12 pairs" in page
+    folder.now = dataclasses.replace(folder.now, threshold=dataclasses.replace(threshold, score=2))
+    assert "Probably no photo of the same place" in _told(made, made.search(query))
+    status = page_html.status(Progress(2, 4, 0.5, "Describing", [("a.heic", "no HEIC here")]))
+    assert "2 of 4 photos" in status and "4s left" in status and "a.heic: no HEIC here" in status
+    assert page_html.status(Progress(4, 4)) == ""
+
+
+def test_photos_that_are_nearly_the_same_share_a_tile(engine):
+    rows = np.float32([[1, 0, 0], [0.6, 0.8, 0], [0.61, 0.79, 0], [0.62, 0.78, 0], [0, 0, 1]])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    folder = Folder(engine.collection, rows)
+    folder.now = Searchable(tuple("abcde"), rows, alike=0.99)
+    made = Engine(folder, 10**6, 10**6)
+    found = made.search(_query(scene("red")), k=2).found  # (0, 1, 0)
+    assert [photo.id for photo in found] == ["b", "a"]
+    assert [photo.id for photo in found[0].alike] == ["c", "d"] and found[1].alike == ()
+    assert found[0].alike[0].score < found[0].score
+
+
+def test_places():
+    rows = np.eye(8, dtype=np.float32)[[0, 0, 1, 2, 2, 2, 3]]
+    rows[1] = rows[4] = [0.8, 0, 0.6, 0, 0, 0, 0, 0]
+    rows[5] = [0.6, 0, 0.8, 0, 0, 0, 0, 0]
+    found = places(rows, np.array([1, 1, -1, 0, 0, 0, -1]))
+    # Of three, the one between both others stands for them.
+    assert [place.tolist() for place in found] == [[5, 3, 4], [0, 1]]
+    assert places(rows, np.full(7, -1)) == () and places(rows[:0], np.zeros(0, int)) == ()
+
+
+def test_places_of_an_index(tmp_path):
+    model, built = demo_world.make(tmp_path)
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(12, 32)), 5, axis=0)
+    rows = np.float32(centres + 0.7 * rng.normal(size=centres.shape))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    meta = Index.open(built).meta
+    kept = {key: meta[key] for key in ("image_root", *directory.SAME_MAKING) if key in meta}
+    ids = tuple(f"{number // 5:02d}/{number % 5}" for number in range(60))
+    descriptors.write(tmp_path / "many", DescriptorSet(ids, rows, kept | {"bad": []}))
+    stages.build(BuildConfig(descriptors=str(tmp_path / "many"), output=str(tmp_path / "grouped")))
+    made = _engine(model, tmp_path / "grouped")
+    wait_for(lambda: not made.collection.progress().doing)
+    at = made.now()
+    assert len(at.photos.places) >= 10
+    for place in at.photos.places:
+        assert len({at.photos.ids[row][:2] for row in place}) == 1
+    one = at.photos.ids[at.photos.places[0][-1]]
+    assert at.place(one) is at.photos.places[0] and at.place("none") is None
+    first = page_html.places(made, 1)
+    assert f"{len(at.photos.places)} places" in first and "Show more places" in first
+
+
+# --- an index that is approximate, visitors at once, photos of phones -----------------
+
+
+def test_an_approximate_index(tmp_path):
     pytest.importorskip("faiss")
     model, kept = _many(tmp_path, 300)
     settings = BuildConfig(
         descriptors=str(kept), output=str(tmp_path / "small"), kind="ivfpq", nlist=2, m=3, nprobe=2
     )
     stages.build(settings)
-    made = Engine(model, tmp_path / "small", "", 0)
-    made.load()
+    made, index = _engine(model, tmp_path / "small"), Index.open(tmp_path / "small")
     assert made.rerankings == ("none",)
-    query, row = scene("red", "blue"), demo_world.descriptor(scene("red", "blue"))[None]
-    scores, ranks = made.index.search(row, 12)
-    plain = made.search(query)
-    assert _ids(plain) == [made.index.ids[rank] for rank in ranks[0]]
+    row = demo_world.descriptor(scene("red", "blue"))[None]
+    scores, ranks = index.search(row, 12)
+    plain = made.search(_query(scene("red", "blue")), k=12)
+    assert _ids(plain) == [index.ids[rank] for rank in ranks[0]]
     np.testing.assert_allclose([photo.score for photo in plain.found], scores[0], atol=1e-4)
-    added = made.add(None, "far.jpg", _query(scene("green")))
-    added = made.add(added, "same.jpg", _query(query))
-    found = made.search(query, added=added).found
-    assert len(found) == 12 and [p.id for p in found if p.added] == ["same.jpg"]
-    scores = [photo.score for photo in found]
-    assert scores == sorted(scores, reverse=True)
 
 
 def test_several_visitors_at_once(engine):
     names = list(COLOURS) * 8
-
-    def ask(name):
-        added = engine.add(None, f"x/{name[-4:]}.jpg", _query(scene(name)))
-        return set(_ids(engine.search(scene(name), added=added, k=2)))
-
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, names))
-    assert answers == [{name, f"{name[-4:]}.jpg"} for name in names]
+        answers = list(pool.map(lambda name: _ids(engine.search(_query(scene(name)), k=1)), names))
+    assert answers == [[name] for name in names]
 
 
 @pytest.mark.parametrize("upright", [True, False, None])
@@ -281,17 +386,14 @@ def test_a_photo_is_turned_as_those_of_the_index_were(tmp_path, upright):
     exif[0x0112] = 6
     stored = scene("red", "blue")
     data = encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0)
-    (tmp_path / "photos/phone.jpg").write_bytes(data)
-    made = Engine(model, built, "", 0)
-    made.load()
-    query = made.read(data, 10**6, 10**6)
+    (tmp_path / "photos/red.png").write_bytes(data)
+    made = _engine(model, built)
+    query = made.read("phone.jpg", data)
     assert (query.width, query.height) == ((64, 96) if upright else (96, 64))
     shown = np.rot90(stored, -1) if upright else stored
     np.testing.assert_allclose(made.image(query).astype(int), shown, atol=6)
-    picture = Image.open(io.BytesIO(made.picture(query)))
-    assert picture.size == (query.width, query.height)
-    thumbnail = Image.open(io.BytesIO(made._thumbnail("phone")))
-    assert thumbnail.size == (query.width, query.height)
+    for picture in (made.picture(query), made.thumbnail("red", 320)):
+        assert Image.open(io.BytesIO(picture)).size == (query.width, query.height)
     # The upper half of what is shown.
     half = made.image(query, (0, 0, query.width, query.height // 2))
     np.testing.assert_allclose(half.astype(int), shown[: query.height // 2], atol=6)
@@ -300,49 +402,63 @@ def test_a_photo_is_turned_as_those_of_the_index_were(tmp_path, upright):
 # --- photos of the index, and its map ------------------------------------------------
 
 
-def test_photos_that_are_gone_or_outside_have_no_thumbnail(tmp_path):
+def test_photos_that_are_gone_or_outside_are_not_shown(tmp_path, caplog):
     model, built = demo_world.make(tmp_path)
-    (tmp_path / "photos/red.png").unlink()
-    (tmp_path / "photos/blue.png").write_bytes(b"no photo")
-    (tmp_path / "photos/green.png").unlink()
-    os.mkfifo(tmp_path / "photos/green.png")
-    (tmp_path / "photos/yellow.png").unlink()
-    (tmp_path / "photos/yellow.png").mkdir()
-    made = Engine(model, built, "", 0)
-    made.load()
-    answer = made.search(scene("red"), k=48)
-    gone = {photo.id for photo in answer.found if photo.thumbnail is None}
+    folder = tmp_path / "photos"
+    (folder / "red.png").unlink()
+    (folder / "blue.png").write_bytes(b"no photo")
+    (folder / "green.png").unlink()
+    os.mkfifo(folder / "green.png")
+    (folder / "yellow.png").unlink()
+    (folder / "yellow.png").mkdir()
+    made = _engine(model, built)
+    answer = made.search(_query(scene("red")), k=48)
+    gone = {photo.id for photo in answer.found if made.thumbnail(photo.id, 320) is None}
     assert gone == {"red", "blue", "green", "yellow"}
-    page = demo_html.answer(answer, made.index, "index", "none")
-    assert page.count("photo not on disk") == 4
-    assert made.has_photos(["violet", "none"]) and not made.has_photos(["red", "none"])
-    for id_ in ("../secret", "a/../../secret", str(tmp_path / "secret"), "a\0b"):
-        (tmp_path / "secret.png").write_bytes(encoded(scene("red")))
-        assert made._file(id_) is None
+    assert _told(made, answer).count("photo not on disk") == 3  # a damaged one is
+    made.collection.check_photos()
+    assert "holds none" not in caplog.text
+    (tmp_path / "secret.png").write_bytes(encoded(scene("red")))
+    for id_ in ("../secret", "a/../../secret", str(tmp_path / "secret"), "a\0b", "none"):
+        assert made.collection.file(id_) is None and made.thumbnail(id_, 320) is None
     # A suffix in any case, as extraction finds it.
-    (tmp_path / "photos/violet.png").rename(tmp_path / "photos/violet.Png")
-    assert Engine(model, built, "", 0).has_photos(["violet"])
-    moved = (tmp_path / "photos").rename(tmp_path / "moved")
-    assert not made.has_photos(["violet"])
-    assert Engine(model, built, str(moved), 0).has_photos(["violet"])
+    (folder / "violet.png").rename(folder / "violet.Png")
+    assert _engine(model, built).collection.file("violet") == folder / "violet.Png"
+    moved = folder.rename(tmp_path / "moved")
+    made.collection.check_photos()
+    assert f"{folder} holds none of the first photos" in caplog.text
+    assert _engine(model, built, moved).collection.file("violet") == moved / "violet.Png"
+
+
+def test_photos_may_be_links_but_folders_may_not_lead_elsewhere(tmp_path):
+    model, built = demo_world.make(tmp_path)
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("red.png", "a/cyan.png"):
+        (folder / name).rename(elsewhere / pathlib.Path(name).name)
+    (folder / "red.png").symlink_to(elsewhere / "red.png")
+    (folder / "a").rmdir()
+    (folder / "a").symlink_to(elsewhere)
+    made = _engine(model, built)
+    np.testing.assert_allclose(_colour(made.thumbnail("red", 320)), COLOURS["red"], atol=4)
+    assert made.thumbnail("a/cyan", 320) is None
 
 
 def test_the_attention_map(engine, tmp_path):
-    image = scene("red", "blue", width=96, height=64)
-    assert engine.attention(image).shape == (64, 96, 3)
-    assert engine.attention(engine.image(_query(image), (0, 0, 48, 32))).shape == (32, 48, 3)
+    query = _query(scene("red", "blue", width=96, height=64))
+    assert engine.attention(query).shape == (64, 96, 3)
+    assert engine.attention(query, (0, 0, 48, 32)).shape == (32, 48, 3)
     _, built = demo_world.make(tmp_path)
-    plain = Engine(stand_in_saved_model.save(tmp_path / "plain", ()), built, "", 0)
-    plain.load()
-    assert not plain.has_maps and plain.attention(image) is None
-    assert "no attention map" in demo_html.attention(None)
+    plain = _engine(stand_in_saved_model.save(tmp_path / "plain", ()), built)
+    assert not plain.collection.has_maps and plain.attention(query) is None
+    assert "cannot show where it looked" in page_html.attention(None)
 
 
-def test_names_are_no_code():
-    name = "<b onload='x'>&${1+1}{{x}}`\\"
-    found = demo_html.escape(name)
-    assert not set("<>'\"${}`\\") & set(found.replace("&#", "").replace("&", ""))
-    assert html.unescape(found) == name
+def test_names_are_no_code(engine):
+    name = "<b onload='x'>\"&.png"
+    shown = page_html.stage(Query(name, b"", 4, 3), b"")
+    assert "<b" not in shown and "&lt;b onload=&#39;x&#39;&gt;&#34;&amp;.png" in shown
+    assert "<b" not in page_html.wrong(name) and "<b" not in page_html.place(engine, name, 9)
 
 
 # --- what is refused -----------------------------------------------------------------
@@ -359,4 +475,4 @@ def test_names_are_no_code():
 def test_an_index_of_another_making(tmp_path, about, told):
     world = demo_world.make(tmp_path, **about)
     with pytest.raises(InputError, match=told):
-        Engine(*world, "", 0)
+        IndexedPhotos(*world, "", 0)

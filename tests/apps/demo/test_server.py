@@ -8,50 +8,72 @@ import time
 
 import pytest
 from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from waiting import wait_for
 
 from dolg_tf.apps.demo import bodies, server
-from dolg_tf.apps.demo.calls import Calls, Event
-from dolg_tf.apps.demo.uploads import Uploads
+from dolg_tf.apps.demo.page import Page
+from dolg_tf.apps.demo.search import Query
+from dolg_tf.apps.demo.turns import Turns
+from dolg_tf.stage.config import InputError
 
 SOON = 0.4  # seconds
 LARGE = 20_000_000  # bytes, more than the system keeps for a connection
+PHOTO = b"a photo"
+MOST = 10**6  # bytes of a photo
 
 
 class _Slow(threading.Event):
-    """An event that takes until it is told to end."""
+    """An engine that answers with a picture once it is told to."""
 
-    def answer(self, visitor):
-        yield ("begun",)
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def read(self, name, data):
+        if data != PHOTO:
+            raise InputError(f"{name} is not a photo")
+        return Query(name, data, 1, 1)
+
+    def picture(self, query):
+        self.asked += 1
         assert self.wait(20)
+        return b"jpeg"
 
 
-async def _page(scope, receive, send):
-    await PlainTextResponse("x" * LARGE if scope["path"] == "/config" else "page")(
-        scope, receive, send
-    )
+class _Page(Page):
+    """The page, with something large."""
+
+    @property
+    def routes(self):
+        large = Route("/large-text", lambda _: PlainTextResponse("x" * LARGE))
+        return [Route("/", lambda _: PlainTextResponse("page")), large, *super().routes]
 
 
 @pytest.fixture
 def slow():
-    event = _Slow()
-    yield event
-    event.set()
+    engine = _Slow()
+    yield engine
+    engine.set()
+
+
+@contextlib.contextmanager
+def _served(engine):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port, turns = listening.getsockname()[1], Turns(60)
+        page = _Page(engine, turns, MOST)
+        engine.turns = turns
+        with server.serve(server.application(page, turns, port), listening):
+            yield port
 
 
 @pytest.fixture
-def port(tmp_path, slow, monkeypatch):
+def port(slow, monkeypatch):
     for name in ("_HEAD_SECONDS", "_UNREAD_SECONDS"):
         monkeypatch.setattr(server, name, SOON)
     monkeypatch.setattr(bodies, "_GRACE", SOON)
-    kept = Uploads(tmp_path, 10**6, 10**7)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        made = Calls({0: Event(slow.answer, [], 1, 0)}, kept, 60)
-        with server.serve(server.application(made, kept, _page, port), made, listening):
-            slow.calls = made
-            yield port
-    kept.close()
+    with _served(slow) as port:
+        yield port
 
 
 def _send(port, data):
@@ -117,12 +139,18 @@ def test_the_page(port):
             b"upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n",
             404,
         ),
-        (b"POST /gradio_api/queue/join HTTP/1.1\r\nhost: localhost:PORT\r\n"
+        (b"POST /sent HTTP/1.1\r\nhost: localhost:PORT\r\n"
          b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n", 400),
-        (b"POST /gradio_api/queue/join HTTP/1.1\r\nhost: localhost:PORT\r\n"
+        (b"POST /sent HTTP/1.1\r\nhost: localhost:PORT\r\n"
          b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400),
-        (b"POST /gradio_api/upload HTTP/1.1\r\nhost: localhost:PORT\r\n"
-         b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nhost: localhost:PORT\r\ncontent-length: 0\r\n\r\n", 405),
+        (b"GET /sent HTTP/1.1\r\nhost: localhost:PORT\r\n\r\n", 405),
+        (b"GET /answer HTTP/1.1\r\nhost: localhost:PORT\r\nx-visitor: ../x\r\n\r\n", 400),
+        (b"GET /answer?box=1,2,3 HTTP/1.1\r\nhost: localhost:PORT\r\nx-visitor: x\r\n\r\n", 400),
+        (b"GET /answer?box=1,2,3,nan HTTP/1.1\r\nhost: localhost:PORT\r\nx-visitor: x\r\n\r\n",
+         400),
+        (b"GET /answer?k=97 HTTP/1.1\r\nhost: localhost:PORT\r\nx-visitor: x\r\n\r\n", 400),
+        (b"GET /places?most=1e3 HTTP/1.1\r\nhost: localhost:PORT\r\n\r\n", 400),
     ],
 )  # fmt: skip
 def test_garbage_is_answered_without_a_word_in_the_log(port, caplog, data, status):
@@ -155,27 +183,39 @@ def test_a_second_head_that_never_ends(port):
         assert b"page" in _rest(link) and time.monotonic() - start < 6
 
 
-def test_a_body_that_never_ends(port, tmp_path):
-    kind = "content-type: multipart/form-data; boundary=x"
-    head = _head(
-        port, "POST /gradio_api/upload HTTP/1.1", kind, "content-length: 1000", "connection: close"
-    )
-    part = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a"\r\n\r\n'
-    said = _answer(port, head + part)
+def _sending(port, length=7, visitor="x", *more):
+    """The head of a request that sends a photo."""
+    lines = f"x-visitor: {visitor}", f"content-length: {length}", *more
+    return _head(port, "POST /sent?name=a.jpg HTTP/1.1", *lines)
+
+
+def test_a_photo_is_received(port, slow):
+    slow.set()
+    said = _answer(port, _sending(port, len(PHOTO), "x", "connection: close") + PHOTO)
+    assert said.split()[1] == b"200" and b'{"sent":"' in said and b"a.jpg" in said
+    said = _answer(port, _sending(port, 5, "x", "connection: close") + b"wrong")
+    assert said.split()[1] == b"200" and said.endswith(b'{"error":"a.jpg is not a photo"}')
+    said = _answer(port, _sending(port, MOST + 1, "x", "connection: close"))
+    assert said.split()[1] == b"413" and b"a.jpg has 1.0 MiB; the limit is 0.9537 MiB." in said
+    chunks = _head(port, "POST /sent HTTP/1.1", "transfer-encoding: chunked", "connection: close")
+    said = _answer(port, chunks + b"%x\r\n" % (MOST + 1) + bytes(MOST + 1) + b"\r\n0\r\n\r\n")
+    assert said.split()[1] == b"413"
+
+
+def test_a_body_that_never_ends(port):
+    said = _answer(port, _sending(port, 1000, "x", "connection: close") + b"begun")
     assert said.split()[1] == b"408" and b"too slowly" in said
-    line = "POST /gradio_api/queue/join HTTP/1.1"
-    said = _answer(port, _head(port, line, "content-length: 9", "connection: close"))
-    assert said.split()[1] == b"408"
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(port, tmp_path):
-    kind = "content-type: multipart/form-data; boundary=x"
-    head = _head(port, "POST /gradio_api/upload HTTP/1.1", kind, "content-length: 900000")
-    part = b'--x\r\ncontent-disposition: form-data; name="a"; filename="a"\r\n\r\n'
-    with _send(port, head + part + b"x" * 500_000):
-        wait_for(lambda: [file.stat().st_size for file in tmp_path.iterdir()] not in ([], [0]))
-    wait_for(lambda: list(tmp_path.iterdir()) == [])
+def test_too_many_photos_at_once(port, slow, monkeypatch):
+    monkeypatch.setattr(bodies, "_GRACE", 20)
+    with contextlib.ExitStack() as stack:
+        for number in range(8):
+            stack.enter_context(_send(port, _sending(port, 99, f"v{number}")))
+        wait_for(lambda: _answer(port, _sending(port, 9) + b"x").split()[1] == b"503")
+    slow.set()
+    said = _sending(port, len(PHOTO), "x", "connection: close") + PHOTO
+    wait_for(lambda: b'{"sent"' in _answer(port, said))
 
 
 def test_an_answer_that_is_not_read(port):
@@ -184,30 +224,25 @@ def test_an_answer_that_is_not_read(port):
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         link.connect(("127.0.0.1", port))
         link.settimeout(10)
-        link.sendall(_head(port, "GET /config HTTP/1.1"))
+        link.sendall(_head(port, "GET /large-text HTTP/1.1"))
         time.sleep(3 * SOON)
         assert len(_rest(link)) < LARGE
-    assert len(_answer(port, _head(port, "GET /config HTTP/1.1", "connection: close"))) > LARGE
+    assert len(_answer(port, _head(port, "GET /large-text HTTP/1.1", "connection: close"))) > LARGE
 
 
 def test_who_waits_keeps_nobody_waiting(port, slow):
     """Slow heads, slow bodies, answers under way: the next visitor is answered at once."""
     with contextlib.ExitStack() as stack:
-        for number in range(30):
-            begun = (b"GET", _head(port, "POST /gradio_api/upload HTTP/1.1", "content-length: 99"))
+        for number in range(14):
+            begun = (b"GET", _sending(port, 99))
             stack.enter_context(_send(port, begun[number % 2]))
-        body = b'{"fn_index": 0, "data": [], "session_hash": "a"}'
-        length = f"content-length: {len(body)}"
-        join = _head(port, "POST /gradio_api/queue/join HTTP/1.1", length, "connection: close")
-        assert b"event_id" in _answer(port, join + body)
-        stream = "GET /gradio_api/queue/data?session_hash=a HTTP/1.1"
-        link = stack.enter_context(_send(port, _head(port, stream)))
-        assert b"begun" in _until(link, b"begun")
+        link = stack.enter_context(_send(port, _sending(port) + PHOTO))
+        wait_for(lambda: slow.asked == 1)
         start = time.monotonic()
         assert _status(port) == 200
         assert time.monotonic() - start < 2
         slow.set()
-        assert b"close_stream" in _until(link, b"close_stream")
+        assert b'{"sent":"' in _until(link, b'"}')
 
 
 def _until(link, told):
@@ -217,42 +252,32 @@ def _until(link, told):
     return said
 
 
-def test_who_leaves_takes_their_events_along(port, slow):
-    body = b'{"fn_index": 0, "data": [], "session_hash": "a"}'
-    length = f"content-length: {len(body)}"
-    join = _head(port, "POST /gradio_api/queue/join HTTP/1.1", length, "connection: close")
-    assert b"event_id" in _answer(port, join + body)
-    stream = "GET /gradio_api/queue/data?session_hash=a HTTP/1.1"
-    with _send(port, _head(port, stream)) as link:
-        _until(link, b"begun")
-    wait_for(lambda: slow.calls._sessions == {})
-    assert _status(port, stream) == 404
+def test_who_leaves_loses_their_turn(port, slow):
+    with contextlib.ExitStack() as stack:
+        for number in range(2):
+            stack.enter_context(_send(port, _sending(port, visitor=f"v{number}") + PHOTO))
+        wait_for(lambda: slow.asked == 2)
+        with _send(port, _sending(port) + PHOTO):
+            wait_for(lambda: len(slow.turns._turns) == 3)
+        wait_for(lambda: len(slow.turns._turns) == 2)
+        slow.set()
+        wait_for(lambda: slow.turns._turns == [])
+    assert slow.asked == 2
 
 
-def test_the_end_of_the_server(tmp_path, slow, caplog):
-    """Streams end; what does not is cut off within seconds, without a traceback."""
-    kept = Uploads(tmp_path, 10**6, 10**7)
-    made = Calls({0: Event(slow.answer, [], 1, 0)}, kept, 60)
-    body = b'{"fn_index": 0, "data": [], "session_hash": "a"}'
+def test_the_end_of_the_server(slow, caplog):
+    """What is under way is cut off within seconds, without a traceback."""
     with contextlib.ExitStack() as stack, caplog.at_level(logging.WARNING):
-        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        port = listening.getsockname()[1]
-        with server.serve(server.application(made, kept, _page, port), made, listening):
-            join = "POST /gradio_api/queue/join HTTP/1.1", f"content-length: {len(body)}"
-            assert b"event_id" in _answer(port, _head(port, *join, "connection: close") + body)
-            stream = _head(port, "GET /gradio_api/queue/data?session_hash=a HTTP/1.1")
-            link = stack.enter_context(_send(port, stream))
-            _until(link, b"begun")
-            kind = "content-type: multipart/form-data; boundary=x"
-            upload = _head(port, "POST /gradio_api/upload HTTP/1.1", kind, "content-length: 99")
-            stack.enter_context(_send(port, upload + b"--x\r\n"))
-            time.sleep(0.2)
+        with _served(slow) as port:
+            for number in range(3):
+                stack.enter_context(_send(port, _sending(port, visitor=f"v{number}") + PHOTO))
+            stack.enter_context(_send(port, _sending(port, 99) + b"begun"))
+            wait_for(lambda: len(slow.turns._turns) == 3)
             start = time.monotonic()
-        assert time.monotonic() - start < 5 and _rest(link).endswith(b"0\r\n\r\n")
+        assert time.monotonic() - start < 5
     slow.set()
-    kept.close()
     assert not any(record.exc_info for record in caplog.records)
-    assert list(tmp_path.iterdir()) == []
+    assert not [record for record in caplog.records if record.name != "asyncio"]
 
 
 def test_too_many_connections(port, monkeypatch):

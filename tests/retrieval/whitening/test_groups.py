@@ -156,3 +156,11 @@ def test_copies_of_photos_teach_nothing():
     rows, _ = photos_of([1] * 40)
     assert not choose.adapt(np.repeat(rows, 5, axis=0)).grouping.passes
     assert not choose.find_groups(np.repeat(rows[:1], 50, axis=0)).passes
+
+
+@pytest.mark.parametrize("count", [60, 300])
+def test_photos_that_are_all_linked_show_nothing_of_chance(count):
+    rows = _unit(np.random.default_rng(4).normal(size=(count, 3)))
+    one = groups.chance(rows, np.zeros(count, np.int64), 100, 0)
+    assert one.level(count, 0.05) >= 1
+    assert not choose.find_groups(rows).passes

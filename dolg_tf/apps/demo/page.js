@@ -1,0 +1,374 @@
+// The page: its address says what is shown (nothing, `photo`, `sent` or `place`), its server sends
+// fragments of HTML. No other server is asked.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const main = $("main");
+const visitor = (sessionStorage.visitor ??= crypto.randomUUID());
+const narrow = matchMedia("(max-width: 860px)");
+const LEAST = 6; // pixels on the screen: anything smaller was a click, which removes the box
+const AGAIN = 6000; // milliseconds between two answers that come by themselves
+
+let box = null; // left, top, right, bottom as shares of the photo; null: the whole photo
+let asking = null; // what the last request can be given up by
+let version = document.body.dataset.version;
+let answered = 0; // when the answer came
+
+// --- the server ---------------------------------------------------------------------------
+
+async function ask(path, options = {}) {
+  const headers = { "x-visitor": visitor };
+  const answer = await fetch(path, { ...options, headers }).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The page could not reach its server: is it still running?");
+  });
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(text);
+  return text;
+}
+
+// Fills an element with what the server sends; what was asked before is given up.
+async function fill(element, path) {
+  asking?.abort();
+  asking = new AbortController();
+  main.ariaBusy = "true";
+  try {
+    element.innerHTML = await ask(path, { signal: asking.signal });
+  } catch (error) {
+    if (error.name === "AbortError") return false;
+    fail(error.message);
+  }
+  main.ariaBusy = "false";
+  return true;
+}
+
+function fail(words) {
+  main.ariaBusy = "false";
+  main.innerHTML = '<div class="verdict wrong" role="alert"><h2 tabindex="-1"></h2><p><a href="/">All places</a></p></div>';
+  main.querySelector("h2").textContent = words;
+  arrive();
+}
+
+// Says what came, and shows it where it is not in sight.
+function arrive() {
+  const title = main.querySelector("h2");
+  $("said").textContent = title?.textContent ?? "";
+  title?.focus({ preventScroll: true });
+  if (narrow.matches) main.scrollIntoView();
+  else if (main.getBoundingClientRect().top < 0) scrollTo(0, 0);
+}
+
+// --- what is shown ------------------------------------------------------------------------
+
+const address = () => new URLSearchParams(location.search);
+
+function asked() {
+  const here = address();
+  const key = here.has("sent") ? "sent" : "photo";
+  const words = new URLSearchParams({ [key]: here.get(key) });
+  if (box) words.set("box", pixels().join());
+  return words;
+}
+
+async function search(arrives = true) {
+  const words = asked();
+  words.set("scales", $("scales").value);
+  words.set("k", $("k").value);
+  if ($("rerank")) words.set("rerank", $("rerank").value);
+  if ($("attention")) $("attention").innerHTML = "";
+  if (!(await fill(main, `/answer?${words}`))) return;
+  answered = Date.now();
+  if (arrives) arrive();
+}
+
+async function show() {
+  const here = address();
+  const searching = here.has("photo") || here.has("sent");
+  document.body.classList.toggle("searching", searching);
+  $("searched").hidden = !searching;
+  box = null;
+  if (searching) {
+    $("stage").innerHTML = "";
+    const stage = ask(`/stage?${asked()}`).then(staged, (error) => error);
+    await search();
+    await stage;
+  } else if (here.has("place")) {
+    if (await fill(main, `/place?photo=${encodeURIComponent(here.get("place"))}`)) arrive();
+    scrollTo(0, 0);
+  } else {
+    await fill(main, "/places");
+  }
+}
+
+function staged(html) {
+  $("stage").innerHTML = html;
+  if (!frame()) $("stage").innerHTML = ""; // what is wrong is told where the answer would be
+  draw();
+}
+
+function go(to) {
+  history.pushState(null, "", to);
+  return show();
+}
+
+addEventListener("popstate", show);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='/']");
+  if (!link || link.target || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  $("large").close();
+  go(link.getAttribute("href"));
+});
+
+// --- a photo of the visitor ---------------------------------------------------------------
+
+async function send(file) {
+  if (!file) return;
+  const most = Number(document.body.dataset.maxBytes);
+  asking?.abort();
+  main.ariaBusy = "true";
+  try {
+    if (file.size > most) {
+      const size = (x) => `${Number((x / 2 ** 20).toFixed(1))} MiB`;
+      throw new Error(`${file.name} has ${size(file.size)}; the limit is ${size(most)}.`);
+    }
+    const path = `/sent?name=${encodeURIComponent(file.name)}`;
+    const answer = JSON.parse(await ask(path, { method: "POST", body: file }));
+    if (answer.error) throw new Error(answer.error);
+    history.pushState(null, "", `/?sent=${answer.sent}`);
+    document.body.classList.add("searching");
+    $("searched").hidden = false;
+    box = null;
+    staged(answer.html);
+    await search();
+  } catch (error) {
+    // What was there before would seem to belong to this file.
+    history.pushState(null, "", "/?");
+    document.body.classList.remove("searching");
+    $("searched").hidden = true;
+    $("stage").innerHTML = "";
+    fail(error.message);
+  }
+}
+
+$("file").addEventListener("change", (event) => {
+  send(event.target.files[0]);
+  event.target.value = "";
+});
+$("other").addEventListener("click", () => $("file").click());
+addEventListener("dragover", (event) => {
+  if (![...event.dataTransfer.types].includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  send(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => send(event.clipboardData.files[0]));
+
+// --- the box ------------------------------------------------------------------------------
+
+const frame = () => $("stage").querySelector(".frame");
+const fields = [...$("box-fields").querySelectorAll("input")];
+const clamp = (x) => Math.min(Math.max(x, 0), 1);
+let start = null;
+let before = null;
+
+function pixels() {
+  const size = frame()?.dataset;
+  if (!size) return [0, 0, 0, 0];
+  const sides = [size.width, size.height, size.width, size.height].map(Number);
+  return sides.map((side, i) => Math.round((box ?? [0, 0, 1, 1])[i] * side));
+}
+
+function draw() {
+  const shown = frame()?.querySelector(".box");
+  pixels().forEach((value, i) => (fields[i].value = value));
+  $("whole").disabled = box === null;
+  if (!shown) return;
+  shown.hidden = box === null;
+  if (box === null) return;
+  const [left, top, right, bottom] = box.map((x) => 100 * x);
+  shown.style.left = `${left}%`;
+  shown.style.top = `${top}%`;
+  shown.style.width = `${right - left}%`;
+  shown.style.height = `${bottom - top}%`;
+}
+
+function point(event) {
+  const area = frame().getBoundingClientRect();
+  return [
+    clamp((event.clientX - area.left) / area.width),
+    clamp((event.clientY - area.top) / area.height),
+  ];
+}
+
+$("stage").addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary || event.button !== 0 || !event.target.closest(".frame")) return;
+  event.preventDefault();
+  frame().setPointerCapture(event.pointerId);
+  start = point(event);
+  before = box;
+});
+$("stage").addEventListener("pointermove", (event) => {
+  if (start === null) return;
+  const [x, y] = point(event);
+  box = [Math.min(start[0], x), Math.min(start[1], y), Math.max(start[0], x), Math.max(start[1], y)];
+  draw();
+});
+$("stage").addEventListener("pointerup", () => {
+  if (start === null) return;
+  start = null;
+  const area = frame().getBoundingClientRect();
+  const drawn = box !== null && box !== before;
+  if (!drawn || (box[2] - box[0]) * area.width < LEAST || (box[3] - box[1]) * area.height < LEAST) {
+    box = null;
+  }
+  draw();
+  if (box !== null || before !== null) search();
+});
+$("stage").addEventListener("pointercancel", () => {
+  if (start === null) return;
+  start = null;
+  box = before;
+  draw();
+});
+$("whole").addEventListener("click", () => {
+  box = null;
+  draw();
+  search();
+});
+$("box-fields").addEventListener("change", () => {
+  const size = frame()?.dataset;
+  if (!size) return;
+  const sides = [size.width, size.height, size.width, size.height].map(Number);
+  const whole = [0, 0, ...sides.slice(2)];
+  const values = fields.map((field, i) => (field.value === "" ? whole[i] : Number(field.value)));
+  const [l, t, r, b] = values.map((value, i) => clamp(value / sides[i]));
+  box = (l <= 0 && t <= 0 && r >= 1 && b >= 1) || l >= r || t >= b ? null : [l, t, r, b];
+  draw();
+  search();
+});
+for (const id of ["scales", "rerank", "k"]) $(id)?.addEventListener("change", () => search());
+$("look")?.addEventListener("click", async () => {
+  $("look").disabled = true;
+  try {
+    $("attention").innerHTML = await ask(`/attention?${asked()}`);
+  } catch (error) {
+    $("attention").textContent = error.message;
+  }
+  $("look").disabled = false;
+});
+
+// --- tiles, and one photo enlarged --------------------------------------------------------
+
+let tiles = [];
+let at = 0;
+
+main.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.matches(".alike")) {
+    const open = button.ariaExpanded !== "true";
+    button.ariaExpanded = String(open);
+    for (const tile of main.querySelectorAll(`[data-with="${CSS.escape(button.dataset.of)}"]`)) {
+      tile.hidden = !open;
+    }
+  } else if (button?.id === "more-places") {
+    const places = main.querySelectorAll(".place").length;
+    fill(main, `/places?most=${button.dataset.most}`).then(() => {
+      main.querySelectorAll(".place")[places]?.focus();
+    });
+  } else if (button?.matches(".enlarge")) {
+    tiles = [...main.querySelectorAll(".photo:not([hidden]) .enlarge")];
+    $("large").showModal();
+    enlarge(tiles.indexOf(button));
+  }
+});
+
+const picture = (tile, size) => `/${size}?photo=${encodeURIComponent(tile.dataset.photo)}`;
+
+function enlarge(number) {
+  at = (number + tiles.length) % tiles.length;
+  const tile = tiles[at];
+  const name = tile.querySelector("img").alt;
+  const photo = $("large-photo");
+  photo.src = picture(tile, "thumbnail");
+  const large = new Image();
+  large.onload = () => {
+    if (tiles[at] === tile) photo.src = large.src;
+  };
+  large.src = picture(tile, "large");
+  photo.alt = name;
+  $("large-name").textContent = `${at + 1} of ${tiles.length}: ${name}`;
+  $("large-score").textContent = tile.dataset.score ?? "";
+  $("large-path").textContent = tile.dataset.path;
+  $("large-again").href = `/?photo=${encodeURIComponent(tile.dataset.photo)}`;
+  $("large-open").href = picture(tile, "file");
+  $("large-copy").textContent = "Copy its path";
+  $("previous").disabled = $("next").disabled = tiles.length < 2;
+}
+
+$("previous").addEventListener("click", () => enlarge(at - 1));
+$("next").addEventListener("click", () => enlarge(at + 1));
+$("close").addEventListener("click", () => $("large").close());
+$("large").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") enlarge(at - 1);
+  if (event.key === "ArrowRight") enlarge(at + 1);
+});
+$("large").addEventListener("close", () => tiles[at]?.focus());
+$("large-copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(tiles[at].dataset.path);
+    $("large-copy").textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren($("large-path"));
+    $("large-copy").textContent = "Selected: copy it";
+  }
+});
+
+// --- photos that are still being described ------------------------------------------------
+
+// Whether the visitor would be disturbed if what is shown changed.
+const busy = () =>
+  document.hidden ||
+  $("large").open ||
+  main.ariaBusy === "true" ||
+  main.querySelector(".wrong") ||
+  (main.contains(document.activeElement) && document.activeElement.tagName !== "H2");
+
+async function refresh(now) {
+  if (now === version || busy()) return;
+  const here = address();
+  if (here.has("place")) return;
+  if (here.has("photo") || here.has("sent")) {
+    if (Date.now() - answered < AGAIN) return;
+    version = now;
+    await search(false);
+  } else {
+    version = now;
+    await fill(main, "/places");
+  }
+}
+
+async function watch() {
+  let working = true;
+  try {
+    const found = JSON.parse(await ask("/status"));
+    const open = $("status").querySelector("details")?.open;
+    $("status").innerHTML = found.html;
+    if (open && $("status").querySelector("details")) $("status").querySelector("details").open = true;
+    working = found.working || String(found.version) !== version;
+    await refresh(String(found.version));
+  } catch {
+    working = false; // the server has ended
+  }
+  if (working) setTimeout(watch, 2000);
+}
+
+watch();
+if (location.search.length > 1) show();
