@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PHOTOS ?=
 QUERY ?=
-# Further flags of the quickstart, such as --max_steps=100.
+# Further flags of quickstart and gpu-check, such as --max_steps=100.
 FLAGS ?=
 # Stages that `make bench` measures again, such as records,search; empty: all.
 ONLY ?=
@@ -13,7 +13,7 @@ SEARCH := $(VENV)/.installed-search
 TESTS := $(VENV)/.installed-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install search quickstart pictures test test-slow bench lint clean
+.PHONY: help install search quickstart pictures test test-slow bench gpu-check lint clean
 
 help:
 	@echo "make search PHOTOS=folder       your own photos: where else is this place? No labels needed"
@@ -21,6 +21,7 @@ help:
 	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
 	@echo "make bench                      each stage beside its floor: benchmarks/README.md"
+	@echo "make gpu-check                  what a GPU computes, and how fast, in under eight minutes"
 	@echo "make pictures                   redraw the pictures in README and docs from the quickstart's run"
 	@echo "make install                    the environment alone, in $(VENV)"
 	@echo "make lint                       ruff and the import rules"
@@ -75,6 +76,9 @@ test-slow: $(TESTS)
 
 bench: $(TESTS)
 	$(BIN)/python benchmarks/speed/stages.py $(if $(ONLY),--only=$(ONLY))
+
+gpu-check: $(STAMP)
+	$(BIN)/python benchmarks/speed/gpu_check.py $(FLAGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

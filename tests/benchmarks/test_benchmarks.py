@@ -248,6 +248,6 @@ def test_the_page_tells_of_every_script_and_has_both_tables():
     text = stages.README.read_text(encoding="utf-8")
     scripts = {path.name for path in BENCHMARKS.parent.glob("*/*.py")}
     assert {name for name in scripts if f"`{name}`" not in text} == set()
-    for block in ("stages", "growth"):
+    for block in ("stages", "growth", "beside_torch", "gpu"):
         stages.read_block(stages.README, block)
     assert os.environ.get("HOME", "/root") not in text
