@@ -46,7 +46,13 @@ def _related(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return means @ means.T >= _RELATED
 
 
-def estimate_threshold(rows, labels: np.ndarray, precision: float = 0.95, seed: int = 0) -> dict:
+def estimate_threshold(
+    rows,
+    labels: np.ndarray,
+    precision: float = 0.95,
+    seed: int = 0,
+    asked: np.ndarray | None = None,
+) -> dict:
     """Estimates the similarity from which two photos show the same place.
 
     Args:
@@ -54,9 +60,11 @@ def estimate_threshold(rows, labels: np.ndarray, precision: float = 0.95, seed: 
       labels: int (N,), group of each photo; negative: in none.
       precision: wanted share of the passing pairs that show the same place.
       seed: of the choice among very many photos, and of the intervals.
+      asked: bool (N,), photos that stand for queries: pairs are of one of these and one of the
+        others. None: of any two.
 
     Returns:
-      As `calibrate.fit`, and "groups".
+      As `calibrate.fit`, "groups", and "warning": "", or that it rests on few pairs.
 
     Raises:
       InputError: when there are no two unrelated groups, or no threshold has this precision.
@@ -68,21 +76,26 @@ def estimate_threshold(rows, labels: np.ndarray, precision: float = 0.95, seed: 
     some = np.asarray(rows[chosen], np.float32)
     _, numbers = np.unique(labels[chosen], return_inverse=True)
     related = _related(some, numbers)
+    is_asked = None if asked is None else asked[chosen]
 
     def pairs() -> Iterator[Block]:
         for start in range(0, len(some), _BLOCK):
             first = numbers[start : start + _BLOCK]
             same = first[:, None] == numbers
-            later = np.arange(len(some)) > np.arange(start, start + len(first))[:, None]
-            query, other = np.nonzero(later & (same | ~related[first][:, numbers]))
+            if asked is None:
+                paired = np.arange(len(some)) > np.arange(start, start + len(first))[:, None]
+            else:
+                paired = is_asked[start : start + _BLOCK, None] & ~is_asked
+            query, other = np.nonzero(paired & (same | ~related[first][:, numbers]))
             scores = (some[start : start + len(first)] @ some.T)[query, other]
             yield Block(start + query, scores, same[query, other])
 
     found = calibrate.fit(pairs, precision, seed) | {"groups": int(numbers.max()) + 1}
-    if found["pairs"]["same"] < _FEW_PAIRS or found["groups"] < _FEW_GROUPS:
+    few = found["pairs"]["same"] < _FEW_PAIRS or found["groups"] < _FEW_GROUPS
+    pairs_words = f"{found['pairs']['same']} pairs of {found['groups']} groups"
+    found["warning"] = f"the threshold rests on {pairs_words}, which is little" if few else ""
+    if few:
         log.warning(
-            "the threshold %.3f rests on %d pairs of %d groups, which is little; calibrate it on "
-            "labelled pairs",
-            *(found["threshold"], found["pairs"]["same"], found["groups"]),
+            "%s: %.3f; calibrate it on labelled pairs", found["warning"], found["threshold"]
         )
     return found

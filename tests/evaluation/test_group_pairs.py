@@ -43,6 +43,20 @@ def test_few_pairs_are_told(caplog):
     assert "15 pairs of 5 groups, which is little" in caplog.text
 
 
+def test_photos_that_stand_for_queries_are_compared_with_the_others_alone(monkeypatch):
+    monkeypatch.setattr(group_pairs, "_BLOCK", 7)
+    rows, places = photos_of([6] * 12 + [1] * 9)
+    rows, labels = _centred(rows), np.where(places < 12, places, -1)
+    asked = np.arange(len(labels)) % 5 == 0
+    found = estimate_threshold(rows, labels, asked=asked)
+    pairs = asked[:, None] & ~asked & (labels >= 0)[:, None] & (labels >= 0)
+    same = pairs & (labels == labels[:, None])
+    assert found["pairs"]["same"] == np.count_nonzero(same)
+    assert found["pairs"]["different"] <= np.count_nonzero(pairs & ~same)
+    passed = rows @ rows.T >= found["threshold"]
+    assert np.count_nonzero(passed & same) / same.sum() == pytest.approx(found["recall"])
+
+
 def test_many_photos_are_sampled_by_whole_groups(monkeypatch):
     monkeypatch.setattr(group_pairs, "_PHOTOS", 40)
     rows, places = photos_of([6] * 30)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NEEDED = ("demo", "the page", "jinja2", "starlette", "uvicorn")
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # of mallopt(3)
 
 
@@ -81,6 +82,16 @@ def _listen(port: int) -> socket.socket:
         ) from error
 
 
+def check(port: int) -> None:
+    """Makes sure that a page can be served, before anything long begins.
+
+    Raises:
+      InputError: when the port is taken, or a package is missing.
+    """
+    installed.need(*_NEEDED)
+    _listen(port).close()
+
+
 @contextlib.contextmanager
 def showing(collection: "Collection", settings: PageConfig) -> Iterator[str]:
     """Serves the page of a collection while the block runs and yields its address.
@@ -88,7 +99,7 @@ def showing(collection: "Collection", settings: PageConfig) -> Iterator[str]:
     Raises:
       InputError: when the port is taken, or a package is missing.
     """
-    installed.need("demo", "the page", "jinja2", "starlette", "uvicorn")
+    installed.need(*_NEEDED)
     from dolg_tf.apps.demo import server
     from dolg_tf.apps.demo.page import Page
     from dolg_tf.apps.demo.search import Engine
@@ -114,8 +125,7 @@ def demo(settings: DemoConfig) -> None:
       InputError: when the index belongs to another model, the port is taken, or a package is
         missing.
     """
-    installed.need("demo", "the page", "jinja2", "starlette", "uvicorn")
-    _listen(settings.port).close()  # before the model is loaded
+    check(settings.port)
     from dolg_tf.apps.demo.indexed import IndexedPhotos
 
     collection = IndexedPhotos(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dolg_tf.apps.demo.collection import Searchable, Threshold
-from dolg_tf.evaluation.group_pairs import estimate_threshold
+from dolg_tf.apps.demo.collection import Searchable, Threshold, places
+from dolg_tf.pipelines.own_photos import threshold
 from dolg_tf.pipelines.own_photos.journal import Entry
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import search
@@ -60,7 +60,7 @@ class Searched:
         """The photos as the page and the terminal search them."""
         return dataclasses.replace(
             _searchable(self.index.ids, self.index.descriptors, self.whitening),
-            places=_places(self.labels, self.index.descriptors),
+            places=places(self.index.descriptors, self.labels),
             threshold=_threshold(self.index.meta["calibration"]),
             note=self.words,
         )
@@ -92,22 +92,10 @@ def whiten(whitening: Whitening, raw: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _places(labels: np.ndarray, rows) -> list[np.ndarray]:
-    """Returns the rows of each place, the largest first, and first the one nearest to all."""
-    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
-    places = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    found = []
-    for place in sorted(places, key=len, reverse=True):
-        block = np.asarray(rows[place], np.float32)
-        best = int(np.argmax(block @ block.mean(axis=0)))
-        found.append(np.concatenate([place[best : best + 1], np.delete(place, best)]))
-    return found
-
-
 def _threshold(calibration: dict | None) -> Threshold | None:
     if calibration is None:
         return None
-    pairs = calibration.get("pairs", {})
+    pairs, warning = calibration.get("pairs", {}), calibration.get("warning", "")
     low, high = calibration.get("precision_interval", (None, None))
     return Threshold(
         calibration["threshold"],
@@ -116,7 +104,7 @@ def _threshold(calibration: dict | None) -> Threshold | None:
         high=high,
         pairs=int(pairs.get("same", 0)),
         precision=calibration.get("precision"),
-        warning=calibration.get("warning", ""),
+        warning=f"{warning[:1].upper()}{warning[1:]}." if warning else "",
     )
 
 
@@ -188,19 +176,8 @@ def _learn(folder: pathlib.Path, photos: DescriptorSet, now: np.ndarray) -> None
         whitening = load_whitening(file, len(adapted.mean))
         rows = WhitenedRows(photos, whitening)
     np.save(folder / _LEARNED, now)
-    labels = adapted.grouping.labels
-    _write(folder, photos, rows, whitening, labels, words, _estimate(rows, labels))
-
-
-def _estimate(rows, labels: np.ndarray) -> dict | None:
-    """Returns the estimated threshold, as an index stores it; None: there is none."""
-    try:
-        found = estimate_threshold(rows, labels)
-    except InputError as error:
-        log.info("no threshold for the same place: %s", error)
-        return None
-    del found["curve"]
-    return found | {"estimated": True}
+    calibration = threshold.estimate(photos, adapted)
+    _write(folder, photos, rows, whitening, adapted.grouping.labels, words, calibration)
 
 
 def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched) -> None:

@@ -49,7 +49,7 @@ class OwnPhotos:
         self.searched: Searched | None = None
         self._entries: dict[str, Entry] = {}
         self._known = 0  # photos that need not be described
-        self._progress, self._partial = Progress(0, 0), Searchable((), None)
+        self._progress, self._partial = Progress(0, 0), Searchable((), np.empty((0, 1), np.float32))
         self._made, self._shown, self._changing = 0.0, 0, threading.Lock()
 
     # --- in step with the folders --------------------------------------------------------
@@ -100,17 +100,14 @@ class OwnPhotos:
         self._tell("Describing your photos", rate)
 
     def _tell(self, doing: str, rate: float = 0.0) -> None:
-        self._progress = Progress(
-            len(self._entries), len(self.photos), rate, doing, tuple(self._unread())
-        )
+        unread = self._unread()
+        lost = len(unread) - len(self._found.faults)
+        done, total = len(self._entries) - lost, len(self.photos) - lost
+        self._progress = Progress(done, total, rate, doing, tuple(unread))
 
     def _unread(self) -> list[tuple[str, str]]:
-        faults = [
-            (self.photos[id_].path, one.reason)
-            for id_, one in sorted(self._entries.items())
-            if one.row < 0
-        ]
-        return [*self._found.faults, *faults]
+        faults = sorted((id_, one.reason) for id_, one in self._entries.items() if one.row < 0)
+        return [*self._found.faults, *((self.photos[id_].path, why) for id_, why in faults)]
 
     def _list_unread(self) -> None:
         """Writes the list of photos that could not be read, and says how many."""

@@ -8,15 +8,19 @@ The first time, all photos are described; from then on only new and changed ones
 
 import logging
 import pathlib
+import threading
 from collections.abc import Iterator
+from typing import IO
 
+from dolg_tf.apps.demo import serve
+from dolg_tf.apps.demo.serve import PageConfig
 from dolg_tf.pipelines.own_photos import finding, model, queries
 from dolg_tf.pipelines.own_photos.adapt import Searched
 from dolg_tf.pipelines.own_photos.collection import OwnPhotos
 from dolg_tf.pipelines.own_photos.config import SearchConfig
 from dolg_tf.pipelines.own_photos.kept import Kept
 from dolg_tf.pipelines.own_photos.queries import Answer, Query
-from dolg_tf.stage import command, installed
+from dolg_tf.stage import command
 from dolg_tf.stage.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -44,15 +48,36 @@ def search(settings: SearchConfig) -> None:
     model.check(settings.model)
     asked = queries.list_queries(settings.query) if settings.query else []
     if not asked:
-        installed.need("demo", "the page", "gradio", "jinja2")
+        serve.check(settings.port)
     found = finding.find(kept.roots, kept.path)
-    with kept.open():
+    with kept.open() as lock:
         log.info("what is made of your photos is kept in %s", kept.path)
         photos = OwnPhotos(kept, model.open_model(settings.model), found)
         photos.look()
         photos.load()
+        if asked:
+            answer(settings, kept, photos, photos.update(), asked)
+        else:
+            show(settings, photos, lock)
+
+
+# --- the page ------------------------------------------------------------------------
+
+
+def show(settings: SearchConfig, photos: OwnPhotos, lock: IO) -> None:
+    """Serves a page that searches the photos, also while they are described, until interrupted.
+
+    Args:
+      settings: the port.
+      photos: loaded.
+      lock: on the kept folder; freed when all photos are described.
+    """
+    with serve.showing(photos, PageConfig(port=settings.port)) as address:
+        log.info("search at %s; stop it with Ctrl-C", address)
         searched = photos.update()
-    answer(settings, kept, photos, searched, asked)
+        lock.close()
+        log.info("all %d photos can be searched at %s", len(searched.index), address)
+        threading.Event().wait()
 
 
 # --- answers on the terminal ---------------------------------------------------------
