@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -25,6 +26,7 @@ _CHATTER = (
     r"|kernel driver does not appear to be running|no NVIDIA GPU device is present)"
     r"|To enable the following instructions: "
 )
+_turn = threading.Lock()  # of the block that has led the descriptor elsewhere
 _FILTER = """
 import re, sys
 chatter = re.compile(sys.argv[1].encode())
@@ -50,28 +52,39 @@ def hush_tensorflow() -> None:
 
 
 @contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps away the chatter of a block that loads TensorFlow's C library, as of an import."""
+    if os.environ.get(_LEVEL, "0") in ("0", "1"):
+        yield
+    else:
+        with _without_chatter():
+            yield
+
+
+@contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
     """Filters what the block writes to file descriptor 2; where there is none, does nothing."""
-    try:
-        sys.stderr.flush()
-        terminal = os.dup(2)
-    except (AttributeError, OSError, ValueError):  # started with a closed stderr
-        yield
-        return
-    # In a session of its own, so that Ctrl-C ends the command and not its last words.
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _FILTER, _CHATTER],
-        stdin=subprocess.PIPE,
-        stderr=terminal,
-        start_new_session=True,
-    ) as filtering:
-        os.dup2(filtering.stdin.fileno(), 2)
+    with _turn:
         try:
-            yield
-        finally:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            terminal = os.dup(2)
+        except (AttributeError, OSError, ValueError):  # started with a closed stderr
+            yield
+            return
+        # In a session of its own, so that Ctrl-C ends the command and not its last words.
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _FILTER, _CHATTER],
+            stdin=subprocess.PIPE,
+            stderr=terminal,
+            start_new_session=True,
+        ) as filtering:
+            os.dup2(filtering.stdin.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(terminal, 2)
+                os.close(terminal)
 
 
 class _QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):

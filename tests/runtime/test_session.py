@@ -60,7 +60,7 @@ def test_wrong_inputs_are_refused(toy):
 
 
 def test_a_path_without_model_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="Could not find SavedModel"):
+    with pytest.raises(FileNotFoundError, match=r"saved_model\.pb"):
         CppSession(tmp_path)
 
 

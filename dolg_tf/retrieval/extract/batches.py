@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from dolg_tf.runtime import session
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,6 @@ def bucket(
         yield take(shape)
 
 
-def _batch_pixels() -> int:
-    # Where TensorFlow describes, it has been imported.
-    tensorflow = sys.modules.get("tensorflow")
-    on_gpu = tensorflow and tensorflow.config.list_physical_devices("GPU")
-    return sys.maxsize if on_gpu else BATCH_PIXELS
-
-
 def describe_batches(
     images: Iterable[tuple[int, np.ndarray]],
     describe: Callable[[np.ndarray], np.ndarray],
@@ -91,7 +85,9 @@ def describe_batches(
       InputError: when an image is too large for the memory, and `failed` is None.
     """
     descriptors, done = np.zeros((count, 0), np.float32), np.zeros(count, bool)
-    for rows, batch in bucket(images, batch_size, batch_pixels=_batch_pixels()):
+    # Where TensorFlow describes, it has been loaded.
+    most = sys.maxsize if session.has_gpu() else BATCH_PIXELS
+    for rows, batch in bucket(images, batch_size, batch_pixels=most):
         for some, part in _described(rows, batch, describe, failed):
             if not done.any():
                 descriptors = np.zeros((count, part.shape[1]), np.float32)

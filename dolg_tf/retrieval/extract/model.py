@@ -1,6 +1,7 @@
 """SavedModels that describe photos: ours, or another DELG extractor.
 
-`open_describer` reads a model's identity without TensorFlow; `load_model` loads the model.
+`open_describer` reads a model's identity, `load_model` loads the model. It runs on TensorFlow's C
+library, so that neither waits for `import tensorflow`.
 """
 
 import dataclasses
@@ -15,12 +16,14 @@ from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.extract import ahead, batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.runtime import export_files
+from dolg_tf.runtime.session import CppSession
+from dolg_tf.runtime.signatures import Signature
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 Describe = Callable[[np.ndarray], np.ndarray]
 _BATCH = 16  # photos of equal size that are described together
-_DELG = ("input_global_scales_ind", "input_image", "input_scales")
+_DELG = ("input_image", "input_scales", "input_global_scales_ind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +107,12 @@ class LoadedModel:
     Args:
       path: the directory.
       about: the model's identity and scales.
-      model: as TensorFlow loads it, with the signature `images` or that of DELG's extractor.
+      session: runs the signature `images`, or that of DELG's extractor.
     """
 
-    def __init__(self, path: pathlib.Path, about: Describer, model):
+    def __init__(self, path: pathlib.Path, about: Describer, session: CppSession):
         self.path, self.about = path, about
-        self._model = model  # a signature alone does not keep the variables alive
+        self._session = session
 
     def describe(
         self,
@@ -162,37 +165,31 @@ class LoadedModel:
         Raises:
           MemoryError: when they are too large for the memory.
         """
-        import tensorflow as tf
-
-        try:
-            return self._call(images, tf.constant(scales, tf.float32))
-        except tf.errors.ResourceExhaustedError:
-            raise MemoryError("the network needs more memory than there is") from None
-
-    def _call(self, images: np.ndarray, scales) -> np.ndarray:
-        import tensorflow as tf
-
-        if "images" in self._model.signatures:
-            call = self._model.signatures["images"]
-            return call(images=tf.constant(images), scales=scales)["descriptors"].numpy()
+        scales = np.asarray(scales, np.float32)
+        if "images" in self._session.signatures:
+            return self._run("images", {"images": images, "scales": scales})["descriptors"]
         return np.stack([self._describe_by_delg(image, scales) for image in images])
 
-    def _describe_by_delg(self, image: np.ndarray, scales) -> np.ndarray:
+    def _describe_by_delg(self, image: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """DELG's extractor takes one photo and returns a row per scale, for its user to average."""
-        import tensorflow as tf
+        values = image, scales, np.arange(len(scales), dtype=np.int32)
+        rows = self._run("serving_default", dict(zip(_DELG, values, strict=True)))
+        return _unit(_unit(rows["global_descriptors"]).sum(0))
 
-        rows = self._model.signatures["serving_default"](
-            input_image=tf.constant(image),
-            input_scales=scales,
-            input_global_scales_ind=tf.range(len(scales)),
-        )["global_descriptors"]
-        total = tf.reduce_sum(tf.math.l2_normalize(rows, axis=-1), 0)
-        return tf.math.l2_normalize(total, axis=-1).numpy()
+    def _run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return self._session.run(signature, inputs)
+        except RuntimeError as error:
+            message = " ".join(str(error).split())
+            raise InputError(
+                f"--saved_model={self.path} fails in TensorFlow's C++ loader, that of TF Serving, "
+                f"in the signature {signature!r}: {message:.300}; export it again"
+            ) from error
 
     @property
     def has_maps(self) -> bool:
         """Whether `maps` works: not in mode `delg`, nor without a local branch."""
-        return "maps" in self._model.signatures
+        return "maps" in self._session.signatures
 
     def maps(self, photo: np.ndarray | Photo | files.Path) -> dict[str, np.ndarray]:
         """Returns the maps of the local branch over a photo.
@@ -221,15 +218,11 @@ class LoadedModel:
     def _of_local_branch(
         self, signature: str, photo: np.ndarray | Photo | files.Path
     ) -> dict[str, np.ndarray]:
-        import tensorflow as tf
-
         self._check_signature(signature)
-        image = tf.constant(decoding.read_photo(photo))
-        found = self._model.signatures[signature](image=image)
-        return {name: tensor.numpy() for name, tensor in found.items()}
+        return self._run(signature, {"image": decoding.read_photo(photo)})
 
     def _check_signature(self, signature: str) -> None:
-        there = sorted(self._model.signatures)
+        there = sorted(self._session.signatures)
         if signature not in there:
             where = f"--saved_model={self.path} has no signature {signature!r}"
             if "images" not in there:
@@ -264,21 +257,23 @@ def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedM
 
 
 def _load(path: pathlib.Path, about: Describer) -> LoadedModel:
-    import tensorflow as tf
-
     with export_files.loading(path):
-        model = tf.saved_model.load(str(path))
-    if "images" not in model.signatures:
-        _check_delg(path, model.signatures)
-    return LoadedModel(path, about, model)
+        session = CppSession(path)
+    if "images" not in session.signatures:
+        _check_delg(path, session.signatures)
+    return LoadedModel(path, about, session)
 
 
-def _check_delg(path: pathlib.Path, signatures) -> None:
+def _check_delg(path: pathlib.Path, signatures: Mapping[str, Signature]) -> None:
     """Makes sure that a model is an extractor of DELG's global descriptors."""
-    call = signatures.get("serving_default")
-    inputs = () if call is None else tuple(sorted(call.structured_input_signature[1]))
-    if inputs != _DELG or "global_descriptors" not in call.structured_outputs:
+    call = signatures.get("serving_default", Signature({}, {}))
+    if set(call.inputs) != set(_DELG) or "global_descriptors" not in call.outputs:
         raise InputError(
             f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is "
             "not an extractor of DELG's global descriptors; `dolg export --mode=serving` writes one"
         )
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Returns rows of unit L2 norm; a row of zeros stays zero."""
+    return rows / np.sqrt(np.maximum((rows * rows).sum(-1, keepdims=True), 1e-12))

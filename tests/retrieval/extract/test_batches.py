@@ -1,11 +1,9 @@
-import sys
-import types
-
 import numpy as np
 import pytest
 
 from dolg_tf.retrieval.extract import batches
 from dolg_tf.retrieval.extract.batches import bucket, describe_batches
+from dolg_tf.runtime import session
 from dolg_tf.stage.config import InputError
 
 
@@ -99,10 +97,9 @@ def test_a_batch_too_large_for_the_memory_is_described_one_by_one(caplog):
         describe_batches(images, _describe_little, 6, 4)
 
 
-@pytest.mark.parametrize(("gpus", "sizes"), [([], [1, 1, 1]), (["GPU:0"], [3])])
-def test_only_without_a_gpu_are_batches_bounded_in_pixels(monkeypatch, gpus, sizes):
-    devices = types.SimpleNamespace(list_physical_devices=lambda kind: gpus)
-    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=devices))
+@pytest.mark.parametrize(("has_gpu", "sizes"), [(False, [1, 1, 1]), (True, [3])])
+def test_only_without_a_gpu_are_batches_bounded_in_pixels(monkeypatch, has_gpu, sizes):
+    monkeypatch.setattr(session, "has_gpu", lambda: has_gpu)
     monkeypatch.setattr(batches, "BATCH_PIXELS", 20)
     images, seen = [(row, np.zeros((3, 5, 3), np.uint8)) for row in range(3)], []
 
