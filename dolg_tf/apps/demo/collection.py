@@ -25,18 +25,18 @@ class Threshold:
     Attributes:
       score: the threshold.
       estimated: whether it was estimated without labels; `dolg calibrate` measures it by them.
-      low, high: interval of an estimate; None where there is none.
-      pairs: pairs of photos that it rests on; 0: not known.
       precision: share of pairs reaching it that show the same place; None: not known.
+      low, high: interval of that share; None where there is none.
+      pairs: pairs of photos that it rests on; 0: not known.
       warning: a sentence for people, such as that it rests on few pairs; empty: none.
     """
 
     score: float
     estimated: bool = False
+    precision: float | None = None
     low: float | None = None
     high: float | None = None
     pairs: int = 0
-    precision: float | None = None
     warning: str = ""
 
 

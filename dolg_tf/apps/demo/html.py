@@ -171,18 +171,7 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
         )
         return "unknown", "The most similar photos", text, ""
     matching = sum(photo.matches + len(photo.alike) * photo.matches for photo in found)
-    number = f"{threshold.score:.3f}"
-    if threshold.estimated:
-        between = ""
-        if threshold.low is not None and threshold.high is not None:
-            between = f"; it may lie between {threshold.low:.3f} and {threshold.high:.3f}"
-        told = f"The threshold of {number} is an estimate from your photos, without labels{between}"
-        told += f", and rests on {many(threshold.pairs, 'pair')}." if threshold.pairs else "."
-    else:
-        told = f"The threshold is {number}."
-        if threshold.precision:
-            share = f"{100 * threshold.precision:.0f} %"
-            told = f"Of labelled pairs with {number} or more, {share} show the same place."
+    told = _worth(threshold)
     if matching:
         verb = "probably " if threshold.estimated else ""
         shows = "shows" if matching == 1 else "show"
@@ -192,3 +181,21 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
     text = f"The most similar photo scores {best:.3f}. {told}"
     title = "Probably no photo of the same place" if threshold.estimated else "No match"
     return "no-match", title, text, threshold.warning
+
+
+def _worth(threshold: Threshold) -> str:
+    """Returns what a threshold is worth."""
+    share = between = ""
+    if threshold.low is not None and threshold.high is not None:
+        between = f" ({100 * threshold.low:.0f} to {100 * threshold.high:.0f} %)"
+    if threshold.precision:
+        share = f"{100 * threshold.precision:.0f} %{between}"
+    number = f"{threshold.score:.3f}"
+    if not threshold.estimated:
+        if share:
+            return f"Of labelled pairs with {number} or more, {share} show the same place."
+        return f"The threshold is {number}."
+    told = f"The threshold of {number} is an estimate from your photos, without labels"
+    if threshold.pairs:
+        told += f", which rests on {many(threshold.pairs, 'pair')}"
+    return f"{told}; of pairs that reach it, about {share} are right." if share else f"{told}."

@@ -287,7 +287,7 @@ def test_those_that_are_done_are_searched(engine):
     # Then what varies within a place is learnt, and the query goes through the same.
     turn = np.float32([[0, 0, 1], [0, 1, 0], [1, 0, 0]])[:, [1, 0, 2]]
     warning = "It rests on few pairs."
-    threshold = Threshold(0.55, True, 0.5, 0.7, 12, warning=warning)
+    threshold = Threshold(0.55, True, 0.9, 0.7, 0.97, 12, warning)
     folder.now = Searchable(
         ("a", "b", "c", "d"), rows @ turn, lambda raw: raw @ turn, threshold=threshold
     )
@@ -297,8 +297,8 @@ def test_those_that_are_done_are_searched(engine):
     ]
     page = _told(made, answer)
     assert "3 photos probably show the same place" in page and warning in page
-    assert "0.550 is an estimate from your photos, without labels; it may lie between" in page
-    assert "rests on 12 pairs" in page
+    assert "0.550 is an estimate from your photos, without labels, which rests on 12 pairs" in page
+    assert "about 90 % (70 to 97 %) are right" in page
     folder.now = dataclasses.replace(folder.now, threshold=dataclasses.replace(threshold, score=2))
     assert "Probably no photo of the same place" in _told(made, made.search(query))
     status = page_html.status(Progress(2, 4, 0.5, "Describing", [("a.heic", "no HEIC here")]))
