@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 _MOST_SIDE = 2048  # longest side that is described, in pixels: more takes too long for a page
 _IN_MEMORY = 2**30  # bytes of descriptors that are read once, and not again for each query
 _MOST_GROUPED = 20_000  # photos among which places are looked for: each is compared with each
-_ALIKE = 0.97  # score of two photos that share a tile
+# Of two photos that share a tile: a trained network draws other photos of a place closer together.
+_ALIKE = 0.98
 _LOOKED_FOR = 20  # first photos of the index; one of them should be on disk
 _WARM_UP = (384, 512)  # rows and columns
 

@@ -6,6 +6,7 @@ import functools
 import http.client
 import json
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,10 @@ import pytest
 from demo_world import COLOURS, encoded, scene
 from waiting import wait_for
 
+from dolg_tf.apps.demo import serve
+from dolg_tf.apps.demo.collection import Progress, Searchable, Threshold, places
+from dolg_tf.apps.demo.serve import PageConfig
+from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
 
@@ -93,7 +98,7 @@ def _visit(browser, port, path="/", **options):
 
     context.route("**/*", watch)
     visit = context.new_page()
-    visit.set_default_timeout(20_000)
+    visit.set_default_timeout(15_000)
     visit.on("console", lambda message: wrong.append(message.text))
     visit.on("pageerror", lambda error: wrong.append(str(error)))
     visit.goto(f"{address}{path}")
@@ -315,6 +320,133 @@ def test_a_photo_is_dropped_anywhere(server, browser):
         )
         _leads(visit, "violet")
         visit.locator(".stage").get_by_text("mine.png").wait_for()
+
+
+# --- photos that are still being described ---------------------------------------------
+
+
+class Folder:
+    """Photos of three places in plain colours, described when the test says so."""
+
+    title, scales, has_maps, how = "holiday", (1.0,), False, Preparation(64)
+
+    def __init__(self, folder):
+        self.files, rows = {}, []
+        for number, name in enumerate(("red", "green", "blue")):
+            for one in range(6 - number):
+                file = folder / f"{name} {one}.png"
+                data = encoded(scene(name, "yellow", width=160 + 10 * one, height=120))
+                file.write_bytes(data)
+                self.files[file.stem] = file
+                rows.append(np.eye(4)[number] + 0.4 * np.eye(4)[3] * (one % 3))
+        rows = np.float32(rows)
+        self.rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        self.describe_up_to(2)
+
+    def describe_up_to(self, done, **more):
+        self.now = Searchable(tuple(self.files)[:done], self.rows[:done], **more)
+
+    def searchable(self):
+        return self.now
+
+    def progress(self):
+        done, total = len(self.now.ids), len(self.files)
+        return Progress(done, total, 0.5, "Describing your photos" if done < total else "")
+
+    def describe(self, image, scales):
+        row = np.float32([[*(image.mean((0, 1)) / 255), 0]])
+        return row / np.linalg.norm(row)
+
+    def file(self, id_):
+        return self.files.get(id_)
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A page in this process: (its port, its photos)."""
+    folder = Folder(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serve.showing(folder, PageConfig(port=port)):
+        yield port, folder
+
+
+def test_what_is_described_is_searched_and_the_page_keeps_up(live, browser):
+    port, folder = live
+    with _visit(browser, port, **DESKTOP) as visit, _visit(browser, port) as home:
+        visit.get_by_text("2 of 15 photos can be searched; 0.5 photos/s, 26s left").wait_for()
+        visit.get_by_text("15 photos in holiday").wait_for()
+        home.get_by_text("Places will be shown here").wait_for()
+        _give(visit, scene("red"))
+        first = _leads(visit, "red 0")
+        assert visit.locator(".found .photo").count() == 2
+        groups = np.repeat(np.arange(3), (6, 5, 4))
+        few = Threshold(0.9, True, 0.9, 0.8, 0.95, 14, "It rests on few pairs.")
+        found = places(folder.rows, groups)
+        folder.describe_up_to(15, places=found, threshold=few, alike=0.999, note="By groups.")
+        # Without a click, and without a scroll.
+        visit.get_by_text("can be searched").wait_for(state="detached")
+        first.locator(".badge").wait_for()
+        visit.get_by_text("which rests on 14 pairs").wait_for()
+        visit.locator(".warning").get_by_text("It rests on few pairs.").wait_for()
+        # Equal rows share a tile, which opens them.
+        tiles = visit.locator(".found .photo:visible")
+        assert tiles.count() == 9
+        alike = first.get_by_role("button", name="+ 1 nearly the same")
+        alike.click()
+        assert tiles.count() == 10 and alike.get_attribute("aria-expanded") == "true"
+        alike.click()
+        assert tiles.count() == 9
+
+        # Places, largest first, and all photos of one.
+        home.get_by_role("heading", name="Places found in your photos").wait_for()
+        sizes = [one.inner_text() for one in home.locator(".size").all()]
+        assert sizes == ["6 photos", "5 photos", "4 photos"]
+        assert home.locator(".place").first.bounding_box()["width"] >= 220
+        home.get_by_text("How the search was adapted").click()
+        home.get_by_text("By groups.").wait_for()
+        home.locator(".place").nth(1).click()
+        home.get_by_role("heading", name="A place in 5 photos").wait_for()
+        names = [one.inner_text() for one in home.locator(".photo .id").all()]
+        assert sorted(names) == [f"green {number}.png" for number in range(5)]
+        home.get_by_role("link", name=f"Search with this one: {names[2]}").click()
+        home.locator(".stage").get_by_text(names[2]).wait_for()
+        home.locator(".found .photo").first.wait_for()
+        assert home.locator(".verdict h2").inner_text() == "2 photos probably show the same place"
+        home.go_back()
+        home.get_by_role("heading", name="A place in 5 photos").wait_for()
+
+
+def test_in_the_dark_text_can_be_read(live, browser):
+    """At least 4.5 to 1, light or dark, on the first screen and in an answer."""
+    port, folder = live
+    folder.describe_up_to(15, threshold=Threshold(0.9, True, 0.9, warning="Few pairs."))
+
+    def light(colour):
+        levels = [int(level) / 255 for level in re.findall(r"\d+", colour)[:3]]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in levels]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for scheme in ("light", "dark"):
+        with _visit(browser, port, color_scheme=scheme) as visit:
+            _give(visit, scene("red"))
+            _leads(visit, "red 0")
+            told = visit.evaluate(
+                """() => [".verdict h2", ".verdict p", ".warning", ".badge", ".photo .id", ".again",
+                           ".score", "header .notes", "figcaption", "#other"].map(name => {
+                  const found = document.querySelector(name);
+                  let behind = found, colour;
+                  do {
+                    colour = getComputedStyle(behind).backgroundColor;
+                    behind = behind.parentElement;
+                  } while (colour === "rgba(0, 0, 0, 0)");
+                  return [name, getComputedStyle(found).color, colour];
+                })"""
+            )
+            for name, text, ground in told:
+                low, high = sorted((light(text), light(ground)))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, name, text, ground)
 
 
 # --- without one ---------------------------------------------------------------------
