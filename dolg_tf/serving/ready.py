@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SIDE = 320  # longest side of the photos that it is to describe, pixels
 SCALES = (1.0, 2**0.5)
+PACKAGED = tuple(published.LITE_FILES)  # networks that come as pip packages
 _HASH = 12  # digits of a hash in a folder's name
 
 

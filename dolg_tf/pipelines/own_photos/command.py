@@ -6,6 +6,7 @@
 The first time, all photos are described; from then on only new and changed ones.
 """
 
+import dataclasses
 import logging
 import pathlib
 import threading
@@ -18,8 +19,14 @@ from dolg_tf.pipelines.own_photos import finding, model, queries
 from dolg_tf.pipelines.own_photos.adapt import Searched
 from dolg_tf.pipelines.own_photos.collection import OwnPhotos
 from dolg_tf.pipelines.own_photos.config import SearchConfig
+from dolg_tf.pipelines.own_photos.finding import File, Found
 from dolg_tf.pipelines.own_photos.kept import Kept
+from dolg_tf.pipelines.own_photos.learning import learn
+from dolg_tf.pipelines.own_photos.learning.labels import find_labels
+from dolg_tf.pipelines.own_photos.model import Model
 from dolg_tf.pipelines.own_photos.queries import Answer, Query
+from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.stage import command
 from dolg_tf.stage.tables import write_table
 
@@ -46,19 +53,41 @@ def search(settings: SearchConfig) -> None:
         log.info("%s: %s", kept.path, told)
         return
     model.check(settings.model)
+    if settings.learn:
+        learn.check(settings.model)
     asked = queries.list_queries(settings.query) if settings.query else []
     if not asked:
         serve.check(settings.port)
     found = finding.find(kept.roots, kept.path)
     with kept.open() as lock:
         log.info("what is made of your photos is kept in %s", kept.path)
-        photos = OwnPhotos(kept, model.open_model(settings.model), found)
+        photos = OwnPhotos(kept, _model(settings, kept, found), found)
         photos.look()
         photos.load()
         if asked:
             answer(settings, kept, photos, photos.update(), asked)
         else:
             show(settings, photos, lock)
+
+
+def _model(settings: SearchConfig, kept: Kept, found: Found) -> Model:
+    """Returns what describes the photos: the network that was asked for, or what became of it."""
+    ready = model.open_model(settings.model)
+
+    def describe(one: Model, some: tuple[File, ...]) -> DescriptorSet:
+        # What the trained network says of other photos is asked only if it is kept.
+        photos = OwnPhotos(
+            kept, one, found if one is ready else dataclasses.replace(found, photos=some)
+        )
+        photos.look()
+        photos.load()
+        photos.update()
+        return descriptors.read(kept.described_by(one.about.model_hash) / "photos")
+
+    if settings.learn:
+        labels = find_labels(kept.roots, found.photos)
+        learn.learn(kept, settings.model, ready, labels, describe)
+    return learn.learnt_model(kept, settings.model) or ready
 
 
 # --- the page ------------------------------------------------------------------------

@@ -33,6 +33,12 @@ class SearchConfig:
         "preset of KerasHub, or a SavedModel of `dolg export`",
         DEFAULT_MODEL,
     )
+    learn: bool = option(
+        "train on labels: folders of landmarks (PHOTOS/landmark/x.jpg), or a labels.csv there with "
+        "the columns path and landmark; some landmarks are kept out, and the trained network is "
+        "used from then on if it finds no fewer photos of either kind",
+        False,
+    )
     forget: bool = option("delete the kept folder, and nothing else", False)
     port: int = option("port of the page, on this machine alone", 7860)
 
