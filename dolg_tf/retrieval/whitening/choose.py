@@ -29,7 +29,7 @@ _STEP = 0.05  # by which a chain's links must be more alike
 _COPIES = 0.95  # similarity of a group that says nothing about what varies within a place
 _ODDS = 0.05  # photos that chance links by likeness, per photo
 _CONFIRMED = 0.2  # share of the links by rank that likeness must confirm
-_LEAST = 5  # groups that a whitening is learned from
+_LEAST, _GROUPED = 5, 20  # groups that a whitening is learned from, and photos in them
 _PURE = 0.7  # estimated share of right links; it is cautious, and at half of them a whitening harms
 _SAMPLE = 2000  # photos that chance is estimated on
 
@@ -156,6 +156,8 @@ def find_groups(rows, seed: int = 0) -> Grouping:
     told = f"{linked.confirmed:.0%} of the pairs among each other's {_RANK} nearest are alike"
     if len(sizes) < _LEAST:
         return _none(count, purity, f"{told}; {len(sizes)} groups are left of {_LEAST} needed")
+    if sizes.sum() < _GROUPED:
+        return _none(count, purity, f"{told}; {sizes.sum()} photos in groups of {_GROUPED} needed")
     if purity < _PURE:
         return _none(count, purity, f"{told}; chance explains {1 - purity:.0%} of the links")
     told += ", so rank links photos too" if by_rank else ", so likeness alone links photos"

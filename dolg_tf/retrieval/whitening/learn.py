@@ -32,6 +32,9 @@ _NO_VARIANCE = 1e-8
 _SINGULAR = 1e-12
 # Without any shrinkage, directions in which no group varies would be amplified without bound.
 _LEAST = 1e-3
+# Directions in which places differ most count for more, by this power of their deviation, where
+# groups tell enough of what varies within a place: power is _TRUSTED less the shrinkage.
+_TRUSTED, _MOST_POWER = 0.6, 0.5
 
 
 def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +206,8 @@ def within_groups(
     """Learns the whitening that evens out the differences within groups of photos.
 
     With C the covariance within groups, shrunk, all rows become C^-1/2 (x - mean) and are rotated
-    to their principal directions, of which the first are kept.
+    to their principal directions, of which the first are kept, each times its deviation to a power
+    of `_TRUSTED` less the shrinkage, 0 to `_MOST_POWER`.
 
     Args:
       rows: (N, D); all of them determine the mean and the principal directions.
@@ -228,5 +232,7 @@ def within_groups(
     else:
         centre, scatter = _mean_and_scatter(rows)
         values, turned = _decompose(whiten.T @ scatter @ whiten)
-        turned = turned[:, : min(dimensions, _rank(values, len(rows), 1))]
-    return centre, whiten @ turned, shrinkage
+        kept = min(dimensions, _rank(values, len(rows), 1))
+    power = min(max(_TRUSTED - shrinkage, 0.0), _MOST_POWER)
+    deviations = np.sqrt(values[:kept] / values[0])
+    return centre, whiten @ turned[:, :kept] * deviations**power, shrinkage

@@ -164,10 +164,14 @@ def test_whitening_within_groups_is_the_naive_one(monkeypatch):
     shrunk = (1 - shrinkage) * within + shrinkage * target
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
     whitened = projection.T @ shrunk @ projection
-    np.testing.assert_allclose(whitened, np.eye(SIZE), atol=1e-8)
+    scales = np.sqrt(np.diag(whitened))
+    np.testing.assert_allclose(whitened, np.diag(scales**2), atol=1e-8)
     spread = projection.T @ _covariance(rows, mean) @ projection
-    assert (np.diff(np.diag(spread)) < 0).all()
     np.testing.assert_allclose(spread, np.diag(np.diag(spread)), atol=1e-6)
+    variances = np.diag(spread) / scales**2  # of whitened directions, before they are weighted
+    assert (np.diff(variances) < 0).all() and shrinkage < 0.6
+    expected = np.sqrt(variances / variances[0]) ** min(0.6 - shrinkage, 0.5)
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
     assert learn.within_groups(rows, groups, 2)[1].shape == (SIZE, 2)
 
 
