@@ -1,13 +1,17 @@
 """The C++ loader: arrays in and out, refusals, and models that only Python's loader accepts."""
 
 import concurrent.futures
+import pathlib
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from dolg_tf.runtime import session
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.runtime.signatures import Signature, Tensor, read_signatures
+from dolg_tf.stage.config import InputError
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +31,24 @@ def toy(tmp_path_factory):
             joined = tf.strings.join([text, "!"])
             return {"joined": joined, "y": x * self.factor, "n": tf.size(x)}
 
+        @tf.function(input_signature=[tf.TensorSpec([], tf.int64, "size")])
+        def zeros(self, size):
+            return {"sum": tf.reduce_sum(tf.fill([size], tf.cast(size, tf.float32)))}
+
+        @tf.function(input_signature=[])
+        def half(self):
+            return {"half": tf.cast(self.factor, tf.bfloat16)}
+
     module, path = Toy(), str(tmp_path_factory.mktemp("toy"))
-    tf.saved_model.save(module, path, signatures={"toy": module.call})
+    signatures = {"toy": module.call, "zeros": module.zeros, "half": module.half}
+    tf.saved_model.save(module, path, signatures=signatures)
     return path
 
 
 def test_arrays_and_strings_go_in_and_come_out(toy):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     with CppSession(toy) as session:
-        assert list(session.signatures) == ["toy"]
+        assert set(session.signatures) == {"toy", "zeros", "half"}
         # TensorFlow's string holds short ones inside, long ones outside; zeros do not end them.
         for text in ([b"a\0b\0", b"x" * 1000], [], np.array([b"ab"], object)):
             found = session.run("toy", {"text": text, "x": x.T})
@@ -57,6 +70,15 @@ def test_wrong_inputs_are_refused(toy):
             session.run("toy", {"text": [b""], "z": x})
         with pytest.raises(KeyError, match="other"):
             session.run("other", {})
+        with pytest.raises(TypeError, match="half has TensorFlow's dtype 14"):
+            session.run("half", {})
+
+
+def test_too_little_memory_is_a_memory_error(toy):
+    with CppSession(toy) as session:
+        assert session.run("zeros", {"size": np.int64(3)}) == {"sum": 9}
+        with pytest.raises(MemoryError, match="OOM"):
+            session.run("zeros", {"size": np.int64(2**50)})
 
 
 def test_a_path_without_model_is_refused(tmp_path):
@@ -80,6 +102,20 @@ def test_a_closed_session_refuses_to_run(toy):
     session.close()  # closing again does nothing
     with pytest.raises(RuntimeError, match="the session is closed"):
         session.run("toy", {"text": [], "x": np.zeros((0, 3), np.float32)})
+
+
+def test_a_session_that_nobody_holds_is_freed(toy):
+    loaded = CppSession(toy)
+    freed = loaded._freed
+    del loaded
+    assert not freed.alive
+
+
+def test_without_the_library_it_says_so(toy, monkeypatch):
+    session._library.cache_clear()
+    monkeypatch.setattr(session.sys, "platform", "win32")
+    with pytest.raises(InputError, match=r"no C library of TensorFlow in .*Linux and macOS"):
+        CppSession(toy)
 
 
 @pytest.mark.parametrize("as_attribute", [True, False])
@@ -107,3 +143,21 @@ def test_a_keras_model_as_attribute_loads_in_python_alone(tmp_path, as_attribute
             in_cpp()
     else:
         np.testing.assert_allclose(in_cpp(), network(x), rtol=1e-5)
+
+
+def test_signatures_are_read_without_loading(toy, tmp_path):
+    size, total = Tensor("zeros_size:0", 9), Tensor("PartitionedCall_1:0", 1)
+    found = read_signatures(toy)["zeros"]
+    assert found == Signature(
+        {"size": size}, {"sum": total._replace(name=found.outputs["sum"].name)}
+    )
+    assert read_signatures(toy)["half"].inputs == {}
+    whole = pathlib.Path(toy, "saved_model.pb").read_bytes()
+    file = tmp_path / "saved_model.pb"
+    for data in (b"", b"\xff" * 9, whole[:-1], whole[: len(whole) // 2], b"\x12\x00"):
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"saved_model\.pb is damaged"):
+            read_signatures(tmp_path)
+    file.write_bytes(whole.replace(b"\x22\x05serve", b"\x22\x05train"))
+    with pytest.raises(ValueError, match="no graph for serving"):
+        read_signatures(tmp_path)

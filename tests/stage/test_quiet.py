@@ -58,6 +58,13 @@ def test_who_asks_for_it_sees_it(run):
     assert "oneDNN" in run(IMPORT, TF_CPP_MIN_LOG_LEVEL="0").stderr
 
 
+def test_a_library_is_loaded_as_quietly(run):
+    program = IMPORT.replace("import tensorflow", "with quiet.quietly():\n    import tensorflow")
+    program = program.replace("quiet.hush_tensorflow()\n", "")
+    assert run(program, TF_CPP_MIN_LOG_LEVEL="2").stderr.startswith("libcudart")
+    assert run(program).stderr.startswith("I0000")
+
+
 def test_an_import_that_fails_says_why(run, tmp_path):
     (tmp_path / "tensorflow.py").write_text(
         "import os\nos.write(2, b'why\\n')\nraise ImportError('x')"

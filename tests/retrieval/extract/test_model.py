@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from dolg_tf.retrieval.extract.model import load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
+from dolg_tf.runtime.session import CppSession
 from dolg_tf.stage.config import InputError
 
 SCALES = (0.5, 1.0, 2.0)
@@ -202,6 +203,15 @@ def test_delgs_extractor_describes_photos_of_other_sizes(foreign):
 def test_what_cannot_be_described(ours, photos, message):
     with pytest.raises(InputError, match=message):
         ours.describe(photos)
+
+
+def test_a_model_that_fails_is_named(ours, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Could not find\n variable")
+
+    monkeypatch.setattr(CppSession, "run", fail)
+    with pytest.raises(InputError, match=r"model fails in .* 'images': Could not find variable;"):
+        ours.describe([PHOTO])
 
 
 @pytest.mark.parametrize(
