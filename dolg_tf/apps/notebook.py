@@ -12,6 +12,7 @@ from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel, load_model
 from dolg_tf.retrieval.extract.photos import Photo, list_named
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
+from dolg_tf.retrieval.meta import photo_roots
 from dolg_tf.stage import files
 
 _SHOWN = Preparation(1024)  # longest side, in pixels, of a photo for the network
@@ -98,5 +99,5 @@ def _loaded(model: LoadedModel | files.Path) -> LoadedModel:
 
 def _photos(ids: list[str], index: Index, image_root: files.Path) -> tuple[Photo, ...]:
     """Returns the photos of an index by their ids, whatever their suffixes."""
-    root = image_root or index.meta["image_root"]
+    root = photo_roots(index.meta, image_root)
     return list_named(ids, root, index.path, upright=index.meta["upright"]).photos

@@ -65,11 +65,24 @@ def format_version(meta: Mapping) -> int:
     return FORMAT_VERSIONS["image_roots" in meta]
 
 
-def roots(meta: Mapping) -> dict[str, str]:
-    """Returns the folders of the photos by label; {}: they are not known."""
-    if "image_roots" in meta:
-        return dict(meta["image_roots"])
-    return {"": meta["image_root"]} if meta.get("image_root") else {}
+def photo_roots(meta: Mapping, image_root="") -> str | Mapping[str, str]:
+    """Returns where the photos of a set or an index are: a folder, or in version 2 those by label.
+
+    Args:
+      meta: its metadata.
+      image_root: the folder that was given instead; empty: none was.
+
+    Raises:
+      InputError: when a folder was given, but the photos are in several.
+    """
+    if "image_roots" not in meta:
+        return image_root or meta["image_root"]
+    if image_root and len(meta["image_roots"]) > 1:
+        raise InputError(
+            f"--image_root={image_root}: the photos are in {len(meta['image_roots'])} folders, "
+            f"{', '.join(meta['image_roots'].values())}; leave it out"
+        )
+    return {"": image_root} if image_root else meta["image_roots"]
 
 
 def with_defaults(meta: dict) -> dict:

@@ -13,6 +13,7 @@ from dolg_tf.data.photo_folders import Finder
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import load_model, open_describer
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
+from dolg_tf.retrieval.meta import photo_roots
 from dolg_tf.retrieval.whitening.choose import find_groups
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -51,11 +52,11 @@ class IndexedPhotos:
         describer = open_describer(saved_model, self.scales)
         about = {key: getattr(describer, key) for key in SAME_MODEL}
         self._index.check_making(str(saved_model), about | {"scales": list(describer.scales)})
-        self.image_root = pathlib.Path(image_root or meta["image_root"])
+        self._root = photo_roots(meta, image_root)
         self.title = str(index)
         sides = filter(None, (max_side, meta["max_side"], _MOST_SIDE))
         self.how = dataclasses.replace(Preparation.of(meta), max_side=min(sides))
-        self._finder = Finder(self.image_root)  # reads a folder once, as the index is read once
+        self._finder = Finder(self._root)  # reads a folder once, as the index is read once
         self._saved_model = saved_model
         self._doing = ""
         # One photo at a time: the model uses all cores, and its memory stays that of one.
@@ -126,7 +127,7 @@ class IndexedPhotos:
             log.warning(
                 "%s holds none of the first photos of the index: it can be searched, but its "
                 "photos are not shown; say where they are with --image_root",
-                self.image_root,
+                " or ".join(self._root.values()) if isinstance(self._root, dict) else self._root,
             )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -97,12 +97,14 @@ class Listing:
       photos: all of them.
       crop: whether they are cut to boxes.
       upright: whether they are described as EXIF orientation turns them.
+      image_roots: folders by label, with which ids begin; None: ids are relative to `image_root`.
     """
 
     image_root: pathlib.Path
     photos: tuple[Photo, ...]
     crop: bool = False
     upright: bool = False
+    image_roots: Mapping[str, str] | None = None
 
     def sizes(self) -> np.ndarray:
         """Returns the size of each photo in bytes, int64 (N,); -1: the file is missing."""
@@ -298,12 +300,14 @@ def _listing(
     return Listing(root, tuple(photos), crop, upright)
 
 
-def list_named(names: Iterable[str], root: files.Path, where, *, upright: bool) -> Listing:
+def list_named(
+    names: Iterable[str], root: files.Path | Mapping[str, str], where, *, upright: bool
+) -> Listing:
     """Lists photos by name or id.
 
     Args:
       names: relative to the root, with or without suffix.
-      root: the folder.
+      root: the folder; or folders by label, of photos whose ids keep suffix and label.
       where: the names come from, for errors.
       upright: whether to turn photos by their EXIF orientation.
 
@@ -311,10 +315,17 @@ def list_named(names: Iterable[str], root: files.Path, where, *, upright: bool) 
       InputError: when there is no such folder or there are no names, two are the same, or one leads
         out of the root or may be one of several photos.
     """
-    if not pathlib.Path(root).is_dir():
-        raise InputError(f"--image_root={root}: no such folder")
-    photos = _named(((where, name) for name in names), root, upright)
-    return _listing(pathlib.Path(root), photos, where, upright=upright)
+    for folder in root.values() if isinstance(root, Mapping) else [root]:
+        if not pathlib.Path(folder).is_dir():
+            raise InputError(f"--image_root={folder}: no such folder")
+    if not isinstance(root, Mapping):
+        photos = _named(((where, name) for name in names), root, upright)
+        return _listing(pathlib.Path(root), photos, where, upright=upright)
+    finder = photo_folders.Finder(root)
+    photos = [Photo(name, finder.find(name, where)[1], turn=upright) for name in names]
+    first = pathlib.Path(next(iter(root.values())))
+    found = _listing(first, photos, where, upright=upright)
+    return dataclasses.replace(found, image_roots=root)
 
 
 def list_photos(settings: PhotosConfig) -> Listing:

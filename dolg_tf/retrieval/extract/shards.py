@@ -218,8 +218,10 @@ class UnfinishedSet:
         without = {one["id"] for one in bad}
         photos = self._listing.photos
         ids = [photo.id for photo in photos if not photo.fault and photo.id not in without]
+        roots = self._listing.image_roots
         root = str(self._listing.image_root.resolve())
-        meta = {"image_root": root, **self._meta}
+        meta = {"image_root": root if roots is None else roots.get(""), **self._meta}
+        meta |= {} if roots is None else {"image_roots": dict(roots)}
         meta |= {"images": self._prints.images, "bad": bad}
         with self._writing(self.path / "ids.txt"):
             descriptors.write_about(self.path, ids, meta)

@@ -18,6 +18,7 @@ from dolg_tf.retrieval.extract.photos import (
     list_photos,
 )
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
+from dolg_tf.retrieval.meta import photo_roots
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -124,13 +125,13 @@ def describe_anew(
             f"{path} has descriptors that `dolg whiten apply` whitened, which a rebuild would "
             "undo; extract, whiten and build it instead"
         )
-    describer, root = _new_describer(saved_model, index), image_root or index.meta["image_root"]
+    describer, root = _new_describer(saved_model, index), photo_roots(index.meta, image_root)
     listing = list_named(index.ids, root, path, upright=index.meta["upright"])
     if not any(photo.path.is_file() for photo in listing.photos):
         raise InputError(
-            f"{root} has none of the {len(index)} photos of {path}: say with --image_root "
-            "where they are; photos in TFRecords cannot be found again, so extract and build "
-            "those instead"
+            f"{listing.image_root} has none of the {len(index)} photos of {path}: say with "
+            "--image_root where they are; photos in TFRecords cannot be found again, so extract "
+            "and build those instead"
         )
     try:
         settings = _settings(index, path, work, max_bad)
