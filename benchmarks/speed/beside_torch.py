@@ -15,7 +15,8 @@ told of the CPU time of all threads, too. Memory is the peak of the process (of 
 extraction), with Python and its libraries.
 
 PyTorch runs channels-last, in inference mode with batch norms folded into the convolutions; it
-trains with its fused SGD.
+trains with its fused SGD. "Compiled" is `torch.compile` with frozen weights, which needs a C++
+compiler and a minute for each size of photos.
 """
 
 import argparse

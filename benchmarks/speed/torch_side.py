@@ -192,9 +192,12 @@ def fold(network: nn.Module) -> nn.Module:
 # --- the works --------------------------------------------------------------------------------
 
 
-def describer(path: pathlib.Path):
+def describer(path: pathlib.Path, compiled: bool = False):
     """Returns a function of uint8 photos and scales -> unit descriptors, (B, 512)."""
     network = fold(read_network(path).eval())
+    if compiled:  # for one size of photos, which takes a minute
+        torch._inductor.config.freezing = True
+        network = torch.compile(network, dynamic=False)
 
     @torch.inference_mode()
     def describe(photos: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:

@@ -42,6 +42,7 @@ class Work:
       backbone, scales: of the network.
       classes: of the head.
       multi_atrous: whether the network has it.
+      compiled: whether PyTorch's network is compiled for photos of this size.
     """
 
     title: str
@@ -52,16 +53,21 @@ class Work:
     scales: tuple[float, ...] = (1.0,)
     classes: int = 81313
     multi_atrous: bool = True
+    compiled: bool = False
 
 
 def _inference(backbone: str, short: str) -> dict[str, Work]:
     name = short.upper()
     common = {"kind": "inference", "backbone": backbone}
-    return {
+    works = {
         f"{short}_one": Work(title=f"{name}, one photo", **common),
         f"{short}_five": Work(title=f"{name}, one photo, five scales", scales=_FIVE, **common),
         f"{short}_batch": Work(title=f"{name}, 8 photos", photos=8, **common),
     }
+    for key in (f"{short}_one", f"{short}_batch"):
+        title = f"{works[key].title}, PyTorch compiled"
+        works[f"{key}_compiled"] = dataclasses.replace(works[key], title=title, compiled=True)
+    return works
 
 
 _START_TO_END = {"kind": "extraction"}
@@ -118,7 +124,7 @@ class Files:
 def torch_inference(files: Files) -> Callable:
     import torch_side
 
-    return torch_side.describer(files.weights)
+    return torch_side.describer(files.weights, files.work.compiled)
 
 
 def our_inference(files: Files) -> Callable:
