@@ -146,8 +146,19 @@ def answer(found: Answer, engine: Engine, scales: str, reranking: str) -> str:
         told = ", and the threshold belongs to these" if found.now.threshold is not None else ""
         notes += f" The photos were described at other sizes ({_numbers(engine.collection.scales)})"
         notes += f"{told}: take scores as a rough guide."
+    kind, title, text, warning = _verdict(found.found, found.now.threshold)
+    place, size = _place_of(found, engine)
     tiles = _located(engine, found.found)
-    return _part("answer", tiles, *_verdict(found.found, found.now.threshold), notes)
+    return _part("answer", tiles, kind, title, text, warning, notes, place, size)
+
+
+def _place_of(found: Answer, engine: Engine) -> tuple[str, int]:
+    """Returns a photo of the place that was found, and its number of photos; "": of none."""
+    first = found.found[0] if found.found else None
+    if first is None or not (first.matches or first.same):
+        return "", 0
+    members = engine.now().place(first.id)
+    return ("", 0) if members is None else (first.id, len(members))
 
 
 def _located(engine: Engine, found: Sequence[FoundPhoto]) -> list[tuple]:
@@ -170,16 +181,20 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
             "for yourself."
         )
         return "unknown", "The most similar photos", text, ""
-    matching = sum(photo.matches + len(photo.alike) * photo.matches for photo in found)
+    others = [photo for tile in found for photo in (tile, *tile.alike) if not photo.same]
+    matching = sum(photo.matches for photo in others)
     told = _worth(threshold)
+    among = "This very photo is among those that are searched. "
+    told = f"{among * any(tile.same for tile in found)}{told}"
+    probably = "probably " if threshold.estimated else ""
     if matching:
-        verb = "probably " if threshold.estimated else ""
+        other = "other " if told.startswith(among) else ""
         shows = "shows" if matching == 1 else "show"
-        title = f"{many(matching, 'photo')} {verb}{shows} the same place"
+        title = f"{many(matching, f'{other}photo')} {probably}{shows} the same place"
         return "match", title, told, threshold.warning
-    best = max((photo.score for photo in found), default=0.0)
+    best = max((photo.score for photo in others), default=0.0)
     text = f"The most similar photo scores {best:.3f}. {told}"
-    title = "Probably no photo of the same place" if threshold.estimated else "No match"
+    title = f"{probably}no photo of the same place".capitalize()
     return "no-match", title, text, threshold.warning
 
 
@@ -187,9 +202,9 @@ def _worth(threshold: Threshold) -> str:
     """Returns what a threshold is worth."""
     share = between = ""
     if threshold.low is not None and threshold.high is not None:
-        between = f" ({100 * threshold.low:.0f} to {100 * threshold.high:.0f} %)"
+        between = f" ({100 * threshold.low:.0f} to {100 * threshold.high:.0f}\N{NO-BREAK SPACE}%)"
     if threshold.precision:
-        share = f"{100 * threshold.precision:.0f} %{between}"
+        share = f"{100 * threshold.precision:.0f}\N{NO-BREAK SPACE}%{between}"
     number = f"{threshold.score:.3f}"
     if not threshold.estimated:
         if share:

@@ -30,6 +30,7 @@ THUMBNAIL_SIDE = 480  # pixels: sharp on a dense screen
 _THUMBNAILS = 2048  # of about 30 KB that are kept
 _DESCRIBED = 64  # queries whose descriptors are kept
 _WIDER = 4  # photos that are looked at for each tile, as some share one
+_SAME = 0.9995  # score of a photo with itself, whatever rounding makes of it
 _SENT = "sent"  # stands for a file's name in what extraction says of a photo
 
 Box = tuple[float, float, float, float]
@@ -71,12 +72,14 @@ class FoundPhoto:
       id: of the collection.
       score: inner product of the descriptors of query and photo.
       matches: whether the score reaches the threshold; None: there is none.
+      same: whether it is the very photo that was searched for.
       alike: photos that are nearly the same picture and share its tile.
     """
 
     id: str
     score: float
     matches: bool | None
+    same: bool = False
     alike: tuple["FoundPhoto", ...] = ()
 
 
@@ -265,7 +268,7 @@ class Engine:
             row = now.adapt(self._descriptor(query, box, scales))
         scores, ranks = _rank(now, row, reranking, _WIDER * max(1, k) + 1)
         scores, ranks = scores[ranks != own], ranks[ranks != own]
-        found = _tiles(now, scores, ranks)[: max(1, k)]
+        found = _tiles(now, scores, ranks, whole=box is None)[: max(1, k)]
         searched = len(now.ids) - (own is not None)
         return Answer(tuple(found), searched, time.perf_counter() - start, now)
 
@@ -325,7 +328,9 @@ def _rank(
     return search.inner_products(row[0], rows[ranks]), ranks
 
 
-def _tiles(now: Searchable, scores: np.ndarray, ranks: np.ndarray) -> list[FoundPhoto]:
+def _tiles(
+    now: Searchable, scores: np.ndarray, ranks: np.ndarray, *, whole: bool
+) -> list[FoundPhoto]:
     """Returns the photos in their order; those nearly the same as an earlier one join its tile."""
     tiles: list[list[int]] = []
     if now.alike is None or now.rows is None:
@@ -341,6 +346,7 @@ def _tiles(now: Searchable, scores: np.ndarray, ranks: np.ndarray) -> list[Found
         score = float(scores[place])
         # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
         matches = None if now.threshold is None else score >= now.threshold.score
-        return FoundPhoto(now.ids[ranks[place]], score, matches, alike)
+        same = whole and score >= _SAME
+        return FoundPhoto(now.ids[ranks[place]], score, matches, same, alike)
 
     return [photo(tile[0], tuple(map(photo, tile[1:]))) for tile in tiles]

@@ -153,14 +153,15 @@ def test_photo_box_and_answer(server, browser):
         _give(visit, scene("yellow"))
         first = _leads(visit, "yellow")
         assert first.locator(".score").inner_text() == "1.000"
-        assert first.locator(".badge").inner_text() == "same place"
+        assert first.locator(".badge").inner_text() == "this photo"
         assert first.bounding_box()["width"] >= 220
-        assert visit.locator("h2").inner_text() == "1 photo shows the same place"
-        assert visit.locator("#said").inner_text() == "1 photo shows the same place"
+        assert visit.locator("h2").inner_text() == "No photo of the same place"
+        assert visit.locator("#said").inner_text() == "No photo of the same place"
         assert visit.locator(".found .photo").count() == len(COLOURS)
         # A photo of three scenes: what is drawn is what is searched for.
         _give(visit, scene("green", "violet", "a/cyan", width=480, height=320))
-        visit.locator(".verdict.no-match").wait_for()
+        visit.locator(".stage img[width='480']").wait_for()
+        visit.locator("#main:not([aria-busy=true]) .verdict.no-match").wait_for()
         for column, name in enumerate(("green", "violet", "a/cyan")):
             _drag(visit, ((column + 0.1) / 3, 0.1), ((column + 0.9) / 3, 0.9))
             _leads(visit, name.rpartition("/")[2])
@@ -390,6 +391,7 @@ def test_what_is_described_is_searched_and_the_page_keeps_up(live, browser):
         first.locator(".badge").wait_for()
         visit.get_by_text("which rests on 14 pairs").wait_for()
         visit.locator(".warning").get_by_text("It rests on few pairs.").wait_for()
+        visit.get_by_role("link", name="All 6 photos of this place").wait_for()
         # Equal rows share a tile, which opens them.
         tiles = visit.locator(".found .photo:visible")
         assert tiles.count() == 9

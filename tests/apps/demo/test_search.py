@@ -235,12 +235,19 @@ def test_the_threshold_says_what_matches(tmp_path):
         photo.score >= 0.9 for photo in answer.found
     ]
     page = _told(made, answer)
-    assert "1 photo shows the same place" in page and "estimate" not in page
-    assert "Of labelled pairs with 0.900 or more, 95 % show the same place." in page
+    assert "No photo of the same place" in page and "estimate" not in page
+    assert "This very photo is among those that are searched." in page and ">this photo<" in page
+    near = made.search(_query(scene("red", "red", "red", "red", "red", "yellow")))
+    page = _told(made, near)
+    assert "1 photo shows the same place" in page and "this photo" not in page.lower()
+    assert "Of labelled pairs with 0.900 or more, 95\u00a0% show the same place." in page
     none = made.search(_query(scene("red", "green")))
     page = _told(made, none, "one", "superglobal")
     best = max(photo.score for photo in none.found)
-    assert "No match" in page and f"The most similar photo scores {best:.3f}." in page
+    assert (
+        "No photo of the same place" in page
+        and f"The most similar photo scores {best:.3f}." in page
+    )
     assert "Ordered by SuperGlobal" in page and "described at other sizes (0.5, 1)" in page
 
 
@@ -296,9 +303,9 @@ def test_those_that_are_done_are_searched(engine):
         *(("a", 1), ("d", 0.8), ("b", 0.6), ("c", 0))
     ]
     page = _told(made, answer)
-    assert "3 photos probably show the same place" in page and warning in page
+    assert "2 other photos probably show the same place" in page and warning in page
     assert "0.550 is an estimate from your photos, without labels, which rests on 12 pairs" in page
-    assert "about 90 % (70 to 97 %) are right" in page
+    assert "about 90\u00a0% (70 to 97\u00a0%) are right" in page
     folder.now = dataclasses.replace(folder.now, threshold=dataclasses.replace(threshold, score=2))
     assert "Probably no photo of the same place" in _told(made, made.search(query))
     status = page_html.status(Progress(2, 4, 0.5, "Describing", [("a.heic", "no HEIC here")]))
