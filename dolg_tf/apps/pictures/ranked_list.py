@@ -220,7 +220,9 @@ def attention_overlay(photo: np.ndarray, values: np.ndarray, label: str = "atten
     return maps_overlay(photo, {label: values}, side=3.4)
 
 
-def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float = 2.4):
+def maps_overlay(
+    photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float = 2.4, columns: int = 0
+):
     """Draws a photo and, beside it, maps of the network over it, each with its scale.
 
     Args:
@@ -228,6 +230,7 @@ def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float 
       maps: {label: float (h, w)}, any range, such as outputs of the signature `maps`; each is
         stretched over the photo.
       side: longest side of the photo, in inches.
+      columns: of photo and maps; 0: all in one row.
 
     Returns:
       A matplotlib Figure.
@@ -235,24 +238,28 @@ def maps_overlay(photo: np.ndarray, maps: Mapping[str, np.ndarray], side: float 
     Raises:
       InputError: when a map is not finite or does not have two axes.
     """
-    rows, columns = photo.shape[:2]
-    scale = side / max(rows, columns)
-    wide, high = columns * scale, rows * scale
+    high, wide = side * np.array(photo.shape[:2]) / max(photo.shape[:2])
+    columns = columns or len(maps) + 1
+    first = 0.15 + wide if columns > len(maps) else wide + 0.15 + _SCALE_BAR  # with no scale
     pitch = wide + 0.15 + _SCALE_BAR
-    figure = new_figure(0.3 + wide + len(maps) * pitch, high + 0.3)
+    lines = -(-(len(maps) + 1) // columns)
+    tall = high + 0.3
+    figure = new_figure(0.15 + first + (columns - 1) * pitch, lines * tall)
     width, height = figure.get_size_inches()
 
-    def add_axes(left: float, wide: float):
-        return figure.add_axes((left / width, 0.15 / height, wide / width, high / height))
+    def add_axes(place: int, wide: float, right: float = 0.0):
+        line, column = divmod(place, columns)
+        left = 0.15 + right + (first + (column - 1) * pitch if column else 0)
+        low = height - (line + 1) * tall + 0.15
+        return figure.add_axes((left / width, low / height, wide / width, high / height))
 
-    axes = add_axes(0.15, wide)
+    axes = add_axes(0, wide)
     axes.imshow(photo, aspect="auto")
     axes.set_axis_off()
-    for number, (label, values) in enumerate(maps.items()):
-        left = 0.3 + wide + number * pitch
-        drawn = draw_map(add_axes(left, wide), photo, values)
-        bar = figure.colorbar(drawn, cax=add_axes(left + wide + 0.15, 0.13))
-        text = textwrap.fill(shown(label), max(12, int(_LETTERS * height)))
+    for place, (label, values) in enumerate(maps.items(), 1):
+        drawn = draw_map(add_axes(place, wide), photo, values)
+        bar = figure.colorbar(drawn, cax=add_axes(place, 0.13, wide + 0.15))
+        text = textwrap.fill(shown(label), max(12, int(_LETTERS * tall)))
         bar.set_label(text, fontsize=8, **PLAIN)
         bar.ax.tick_params(labelsize=7)
         bar.solids.set_alpha(1)

@@ -32,7 +32,7 @@ def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
         labelled = {label: maps[key] for key, label in descriptor_maps.MAPS.items()}
         yield Picture(
             f"saw_{slug(one.name)}_{number}",
-            maps_overlay(photo, labelled),
+            maps_overlay(photo, labelled, columns=2),
             descriptor_maps.describe_maps(words, maps),
             f"{words}, {one.name}.",
             wide=True,
