@@ -95,12 +95,15 @@ def prepare_input(folder: pathlib.Path, quick: bool) -> Case:
     count, size = (64, 64) if quick else (inputs.PHOTOS, 512)
     jpegs = inputs.write_records(folder, count, inputs.HEIGHT, inputs.WIDTH)
     datasets = inputs.candidates(inputs.training_input(folder, size), jpegs, size)
-    work, floor = datasets["training input"], datasets["decode the window (floor)"]
+    each = inputs.EPOCHS * count
+
+    def once(name):
+        return inputs.Consumer(datasets[name], each)
+
     return Case(
-        f"{inputs.EPOCHS * count} crops of {size} px of photos of 800x600, batches of "
-        f"{inputs.BATCH}",
-        {"": lambda: inputs.consume(work)},
-        [(lambda: inputs.consume(floor), 1)],
+        f"{each} crops of {size} px of photos of 800x600, batches of {inputs.BATCH}",
+        {"": once(inputs.INPUT)},
+        [(once(inputs.FLOOR), 1)],
     )
 
 
@@ -357,7 +360,9 @@ STAGES = {
         prepare_records,
     ),
     "input": Stage(
-        "input pipeline", "decoding the same windows of the same photos, alone", prepare_input
+        "input pipeline",
+        "decoding the same windows of the same photos, by TensorFlow's own call",
+        prepare_input,
     ),
     "training": Stage(
         "training step",
