@@ -98,7 +98,8 @@ def prepare_input(folder: pathlib.Path, quick: bool) -> Case:
     each = inputs.EPOCHS * count
 
     def once(name):
-        return inputs.Consumer(datasets[name], each)
+        # A new iterator per call: what waits in the buffers of one belongs to no other's time.
+        return lambda: inputs.Consumer(datasets[name], each)()
 
     return Case(
         f"{each} crops of {size} px of photos of 800x600, batches of {inputs.BATCH}",
