@@ -70,6 +70,8 @@ def test_a_better_network_describes_the_photos_from_then_on(world, caplog):
     result = world.result
     assert result["kept"] and min(result["after"].values()) == 1 > max(result["before"].values())
     assert "landmarks that were kept out" in caplog.text and "   100.0" in caplog.text
+    lines = [record.getMessage() for record in caplog.records]
+    assert "mAP in percent, 12 photos ask       before   trained" in lines
     assert "training on 45 photos of 9 landmarks; 3 landmarks are kept out" in caplog.text
     assert len(descriptors.read(world.kept / "model-def" / "photos")) == 72  # all, at last
     world.network.described.clear()

@@ -100,11 +100,13 @@ def learn(kept: Kept, model: str, before: Model, labels: Labels, describe: Descr
         better = all(scores["after"][kind] >= scores["before"][kind] for kind in KINDS)
         if not better:
             shutil.rmtree(kept.described_by(after.about.model_hash), ignore_errors=True)
-        files.write_json(folder / _RESULT, {**plan, **scores, "kept": better})
+        result = {**plan, **scores, "asked": len(parts.asked), "kept": better}
+        files.write_json(folder / _RESULT, result)
         if not better:
             shutil.rmtree(path)
     result = files.read_json(folder / _RESULT, FORMAT_VERSION)
-    log.info("%s", "\n".join(table(result)))
+    for line in table(result):
+        log.info("%s", line)
     return result["kept"]
 
 
@@ -180,7 +182,8 @@ def words_of(labels: Labels, parts: Parts) -> str:
 
 def table(result: dict) -> list[str]:
     """Returns the lines of what was measured."""
-    lines = ["mAP in percent                      before   trained"]
+    asked = f"mAP in percent, {result['asked']} photos ask"
+    lines = [f"{asked:<34}{'before':>8}{'trained':>10}"]
     for kind, words in KINDS.items():
         before, after = (100 * result[when][kind] for when in ("before", "after"))
         lines.append(f"{words:<34}{before:>8.1f}{after:>10.1f}")
