@@ -18,7 +18,6 @@ TESTS := $(VENV)/.installed-tests
 help:
 	@echo "make search PHOTOS=folder       your own photos: where else is this place? No labels needed"
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
-	@echo "make quickstart PHOTOS=folder   the same on your photos (labels.csv: path,landmark,split)"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
 	@echo "make bench                      each stage beside its floor: benchmarks/README.md"
 	@echo "make gpu-check                  what a GPU computes, and how fast, in under eight minutes"
@@ -49,8 +48,8 @@ search: $(SEARCH)
 	@test -n '$(PHOTOS)' || { echo "which photos? make search PHOTOS=folder"; exit 1; }
 	$(BIN)/dolg search '$(PHOTOS)' $(if $(QUERY),--query='$(QUERY)') $(FLAGS)
 
-quickstart: $(STAMP)
-	$(BIN)/dolg quickstart $(if $(PHOTOS),--photos='$(PHOTOS)' --output=runs/quickstart_photos) $(FLAGS)
+quickstart: $(if $(PHOTOS),search,$(STAMP))
+	$(if $(PHOTOS),,$(BIN)/dolg quickstart $(FLAGS))
 
 # The pictures of README and docs, from the procedural set.
 pictures: quickstart

@@ -86,6 +86,15 @@ COMMANDS: dict[str, Command] = {
     "extract": Command(
         ("--saved_model={saved_model}", "--images={photos}", "--output={work}/set"), "set", share=3
     ),
+    "search": Command(
+        (
+            *("{photos}", "--query={photos}", "--k=3", "--model={saved_model}"),
+            "--kept={work}/kept",
+        ),
+        "kept",
+        compare=_names,
+        share=3,
+    ),
     "colour-histogram": Command(("--images={photos}", "--output={work}/set"), "set", share=2),
     "delf": Command(("--input={set_all}", "--output={work}/delf", "--overwrite"), "delf", "delf"),
     "whiten fit": Command(
@@ -174,8 +183,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "quickstart": Command(
         (
-            *("--photos={photos}", "--output={work}/quickstart", "--max_steps=2"),
-            "--batch_size=4",
+            *("--landmarks=4", "--photos_per_landmark=3", "--output={work}/quickstart"),
+            *("--max_steps=2", "--batch_size=4"),
         ),
         "quickstart",
         compare=lambda path: sorted(file.name for file in path.iterdir()),

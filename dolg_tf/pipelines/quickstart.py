@@ -31,8 +31,8 @@ class QuickstartConfig:
 
     output: str = option("folder of all that it writes", "runs/quickstart")
     photos: str = option(
-        "folder of your own photos with a labels.csv (path,landmark,split; split is train, index "
-        "or query); empty: procedural landmarks",
+        "folder of your own photos: they are searched, as by `dolg search`; empty: procedural "
+        "landmarks",
         "",
     )
     train_flagfile: str = option("recipe of the training: a name, or a flagfile", "quickstart")
@@ -72,15 +72,6 @@ def _words(flags: dict) -> list[str]:
 
 
 def _photos(settings: QuickstartConfig, layout: QuickstartLayout) -> _Photos:
-    if settings.photos:
-        from dolg_tf.data.own_photos import write_ground_truths
-
-        folder = pathlib.Path(settings.photos)
-        labels = folder / "labels.csv"
-        _announce("your photos")
-        truths = write_ground_truths(labels, layout.own_ground_truths)
-        return _Photos(folder, truths, {"labels_csv": str(labels)})
-
     from dolg_tf.data.procedural.write import ToyConfig, write_toy
 
     root = layout.photos
@@ -94,7 +85,7 @@ def _photos(settings: QuickstartConfig, layout: QuickstartLayout) -> _Photos:
     shown = ("output", "landmarks", "unseen_landmarks", "photos_per_landmark")
     _show("draw", **{name: getattr(toy, name) for name in shown})
     write_toy(toy)
-    truths = {split: layout.ground_truths(split)[0] for split in SPLITS}
+    truths = {split: layout.ground_truth(split) for split in SPLITS}
     lists = {
         "images_dir": str(root / "train"),
         "train_csv": str(root / "train.csv"),
@@ -248,15 +239,23 @@ def _pictures(sets: dict, photos: _Photos) -> list:
     return pictures
 
 
-def quickstart(settings: QuickstartConfig) -> pathlib.Path:
+def quickstart(settings: QuickstartConfig) -> pathlib.Path | None:
     """Runs the whole chain, from photos to a scored report; run it again to continue.
 
+    With --photos it is `dolg search PHOTOS`: your own photos are searched, without training.
+
     Returns:
-      The path of report.md.
+      The path of report.md; None: photos were searched.
 
     Raises:
-      InputError: when matplotlib or the recipe is missing.
+      InputError: when matplotlib or the recipe is missing; with --photos as `search`.
     """
+    if settings.photos:
+        from dolg_tf.pipelines.own_photos.command import search
+        from dolg_tf.pipelines.own_photos.config import SearchConfig
+
+        search(SearchConfig(photos=(settings.photos,)))
+        return None
     # Minutes before they are used.
     installed.find_recipe(settings.train_flagfile)
     installed.need("report", "the pictures of the report", "matplotlib")

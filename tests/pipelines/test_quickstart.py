@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from dolg_tf.pipelines.own_photos import command as own_photos
+from dolg_tf.pipelines.quickstart import QuickstartConfig, quickstart
 from dolg_tf.pipelines.verify import VerifyConfig, verify
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,27 +133,22 @@ def test_the_readmes_commands_run(finished):
     _run([sys.executable, "-c", code], folder)
 
 
-def test_own_photos_take_the_same_way(finished, tmp_path):
-    """PHOTOS=folder, with a labels.csv, on some of the procedural photos."""
-    folder, _ = finished
-    rows = ["path,landmark,split"]
-    lines = (folder / "runs/quickstart/photos/train_clean.csv").read_text().splitlines()[1:]
-    for line in lines[:4]:
-        landmark, ids = line.split(",")
-        for i, name in enumerate(ids.split()):
-            source = folder / "runs/quickstart/photos/train" / "/".join(name[:3]) / f"{name}.jpg"
-            shutil.copy(source, tmp_path / f"{name}.jpg")
-            split = ["query", "index", "index"][i] if i < 3 else "train"
-            rows.append(f"{name}.jpg,place {landmark},{split}")
-    # A landmark without training photos was not seen.
-    rows = [row for row in rows if not (row.endswith("train") and landmark in row)]
-    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
-    _run(_make(folder, PHOTOS=tmp_path, FLAGS="--max_steps=1 --batch_size=8"), folder)
-    report = json.loads((folder / "runs/quickstart_photos/report.json").read_text())
-    for split, queries in (("seen", 3), ("unseen", 1)):
-        scores = report["trained"][split]
-        assert scores["protocol"]["queries"] == queries
-        assert scores["easy"]["mAP"] == scores["medium"]["mAP"] and scores["hard"]["mAP"] is None
+def test_own_photos_are_searched(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(own_photos, "search", asked.append)
+    assert quickstart(QuickstartConfig(photos=str(tmp_path))) is None
+    assert [settings.photos for settings in asked] == [(str(tmp_path),)]
+
+
+def test_make_searches_the_photos_that_it_is_given(tmp_path):
+    command = [*_make(tmp_path, PHOTOS="my photos", QUERY="a.jpg"), "-n", "-f", ROOT / "Makefile"]
+    command[1:1] = ["-o", ".venv/.installed-search"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        f"{pathlib.Path(sys.executable).parent}/dolg search 'my photos' --query='a.jpg'"
+        in done.stdout
+    )
+    assert "dolg quickstart" not in done.stdout
 
 
 def test_a_killed_quickstart_takes_its_training_with_it(finished, tmp_path):

@@ -39,13 +39,8 @@ class QuickstartLayout:
 
     @property
     def photos(self) -> pathlib.Path:
-        """The procedural photos; a person's own stay where they are."""
+        """The procedural photos."""
         return self.root / "photos"
-
-    @property
-    def own_ground_truths(self) -> pathlib.Path:
-        """Folder of the ground truths of a person's own photos."""
-        return self.root / "ground_truth"
 
     @property
     def records(self) -> pathlib.Path:
@@ -62,10 +57,9 @@ class QuickstartLayout:
         """Model directory of the network before its first step."""
         return self.root / "untrained"
 
-    def ground_truths(self, split: str) -> tuple[pathlib.Path, ...]:
-        """Returns where the ground truth of a split may be: of procedural and of own photos."""
-        name = f"gnd_{split}.pkl"
-        return self.photos / name, self.own_ground_truths / name
+    def ground_truth(self, split: str) -> pathlib.Path:
+        """Returns the ground truth of a split."""
+        return self.photos / f"gnd_{split}.pkl"
 
     def saved_model(self, variant: str) -> pathlib.Path:
         """Returns the SavedModel of a variant."""

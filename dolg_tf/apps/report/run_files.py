@@ -141,7 +141,8 @@ def _tasks(settings: ReportConfig, run: pathlib.Path | None) -> tuple[TaskFiles,
     found = []
     for split in SPLITS if run else ():
         layout = QuickstartLayout(run)
-        truth = next((str(path) for path in layout.ground_truths(split) if path.is_file()), "")
+        truth = layout.ground_truth(split)
+        truth = str(truth) if truth.is_file() else ""
         scores = {
             VARIANTS[variant][0]: str(path)
             for variant in VARIANTS
