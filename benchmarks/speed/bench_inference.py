@@ -17,85 +17,28 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import inference_runs
 import numpy as np
-import tensorflow as tf
-from timing import Timer, best_rates, has_bfloat16, peak_memory, peaks
+from inference_runs import CANDIDATES, FILES, SCALES
+from timing import Timer, best_rates, has_bfloat16, peaks
 
-from dolg_tf.data import images
-from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.modeling.summary import count_multiply_adds
-from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.export import export
 from dolg_tf.serving.modes import serving
-from dolg_tf.serving.pyramid import multi_scale
 from dolg_tf.serving.saved_model import write_signatures
 
-SCALES = SCALE_SETS["five"]
 _COUNTED = 5  # rounds of the floor
 
 
-# --- the candidates: path -> function of uint8 (B, H, W, 3) and scales --------------------
-
-
-def keras_call(folder: pathlib.Path):
-    network = load_network(str(folder / "model")).network
-    photos = tf.TensorSpec([None, None, None, 3], tf.uint8)
-    scales = tf.TensorSpec([None], tf.float32)
-    return tf.function(
-        lambda photos, scales: multi_scale(network, photos, scales),
-        input_signature=[photos, scales],
-        autograph=False,
-    )
-
-
-def saved_model(folder: pathlib.Path, name: str = "saved_model"):
-    loaded = tf.saved_model.load(str(folder / name))
-    images_signature = loaded.signatures["images"]
-
-    def call(photos, scales, _alive=loaded):  # the variables live as long as the model
-        return images_signature(images=tf.constant(photos), scales=tf.constant(scales))
-
-    return call
-
-
-def cpp_loader(folder: pathlib.Path, name: str = "saved_model"):
-    session = CppSession(folder / name)
-    return lambda photos, scales: session.run("images", {"images": photos, "scales": scales})
-
-
-def onnx(folder: pathlib.Path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-
-    def call(photos, scales):
-        floats, rows = images.to_float(tf.constant(photos)), []
-        for scale in scales:
-            size = images.scaled_size(*photos.shape[1:3], scale)
-            rows += session.run(None, {"image": images.resize(floats, *size).numpy()})
-        return np.sum(rows, 0)
-
-    return call
-
-
-CANDIDATES = {
-    "Keras call": keras_call,
-    "SavedModel, Python": saved_model,
-    "SavedModel, C++ loader": cpp_loader,
-    "bfloat16, Python": lambda folder: saved_model(folder, "bfloat16"),
-    "bfloat16, C++ loader": lambda folder: cpp_loader(folder, "bfloat16"),
-    "ONNX": onnx,
-}
-FILES = {"Keras call": "model", "bfloat16": "bfloat16", "ONNX": "model.onnx"}
+# --- the candidates ---------------------------------------------------------------------
 
 
 def write(backbone: str, folder: pathlib.Path) -> list[str]:
@@ -168,26 +111,8 @@ def measure(backbone: str, folder: pathlib.Path, names: list[str], arguments) ->
 # --- memory, load time, size: a process each ------------------------------------------------
 
 
-def megabytes() -> int:
-    return peak_memory() >> 20
-
-
-def alone(name: str, folder: pathlib.Path, size: int, count: int) -> dict:
-    """Loads and runs one candidate, in the process that `in_process` starts."""
-    before, start = megabytes(), time.perf_counter()
-    call = CANDIDATES[name](folder)
-    load, start = time.perf_counter() - start, time.perf_counter()
-    photos = np.zeros((1, size, size, 3), np.uint8)
-    scales = np.ones(1, np.float32) if count == 1 else np.asarray(SCALES, np.float32)
-    call(photos, scales)
-    first, loaded = time.perf_counter() - start, megabytes()
-    for _ in range(2):
-        call(photos, scales)
-    return {"before": before, "load": load, "first": first, "loaded": loaded, "peak": megabytes()}
-
-
 def in_process(*arguments) -> dict:
-    command = [sys.executable, __file__, "--alone", *map(str, arguments)]
+    command = [sys.executable, inference_runs.__file__, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -209,7 +134,7 @@ def print_footprints(folder: pathlib.Path, names: list[str], size: int) -> None:
             f"{five['peak']} | {large['peak']} |",
             flush=True,
         )
-    print(f"\nOf each peak, {one['before']} MB are Python's and the libraries'.")
+    print(f"\nOf each peak, {one['before']} MB are Python's and NumPy's; loads include imports.")
 
 
 def main() -> None:
@@ -221,12 +146,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="photos per call")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, at least 5")
     parser.add_argument("--no_footprints", action="store_true", help="time only")
-    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.alone:
-        name, folder, size, count = arguments.alone
-        print(json.dumps(alone(name, pathlib.Path(folder), int(size), int(count))))
-        return
     for backbone in arguments.backbones:
         with tempfile.TemporaryDirectory() as folder:
             names = write(backbone, pathlib.Path(folder))
