@@ -22,7 +22,7 @@ from dolg_tf.pipelines.own_photos.config import SearchConfig
 from dolg_tf.pipelines.own_photos.finding import File, Found
 from dolg_tf.pipelines.own_photos.kept import Kept
 from dolg_tf.pipelines.own_photos.learning import learn
-from dolg_tf.pipelines.own_photos.learning.labels import find_labels
+from dolg_tf.pipelines.own_photos.learning.labels import find_labels, split
 from dolg_tf.pipelines.own_photos.model import Model
 from dolg_tf.pipelines.own_photos.queries import Answer, Query
 from dolg_tf.retrieval import descriptors
@@ -72,6 +72,9 @@ def search(settings: SearchConfig) -> None:
 
 def _model(settings: SearchConfig, kept: Kept, found: Found) -> Model:
     """Returns what describes the photos: the network that was asked for, or what became of it."""
+    if settings.learn:
+        labels = find_labels(kept.roots, found.photos)
+        parts = split(labels)  # says what is lacking, before half a minute's work
     ready = model.open_model(settings.model)
 
     def describe(one: Model, some: tuple[File, ...]) -> DescriptorSet:
@@ -85,8 +88,7 @@ def _model(settings: SearchConfig, kept: Kept, found: Found) -> Model:
         return descriptors.read(kept.described_by(one.about.model_hash) / "photos")
 
     if settings.learn:
-        labels = find_labels(kept.roots, found.photos)
-        learn.learn(kept, settings.model, ready, labels, describe)
+        learn.learn(kept, settings.model, ready, labels, parts, describe)
     return learn.learnt_model(kept, settings.model) or ready
 
 

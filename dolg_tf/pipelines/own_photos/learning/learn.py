@@ -17,7 +17,7 @@ from dolg_tf.evaluation.metrics import revisited_average_precision
 from dolg_tf.pipelines.own_photos.finding import File
 from dolg_tf.pipelines.own_photos.kept import Kept
 from dolg_tf.pipelines.own_photos.learning import recipe
-from dolg_tf.pipelines.own_photos.learning.labels import Labels, Parts, split
+from dolg_tf.pipelines.own_photos.learning.labels import Labels, Parts
 from dolg_tf.pipelines.own_photos.model import Model
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import search
@@ -65,8 +65,10 @@ def learnt_model(kept: Kept, model: str) -> Model | None:
     return Model(path, ready.SIDE, open_describer(path, ()))
 
 
-def learn(kept: Kept, model: str, before: Model, labels: Labels, describe: Describe) -> bool:
-    """Trains on labels and measures; returns whether the trained network is kept.
+def learn(
+    kept: Kept, model: str, before: Model, labels: Labels, parts: Parts, describe: Describe
+) -> None:
+    """Trains on labels and measures; the trained network is kept if it is no worse.
 
     What was learned from the same labels before stays; an interrupted training continues.
 
@@ -74,14 +76,10 @@ def learn(kept: Kept, model: str, before: Model, labels: Labels, describe: Descr
       kept: the folder of all that a search keeps.
       model: the ready network that is trained, by its name.
       before: that network.
-      labels: of the photos.
+      labels, parts: the photos, and what they serve for.
       describe: by either network.
-
-    Raises:
-      InputError: when too few landmarks have enough photos.
     """
-    check(model)
-    parts, folder = split(labels), kept.path / _FOLDER
+    folder = kept.path / _FOLDER
     plan = {"format_version": FORMAT_VERSION, "model": model, "labels": _digest(labels)}
     if _stored(folder / _PLAN) != plan:
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +105,6 @@ def learn(kept: Kept, model: str, before: Model, labels: Labels, describe: Descr
     result = files.read_json(folder / _RESULT, FORMAT_VERSION)
     for line in table(result):
         log.info("%s", line)
-    return result["kept"]
 
 
 def _stored(path: pathlib.Path) -> dict | None:
