@@ -200,11 +200,12 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
 
 def _worth(threshold: Threshold) -> str:
     """Returns what a threshold is worth."""
-    share = between = ""
-    if threshold.low is not None and threshold.high is not None:
-        between = f" ({100 * threshold.low:.0f} to {100 * threshold.high:.0f}\N{NO-BREAK SPACE}%)"
+    share = ""
     if threshold.precision:
-        share = f"{100 * threshold.precision:.0f}\N{NO-BREAK SPACE}%{between}"
+        share = f"{100 * threshold.precision:.0f}\N{NO-BREAK SPACE}%"
+        if threshold.low is not None and threshold.high is not None:
+            low, high = 100 * threshold.low, 100 * threshold.high
+            share += f" ({low:.0f} to {high:.0f}\N{NO-BREAK SPACE}%)" * (high - low >= 1)
     number = f"{threshold.score:.3f}"
     if not threshold.estimated:
         if share:

@@ -103,6 +103,8 @@ async function show() {
 function staged(html) {
   $("stage").innerHTML = html;
   if (!frame()) $("stage").innerHTML = ""; // what is wrong is told where the answer would be
+  const size = frame()?.dataset;
+  if (size) $("query").style.setProperty("--aspect", size.width / size.height);
   draw();
 }
 
