@@ -45,6 +45,19 @@ class Threshold:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expansion:
+    """How a query is averaged with its nearest photos; scores still compare it alone.
+
+    Attributes:
+      photos: their number.
+      alpha: power of their scores, by which they are weighted; see `rerank.expansion.expand`.
+    """
+
+    photos: int
+    alpha: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Searchable:
     """The photos that can be searched at one moment. It never changes; a later one takes its place.
 
@@ -57,6 +70,7 @@ class Searchable:
       places: row numbers of each place that the photos show, largest place first, and in each the
         photo first that stands for it; empty: none were found, or not yet.
       threshold: None: there is none.
+      expansion: of queries, where no other re-ranking is asked for; None: there is none.
       alike: score at or above which two photos count as nearly the same picture and share a tile;
         None: each has its own.
       note: a sentence for people on how the photos were adapted to; empty: none.
@@ -68,6 +82,7 @@ class Searchable:
     adapt: Callable[[np.ndarray], np.ndarray] = lambda raw: raw
     places: Sequence[np.ndarray] = ()
     threshold: Threshold | None = None
+    expansion: Expansion | None = None
     alike: float | None = _ALIKE
     note: str = ""
     search: Callable[[np.ndarray, int], Neighbours] | None = None

@@ -19,6 +19,7 @@ from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import load_photo
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.rerank import methods
+from dolg_tf.retrieval.rerank.expansion import expand
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
@@ -266,7 +267,8 @@ class Engine:
             row = np.asarray(now.rows[own : own + 1], np.float32)
         else:
             row = now.adapt(self._descriptor(query, box, scales))
-        scores, ranks = _rank(now, row, reranking, _WIDER * max(1, k) + 1)
+        asked = _expanded(now, row, own) if reranking == "none" else row
+        scores, ranks = _rank(now, row, asked, reranking, _WIDER * max(1, k) + 1)
         scores, ranks = scores[ranks != own], ranks[ranks != own]
         found = _tiles(now, scores, ranks, whole=box is None)[: max(1, k)]
         searched = len(now.ids) - (own is not None)
@@ -306,10 +308,27 @@ def _inside(box: Box, query: Query) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
+def _expanded(now: Searchable, row: np.ndarray, own: int | None) -> np.ndarray:
+    """Returns a query (1, D) as it is searched for: averaged with its nearest photos, or as it is.
+
+    Args:
+      now: what is searched.
+      row: the query.
+      own: row number of the query itself; None: it is not among the photos.
+    """
+    if now.expansion is None or now.rows is None:
+        return row
+    near = search.search(Rows([now.rows]), row, now.expansion.photos + 1)
+    others = np.flatnonzero((near.rows[0] != own) & (near.scores[0] < _SAME))
+    others = others[: now.expansion.photos]
+    chosen = np.asarray(now.rows[near.rows[0][others]], np.float32)
+    return expand(row, chosen[None], near.scores[:, others], now.expansion.alpha)
+
+
 def _rank(
-    now: Searchable, row: np.ndarray, reranking: str, k: int
+    now: Searchable, row: np.ndarray, asked: np.ndarray, reranking: str, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (scores, row numbers) for a query (1, D).
+    """Returns (scores, row numbers) for a query (1, D), in the order of what it is asked as.
 
     A score always compares the query and the photo alone: the threshold was fitted to such.
     """
@@ -318,8 +337,8 @@ def _rank(
         return scores[ranks >= 0], ranks[ranks >= 0]
     rows = Rows([now.rows])
     if reranking == "none":
-        scores, ranks = search.search(rows, row, k)
-        return scores[0], ranks[0]
+        scores, ranks = (found[0] for found in search.search(rows, asked, k))
+        return scores if asked is row else search.inner_products(row[0], rows[ranks]), ranks
     refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
     if refined.head is None:
         ranks = search.search(rows, refined.queries, k).rows[0]

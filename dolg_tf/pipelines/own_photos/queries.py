@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 256  # queries searched for at a time
 _BATCH = 16
-# Query expansion raises mAP by 1 to 2 where the search is adapted, see docs/quality.md.
-_EXPANDED, _ALPHA = 3, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +142,9 @@ def answers(
     for start in range(0, len(queries), _BLOCK):
         part = slice(start, start + _BLOCK)
         asked = rows[part]
-        if searched.whitening is not None:
-            near, scores = _nearest(index, asked, own[part], _EXPANDED)
-            asked = expand(asked, index[near.clip(0)], scores, _ALPHA)
+        if photos.expansion is not None:
+            near, scores = _nearest(index, asked, own[part], photos.expansion.photos)
+            asked = expand(asked, index[near.clip(0)], scores, photos.expansion.alpha)
         ranked, _ = _nearest(index, asked, own[part], k)
         for place, query in enumerate(queries[part]):
             there = ranked[place][ranked[place] >= 0]

@@ -17,7 +17,7 @@ from waiting import wait_for
 
 from dolg_tf.apps.demo import html as page_html
 from dolg_tf.apps.demo import indexed, search
-from dolg_tf.apps.demo.collection import Progress, Searchable, Threshold, places
+from dolg_tf.apps.demo.collection import Expansion, Progress, Searchable, Threshold, places
 from dolg_tf.apps.demo.indexed import IndexedPhotos
 from dolg_tf.apps.demo.search import RERANKINGS, Engine, Query
 from dolg_tf.retrieval import descriptors
@@ -311,6 +311,24 @@ def test_those_that_are_done_are_searched(engine):
     status = page_html.status(Progress(2, 4, 0.5, "Describing", [("a.heic", "no HEIC here")]))
     assert "2 of 4 photos" in status and "4s left" in status and "a.heic: no HEIC here" in status
     assert page_html.status(Progress(4, 4)) == ""
+
+
+def test_a_query_is_averaged_with_its_nearest_photos(engine):
+    """Its order is that of the average, without itself in it; scores compare it alone."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3)) + np.float32([0.2, 1, 0])
+    rows = np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    rows[7] = [0, 1, 0]  # what the folder describes every photo as
+    folder = Folder(engine.collection, rows)
+    ids = tuple(f"{number:02d}" for number in range(40))
+    folder.now = Searchable(ids, rows, alike=None, expansion=Expansion(3, 2.0))
+    found = Engine(folder, 10**6, 10**6).search(_query(scene("red")), k=40).found
+    near = [row for row in np.argsort(-rows[:, 1]) if row != 7][:3]
+    total = rows[7] + sum(rows[row, 1] ** 2 * rows[row] for row in near)
+    assert [int(photo.id) for photo in found] == list(np.argsort(-(rows @ total)))
+    scores = [photo.score for photo in found]
+    np.testing.assert_allclose(scores, [rows[int(photo.id), 1] for photo in found], atol=1e-6)
+    assert scores != sorted(scores, reverse=True)
 
 
 def test_photos_that_are_nearly_the_same_share_a_tile(engine):
