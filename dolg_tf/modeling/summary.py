@@ -171,7 +171,8 @@ def count_multiply_adds(network, image_size: int) -> tuple[Counter, Counter]:
     import tensorflow as tf
 
     photo = tf.TensorSpec((1, image_size, image_size, 3), tf.float32)
-    traced = tf.function(lambda x: network(x, training=False)).get_concrete_function(photo)
+    forward = tf.function(lambda x: network(x, training=False), autograph=False)
+    traced = forward.get_concrete_function(photo)
     names = {layer.name for layer in network.layers}
     elementwise = _ELEMENTWISE.split()
     counted, unknown = Counter(), Counter()

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dolg_tf.data import images
 from dolg_tf.runtime.whitening import Whitening
+from dolg_tf.serving.folding import as_tensor
 
 
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
@@ -62,4 +63,5 @@ def whitened(
     descriptors = multi_scale(network, photos, scales)
     if whitening is None:
         return descriptors
-    return tf.math.l2_normalize((descriptors - whitening.mean) @ whitening.projection, axis=-1)
+    projection = as_tensor(whitening.projection, tf.float32)
+    return tf.math.l2_normalize((descriptors - whitening.mean) @ projection, axis=-1)

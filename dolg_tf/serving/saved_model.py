@@ -16,6 +16,7 @@ from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import MODES, ExportConfig
+from dolg_tf.serving.folding import owner
 from dolg_tf.serving.source import load_source
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
@@ -35,7 +36,8 @@ photo = tf.io.decode_jpeg(tf.io.read_file("photo.jpg"), channels=3, dct_method="
 
 def write_signatures(functions: Functions, path: pathlib.Path) -> None:
     """Writes graph functions as the signatures of a SavedModel."""
-    tf.saved_model.save(tf.Module(), str(path), functions)
+    traced = {name: function.get_concrete_function() for name, function in functions.items()}
+    tf.saved_model.save(owner(traced.values()), str(path), traced)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class SavedModelMode:
         the Keras network does.
       words: of the model card.
       write: writes the functions to a directory.
-      runner: directory -> function that runs a check as users of Python do.
+      runner: directory -> function that runs a check as users of Python do; None: its users load
+        it in C++.
       add_files: writes what goes beside a model that has passed its checks.
     """
 
@@ -57,7 +60,7 @@ class SavedModelMode:
     checks: Callable[[keras.Model, ExportConfig, Whitening | None], list[Check]]
     words: model_card.Words
     write: Callable[[Functions, pathlib.Path], None] = write_signatures
-    runner: Callable[[pathlib.Path], Run] = signature_runner
+    runner: Callable[[pathlib.Path], Run] | None = signature_runner
     add_files: Callable[[pathlib.Path, ExportConfig], None] = lambda path, config: None
 
     def export(self, config: ExportConfig) -> pathlib.Path:

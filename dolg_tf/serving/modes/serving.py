@@ -50,11 +50,13 @@ def functions(network: keras.Model, config: ExportConfig, whitening: Whitening |
     def images(images, scales):
         return {"descriptors": pyramid.whitened(folded, images, scales, whitening)}
 
+    describe = images.get_concrete_function()  # traced once for both signatures
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def encoded(image_bytes):
         scales = tf.constant(config.scales, tf.float32)
         return requests.describe_encoded(
-            lambda photos: images(photos, scales)["descriptors"],
+            lambda photos: describe(photos, scales)["descriptors"],
             image_bytes,
             config.max_pixels,
             width,
@@ -69,55 +71,55 @@ def functions(network: keras.Model, config: ExportConfig, whitening: Whitening |
 
 def _of_local_branch(intermediates: Callable[[tf.Tensor], dict]) -> Functions:
     """Returns the signatures of one photo that a network with a local branch has."""
-    return {
-        name: tf.function(of(intermediates), input_signature=[_PHOTO], autograph=False)
-        for name, of in {"maps": _maps, "local_features": _local_features}.items()
-    }
+
+    def signature(of: Callable[[dict], dict]):
+        return tf.function(
+            lambda image: of(intermediates(to_float(image)[None])),
+            input_signature=[_PHOTO],
+            autograph=False,
+        )
+
+    return {name: signature(of) for name, of in _LOCAL_SIGNATURES.items()}
 
 
-def _maps(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
-    """Returns a function from one photo to the maps of the local branch of a network.
+def _maps(outputs: dict) -> dict:
+    """Returns the maps of the local branch, float32 (h, w) at the stride of the local features.
 
     Args:
-      intermediates: `dolg.intermediates` of the network, or its folded form's.
+      outputs: of `dolg.intermediates` for one photo.
 
-    It takes uint8 RGB (H, W, 3) and gives, float32 (h, w) at the stride of the local features:
+    Returns:
       attention: weight of each local feature, above 0;
       orthogonal_norm: L2 norm of its part orthogonal to the global feature;
       explained_energy: share of its squared norm that the global feature explains, in [0, 1].
     """
-
-    def compute(image):
-        outputs = intermediates(to_float(image)[None])
-        f_local = outputs["local"]  # (1, h, w, C)
-        orthogonal = fuse("orthogonal", f_local, outputs["global"])
-        left = tf.reduce_sum(tf.square(orthogonal), -1)[0]
-        energy = tf.reduce_sum(tf.square(f_local), -1)[0]
-        explained = 1.0 - tf.math.divide_no_nan(left, energy)
-        return {
-            "attention": outputs["attention"][0, :, :, 0],
-            "orthogonal_norm": tf.sqrt(left),
-            "explained_energy": tf.clip_by_value(explained, 0.0, 1.0),
-        }
-
-    return compute
+    f_local = outputs["local"]  # (1, h, w, C)
+    orthogonal = fuse("orthogonal", f_local, outputs["global"])
+    left = tf.reduce_sum(tf.square(orthogonal), -1)[0]
+    energy = tf.reduce_sum(tf.square(f_local), -1)[0]
+    explained = 1.0 - tf.math.divide_no_nan(left, energy)
+    return {
+        "attention": outputs["attention"][0, :, :, 0],
+        "orthogonal_norm": tf.sqrt(left),
+        "explained_energy": tf.clip_by_value(explained, 0.0, 1.0),
+    }
 
 
-def _local_features(intermediates: Callable[[tf.Tensor], dict]) -> Callable[[tf.Tensor], dict]:
-    """Returns a function from one photo to its local features, as the fusion sees them.
+def _local_features(outputs: dict) -> dict:
+    """Returns the local features as the fusion sees them.
 
     Args:
-      intermediates: `dolg.intermediates` of the network, or its folded form's.
+      outputs: of `dolg.intermediates` for one photo.
 
-    It takes uint8 RGB (H, W, 3) and gives `features`, float32 (h, w, C): unit vectors times the
-    attention of `maps`; without attention, of the length that the batch norm gives them. A
-    network with two local branches gives those of the finer one.
+    Returns:
+      `features`, float32 (h, w, C): unit vectors times the attention of `maps`; without attention,
+      of the length that the batch norm gives them. A network with two local branches gives those of
+      the finer one.
     """
+    return {"features": outputs["local"][0]}
 
-    def compute(image):
-        return {"features": intermediates(to_float(image)[None])["local"][0]}
 
-    return compute
+_LOCAL_SIGNATURES = {"maps": _maps, "local_features": _local_features}
 
 
 # --- checks ---------------------------------------------------------------------------------
@@ -131,9 +133,11 @@ def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | N
         checks.append(Check("images", {"images": photos, "scales": scales}, expected))
     checks.append(_check_of_encoded(checks, reference, config))
     if has_local_branch(network):
-        for signature, compute in _of_local_branch(intermediates(network)).items():
-            for photo in random_photos():
-                expected = {name: x.numpy() for name, x in compute(tf.constant(photo)).items()}
+        named = intermediates(network)
+        for photo in random_photos():
+            outputs = named(to_float(tf.constant(photo))[None])  # once for both signatures
+            for signature, of in _LOCAL_SIGNATURES.items():
+                expected = {name: array.numpy() for name, array in of(outputs).items()}
                 checks.append(Check(signature, {"image": photo}, expected))
     return checks
 
@@ -164,5 +168,6 @@ MODE = SavedModelMode(
     functions=functions,
     checks=_checks,
     words=Words(use=LOAD_MODEL_AND_PHOTO + _USE),
+    runner=None,
     add_files=lambda path, config: write_server_files(path),
 )

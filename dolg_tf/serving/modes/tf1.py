@@ -7,10 +7,11 @@ import functools
 import pathlib
 
 import keras
+import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.folding import owner
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.modes.delg import INPUTS, OUTPUT
@@ -27,26 +28,35 @@ def _write(functions: Functions, path: pathlib.Path) -> None:
     Its tensors are `input_image:0`, `input_scales:0`, `input_global_scales_ind:0` and
     `global_descriptors:0`.
     """
-    # Variables that were made eagerly cannot be captured by a TF1 graph: they become constants.
     extract = functions["serving_default"].get_concrete_function()
-    frozen = convert_variables_to_constants_v2(extract)
+    weights = [(weight.handle, weight.numpy()) for weight in owner([extract]).weights]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         image, scales = (
             tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name)
-            for name, tensor in zip(INPUTS[:2], frozen.inputs[:2], strict=True)
+            for name, tensor in zip(INPUTS[:2], extract.inputs[:2], strict=True)
         )
         every = tf.range(tf.size(scales))
         indices = tf.compat.v1.placeholder_with_default(every, [None], INPUTS[2])
-        feeds = dict(zip([t.name for t in frozen.inputs], (image, scales, indices), strict=True))
+        copies = {id(handle): _variable(array, session).handle for handle, array in weights}
+        captured = [copies[id(handle)] for handle in extract.captured_inputs]
+        names = [tensor.name for tensor in extract.inputs]
         (rows,) = tf.graph_util.import_graph_def(
-            frozen.graph.as_graph_def(),
-            input_map=feeds,
-            return_elements=[frozen.outputs[0].name],
+            extract.graph.as_graph_def(),
+            input_map=dict(zip(names, (image, scales, indices, *captured), strict=True)),
+            return_elements=[extract.outputs[0].name],
             name="network",
         )
         rows = tf.identity(rows, OUTPUT)
         inputs = dict(zip(INPUTS, (image, scales, indices), strict=True))
         tf.compat.v1.saved_model.simple_save(session, str(path), inputs, {OUTPUT: rows})
+
+
+def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:
+    """Returns a variable in the TF1 graph of a session, which holds no copy of its values."""
+    zeros = functools.partial(tf.zeros, array.shape, array.dtype)
+    variable = tf.compat.v1.Variable(zeros, use_resource=True, name="weights")
+    session.run(variable.initializer, {variable.initial_value: array})
+    return variable
 
 
 def _checks(network: keras.Model, config: ExportConfig, whitening: None) -> list[Check]:
