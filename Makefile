@@ -16,7 +16,7 @@ TESTS := $(VENV)/.installed-tests
 .PHONY: help install search quickstart pictures test test-slow bench gpu-check lint clean
 
 help:
-	@echo "make search PHOTOS=folder       your own photos: where else is this place? No labels needed"
+	@echo "make search PHOTOS=folder       your own photos: where else is this place? QUERY=photo answers here"
 	@echo "make quickstart                 train, export, search and score on procedural landmarks"
 	@echo "make test                       the tests; make test-slow: those that take minutes"
 	@echo "make bench                      each stage beside its floor: benchmarks/README.md"

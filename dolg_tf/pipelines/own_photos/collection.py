@@ -116,7 +116,7 @@ class OwnPhotos:
         write_table(path, ["path", "reason"], (list(text.values()) for text in texts))
         if unread:
             log.warning(
-                "%d photos or folders could not be read, the first is %s (%s); all are in %s",
+                "photos or folders that could not be read: %d, such as %s (%s); all are in %s",
                 *(len(unread), *unread[0], path),
             )
 

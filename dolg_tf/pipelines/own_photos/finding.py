@@ -73,19 +73,20 @@ def find(roots: dict[str, pathlib.Path], kept: pathlib.Path) -> Found:
     folders = ", ".join(map(str, roots.values()))
     if not photos:
         raise InputError(f"{folders}: no photos there{'; ' + faults[0][1] if faults else ''}")
-    log.info("%s: %d photos%s", folders, len(photos), f" ({'; '.join(words)})" if words else "")
+    told = f"; passed over are {', '.join(words)}" if words else ""
+    log.info("%s: %d photos%s", folders, len(photos), told)
     return Found(tuple(photos), tuple(faults))
 
 
 def _passed_over(walk: photo_folders.Walk) -> list[str]:
     """Returns what was passed over in a folder, in words."""
     counts = {
-        "other files are no photos": walk.others,
-        "camera raws are passed over: develop them to JPEGs to search them": walk.raws,
-        "hidden files and folders are passed over": walk.hidden,
-        "links to folders are not followed": walk.links,
+        "other files": walk.others,
+        "camera raws, to be developed to JPEGs": walk.raws,
+        "hidden files and folders": walk.hidden,
+        "links to folders": walk.links,
     }
-    return [f"{count} {words}" for words, count in counts.items() if count]
+    return [f"{words}: {count}" for words, count in counts.items() if count]
 
 
 def _file(named: tuple[str, str]) -> File:

@@ -101,7 +101,7 @@ def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
     names = [path.rpartition("/")[2] for path, _ in rows]
     assert names == ["broken.jpg", "line\nbreak.png", "lost.jpg"]
     assert "not a picture" in rows[0][1] and "rename it" in rows[1][1] and "No such" in rows[2][1]
-    assert "3 photos or folders could not be read" in caplog.text
+    assert "could not be read: 3" in caplog.text
 
 
 def test_every_photo_can_be_asked_for_and_a_copy_is_not_an_answer(world, tmp_path):
