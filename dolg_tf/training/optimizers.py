@@ -213,12 +213,19 @@ def clip_and_decay(gradients: list, norm, variables: list, training: TrainingCon
         gradients, _ = tf.clip_by_global_norm(gradients, training.clip_norm, use_norm=norm)
     if training.decay == "coupled" and training.weight_decay:
         gradients = [
-            gradient + training.weight_decay * variable
+            _decayed(gradient, variable, training.weight_decay)
             if is_decayed(variable, training)
             else gradient
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
     return gradients
+
+
+def _decayed(gradient, variable, decay: float) -> tf.Tensor:
+    # A product that waits for nothing but its variable would be computed at the start of the step,
+    # and all of them would be in memory throughout.
+    with tf.control_dependencies([gradient]):
+        return gradient + decay * variable
 
 
 class LossScale:

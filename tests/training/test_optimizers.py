@@ -114,6 +114,22 @@ def test_two_steps_are_those_of_the_formula(optimizer, decay, decay_all):
         np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
 
 
+def test_the_l2_term_waits_for_the_gradient():
+    # Otherwise the terms of all variables would be computed before the forward pass, and stay in
+    # memory until the end of the step.
+    variable = keras.Variable(np.ones(3, np.float32), name="kernel")
+    training = TrainingConfig(logdir="", weight_decay=DECAY)
+
+    @tf.function(input_signature=[tf.TensorSpec([3])])
+    def step(x):
+        return clip_and_decay([tf.sin(x)], None, [variable], training)
+
+    operations = step.get_concrete_function().graph.get_operations()
+    (product,) = (op for op in operations if op.type == "Mul")
+    waits_for = {op for x in product.inputs for op in (x.op, *x.op.control_inputs)}
+    assert "Sin" in {op.type for op in (*waits_for, *product.control_inputs)}
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_backbone_takes_its_share_of_the_rate(optimizer):
     """A variable with a share moves and decays as in a run with that learning rate."""
