@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import keras
 
+from dolg_tf.modeling import config_file
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.h5_weights import check_finite, load_weights
@@ -22,10 +23,7 @@ from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
 
-FORMAT_VERSION = 2  # of config.json, a run directory's too
-_WEIGHTS = "model.weights.h5"
 _HDF5_BYTES = 4096  # more than HDF5 stores about an array
-_REMEDY = "convert the network, or train it, again"
 _DAMAGED = (ValueError, LookupError, RuntimeError, AssertionError, TypeError, UnicodeError)
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
@@ -45,16 +43,16 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
         folder.mkdir()
         # On a disk that fills up, HDF5 crashes natively while it closes the file.
         arrays = sum(each.numpy().nbytes + _HDF5_BYTES for each in network.weights)
-        files.reserve(folder / _WEIGHTS, arrays)
-        network.save_weights(folder / _WEIGHTS)
+        files.reserve(folder / config_file.WEIGHTS, arrays)
+        network.save_weights(folder / config_file.WEIGHTS)
         about = {
-            "format_version": FORMAT_VERSION,
+            "format_version": config_file.FORMAT_VERSION,
             "model": model,
             "preprocessing": preprocessing,
             "provenance": provenance,
         }
-        sums = checksums.of_files(folder, [_WEIGHTS])
-        checksums.write_json(folder / "config.json", about, sums)
+        sums = checksums.of_files(folder, [config_file.WEIGHTS])
+        checksums.write_json(folder / config_file.NAME, about, sums)
 
 
 class LoadedNetwork(typing.NamedTuple):
@@ -96,20 +94,13 @@ def load_network(
       ```
     """
     path = pathlib.Path(path)
-    config, values, sums = _read_config(path)
-    network = _build(config, path / "config.json")
+    config, values, sums = config_file.find_network(path, checkpoint, weights)
+    network = _build(config, path / config_file.NAME)
     if "training" in values:
         return LoadedNetwork(network, config, _restore(network, path, checkpoint, weights))
-    if weights != "raw":
-        raise InputError(
-            f"--weights={weights}: {path} is a model directory, which holds only raw ones"
-        )
-    if not (path / _WEIGHTS).is_file():
-        raise InputError(
-            f"{path / _WEIGHTS}: no such file; {path} is an incomplete model directory"
-        )
-    checksums.check(path, {name: sums[name] for name in sums if name == _WEIGHTS}, _REMEDY)
-    load_weights(network, path / _WEIGHTS)
+    of_weights = {name: sums[name] for name in sums if name == config_file.WEIGHTS}
+    checksums.check(path, of_weights, config_file.REMEDY)
+    load_weights(network, path / config_file.WEIGHTS)
     return LoadedNetwork(network, config, values["provenance"])
 
 
@@ -122,36 +113,6 @@ def _build(config: DolgConfig, source: pathlib.Path) -> keras.Model:
         raise
     except (ValueError, tf.errors.ResourceExhaustedError) as error:  # enormous numbers
         raise InputError(f"{source}: this network cannot be built: {error}") from error
-
-
-def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
-    """Reads config.json of a model or run directory.
-
-    Returns:
-      The network's configuration, and everything that config.json holds.
-
-    Raises:
-      InputError: if there is no config.json, or it is damaged or has another format.
-    """
-    return _read_config(path)[:2]
-
-
-def _read_config(path: files.Path) -> tuple[DolgConfig, dict, dict[str, str]]:
-    """Returns what `read_config` returns, and the checksums of other files."""
-    source = pathlib.Path(path) / "config.json"
-    if not source.is_file():
-        raise InputError(f"{path} is not a model or run directory: it has no config.json")
-    values, sums = checksums.read_json(source, FORMAT_VERSION, _REMEDY)
-    run = "training" in values
-    for key in ("model", "data", "training") if run else ("model", "preprocessing", "provenance"):
-        if key not in values:
-            raise InputError(f"{source} has no {key!r}")
-        if not isinstance(values[key], dict):
-            raise InputError(f"{source}: {key} is {values[key]!r:.60}; it must be an object")
-    model = dict(values["model"])
-    if not run:
-        model["preprocessing"] = values["preprocessing"]
-    return configs.from_dict(DolgConfig, model, str(source)), values, sums
 
 
 def weights_hash(network: keras.Model, config: DolgConfig) -> str:
@@ -214,13 +175,11 @@ def reading_checkpoint(path: files.Path, wrong: str = "is damaged") -> Iterator[
 def _find_checkpoint(path: pathlib.Path, checkpoint: str) -> str:
     import tensorflow as tf  # a run has TensorFlow's checkpoints
 
-    if checkpoint not in ("latest", "best"):
-        raise InputError(f"--checkpoint={checkpoint} must be latest or best")
-    folder = path / ("checkpoints" if checkpoint == "latest" else "best")
+    folder = config_file.checkpoint_folder(path, checkpoint)
     with reading_checkpoint(folder):
         found = tf.train.latest_checkpoint(str(folder))
     if found is None:
-        raise InputError(f"{folder} has no checkpoint; train first, or give another --checkpoint")
+        raise config_file.no_checkpoint(folder)
     return found
 
 
@@ -228,8 +187,6 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
     """Fills the network from a run's checkpoint and returns its provenance."""
     import tensorflow as tf
 
-    if weights not in ("raw", "ema"):
-        raise InputError(f"--weights={weights} must be raw or ema")
     found = _find_checkpoint(path, checkpoint)
     section = "network" if weights == "raw" else "ema"
     with reading_checkpoint(found):

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config_file import find_network
 from dolg_tf.stage import command
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import at_least
@@ -70,6 +71,8 @@ class SummaryConfig(NetworkConfig):
 
 def print_summary(config: SummaryConfig) -> None:
     """Prints a network's parts, parameters, arithmetic, preprocessing and provenance."""
+    find_network(config.model_dir, config.checkpoint, config.weights)
+
     from dolg_tf.modeling.model_dir import load_network
 
     loaded = load_network(config.model_dir, config.checkpoint, config.weights)

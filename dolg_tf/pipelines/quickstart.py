@@ -5,24 +5,30 @@ quickstart continues where it stopped.
 """
 
 import dataclasses
+import functools
 import logging
-import os
 import pathlib
 import shlex
-import signal
-import subprocess
-import sys
 import time
+import typing
 
 from dolg_tf.apps.report.quickstart_layout import SPLITS, QuickstartLayout
+from dolg_tf.data.config import DataConfig
 from dolg_tf.data.scales import SCALE_SETS
+from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.runtime import export_files
-from dolg_tf.stage import installed, progress, signals
-from dolg_tf.stage.config import option
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.stage import command, installed, progress
+from dolg_tf.stage.config import InputError, option
+from dolg_tf.training.config import TrainingConfig
+
+if typing.TYPE_CHECKING:  # it imports TensorFlow
+    from dolg_tf.modeling.model_dir import LoadedNetwork
 
 log = logging.getLogger(__name__)
 
 SHARDS = 8
+SCALES = SCALE_SETS["three"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,97 +114,118 @@ def _records(photos: _Photos, layout: QuickstartLayout) -> dict:
     return build_records(RecordsConfig(**arguments))
 
 
-def _train(settings: QuickstartConfig, num_classes: int, layout: QuickstartLayout) -> None:
-    """Runs the real entry as a user would; Ctrl-C and SIGTERM let it save, and it ends with us."""
+def _recipe(
+    settings: QuickstartConfig, layout: QuickstartLayout
+) -> tuple[dict, tuple[DolgConfig, DataConfig, TrainingConfig]]:
+    """Returns the flags of `dolg train`, and what the command makes of them."""
     flags = {
         "flagfile": installed.find_recipe(settings.train_flagfile),
         "train_file_pattern": layout.records / "train-*",
         "validation_file_pattern": layout.records / "validation-*",
-        "num_classes": num_classes,
         "logdir": layout.training,
         "max_steps": settings.max_steps,
     }
     if settings.batch_size:
         flags["batch_size"] = settings.batch_size
+    return flags, command.read_flags(_words(flags), DolgConfig, DataConfig, TrainingConfig)
+
+
+def _train(flags: dict, recipe: tuple, num_classes: int) -> None:
+    """Trains as the command would: Ctrl-C and SIGTERM let it save, and end the quickstart."""
+    from dolg_tf.pipelines.train import train
+
     _announce("training")
-    _show("train", **flags)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "dolg_tf", "train", *_words(flags)],
-        env={**os.environ, signals.PARENT: str(os.getpid())},
-    )
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        child.wait()  # the terminal interrupted it too: it is saving
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code:
-        # The child has said why.
-        raise SystemExit(code if code > 0 else 128 - code)
+    _show("train", **flags, num_classes=num_classes)
+    model, data, training = recipe
+    train(model, dataclasses.replace(data, num_classes=num_classes), training)
 
 
-def _untrained(layout: QuickstartLayout) -> None:
-    """Writes the network as it was before its first training step."""
-    from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.training.start import initial_network
-
-    network, model, provenance = initial_network(layout.training)
-    save_dolg(network, model, layout.untrained, provenance)
-
-
-def _export(variant: str, model_dir: pathlib.Path, layout: QuickstartLayout) -> pathlib.Path:
-    from dolg_tf.serving.config import ExportConfig
+def _trained(layout: QuickstartLayout) -> pathlib.Path:
+    """Exports the trained network, unless that is done."""
+    from dolg_tf.modeling.model_dir import load_network
     from dolg_tf.serving.export import export
 
+    path, config = _export_config("trained", layout.training, layout)
+    if not (path.exists() and _is_exported(path, load_network(layout.training))):
+        export(config)
+    return path
+
+
+def _untrained(layout: QuickstartLayout) -> pathlib.Path:
+    """Writes and exports the network as it was before its first step, unless that is done."""
+    from dolg_tf.modeling.model_dir import save_dolg
+    from dolg_tf.serving.export import export_twin
+    from dolg_tf.training.start import initial_network
+
+    path, config = _export_config("untrained", layout.untrained, layout)
+    initial = initial_network(layout.training)
+    if not _is_exported(path, initial):
+        save_dolg(initial.network, initial.config, layout.untrained, initial.provenance)
+        export_twin(config)
+    return path
+
+
+def _export_config(
+    variant: str, model_dir: pathlib.Path, layout: QuickstartLayout
+) -> tuple[pathlib.Path, ExportConfig]:
     path = layout.saved_model(variant)
     arguments = {
         "model_dir": str(model_dir),
         "output": str(path),
-        "scales": SCALE_SETS["three"],
+        "scales": SCALES,
         "overwrite": True,
     }
     _announce(f"export: {variant}")
     _show("export", **arguments)
-    return export(ExportConfig(**arguments))
+    return path, ExportConfig(**arguments)
+
+
+def _is_exported(path: pathlib.Path, loaded: "LoadedNetwork") -> bool:
+    """Tells whether the export at `path` is of this network."""
+    from dolg_tf.modeling.model_dir import weights_hash
+
+    try:
+        about = export_files.read_about(path) or {}
+    except InputError:  # damaged, so it is written anew
+        return False
+    weights = weights_hash(loaded.network, loaded.config)
+    same = (about.get("weights_sha256"), about.get("scales")) == (weights, list(SCALES))
+    if same:
+        log.info("%s: kept, it is up to date", path)
+    return same
 
 
 def _describe(
     variant: str, model: pathlib.Path | None, photos: _Photos, layout: QuickstartLayout
 ) -> dict[str, pathlib.Path]:
     """Extracts the index once, and the queries of each ground truth; returns their folders."""
-    from dolg_tf.retrieval.extract.colour_histogram import (
-        ColourHistogramConfig,
-        extract_colour_histograms,
-    )
-    from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
+    from dolg_tf.retrieval.extract.colour_histogram import DESCRIBER
+    from dolg_tf.retrieval.extract.model import open_describer
+    from dolg_tf.retrieval.extract.photos import PhotosConfig
+    from dolg_tf.retrieval.extract.stage import describe_photos
 
     _announce(f"descriptors: {variant}")
-    sets, weights = {}, ""
-    if model is not None:
+    if model is None:
+        shown, made_by, describer = "colour-histogram", {}, DESCRIBER
+        folder = layout.descriptors(variant)
+    else:
+        shown, made_by = "extract", {"saved_model": str(model)}
+        describer = open_describer(model, ())
         # A network that was trained further describes anew; the sets of others stay.
-        weights = (export_files.read_about(model) or {}).get("weights_sha256", "")
-    folder = layout.descriptors(variant, weights)
-    subsets = [("index", next(iter(photos.ground_truths.values())))]
-    subsets += [(split, path) for split, path in photos.ground_truths.items()]
-    for name, ground_truth in subsets:
-        path = folder / name
+        folder = layout.descriptors(variant, describer.model_hash)
+    # Loaded for the first set that is not there yet, and once.
+    describer = dataclasses.replace(describer, load=functools.cache(describer.load))
+    subsets = {"index": next(iter(photos.ground_truths.values())), **photos.ground_truths}
+    for name, ground_truth in subsets.items():
         arguments = {
             "images": str(ground_truth),
             "image_root": str(photos.root),
             "subset": "index" if name == "index" else "query",
-            "output": str(path),
+            "output": str(folder / name),
         }
-        if model is None:
-            _show("colour-histogram", **arguments)
-            extract_colour_histograms(ColourHistogramConfig(**arguments))
-        else:
-            arguments["saved_model"] = str(model)
-            _show("extract", **arguments)
-            extract(ExtractConfig(**arguments))
-        sets[name] = path
-    return sets
+        _show(shown, **arguments, **made_by)
+        describe_photos(PhotosConfig(**arguments), describer)
+    return {name: folder / name for name in subsets}
 
 
 def _score(variant: str, sets: dict, photos: _Photos, layout: QuickstartLayout) -> dict:
@@ -256,10 +283,10 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path | None:
 
         search(SearchConfig(photos=(settings.photos,)))
         return None
-    # Minutes before they are used.
-    installed.find_recipe(settings.train_flagfile)
-    installed.need("report", "the pictures of the report", "matplotlib")
     layout = QuickstartLayout(pathlib.Path(settings.output))
+    # Minutes before they are used.
+    training = _recipe(settings, layout)
+    installed.need("report", "the pictures of the report", "matplotlib")
     start, times = time.monotonic(), {}
 
     def timed(name, function, *arguments):
@@ -270,11 +297,10 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path | None:
 
     photos = timed("photos", _photos, settings, layout)
     records = timed("records", _records, photos, layout)
-    timed("training", _train, settings, records["num_classes"], layout)
-    timed("export", _untrained, layout)
+    timed("training", _train, *training, records["num_classes"])
     models = {
-        "trained": timed("export", _export, "trained", layout.training, layout),
-        "untrained": timed("export", _export, "untrained", layout.untrained, layout),
+        "trained": timed("export", _trained, layout),
+        "untrained": timed("export", _untrained, layout),
         "colour_histogram": None,
     }
     scores, sets = {}, {}

@@ -1,20 +1,21 @@
 """Retrieval validation: during training, the network searches a set with a ground truth."""
 
 import pathlib
+import typing
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.photos import Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
-from dolg_tf.serving.pyramid import multi_scale
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
+
+if typing.TYPE_CHECKING:  # it imports TensorFlow
+    import keras
 
 BATCH = 16  # photos of equal size that go through the network together
 
@@ -50,7 +51,7 @@ class RetrievalValidation:
         self._queries, self._index = (_photos(path, root, part) for part in ("query", "index"))
         self._network = self._describe = None
 
-    def __call__(self, network: keras.Model) -> dict[str, float]:
+    def __call__(self, network: "keras.Model") -> dict[str, float]:
         """Returns the scores of the revisited protocol, as fractions.
 
         Args:
@@ -99,8 +100,11 @@ def _readable(images):
         yield row, image
 
 
-def _describer(network: keras.Model):
+def _describer(network: "keras.Model"):
     """Returns a function of uint8 RGB (B, H, W, 3), any size, to float32 (B, D), unit L2 norm."""
+    import tensorflow as tf
+
+    from dolg_tf.serving.pyramid import multi_scale
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def describe(photos):

@@ -4,7 +4,10 @@ import importlib
 import importlib.util
 import pathlib
 
+from dolg_tf.modeling.config_file import find_network
+from dolg_tf.runtime.whitening import load_whitening
 from dolg_tf.serving.config import MODES, ExportConfig
+from dolg_tf.serving.model_card import read_report
 from dolg_tf.stage import files, installed
 from dolg_tf.weights import published
 
@@ -23,6 +26,20 @@ def export(config: ExportConfig) -> pathlib.Path:
         cannot be read or do not fit.
       RuntimeError: when the written model does not answer as the network does.
     """
+    return _mode(config).export(config)
+
+
+def export_twin(config: ExportConfig) -> pathlib.Path:
+    """Exports a network that differs only in its weights from one that was just exported.
+
+    As `export`, but the written SavedModel is run once, in the C++ loader, instead of on all kinds
+    of input in both loaders.
+    """
+    return _mode(config).export(config, in_brief=True)
+
+
+def _mode(config: ExportConfig):
+    """Returns what exports in the mode, after all checks that need no TensorFlow."""
     mode = MODES[config.mode]
     installed.need(config.mode, f"--mode={config.mode}", *mode.packages)
     published.need(config.backbone_weights)
@@ -31,6 +48,16 @@ def export(config: ExportConfig) -> pathlib.Path:
             files.check_output(path, config.overwrite)
     else:
         files.check_output(config.output, config.overwrite, "saved_model.pb")
+    _check_inputs(config)
     # Imported by the name in the table, and only now, since it imports TensorFlow.
-    module = importlib.import_module(f"dolg_tf.serving.modes.{config.mode}")
-    return module.MODE.export(config)
+    return importlib.import_module(f"dolg_tf.serving.modes.{config.mode}").MODE
+
+
+def _check_inputs(config: ExportConfig) -> None:
+    """Tells of a wrong path now, not after the import of TensorFlow."""
+    read_report(config.report)
+    if not config.model_dir:
+        return
+    network, _, _ = find_network(config.model_dir, config.checkpoint, config.weights)
+    if config.whitening and network.descriptor_size:
+        load_whitening(config.whitening, network.descriptor_size)

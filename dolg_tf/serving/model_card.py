@@ -13,6 +13,7 @@ import pathlib
 import typing
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config_file import find_network, read_config
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -96,10 +97,11 @@ def write_model_card(config: ModelCardConfig) -> pathlib.Path:
     """
     output = pathlib.Path(config.output or pathlib.Path(config.model_dir) / NAME)
     files.check_output(output, config.overwrite)
+    report = read_report(config.report)
+    find_network(config.model_dir, config.checkpoint, config.weights)
 
     from dolg_tf.modeling.model_dir import load_network, weights_hash
 
-    report = read_report(config.report)
     network, dolg_config, provenance = load_network(
         config.model_dir, config.checkpoint, config.weights
     )
@@ -160,7 +162,6 @@ def card_of(
       model_dir: where it was loaded from; empty: it is a ready network.
       report: of `read_report`.
     """
-    from dolg_tf.modeling.model_dir import read_config
     from dolg_tf.modeling.summary import summarize
 
     summary = summarize(network, dolg_config, about["provenance"], _IMAGE_SIZE)

@@ -113,15 +113,23 @@ def run(
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     with exit_code(program, continues):
-        words = _read_flagfiles(with_recipe(arguments, recipes or {}))
-        rest = flags.FLAGS([program, *words])[1:]
+        rest = _parse(with_recipe(arguments, recipes or {}), flags.FLAGS)
         if flags.FLAGS.help:
             show(_help_text(program, stage.__doc__ or "", classes, recipes or {}))
-        elif rest and not words_of(*classes):
-            raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
         else:
-            stage(*(from_flags(cls, rest=rest) for cls in classes))
+            stage(*_configs(classes, rest, flags.FLAGS))
     sys.exit(0)
+
+
+def read_flags(arguments: Sequence[str], *classes: type) -> tuple:
+    """Returns the configurations that a command would make of these flags.
+
+    Raises:
+      InputError, flags.Error: as the command, for flags that it refuses.
+    """
+    values = flags.FlagValues()
+    define_flags(*classes, values=values)
+    return _configs(classes, _parse(arguments, values), values)
 
 
 @contextlib.contextmanager
@@ -200,18 +208,24 @@ def with_recipe(arguments: Sequence[str], recipes: Mapping[str, pathlib.Path]) -
     return found
 
 
-def _read_flagfiles(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments with the lines of flagfiles in their place.
+def _parse(arguments: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Sets the flags, with the lines of flagfiles in their place, and returns the other words.
 
     Read once, since a flagfile may be a pipe. `--flag=value # comment` in a flagfile is refused:
     absl would take the comment for value. On the command line ` #` is part of the value, and so it
     is on a line of a flagfile that holds the value alone; see `config.to_flagfile`.
     """
-    words = flags.FLAGS.read_flags_from_files(list(arguments))
+    words = values.read_flags_from_files(list(arguments))
     for word in words:
         if word.startswith("-") and " #" in word and word not in arguments:
             raise InputError(f"{word!r}: a flagfile takes comments only on lines of their own")
-    return words
+    return values(["", *words])[1:]
+
+
+def _configs(classes: Sequence[type], rest: list[str], values: flags.FlagValues) -> tuple:
+    if rest and not words_of(*classes):
+        raise InputError(f"{rest[0]!r} is not a flag; write --name=value")
+    return tuple(from_flags(cls, values, rest=rest) for cls in classes)
 
 
 def _help_text(

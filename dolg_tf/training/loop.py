@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import TrainingInput, validation_dataset
-from dolg_tf.data.records.classes import count_landmarks, landmarks_sha256, read_class_counts
+from dolg_tf.data.records.classes import landmarks_sha256, read_class_counts, with_classes
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.progress import waiting_for
@@ -123,7 +123,7 @@ def train(
 
 def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     chief, workers = is_chief(strategy), num_workers(strategy)
-    data = _with_classes(data)
+    data = with_classes(data)
     if training.whiten_shrinkage and data.shard_by == "file" and workers > 1:
         raise InputError(
             "--whiten_shrinkage with --shard_by=file: each worker would learn a different "
@@ -190,23 +190,9 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
             "interrupted and saved at step %d; the same command continues", trainer.step.numpy()
         )
         raise SystemExit(128 + (stop.signal or signal.SIGTERM))
+    if stop.signal:  # too late to stop the training, but not what follows it
+        signal.raise_signal(stop.signal)
     return logdir
-
-
-def _with_classes(data: DataConfig) -> DataConfig:
-    """Returns the configuration with the number of landmarks, if need be from the records' list."""
-    listed = count_landmarks(data.train_file_pattern)
-    if not data.num_classes and listed is None:
-        raise InputError(
-            f"no relabeling.csv beside {data.train_file_pattern!r}: give --num_classes, or make "
-            "the records with `dolg records`, which writes it"
-        )
-    if data.num_classes and (listed or 0) > data.num_classes:
-        raise InputError(
-            f"--num_classes={data.num_classes}, but relabeling.csv beside "
-            f"{data.train_file_pattern!r} lists {listed} landmarks"
-        )
-    return dataclasses.replace(data, num_classes=data.num_classes or listed)
 
 
 def _loop(run: _Run, stop: _Stop) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.model_dir import FORMAT_VERSION
+from dolg_tf.modeling.config_file import FORMAT_VERSION, has_begun
 from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
@@ -54,13 +54,6 @@ def lock_run(logdir: pathlib.Path):
     """
     taken = f"another process is training in {logdir}; wait for it, or give another --logdir"
     return files.lock(logdir / ".lock", taken)
-
-
-def has_begun(logdir: files.Path) -> bool:
-    """Whether the folder holds a run that can be continued, that is, one with a checkpoint."""
-    logdir = pathlib.Path(logdir)
-    saved = (logdir / "checkpoints" / "checkpoint").exists()
-    return saved and (logdir / "config.json").exists()
 
 
 def check_run(

@@ -5,12 +5,12 @@ import logging
 
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.config_file import has_begun, read_config
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import LoadedNetwork, load_head, load_network, read_config
+from dolg_tf.modeling.model_dir import LoadedNetwork, load_head, load_network
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
-from dolg_tf.training.run_log import has_begun
 from dolg_tf.training.trainer import Trainer
 from dolg_tf.training.whitened_start import start_whitened
 from dolg_tf.weights.imagenet import load_backbone, preprocessing

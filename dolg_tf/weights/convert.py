@@ -7,9 +7,11 @@ import pathlib
 from collections import defaultdict
 
 from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
+from dolg_tf.modeling.config_file import find_network
 from dolg_tf.stage import files
 from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
+from dolg_tf.weights.files.tensors import check_suffix, open_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +71,15 @@ def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
 
 
 def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
+    path = pathlib.Path(config.input)
+    file = open_tensors(path)
+    if config.reference:
+        open_tensors(config.reference)
+
     from dolg_tf.modeling.dolg import build_dolg
     from dolg_tf.modeling.model_dir import save_dolg
     from dolg_tf.weights import official
-    from dolg_tf.weights.files.tensors import open_tensors
 
-    path = pathlib.Path(config.input)
-    file = open_tensors(path)
     state = {}
     for name, tensor in file.tensors.items():
         ours = official.official_name(name)
@@ -109,15 +113,16 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
 
 
 def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
-    from dolg_tf.modeling.model_dir import load_head, load_network, read_config
-    from dolg_tf.weights import official
-    from dolg_tf.weights.files.tensors import check_suffix, write_tensors
-
     check_suffix(output)
     path = pathlib.Path(config.input)
+    _, values, _ = find_network(path, config.checkpoint, config.weights)
+
+    from dolg_tf.modeling.model_dir import load_head, load_network
+    from dolg_tf.weights import official
+
     network, dolg_config, _ = load_network(path, config.checkpoint, config.weights)
     state = official.state_dict(network, dolg_config)
-    if "training" in read_config(path)[1]:
+    if "training" in values:
         head = official.head_state(load_head(path, config.checkpoint, config.weights))
         if not head:
             log.info(

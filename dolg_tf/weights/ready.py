@@ -28,7 +28,7 @@ def load_ready(name: str) -> LoadedNetwork:
     backbone = published.backbone_of(name)
     top = isinstance(BACKBONES[backbone], EfficientNet)
     provenance = {"source": "ImageNet weights", "backbone_weights": name}
-    path = imagenet.find_file(name)
+    path = published.find_file(name)
     if path is not None:
         provenance["backbone_weights_sha256"] = files.sha256(path)
     return build_gem(backbone, name, "top_conv" if top else "last_block", provenance)

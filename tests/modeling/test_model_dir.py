@@ -10,11 +10,11 @@ import sealed
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
+from dolg_tf.modeling.config_file import read_config
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
     load_network,
-    read_config,
     reading_checkpoint,
     save_dolg,
     weights_hash,

@@ -1,6 +1,11 @@
-"""`make quickstart` as a newcomer runs it, small, interrupted, and then the README's commands."""
+"""`make quickstart` as a newcomer runs it, small, interrupted, and then the README's commands.
 
+The interrupted run is a process of its own; all that follows runs in this one.
+"""
+
+import importlib
 import json
+import logging
 import os
 import pathlib
 import shlex
@@ -8,37 +13,48 @@ import shutil
 import signal
 import subprocess
 import sys
+import typing
 
 import pytest
 
+from dolg_tf.cli import COMMANDS
 from dolg_tf.pipelines.own_photos import command as own_photos
 from dolg_tf.pipelines.quickstart import QuickstartConfig, quickstart
 from dolg_tf.pipelines.verify import VerifyConfig, verify
+from dolg_tf.stage import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Small enough for a test; everything else is as in the README.
 FLAGS = "--landmarks=8 --photos_per_landmark=9 --max_steps=6"
 
 
-def _checkout(folder: pathlib.Path) -> pathlib.Path:
-    """A place that looks like the repository, so that runs/ does not fill the real one."""
-    for name in ("Makefile", "train.py", "configs", "export", "pyproject.toml", "constraints.txt"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def _make(folder: pathlib.Path, **variables) -> list[str]:
+def _make(folder: pathlib.Path, *flags: str, **variables) -> list[str]:
     """The README's command, on the environment that the tests run in."""
     assert shutil.which("make"), "the README's commands need make"
     settings = {"BIN": pathlib.Path(sys.executable).parent, **variables}
     words = [f"{name}={value}" for name, value in settings.items()]
-    return ["make", "-o", ".venv/.installed", "quickstart", *words]
+    return ["make", *flags, "-o", ".venv/.installed", "quickstart", *words]
 
 
-def _run(command: list[str], folder: pathlib.Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+def _dolg(line: str) -> str:
+    """Runs `dolg ...` in this process, as the front door would, and returns its log."""
+    words = shlex.split(line)
+    assert words[0].rpartition("/")[2] == "dolg"
+    name = next(name for n in (2, 1) if (name := " ".join(words[1 : n + 1])) in COMMANDS)
+    module, function = COMMANDS[name].stage.split(":")
+    stage = getattr(importlib.import_module(module), function)
+    classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
+    lines, root = [], logging.getLogger()
+    listener, level = logging.Handler(), root.level
+    listener.emit = lambda record: lines.append(record.getMessage())
+    root.addHandler(listener)
+    root.setLevel(logging.INFO)
+    try:
+        stage(*command.read_flags(words[1 + len(name.split()) :], *classes))
+    finally:
+        root.removeHandler(listener)
+        root.setLevel(level)
+    return "\n".join(lines)
 
 
 def _readme_block(heading: str, language: str) -> str:
@@ -48,22 +64,42 @@ def _readme_block(heading: str, language: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def checkout(tmp_path_factory):
+    """A place that looks like the repository, so that runs/ does not fill the real one."""
+    folder, before = tmp_path_factory.mktemp("checkout"), pathlib.Path.cwd()
+    for name in ("Makefile", "train.py", "configs", "export", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def finished(checkout):
     """A quickstart that was interrupted in training and run again; its folder and last log."""
-    folder = _checkout(tmp_path_factory.mktemp("checkout"))
-    command = _make(folder, FLAGS=FLAGS)
     first = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
+        _make(checkout, FLAGS=FLAGS), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     for line in first.stderr:
         if line.startswith("step 1/"):
-            os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
             break
+    # Whatever ends the quickstart ends the training, since no other process does it.
+    started = _processes_below(first.pid)
+    assert len([words for words in started if "quickstart" in words]) == 1, started
+    assert not [words for words in started if "train" in words], started
+    os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     rest = first.stderr.read()
     assert first.wait() != 0
-    assert "the same command continues" in rest
-    assert not (folder / "runs/quickstart/report.json").exists()
-    return folder, _run(command, folder)
+    assert "the same command continues" in rest and "Traceback" not in rest
+    assert not (checkout / "runs/quickstart/report.json").exists()
+    return checkout, _dolg(f"dolg quickstart {FLAGS}")
+
+
+def _processes_below(pid: int) -> list[list[str]]:
+    """Returns the words of the commands that a process has started, and those below them."""
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    words = [pathlib.Path(f"/proc/{each}/cmdline").read_text().split("\0") for each in children]
+    return words + [line for each in children for line in _processes_below(int(each))]
 
 
 def test_an_interrupted_quickstart_goes_on_where_it_stopped(finished):
@@ -95,9 +131,12 @@ def test_it_leaves_the_report_that_the_formats_promise(finished):
 
 def test_a_third_run_computes_nothing_again(finished):
     folder, _ = finished
-    log = _run(_make(folder, FLAGS=FLAGS), folder)
-    assert "kept" in log and "photos described" not in log
+    models = [*(folder / "runs/quickstart/saved_model").rglob("saved_model.pb")]
+    before = [(path, path.stat().st_mtime_ns) for path in models]
+    log = _dolg(f"dolg quickstart {FLAGS}")
+    assert "kept" in log and "photos described" not in log and "exported" not in log
     assert "continuing runs/quickstart/train at step 6 of 6" in log
+    assert len(before) == 2 and before == [(path, path.stat().st_mtime_ns) for path in models]
 
 
 def test_all_that_it_leaves_is_sound(finished):
@@ -116,21 +155,32 @@ def test_all_that_it_leaves_is_sound(finished):
     assert found.facts[0].endswith("of width 512")
 
 
+def test_the_commands_that_it_shows_find_all_done(finished):
+    """Each is what the step does alone: it answers that the step's output is up to date."""
+    shown = [line[2:] for line in finished[1].splitlines() if line.startswith("$ dolg ")]
+    assert {line.split()[1] for line in shown} == {
+        *("draw", "records", "train", "export", "extract", "colour-histogram", "evaluate")
+    }
+    for line in shown:
+        if line.split()[1] in ("train", "extract", "colour-histogram", "evaluate"):
+            log = _dolg(line)
+            assert "photos described" not in log
+            assert line.split()[1] == "evaluate" or "kept" in log or "at step 6 of 6" in log
+
+
 def test_the_readmes_commands_run(finished):
     folder, _ = finished
     block = _readme_block("Stage by stage", "bash").replace("\\\n", " ")
     commands = [line for line in block.splitlines() if line and not line.startswith("#")]
     assert len(commands) >= 5
-    for command in commands:
-        words = shlex.split(command)
-        assert words[0] == "dolg"
-        _run([sys.executable, "-m", "dolg_tf", *words[1:]], folder)
+    for line in commands:
+        _dolg(line)
     report = json.loads((folder / "runs/mine/report.json").read_text())
     assert report["medium"]["mAP"] > 0
     shutil.copy(next((folder / "runs/quickstart/photos/test").rglob("*.jpg")), folder / "photo.jpg")
-    code = _readme_block("Five lines of Python", "python")
-    code += "\nassert descriptors.shape == (1, 512) and rows.shape == (1, 10)"
-    _run([sys.executable, "-c", code], folder)
+    found = {}
+    exec(_readme_block("Five lines of Python", "python"), found)
+    assert found["descriptors"].shape == (1, 512) and found["rows"].shape == (1, 10)
 
 
 def test_own_photos_are_searched(monkeypatch, tmp_path):
@@ -149,21 +199,3 @@ def test_make_searches_the_photos_that_it_is_given(tmp_path):
         in done.stdout
     )
     assert "dolg quickstart" not in done.stdout
-
-
-def test_a_killed_quickstart_takes_its_training_with_it(finished, tmp_path):
-    folder, _ = finished
-    shutil.copytree(folder / "runs/quickstart/photos", tmp_path / "quickstart/photos")
-    command = [sys.executable, "-m", "dolg_tf", "quickstart", f"--output={tmp_path / 'quickstart'}"]
-    parent = subprocess.Popen(
-        [*command, *FLAGS.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    children = pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    for line in parent.stderr:
-        if line.startswith("step 1/"):
-            break
-    assert children.read_text().split()
-    parent.kill()
-    parent.stderr.read()  # until the training has closed it, too
-    checkpoints = tmp_path / "quickstart/train/checkpoints"
-    assert not checkpoints.exists() or not any(checkpoints.iterdir())  # it had no time to save

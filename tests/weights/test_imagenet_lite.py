@@ -42,7 +42,7 @@ class _Lite:
         self.backbone = self.network.get_layer("backbone")
         last = self.backbone.get_layer("top_conv").input
         self._maps = keras.Model(self.backbone.input, [*self.backbone.outputs[1:], last])
-        self.file = imagenet.find_file(name)
+        self.file = published.find_file(name)
         tensors = open_tensors(self.file).tensors
         self._weight, self._bias = tensors["_fc.weight"].read(), tensors["_fc.bias"].read()
 

@@ -1,5 +1,6 @@
 """Files of classes beside the records: the landmark of each label, and its number of photos."""
 
+import dataclasses
 import hashlib
 import pathlib
 import shlex
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dolg_tf.data.config import DataConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.tables import read_table, write_table
@@ -102,3 +104,23 @@ def landmarks_sha256(file_pattern: str) -> str | None:
         return None
     # DELG's builder ends lines as Windows does.
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def with_classes(data: DataConfig) -> DataConfig:
+    """Returns the configuration with the number of landmarks, if need be from the records' list.
+
+    Raises:
+      InputError: when it is given nowhere, or is less than the list has.
+    """
+    listed = count_landmarks(data.train_file_pattern)
+    if not data.num_classes and listed is None:
+        raise InputError(
+            f"no relabeling.csv beside {data.train_file_pattern!r}: give --num_classes, or make "
+            "the records with `dolg records`, which writes it"
+        )
+    if data.num_classes and (listed or 0) > data.num_classes:
+        raise InputError(
+            f"--num_classes={data.num_classes}, but relabeling.csv beside "
+            f"{data.train_file_pattern!r} lists {listed} landmarks"
+        )
+    return dataclasses.replace(data, num_classes=data.num_classes or listed)

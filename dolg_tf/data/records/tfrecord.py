@@ -150,6 +150,33 @@ def _scan(path: str) -> tuple[np.ndarray, str]:
     return np.array(starts, np.int64), fault
 
 
+def list_files(pattern: str) -> list[str]:
+    """Returns the files of a glob, sorted.
+
+    Raises:
+      InputError: when there is none.
+    """
+    paths = sorted(glob.glob(pattern))  # noqa: PTH207 - pathlib globs no absolute pattern
+    if not paths:
+        raise InputError(f"no file matches {pattern!r}; `{_BUILDER}` makes the records")
+    return paths
+
+
+def check_files(pattern: str, skip_damaged: bool = False) -> None:
+    """Checks that a glob matches TFRecords, by the first file that it matches.
+
+    Args:
+      pattern, skip_damaged: as `RecordIndex.open` takes them, which reads all files.
+
+    Raises:
+      InputError: when it matches nothing, or that file cannot be read, or is damaged or not a
+        TFRecord file.
+    """
+    _, fault = _scan_file(list_files(pattern)[0])
+    if fault and not skip_damaged:
+        raise InputError(fault)
+
+
 def _scan_file(path: str) -> tuple[np.ndarray, str]:
     try:
         if not stat.S_ISREG(pathlib.Path(path).stat().st_mode):  # opening a FIFO may never end
@@ -207,9 +234,7 @@ class RecordIndex:
           InputError: when no file matches, there are no records, a file cannot be read, there are
             fewer files than groups, or a file is damaged, cut short, or not a TFRecord file.
         """
-        paths = sorted(glob.glob(pattern))  # noqa: PTH207 - pathlib globs no absolute pattern
-        if not paths:
-            raise InputError(f"no file matches {pattern!r}; `{_BUILDER}` makes the records")
+        paths = list_files(pattern)
         if len(paths) < groups:
             raise InputError(
                 f"{pattern!r} matches {len(paths)} files, too few for {groups} workers; write more "

@@ -16,6 +16,7 @@ import os
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import stage
 from dolg_tf.retrieval.extract.model import open_describer
+from dolg_tf.retrieval.extract.photos import list_photos
 from dolg_tf.retrieval.extract.stage import ExtractConfig
 from dolg_tf.stage import installed
 from dolg_tf.stage.config import option
@@ -50,12 +51,17 @@ def extract_beam(settings: BeamConfig) -> DescriptorSet | None:
         option.
     """
     installed.need("beam", "extraction by Beam", "apache_beam")
+    # Before the seconds that importing Beam takes.
+    describer = open_describer(os.path.abspath(settings.saved_model), settings.scales)  # noqa: PTH100
+    listing = list_photos(settings)
+
     from dolg_tf.retrieval.extract import beam_rounds
 
     if settings.runner == beam_rounds.LOCAL:
         # It also raises what it logs; a cluster's runner logs where its jobs can be watched.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     options = beam_rounds.pipeline_options(settings.runner, settings.beam_options)
-    describer = open_describer(os.path.abspath(settings.saved_model), settings.scales)  # noqa: PTH100
     do_part = functools.partial(beam_rounds.do_part, options=options)
-    return stage.describe_photos(settings, describer, settings.dtype, settings.part, do_part)
+    return stage.describe_photos(
+        settings, describer, settings.dtype, settings.part, do_part, listing
+    )

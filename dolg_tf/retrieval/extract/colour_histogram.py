@@ -34,10 +34,14 @@ def colour_histograms(images: np.ndarray) -> np.ndarray:
     return np.sqrt(counts / bins.shape[1]).astype(np.float32)
 
 
+DESCRIBER = Describer(
+    f"colour_histogram_{BINS}x{BINS}x{BINS}", (1.0,), None, lambda: colour_histograms
+)
+
+
 def extract_colour_histograms(settings: ColourHistogramConfig) -> descriptors.DescriptorSet:
     """Describes photos by their colours: photos in, a descriptor set out.
 
     List, boxes and files are those of `extract`, so the set is scored in the same way.
     """
-    name = f"colour_histogram_{BINS}x{BINS}x{BINS}"
-    return describe_photos(settings, Describer(name, (1.0,), None, lambda: colour_histograms))
+    return describe_photos(settings, DESCRIBER)

@@ -4,7 +4,7 @@ Extraction, report, demo and TF Serving call it.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -125,21 +125,23 @@ _LOCAL_SIGNATURES = {"maps": _maps, "local_features": _local_features}
 # --- checks ---------------------------------------------------------------------------------
 
 
-def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> list[Check]:
+def _checks(
+    network: keras.Model, config: ExportConfig, whitening: Whitening | None
+) -> Iterator[Check]:
     reference, checks = Reference(network, whitening), []
     scales = np.asarray(config.scales, np.float32)
     for photos in random_photos(2):
         expected = {"descriptors": reference.descriptors(photos, scales)}
         checks.append(Check("images", {"images": photos, "scales": scales}, expected))
-    checks.append(_check_of_encoded(checks, reference, config))
+        yield checks[-1]
+    yield _check_of_encoded(checks, reference, config)
     if has_local_branch(network):
         named = intermediates(network)
         for photo in random_photos():
             outputs = named(to_float(tf.constant(photo))[None])  # once for both signatures
             for signature, of in _LOCAL_SIGNATURES.items():
                 expected = {name: array.numpy() for name, array in of(outputs).items()}
-                checks.append(Check(signature, {"image": photo}, expected))
-    return checks
+                yield Check(signature, {"image": photo}, expected)
 
 
 def _check_of_encoded(checks: list[Check], reference: Reference, config: ExportConfig) -> Check:
