@@ -1,12 +1,14 @@
 """Training as a command: the step loop, with retrieval as its validation where that is asked."""
 
 import os
+import pathlib
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.records import classes, tfrecord
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.config_file import find_network, has_begun
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
+from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.weights import published
 
@@ -27,6 +29,8 @@ def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None
 
 def _check_inputs(data: DataConfig, training: TrainingConfig) -> None:
     """Looks for records and weights, as far as that can be done at once."""
+    if pathlib.Path(training.logdir).is_file():
+        raise InputError(f"--logdir={training.logdir} is a file; give a folder, or a new name")
     classes.with_classes(data)
     for pattern in filter(None, (data.train_file_pattern, data.validation_file_pattern)):
         tfrecord.check_files(pattern, data.skip_bad_records)
