@@ -21,8 +21,7 @@ from photo_scores import percent_scores
 
 from dolg_tf.data import images
 from dolg_tf.data.own_photos import read_labels
-from dolg_tf.weights.imagenet import NONE
-from dolg_tf.weights.published import LITE_FILES
+from dolg_tf.weights.published import LITE_FILES, NONE
 from dolg_tf.weights.ready import build_gem
 
 SIDE = 288  # pixels

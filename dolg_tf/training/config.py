@@ -4,9 +4,14 @@ No TensorFlow here, as in `dolg_tf.stage.config`.
 """
 
 import dataclasses
+import pathlib
 
+from dolg_tf.data.config import DataConfig
+from dolg_tf.data.records import classes, tfrecord
 from dolg_tf.modeling.config import HeadConfig
+from dolg_tf.modeling.config_file import find_network, has_begun
 from dolg_tf.stage.config import InputError, at_least, option
+from dolg_tf.weights import published
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,3 +173,22 @@ class TrainingConfig(HeadConfig):
                 "--jit_compile and --deterministic exclude each other, since XLA's gradient of max "
                 "pooling is not deterministic; omit one"
             )
+
+
+def check_inputs(data: DataConfig, training: TrainingConfig) -> None:
+    """Looks for records and weights, as far as that can be done at once.
+
+    Raises:
+      InputError: naming what is not there.
+    """
+    if pathlib.Path(training.logdir).is_file():
+        raise InputError(f"--logdir={training.logdir} is a file; give a folder, or a new name")
+    classes.with_classes(data)
+    for pattern in filter(None, (data.train_file_pattern, data.validation_file_pattern)):
+        tfrecord.check_files(pattern, data.skip_bad_records)
+    if has_begun(training.logdir):
+        return
+    if training.init_from:
+        find_network(training.init_from)
+    elif training.backbone_weights != published.NONE:
+        published.find_file(training.backbone_weights)

@@ -31,7 +31,7 @@ from dolg_tf.stage import checksums, command
 from dolg_tf.stage import config as configs
 
 # All paths that a command takes, right, and the wrong values of each. "taken" is an output that is
-# there; the other names are those of `_make_world`.
+# there; the other names are those of `make_world`.
 _NETWORK = ["nowhere", "saved_model", "set", "text.txt"]
 _MODEL = ["nowhere", "model", "set", "text.txt"]
 _SET = ["nowhere", "model", "index", "text.txt"]
@@ -166,7 +166,7 @@ TABLE = {
 }
 
 
-def _make_world(folder: pathlib.Path) -> None:
+def make_world(folder: pathlib.Path) -> None:
     """Writes one of each kind of thing, as far as can be seen without loading it."""
     (folder / "text.txt").write_text("hello\n")
     (folder / "ids.txt").write_text("p0\n")
@@ -253,7 +253,7 @@ def _recipes() -> dict:
 
 def main() -> None:
     os.chdir(sys.argv[1])
-    _make_world(pathlib.Path.cwd())
+    make_world(pathlib.Path.cwd())
     logging.disable(logging.CRITICAL)
     sys.meta_path.insert(0, _Refusing())
     found = {}
