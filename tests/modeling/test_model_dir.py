@@ -138,6 +138,7 @@ def test_a_network_too_large_for_any_machine_is_refused(tmp_path):
     model = {"backbone": "resnet17_small", "descriptor_size": 10**30}
     values = {"format_version": 2, "model": model, "preprocessing": {}, "provenance": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model.weights.h5").touch()
     with pytest.raises(InputError, match=r"config\.json: this network cannot be built"):
         load_network(tmp_path)
 

@@ -5,19 +5,19 @@ import errno
 import fcntl
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+import kill_at_steps
 import pytest
 
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
-STEPS = {files.__file__, workshop.__file__}
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -37,59 +37,16 @@ def _contents(path):
     return {file.name: file.read_text() for file in path.iterdir()}
 
 
-def _killed_at(step, work):
-    """Runs `work` in a process that is killed before its `step`th line; returns whether it was."""
-    child = os.fork()
-    if not child:
-        left = step
-
-        def count(frame, event, _):
-            nonlocal left
-            if frame.f_code.co_filename not in STEPS:
-                return None
-            left -= event == "line"
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return count
-
-        sys.settrace(count)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.parametrize("exchanging", [True, False])
-def test_a_folder_outlives_a_kill_at_every_step(tmp_path, monkeypatch, quick, exchanging):
-    if not exchanging:
-        monkeypatch.setattr(workshop, "exchange", lambda one, other: False)
-    path, step, lost, seen = tmp_path / "index", 0, 0, set()
-    _write(path, "old")
-    while _killed_at(step, lambda: _write(path, "new")):
-        lost += not path.exists()
-        if step % 2:  # half of them are opened by a reader first, half by a writer
-            assert workshop.recover(path)
-            found = _contents(path)
-            assert found in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
-            seen.add(found["a"])
-        _write(path, "old")
-        assert [p.name for p in tmp_path.iterdir()] == ["index"]
-        step += 3 if exchanging else 1  # all steps where the path is lost between two
-    assert step > 50 and seen == {"old", "new"}
-    assert (lost > 0) == (not exchanging)
-
-
-def test_a_killed_first_write_leaves_nothing_that_looks_whole(tmp_path, quick):
-    path, step = tmp_path / "set.json", 0
-    while _killed_at(step, lambda: files.write_json(path, {"whole": True})):
-        if path.exists():
-            assert files.read_json(path) == {"whole": True}
-            path.unlink()
-        step += 3
-    path.unlink()
-    files.write_json(path, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["set.json"]
+@pytest.mark.parametrize("what", ["exchanged", "renamed", "first"])
+def test_an_output_outlives_a_kill_at_every_step(tmp_path, what):
+    """A folder that is exchanged with the old one, or renamed where that fails; a first write."""
+    done = subprocess.run(
+        [sys.executable, kill_at_steps.__file__, tmp_path, what],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_readers_find_what_a_killed_process_had_moved_aside(tmp_path):
