@@ -56,7 +56,7 @@ TABLE = {
     },
     "quickstart": {
         "train_flagfile": ("quickstart", ["quickstrat"]),
-        "photos": ("photos", ["nowhere"]),
+        "photos": ("", ["nowhere"]),
         "output": ("new", ["text.txt"]),
     },
     "draw": {"output": ("new", ["text.txt"])},

@@ -80,7 +80,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(data, tmp_path):
     whole, killed = recipe(tmp_path / "whole", **settings), recipe(tmp_path / "killed", **settings)
     _kill_at(_seed().randrange(7, 17), data, killed)
     assert "continuing" in run(data, killed)
-    run(data, whole)
+    train(MODEL, data, whole)  # here, since starting a process takes longer
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -105,7 +105,7 @@ def test_so_does_one_with_everything_switched_on(data, tmp_path):
     _kill_at(chance.choice([5, 6, 8]), data, killed)
     _kill_at(chance.choice([10, 12, 15]), data, killed)
     assert "continuing" in run(data, killed)
-    run(data, whole)
+    train(MODEL, data, whole)  # here, since starting a process takes longer
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -131,7 +131,7 @@ def test_a_full_disk_and_a_kill_while_saving_harm_nothing(data, tmp_path):
 
     run(data, training)
     assert not list((logdir / "checkpoints").glob("*temp*"))
-    run(data, recipe(tmp_path / "whole", **settings))
+    train(MODEL, data, recipe(tmp_path / "whole", **settings))
     # The interruption of the first start wrote a window of its own, at a step that is reported
     # anyway; else nothing tells the two runs apart.
     _assert_same_run(logdir, tmp_path / "whole")
