@@ -63,9 +63,9 @@ def _announce(stage: str) -> None:
     log.info("\n== %s", stage)
 
 
-def _show(command: str, **flags) -> None:
+def _show(stage: str, **flags) -> None:
     """Logs the command that does the next step alone."""
-    log.info("$ dolg %s", shlex.join([*command.split(), *_words(flags)]))
+    log.info("$ dolg %s", shlex.join([*stage.split(), *_words(flags)]))
 
 
 def _words(flags: dict) -> list[str]:

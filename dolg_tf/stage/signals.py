@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: at Ctrl-C and at SIGTERM.
+"""How a command ends when it is told to: at Ctrl-C, at SIGTERM, and with its parent.
 
 A command installs this before it imports anything else, so that no signal meets half an import:
 Python, NumPy and TensorFlow swallow an exception there, or make another one of it.
@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
+PARENT = "DOLG_PARENT"  # variable with the process with which a command ends, whatever ends it
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,6 +37,9 @@ def install(program: str) -> None:
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)
+    parent = os.environ.pop(PARENT, "")
+    if parent:
+        _end_with(int(parent))
 
 
 @contextlib.contextmanager
@@ -79,3 +84,14 @@ def _importing(frame) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _end_with(parent: int) -> None:
+    """Makes the kernel kill this process when its parent ends, even if that is killed."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before
+        os._exit(1)

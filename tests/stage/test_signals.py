@@ -10,6 +10,8 @@ import time
 import pytest
 import wrong_paths
 
+from dolg_tf.stage import signals
+
 ROOT = pathlib.Path(__file__).parents[2]
 ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -144,6 +146,35 @@ def test_a_signal_that_is_switched_off_stays_so():
     assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("tidied up\n", "") and process.returncode == 0
+
+
+PARENT = f"""
+import os, signal, subprocess, sys
+from dolg_tf.stage import signals
+child = "from dolg_tf.stage import signals; signals.install('x'); print('up', flush=True)"
+child += "; import os, time; assert '{signals.PARENT}' not in os.environ; time.sleep(60)"
+environment = {{**os.environ, signals.PARENT: str(os.getpid())}}
+process = subprocess.Popen([sys.executable, "-c", child], env=environment)
+print(process.pid, flush=True)
+if sys.argv[1] == "at once":
+    os.kill(os.getpid(), signal.SIGKILL)
+process.wait()
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_child_ends_with_its_killed_parent(when):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, when], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    int(parent.stdout.readline())
+    if when == "later":
+        assert parent.stdout.readline() == "up\n"
+        parent.kill()
+    parent.wait()
+    # The child holds the pipe, too.
+    parent.stdout.read()
+    assert parent.returncode == -signal.SIGKILL
 
 
 POOL = """
