@@ -52,11 +52,12 @@ quickstart: $(if $(PHOTOS),search,$(STAMP))
 	$(if $(PHOTOS),,$(BIN)/dolg quickstart $(FLAGS))
 
 # The pictures of README and docs, from the procedural set.
-pictures: quickstart
+pictures: quickstart $(SEARCH) $(TESTS)
 	$(BIN)/dolg report --run=runs/quickstart --output=runs/quickstart/report_page
 	$(call as_jpeg,ranked_unseen,ranked_list)
 	$(call as_jpeg,report_page/match_right_unseen_landmarks,match)
 	$(call as_jpeg,report_page/saw_unseen_landmarks_1,maps)
+	$(BIN)/python tests/support/search_picture.py
 
 as_jpeg = $(BIN)/python -c "from PIL import Image; \
 	  picture = Image.open('runs/quickstart/$(1).png').convert('RGB'); \

@@ -7,7 +7,6 @@ import io
 import pathlib
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def draw(folder: pathlib.Path) -> None:
         queries = sorted((folder / "drawn/test").rglob("*.jpg"))
         first, answer = _shots(f"http://127.0.0.1:{port}", queries[0])
     finally:
-        searching.send_signal(signal.SIGINT)
+        searching.terminate()  # a shell in the background has its programs ignore SIGINT
         searching.wait()
     whole = Image.new("RGB", (2 * VIEW["width"] + GAP, VIEW["height"]), "#9aa0a8")
     whole.paste(first, (0, 0))
