@@ -30,7 +30,7 @@ from dolg_tf.stage.config import InputError
 _HERE = pathlib.Path(__file__).parent
 _ASSETS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _VISITOR = re.compile(r"[\w-]{1,64}", re.ASCII)
-_RECEIVED_AT_ONCE = 8  # photos; each may take its largest size of memory
+_RECEIVING = 256 * 2**20  # bytes of photos that are received, or wait to be read
 _FORGOTTEN = "That photo was forgotten, as it was not searched for an hour; choose it again."
 _MOST = 96  # tiles of an answer
 _PLACES = 48  # that are shown at first, and more at a time
@@ -123,15 +123,16 @@ class Page:
 
     async def receive(self, request: Request) -> JSONResponse:
         """Keeps a visitor's photo; answers with the word for it."""
-        length = request.headers.get("content-length", "")
+        stated = request.headers.get("content-length", "")
+        size = int(stated) if stated.isdecimal() and len(stated) < 19 else self._max_bytes
         name = request.query_params.get("name", "").replace("\\", "/").rpartition("/")[2]
         name = name[:_NAME] or "The photo"
-        if length.isdecimal() and len(length) < 19 and int(length) > self._max_bytes:
-            limit = f"{int(length) / 2**20:.1f} MiB; the limit is {self._max_bytes / 2**20:.4g} MiB"
+        if size > self._max_bytes:
+            limit = f"{size / 2**20:.1f} MiB; the limit is {self._max_bytes / 2**20:.4g} MiB"
             raise HTTPException(413, f"{name} has {limit}.")
-        if self._receiving >= _RECEIVED_AT_ONCE:
+        if self._receiving and self._receiving + size > _RECEIVING:
             raise HTTPException(503, "This page is busy: too many photos at once; try again.")
-        self._receiving += 1
+        self._receiving += size
         try:
             data = await bodies.read(request, self._max_bytes)
 
@@ -143,7 +144,7 @@ class Page:
         except InputError as error:
             return JSONResponse({"error": str(error)})
         finally:
-            self._receiving -= 1
+            self._receiving -= size
         return JSONResponse({"sent": self._sent.keep(query), "html": shown})
 
     async def stage(self, request: Request) -> HTMLResponse:

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from waiting import wait_for
 
-from dolg_tf.apps.demo import bodies, server
+from dolg_tf.apps.demo import bodies, page, server
 from dolg_tf.apps.demo.page import Page
 from dolg_tf.apps.demo.search import Query
 from dolg_tf.apps.demo.turns import Turns
@@ -61,9 +61,9 @@ def slow():
 def _served(engine):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port, turns = listening.getsockname()[1], Turns(60)
-        page = _Page(engine, turns, MOST)
         engine.turns = turns
-        with server.serve(server.application(page, turns, port), listening):
+        app = server.application(_Page(engine, turns, MOST), turns, port)
+        with server.serve(app, listening):
             yield port
 
 
@@ -209,6 +209,7 @@ def test_a_body_that_never_ends(port):
 
 def test_too_many_photos_at_once(port, slow, monkeypatch):
     monkeypatch.setattr(bodies, "_GRACE", 20)
+    monkeypatch.setattr(page, "_RECEIVING", 8 * 99)
     with contextlib.ExitStack() as stack:
         for number in range(8):
             stack.enter_context(_send(port, _sending(port, 99, f"v{number}")))
