@@ -352,10 +352,11 @@ def _tiles(
 ) -> list[FoundPhoto]:
     """Returns the photos in their order; those nearly the same as an earlier one join its tile."""
     tiles: list[list[int]] = []
-    if now.alike is None or now.rows is None:
+    look = now.rows if now.raw is None else now.raw
+    if now.alike is None or look is None:
         tiles = [[place] for place in range(len(ranks))]
     else:
-        rows = np.asarray(now.rows[ranks], np.float32)
+        rows = np.asarray(look[ranks], np.float32)
         near = rows @ rows.T >= now.alike
         for place in range(len(ranks)):
             tile = next((tile for tile in tiles if near[tile[0], place]), None)

@@ -83,9 +83,8 @@ def searchable_so_far(ids: tuple[str, ...], raw, whitening: Whitening | None) ->
       whitening: learned before; None: there is none yet.
     """
     photos = DescriptorSet(ids, raw)
-    return _searchable(
-        ids, raw if whitening is None else WhitenedRows(photos, whitening), whitening
-    )
+    rows = raw if whitening is None else WhitenedRows(photos, whitening)
+    return dataclasses.replace(_searchable(ids, rows, whitening), raw=raw)
 
 
 def whiten(whitening: Whitening, raw: np.ndarray) -> np.ndarray:

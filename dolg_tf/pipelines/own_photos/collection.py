@@ -1,5 +1,6 @@
 """The photos of some folders, searchable while they are still being described."""
 
+import dataclasses
 import logging
 import pathlib
 import threading
@@ -47,6 +48,7 @@ class OwnPhotos:
         self.how, self.scales = model.how, model.about.scales
         self.photos = {photo.id: photo for photo in found.photos}
         self.searched: Searched | None = None
+        self._all: Searchable | None = None
         self._entries: dict[str, Entry] = {}
         self._known = 0  # photos that need not be described
         self._progress, self._partial = Progress(0, 0), Searchable((), np.empty((0, 1), np.float32))
@@ -88,6 +90,7 @@ class OwnPhotos:
             self._made = float("inf")
         found = self._described.finish(self._entries)
         self.searched = adapt.update(self._folder / "searched", found, self._entries, self._before)
+        self._all = dataclasses.replace(self.searched.searchable, raw=found.descriptors)
         self._list_unread()
         self._tell("")
         return self.searched
@@ -128,8 +131,8 @@ class OwnPhotos:
 
     def searchable(self) -> Searchable:
         """Returns what can be searched now: the photos described so far, or all, adapted to."""
-        if self.searched is not None:
-            return self.searched.searchable
+        if self._all is not None:
+            return self._all
         with self._changing:
             if time.monotonic() - self._made >= _SECONDS and len(self._entries) > self._shown:
                 self._partial, self._shown = self._so_far(), len(self._entries)

@@ -341,6 +341,9 @@ def test_photos_that_are_nearly_the_same_share_a_tile(engine):
     assert [photo.id for photo in found] == ["b", "a"]
     assert [photo.id for photo in found[0].alike] == ["c", "d"] and found[1].alike == ()
     assert found[0].alike[0].score < found[0].score
+    # Those that a whitening has drawn together are as far apart as before.
+    folder.now = dataclasses.replace(folder.now, raw=np.eye(5, dtype=np.float32))
+    assert _ids(made.search(_query(scene("red")), k=3)) == ["b", "c", "d"]
 
 
 def test_places():
