@@ -76,7 +76,7 @@ def open_model(name_or_path: str) -> Model:
 
 
 def _is_path(name_or_path: str) -> bool:
-    if pathlib.Path(name_or_path).exists():
+    if pathlib.Path(name_or_path, "saved_model.pb").exists():
         return True
     if _NAME.fullmatch(name_or_path):
         return False

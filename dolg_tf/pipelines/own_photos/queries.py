@@ -19,6 +19,7 @@ from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.rerank.expansion import expand
+from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.tables import read_table
 
@@ -71,7 +72,8 @@ def describe_queries(
     photos = [Photo(query.name, query.path, turn=True) for query in queries]
 
     def images() -> Iterator:
-        for row, image in enumerate(ahead.decode_ahead(photos, how)):
+        decoded = ahead.decode_ahead(photos, how)
+        for row, image in enumerate(progress.track(decoded, len(photos), "queries")):
             if isinstance(image, str):
                 reasons[row] = image
             else:
