@@ -7,6 +7,7 @@ line. Rows are on the disk before their lines, and what has no line does not cou
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -77,23 +78,26 @@ class Journal:
             return
         kept = 0  # bytes
         for line in lines.split(b"\n")[:-1]:
-            entry = self._entry(line)
-            if entry is None or self._count > stored:
+            if not self._take(line, stored):
                 break
             kept += len(line) + 1
         os.truncate(self._folder / _LINES, kept)
         os.truncate(self._folder / _ROWS, 4 * self._width * self._count)
 
-    def _entry(self, line: bytes) -> Entry | None:
-        """Adds the entry of a line; None: the line is damaged."""
+    def _take(self, line: bytes, stored: float = math.inf) -> bool:
+        """Takes the entry of a line; False: it is damaged, or has none of the stored rows."""
         try:
             id_, size, modified, digest, reason = json.loads(line)
-        except ValueError:
-            return None
-        row = -1 if reason else self._first + self._count
-        self._count += row >= 0
-        entry = self.entries[id_] = Entry(size, modified, digest, row, reason)
-        return entry
+        except (ValueError, TypeError):
+            return False
+        row = -1
+        if not reason:
+            if self._count >= stored:
+                return False
+            row = self._first + self._count
+            self._count += 1
+        self.entries[id_] = Entry(size, modified, digest, row, reason)
+        return True
 
     @property
     def rows(self) -> np.ndarray:
@@ -122,7 +126,7 @@ class Journal:
             _append(self._folder / _ROWS, np.ascontiguousarray(rows, np.float32).tobytes())
             _append(self._folder / _LINES, "".join(f"{line}\n" for line in lines).encode())
         for line in lines:
-            self._entry(line.encode())
+            self._take(line.encode())
 
     def remove(self) -> None:
         """Deletes it."""

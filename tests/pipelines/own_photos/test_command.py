@@ -90,6 +90,19 @@ def test_what_a_killed_one_wrote_halfway_does_not_count(world):
     assert (found.descriptors[:] == world.network.rows[numbers(found.ids)]).all()
 
 
+def test_lines_whose_rows_were_lost_do_not_count(world):
+    world.network.fails_after = 64 + 3
+    with pytest.raises(KeyboardInterrupt):
+        world.search()
+    rows = next(world.kept.glob("model-*/begun/rows.f32"))
+    os.truncate(rows, rows.stat().st_size // 64 * 10 + 3)  # ten and a bit
+    world.network.fails_after = None
+    world.search()
+    assert len(world.network.described) == 72 - 10 + 1
+    found = _set(world)
+    assert (found.descriptors[:] == world.network.rows[numbers(found.ids)]).all()
+
+
 def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
     (world.folder / "broken.jpg").write_bytes(b"no photo")
     (world.folder / "line\nbreak.png").write_bytes(b"")
