@@ -14,6 +14,7 @@ from dolg_tf.data import photo_ids
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.pipelines.own_photos.described import Described
 from dolg_tf.pipelines.own_photos.finding import File
+from dolg_tf.retrieval import norms
 from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _PART = 64  # photos that are kept at a time: the most that a killed run loses
 _BATCH = 16  # photos of equal size that are described together
 _BLANK = (64, 64)  # rows and columns
+TOO_LARGE = "too large for the memory"  # as decoding says it
+NOT_SOUND = "the network's numbers for it are not of unit length, or not finite"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ def width(describe: Describe) -> int:
     return describe(np.zeros((1, *_BLANK, 3), np.uint8)).shape[1]
 
 
+def are_sound(rows: np.ndarray) -> np.ndarray:
+    """Returns bool (B,): whether descriptors (B, D) are finite and of unit length."""
+    return np.abs(norms.norms_of(rows, "descriptors") - 1) <= norms.TOLERANCE
+
+
 def describe_photos(
     photos: list[File],
     described: Described,
@@ -71,7 +79,7 @@ def describe_photos(
       InputError: when the disk of the photos is lost.
     """
     digests, numbers = {}, width(describe)
-    stream = ahead.decode_ahead((_readable(photo, digests) for photo in photos), how)
+    stream = ahead.decode_ahead((readable(one.id, one.path, digests) for one in photos), how)
     with contextlib.closing(stream):
         images = iter(progress.track(stream, len(photos), "describe"))
         for start in range(0, len(photos), _PART):
@@ -81,8 +89,10 @@ def describe_photos(
                 describe,
                 len(part),
                 _BATCH,
-                reasons.__setitem__,
+                lambda row, _, reasons=reasons: reasons.setdefault(row, TOO_LARGE),
             )
+            for row in np.flatnonzero(there & ~are_sound(rows)):
+                reasons[int(row)], there[row] = NOT_SOUND, False
             found = [
                 (photo, digests.pop(photo.id, ""), reasons.get(row, ""))
                 for row, photo in enumerate(part)
@@ -91,10 +101,17 @@ def describe_photos(
             told(start + len(part))
 
 
-def _readable(photo: File, digests: dict[str, str]) -> _Hashed:
-    fault = photo_ids.fault_of(photo.id)
+def readable(name: str, path: str, digests: dict[str, str]) -> Photo:
+    """Returns a photo whose faults stop no other one.
+
+    Args:
+      name: of the photo, which must fit into a line of a table.
+      path: of its file.
+      digests: is given the file's SHA-256 by name, once it is read.
+    """
+    fault = photo_ids.fault_of(name)
     fault = f"{fault}; rename it" if fault else ""
-    return _Hashed(photo.id, photo.path, turn=True, fault=fault, digests=digests)
+    return _Hashed(name, path, turn=True, fault=fault, digests=digests)
 
 
 def _images(photos: list[File], images: Iterable, reasons: dict[int, str]) -> Iterator:

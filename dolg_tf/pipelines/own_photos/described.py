@@ -27,7 +27,9 @@ from dolg_tf.stage.tables import read_table, write_table
 log = logging.getLogger(__name__)
 
 _COLUMNS = ("id", "bytes", "modified", "sha256", "reason")
-_HEIC = "pillow_heif"  # the package that HEIC needs, and what a photo's fault says without it
+# What a photo's fault says that may be over the next time.
+_HEIC = "pillow_heif"  # the package that HEIC needs
+_MEMORY = "the memory"
 
 
 class Described:
@@ -102,9 +104,12 @@ class Described:
         Returns:
           The entries of known photos, and the photos to describe.
         """
-        known = self.entries
-        if importlib.util.find_spec(_HEIC):
-            known = {id_: one for id_, one in known.items() if _HEIC not in one.reason}
+        passing = [_MEMORY, *([_HEIC] if importlib.util.find_spec(_HEIC) else ())]
+        known = {
+            id_: one
+            for id_, one in self.entries.items()
+            if not any(word in one.reason for word in passing)
+        }
         kept, others = {}, []
         for photo in photos:
             entry = known.get(photo.id)

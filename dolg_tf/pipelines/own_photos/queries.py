@@ -12,12 +12,12 @@ import numpy as np
 
 from dolg_tf.data import photo_folders
 from dolg_tf.pipelines.own_photos.adapt import Searched
+from dolg_tf.pipelines.own_photos.describe import NOT_SOUND, TOO_LARGE, are_sound, readable
 from dolg_tf.pipelines.own_photos.finding import File
 from dolg_tf.retrieval.exact.search import search
 from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
-from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.rerank.expansion import expand
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
@@ -69,7 +69,7 @@ def describe_queries(
       InputError: when none of them can be read.
     """
     reasons: dict[int, str] = {}
-    photos = [Photo(query.name, query.path, turn=True) for query in queries]
+    photos = (readable(query.name, query.path, {}) for query in queries)
 
     def images() -> Iterator:
         decoded = ahead.decode_ahead(photos, how)
@@ -79,9 +79,15 @@ def describe_queries(
             else:
                 yield row, image
 
+    def fail(row: int, reason: str) -> None:
+        reasons[row] = f"{queries[row].path}: {reason}"
+
     rows, there = batches.describe_batches(
-        images(), describe, len(queries), _BATCH, reasons.__setitem__
+        images(), describe, len(queries), _BATCH, lambda row, _: fail(row, TOO_LARGE)
     )
+    for row in np.flatnonzero(there & ~are_sound(rows)):
+        fail(int(row), NOT_SOUND)
+        there[row] = False
     for reason in reasons.values():
         log.warning("unreadable: %s", reason)
     if not there.any():

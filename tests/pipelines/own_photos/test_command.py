@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from own_photos_world import draw, numbers
 
@@ -117,6 +118,34 @@ def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
     assert "could not be read: 3" in caplog.text
 
 
+def test_a_photo_without_a_sound_descriptor_stops_nothing(world):
+    rows = world.network.rows.copy()
+    world.network.rows[7], world.network.rows[20] = 0, np.nan
+    world.search()
+    assert len(_set(world)) == 70
+    unread = [row for _, row in tables.read_table(world.kept / "unreadable.csv", ["reason"])]
+    assert len(unread) == 2 and all("unit length" in reason for (reason,) in unread)
+    with pytest.raises(InputError, match="none of 1 can be read; .*unit length"):
+        world.search(query=world.folder / "place_1" / "7.png")
+    world.network.rows = rows
+
+
+def test_what_was_too_large_for_the_memory_is_tried_again(world):
+    describe, full = world.network.describe, True
+
+    def described(images, scales=()):
+        if full and any(int(image[0, 0, 0]) == 7 for image in images):
+            raise MemoryError
+        return describe(images, scales)
+
+    world.network.describe = described
+    world.search()
+    assert "too large" in (world.kept / "unreadable.csv").read_text()
+    full = False
+    world.search()
+    assert sorted(world.network.described) == [0, 7] and len(_set(world)) == 72
+
+
 def test_every_photo_can_be_asked_for_and_a_copy_is_not_an_answer(world, tmp_path):
     copy = tmp_path / "asked.png"
     shutil.copy(world.folder / "place_0" / "0.png", copy)
@@ -136,6 +165,16 @@ def test_queries_of_a_folder_and_a_csv(world, tmp_path):
     output = tmp_path / "mine.csv"
     world.search(query=tmp_path / "asked" / "one.png", k=2, output=str(output))
     assert len(list(tables.read_table(output, ["match"]))) == 2
+
+
+def test_queries_that_cannot_be_read_or_named_stop_no_other(world, tmp_path, caplog):
+    asked = tmp_path / "asked"
+    for name in ("a.png", "line\nbreak.png", "\udcff.png"):
+        draw(asked / name, 10)
+    (asked / "broken.jpg").write_bytes(b"no photo")
+    assert [row[0] for row in world.search(query=asked, k=1)] == ["a.png"]
+    told = [line for line in caplog.text.splitlines() if "unreadable" in line]
+    assert len(told) == 3 and "UTF-8" in caplog.text and "not a picture" in caplog.text
 
 
 def test_several_folders_have_labels(world, tmp_path):
