@@ -22,7 +22,7 @@ from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.rows import Reordered
 from dolg_tf.retrieval.whitening import choose
 from dolg_tf.retrieval.whitening.choose import Adapted, Grouping
-from dolg_tf.retrieval.whitening.groups import NONE
+from dolg_tf.retrieval.whitening.groups import LEAST, NONE
 from dolg_tf.retrieval.whitening.stages import WhitenedRows
 from dolg_tf.runtime.whitening import Whitening, load_whitening, write_whitening
 from dolg_tf.stage import files, workshop
@@ -34,7 +34,8 @@ FORMAT_VERSION = 1
 _CHANGED = 0.1  # share of changed photos from which it is learned again
 # It raises mAP by 1 to 2 where the search is adapted, see docs/quality.md.
 _EXPANSION = Expansion(photos=3, alpha=3.0)
-_ABOUT, _WHITENING, _GROUPS, _LEARNED = "about.json", "whitening.npz", "groups.npy", "learned.npy"
+_ABOUT, _WHITENING = "about.json", "whitening.npz"
+_GROUPS, _PHOTOS, _LEARNED = "groups.npy", "photos.npy", "learned.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Searched:
       index: of all photos, by id.
       whitening: of their descriptors; None: they are searched as the network gives them.
       labels: int64 (N,), the place of each photo, `NONE` for none.
-      learned: uint64, sorted: which photos it was learned from.
+      photos: uint64 (N,): what each photo's file holds, by 64 bits of its SHA-256.
+      learned: uint64: those that it was learned from.
       words: what was chosen and why, for people.
       images: of the descriptor set.
     """
@@ -53,6 +55,7 @@ class Searched:
     index: Index
     whitening: Whitening | None
     labels: np.ndarray
+    photos: np.ndarray
     learned: np.ndarray
     words: str
     images: str
@@ -122,10 +125,10 @@ def read(path: pathlib.Path) -> Searched | None:
         whitening = None
         if about["width"]:
             whitening = load_whitening(path / _WHITENING, about["width"])
-        labels, learned = (np.load(path / name) for name in (_GROUPS, _LEARNED))
-        if labels.shape != (len(index),):
+        arrays = [np.load(path / name) for name in (_GROUPS, _PHOTOS, _LEARNED)]
+        if any(array.shape != (len(index),) for array in arrays[:2]):
             raise InputError("places of other photos")
-        return Searched(index, whitening, labels, learned, about["words"], about["images"])
+        return Searched(index, whitening, *arrays, about["words"], about["images"])
     except (InputError, KeyError, TypeError, *files.DAMAGED_ARRAYS, OSError) as error:
         log.warning("%s: the search is adapted again: %s", path, error)
         return None
@@ -150,13 +153,14 @@ def update(
         if before is None or _share(before.learned, now) >= _CHANGED:
             _learn(temporary, photos, now)
         else:
-            _keep(temporary, photos, before)
+            _keep(temporary, photos, before, now)
+        np.save(temporary / _PHOTOS, now)
     return read(path)
 
 
 def _hashes(ids: tuple[str, ...], entries: dict[str, Entry]) -> np.ndarray:
-    """Returns 64 bits of each photo's digest, sorted."""
-    return np.sort(np.array([int(entries[id_].digest[:16], 16) for id_ in ids], np.uint64))
+    """Returns 64 bits of each photo's digest."""
+    return np.array([int(entries[id_].digest[:16], 16) for id_ in ids], np.uint64)
 
 
 def _share(before: np.ndarray, now: np.ndarray) -> float:
@@ -169,7 +173,6 @@ def _learn(folder: pathlib.Path, photos: DescriptorSet, now: np.ndarray) -> None
     """Learns from all photos, and writes what is searched."""
     adapted = choose.adapt(photos.descriptors)
     words = words_of(adapted)
-    log.info("%s", words)
     whitening, rows = None, photos.descriptors
     if adapted.grouping.passes:
         file = folder / _WHITENING
@@ -181,7 +184,7 @@ def _learn(folder: pathlib.Path, photos: DescriptorSet, now: np.ndarray) -> None
     _write(folder, photos, rows, whitening, adapted.grouping.labels, words, calibration)
 
 
-def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched) -> None:
+def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched, now: np.ndarray) -> None:
     """Writes what is searched with what was learned before."""
     whitening, rows = before.whitening, photos.descriptors
     if whitening is not None:
@@ -189,11 +192,14 @@ def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched) -> None
         write_whitening(file, whitening.mean, whitening.projection, whitening.model_hash)
         rows = WhitenedRows(photos, load_whitening(file, len(whitening.mean)))
     np.save(folder / _LEARNED, before.learned)
-    place_of = dict(zip(before.index.ids, before.labels.tolist(), strict=True))
-    labels = np.array([place_of.get(id_, NONE) for id_ in photos.ids], np.int64)
-    new = np.array([row for row, id_ in enumerate(photos.ids) if id_ not in place_of], np.int64)
+    # By what they hold: a name may stand for another photo than before.
+    place_of = dict(zip(before.photos.tolist(), before.labels.tolist(), strict=True))
+    labels = np.array([place_of.get(one, NONE) for one in now.tolist()], np.int64)
+    new = np.flatnonzero(~np.isin(now, before.photos))
     if before.index.threshold is not None and len(new):
         labels[new] = _nearest_places(rows, labels, new, before.index.threshold)
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    labels = np.where((labels >= 0) & (sizes[labels] >= LEAST), labels, NONE)
     calibration = before.index.meta["calibration"]
     _write(folder, photos, rows, whitening, labels, before.words, calibration)
 

@@ -38,7 +38,6 @@ class OwnPhotos:
 
     Attributes:
       photos: by id.
-      searched: what is searched when all photos are described; None before `update`.
     """
 
     def __init__(self, kept: Kept, model: Model, found: Found):
@@ -47,11 +46,12 @@ class OwnPhotos:
         self.title = " + ".join(root.name or str(root) for root in kept.roots.values())
         self.how, self.scales = model.how, model.about.scales
         self.photos = {photo.id: photo for photo in found.photos}
-        self.searched: Searched | None = None
-        self._all: Searchable | None = None
         self._entries: dict[str, Entry] = {}
         self._known = 0  # photos that need not be described
-        self._progress, self._partial = Progress(0, 0), Searchable((), np.empty((0, 1), np.float32))
+        self._progress, self._searchable = (
+            Progress(0, 0),
+            Searchable((), np.empty((0, 1), np.float32)),
+        )
         self._made, self._shown, self._changing = 0.0, 0, threading.Lock()
 
     # --- in step with the folders --------------------------------------------------------
@@ -89,11 +89,14 @@ class OwnPhotos:
         with self._changing:  # rows have other numbers from here on
             self._made = float("inf")
         found = self._described.finish(self._entries)
-        self.searched = adapt.update(self._folder / "searched", found, self._entries, self._before)
-        self._all = dataclasses.replace(self.searched.searchable, raw=found.descriptors)
+        searched = adapt.update(self._folder / "searched", found, self._entries, self._before)
+        log.info("%s", searched.words)
+        now = dataclasses.replace(searched.searchable, raw=found.descriptors)
+        with self._changing:
+            self._searchable = now
         self._list_unread()
         self._tell("")
-        return self.searched
+        return searched
 
     def _told(self, done: int, rate: float) -> None:
         known = self._described.entries
@@ -131,18 +134,16 @@ class OwnPhotos:
 
     def searchable(self) -> Searchable:
         """Returns what can be searched now: the photos described so far, or all, adapted to."""
-        if self._all is not None:
-            return self._all
         with self._changing:
             if time.monotonic() - self._made >= _SECONDS and len(self._entries) > self._shown:
-                self._partial, self._shown = self._so_far(), len(self._entries)
+                self._searchable, self._shown = self._so_far(), len(self._entries)
                 self._made = time.monotonic()
-            return self._partial
+            return self._searchable
 
     def _so_far(self) -> Searchable:
         order = {id_: one.row for id_, one in sorted(self._entries.items()) if one.row >= 0}
         if not order:
-            return self._partial
+            return self._searchable
         rows = Reordered(self._described.rows, np.array(list(order.values()), np.int64))
         whitening = None if self._before is None else self._before.whitening
         return adapt.searchable_so_far(tuple(order), rows, whitening)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from own_photos_world import draw, numbers
 
+from dolg_tf.pipelines.own_photos import adapt
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.stage import files, tables
@@ -125,7 +126,7 @@ def test_a_photo_without_a_sound_descriptor_stops_nothing(world):
     assert len(_set(world)) == 70
     unread = [row for _, row in tables.read_table(world.kept / "unreadable.csv", ["reason"])]
     assert len(unread) == 2 and all("unit length" in reason for (reason,) in unread)
-    with pytest.raises(InputError, match="none of 1 can be read; .*unit length"):
+    with pytest.raises(InputError, match=r"none of 1 can be read; .*unit length"):
         world.search(query=world.folder / "place_1" / "7.png")
     world.network.rows = rows
 
@@ -252,6 +253,30 @@ def test_what_was_learned_stays_until_a_tenth_has_changed(world):
         (world.folder / f"place_{number}" / f"{6 * number}.png").unlink()
     world.search(query=world.folder / "place_0" / "1.png")
     assert _index(world).meta["whitening"] != first
+
+
+def test_places_follow_what_photos_show_not_their_names(world, caplog):
+    places = [world.folder / f"place_{number}" for number in range(12)]
+    (places[2] / "17.png").unlink()
+    world.search()
+    draw(world.folder / "new.png", 17)
+    (places[0] / "0.png").rename(world.folder / "0.png")  # two are exchanged
+    (places[1] / "6.png").rename(places[0] / "0.png")
+    (world.folder / "0.png").rename(places[1] / "6.png")
+    draw(places[0] / "1.png", 12)  # another photo under an old name
+    for number in range(31, 36):
+        (places[5] / f"{number}.png").unlink()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        world.search(query=places[2] / "13.png")
+    assert "The search is adapted to your photos" in caplog.text  # said each time
+    found = adapt.read(next(world.kept.glob("model-*/searched")))
+    label = dict(zip(found.index.ids, found.labels.tolist(), strict=True))
+    assert label["place_0/0.png"] == label["place_1/7.png"] != label["place_0/2.png"]
+    assert label["place_1/6.png"] == label["place_0/2.png"]
+    assert label["place_0/1.png"] == label["new.png"] == label["place_2/13.png"]
+    assert label["place_5/30.png"] == -1
+    assert sorted(map(len, found.searchable.places)) == [5, *[6] * 9, 7]
 
 
 def test_nothing_is_learned_where_the_photos_form_no_places(world, caplog):
