@@ -1,7 +1,8 @@
 """What one model has described of some photos, kept in step with the photos.
 
-`photos` is a descriptor set, `files.csv` says of each photo which file it was, and `begun` is the
-journal of work that is not finished.
+`photos` is a descriptor set, `files-HASH.csv` says of each photo which file it was, and `begun` is
+the journal of work that is not finished. HASH is the set's, of its ids and files: a set and a table
+that do not belong together would give photos the descriptors of others.
 """
 
 import concurrent.futures
@@ -27,6 +28,7 @@ from dolg_tf.stage.tables import read_table, write_table
 log = logging.getLogger(__name__)
 
 _COLUMNS = ("id", "bytes", "modified", "sha256", "reason")
+_HASH = 12  # digits of a hash in a file's name
 # What a photo's fault says that may be over the next time.
 _HEIC = "pillow_heif"  # the package that HEIC needs
 _MEMORY = "the memory"
@@ -45,7 +47,7 @@ class Described:
         self._folder, self._roots, self._made = folder, roots, made
         self._set = self._read_set()
         rows = 0 if self._set is None else len(self._set)
-        self._known = {} if self._set is None else self._read_files(self._set.ids)
+        self._known = {} if self._set is None else self._read_files()
         self._journal = Journal(folder / "begun", made, rows)
 
     @property
@@ -82,9 +84,12 @@ class Described:
             return None
         return found
 
-    def _read_files(self, ids: tuple[str, ...]) -> dict[str, Entry]:
-        row_of, found = {id_: row for row, id_ in enumerate(ids)}, {}
-        path = self._folder / "files.csv"
+    def _files(self, meta: dict) -> pathlib.Path:
+        return self._folder / f"files-{meta['images'][:_HASH]}.csv"
+
+    def _read_files(self) -> dict[str, Entry]:
+        row_of, found = {id_: row for row, id_ in enumerate(self._set.ids)}, {}
+        path = self._files(self._set.meta)
         table = read_table(path, *([name] for name in _COLUMNS)) if path.is_file() else ()
         try:
             for _, (id_, size, modified, digest, reason) in table:
@@ -158,15 +163,18 @@ class Described:
             first = next(iter(faults.values()), "")
             raise InputError(f"none of the {len(entries)} photos can be read: {first}")
         meta = self._meta(ids, entries, faults)
+        if self._known != entries:
+            self._write_files(self._files(meta), entries)
         if self._set is None or self._set.meta | meta != self._set.meta:
             order = np.array([entries[id_].row for id_ in ids], np.int64)
             rows = Reordered(self.rows, order)
             descriptors.write(self.path, DescriptorSet(tuple(ids), rows, meta))
-        if self._known != entries:
-            self._write_files(entries)
+        for path in self._folder.glob("files-*.csv"):
+            if path != self._files(meta):
+                path.unlink()
         self._journal.remove()
         self._set = descriptors.read(self.path)
-        self._known = self._read_files(self._set.ids)
+        self._known = self._read_files()
         return self._set
 
     def _meta(self, ids: list[str], entries: dict[str, Entry], faults: dict[str, str]) -> dict:
@@ -182,13 +190,14 @@ class Described:
             "bad": [bad_photo(*fault) for fault in faults.items()],
         }
 
-    def _write_files(self, entries: dict[str, Entry]) -> None:
+    @staticmethod
+    def _write_files(path: pathlib.Path, entries: dict[str, Entry]) -> None:
         rows = (
             [id_, one.size, one.modified, one.digest, one.reason]
             for id_, one in sorted(entries.items())
             if one.digest and not photo_ids.fault_of(id_)
         )
-        write_table(self._folder / "files.csv", _COLUMNS, rows)
+        write_table(path, _COLUMNS, rows)
 
 
 def _digests(photos: list[File]) -> Iterator[str]:

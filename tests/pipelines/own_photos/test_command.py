@@ -92,6 +92,34 @@ def test_what_a_killed_one_wrote_halfway_does_not_count(world):
     assert (found.descriptors[:] == world.network.rows[numbers(found.ids)]).all()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])  # the new set is there
+def test_photos_that_exchanged_names_keep_their_descriptors_in_a_killed_one(
+    world, monkeypatch, when
+):
+    world.search()
+    first, second = (world.folder / "place_0" / name for name in ("1.png", "2.png"))
+    first.rename(world.folder / "x.png")
+    second.rename(first)
+    (world.folder / "x.png").rename(second)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if when == "after":
+            write = descriptors.write
+            patch.setattr(descriptors, "write", lambda *some: killed(write(*some)))
+        else:
+            patch.setattr(descriptors, "write", killed)
+        world.search()
+    world.search()
+    found, numbers_now = _set(world), numbers(_set(world).ids)
+    for id_, number in (("place_0/1.png", 2), ("place_0/2.png", 1)):
+        numbers_now[found.ids.index(id_)] = number
+    assert (found.descriptors[:] == world.network.rows[numbers_now]).all()
+    assert world.network.described == [0]
+
+
 def test_lines_whose_rows_were_lost_do_not_count(world):
     world.network.fails_after = 64 + 3
     with pytest.raises(KeyboardInterrupt):
