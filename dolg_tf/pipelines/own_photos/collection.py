@@ -48,10 +48,8 @@ class OwnPhotos:
         self.photos = {photo.id: photo for photo in found.photos}
         self._entries: dict[str, Entry] = {}
         self._known = 0  # photos that need not be described
-        self._progress, self._searchable = (
-            Progress(0, 0),
-            Searchable((), np.empty((0, 1), np.float32)),
-        )
+        self._progress = Progress(0, 0)
+        self._searchable = Searchable((), np.empty((0, 1), np.float32))
         self._made, self._shown, self._changing = 0.0, 0, threading.Lock()
 
     # --- in step with the folders --------------------------------------------------------

@@ -59,20 +59,22 @@ def find(roots: dict[str, pathlib.Path], kept: pathlib.Path) -> Found:
       kept: folder that is not searched.
 
     Raises:
-      InputError: when a folder is missing, or there are no photos.
+      InputError: when a folder is missing or has no photos: of several, one that is not mounted
+        would pass for one whose photos were deleted.
     """
     named, faults, words = [], [], []
     for label, root in roots.items():
         if not root.is_dir():
             raise InputError(f"{root} is {'not a folder' if root.exists() else 'not there'}")
         walk = photo_folders.Walk(root, {str(kept.resolve())}, faults)
-        named += walk.named(f"{label}/" if label else "")
+        found = list(walk.named(f"{label}/" if label else ""))
+        if not found:
+            raise InputError(f"{root}: no photos there{f'; {faults[-1][1]}' if faults else ''}")
+        named += found
         words += _passed_over(walk)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         photos = sorted(pool.map(_file, named, chunksize=1024), key=lambda photo: photo.id)
     folders = ", ".join(map(str, roots.values()))
-    if not photos:
-        raise InputError(f"{folders}: no photos there{'; ' + faults[0][1] if faults else ''}")
     told = f"; passed over are {', '.join(words)}" if words else ""
     log.info("%s: %d photos%s", folders, len(photos), told)
     return Found(tuple(photos), tuple(faults))

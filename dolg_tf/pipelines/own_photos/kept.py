@@ -10,7 +10,7 @@ import shutil
 from typing import IO
 
 from dolg_tf.pipelines.own_photos.config import SearchConfig
-from dolg_tf.stage import files
+from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
@@ -26,7 +26,7 @@ def roots_of(photos: tuple[str, ...]) -> dict[str, pathlib.Path]:
       photos: the folders, in any order; they need not exist.
 
     Raises:
-      InputError: when one is inside another, or named twice.
+      InputError: when one is inside another.
     """
     folders = sorted({pathlib.Path(os.path.realpath(folder)) for folder in photos})
     for one, other in itertools.pairwise(folders):
@@ -94,13 +94,13 @@ class Kept:
           InputError: when it holds something else, or another command is at work on it.
         """
         self._check()
+        lock = self._lock()
         if not self._about():
-            self.path.mkdir(parents=True, exist_ok=True)
             folders = {label: str(root) for label, root in self.roots.items()}
             files.write_json(
                 self.path / _MARK, {"format_version": FORMAT_VERSION, "photos": folders}
             )
-        return self._lock()
+        return lock
 
     def forget(self) -> bool:
         """Deletes the folder; returns whether there was one.
@@ -131,7 +131,12 @@ class Kept:
     def _about(self) -> dict:
         """Returns what the folder says of itself; {}: nothing."""
         mark = self.path / _MARK
-        return files.read_json(mark, FORMAT_VERSION) if os.path.lexists(mark) else {}
+        if not os.path.lexists(mark):
+            return {}
+        try:
+            return files.read_json(mark, FORMAT_VERSION)
+        except InputError as error:
+            raise InputError(f"{error}; or delete {self.path}") from error
 
     def _check(self) -> None:
         """Makes sure that the folder is one of these photos, or may become one."""
@@ -150,7 +155,12 @@ class Kept:
                 f"{self.path} keeps what was made of other photos ({told}); name another folder, "
                 "or delete it with --forget and those photos"
             )
-        if not about and self.path.is_dir() and any(self.path.iterdir()):
+        if not about and self.path.is_dir() and any(map(_is_other, self.path.iterdir())):
             raise InputError(
                 f"{self.path} holds other files; name a folder that is empty or not there yet"
             )
+
+
+def _is_other(path: pathlib.Path) -> bool:
+    """Whether a path in a folder without mark is not what a killed command left there."""
+    return path.name != _LOCK and not workshop.holds(path.name)

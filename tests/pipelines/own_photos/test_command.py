@@ -270,6 +270,26 @@ def test_photos_that_are_all_gone_are_not_forgotten(world):
     assert len(_set(world)) == 72
 
 
+def test_of_several_folders_none_may_be_without_photos(world, tmp_path):
+    other = draw(tmp_path / "other" / "x.png", 3).parent
+    world.search(world.folder, other)
+    (other / "x.png").unlink()
+    with pytest.raises(InputError, match=r"other: no photos there"):
+        world.search(world.folder, other)
+    assert len(_set(world)) == 73
+
+
+def test_what_a_command_killed_at_once_left_is_no_other_file(world):
+    world.kept.mkdir()
+    (world.kept / "lock").touch()
+    (world.kept / ".dolg_search.json.dolg-0").mkdir()
+    world.search()
+    (world.kept / "dolg_search.json").write_text("{")
+    for forget in (False, True):
+        with pytest.raises(InputError, match=r"not JSON .*; or delete .*kept"):
+            world.search(forget=forget)
+
+
 def test_what_was_learned_stays_until_a_tenth_has_changed(world):
     world.search()
     first = _index(world).meta["whitening"]
