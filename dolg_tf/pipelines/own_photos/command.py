@@ -55,8 +55,11 @@ def search(settings: SearchConfig) -> None:
     model.check(settings.model)
     if settings.learn:
         learn.check(settings.model)
-    asked = queries.list_queries(settings.query) if settings.query else []
-    if not asked:
+    asked, output = [], pathlib.Path(settings.answers or kept.path / "found.csv")
+    if settings.query:
+        asked = queries.list_queries(settings.query)
+        queries.check_output(output)
+    else:
         serve.check(settings.port)
     found = finding.find(kept.roots, kept.path)
     with kept.open() as lock:
@@ -65,7 +68,7 @@ def search(settings: SearchConfig) -> None:
         photos.look()
         photos.load()
         if asked:
-            answer(settings, kept, photos, photos.update(), asked)
+            answer(photos, asked, settings.k, output)
         else:
             show(settings, photos, lock)
 
@@ -114,14 +117,19 @@ def show(settings: SearchConfig, photos: OwnPhotos, lock: IO) -> None:
 # --- answers on the terminal ---------------------------------------------------------
 
 
-def answer(
-    settings: SearchConfig, kept: Kept, photos: OwnPhotos, searched: Searched, asked: list[Query]
-) -> None:
-    """Writes and prints the photos nearest to each query."""
+def answer(photos: OwnPhotos, asked: list[Query], k: int, output: pathlib.Path) -> None:
+    """Writes and prints the photos nearest to each query, when all photos are described.
+
+    Args:
+      photos: loaded.
+      asked: what is searched for.
+      k: answers to each, at most.
+      output: CSV of the answers.
+    """
+    searched = photos.update()
     asked, raw = photos.describe_queries(asked)
     own = queries.own_rows(asked, searched.index.ids, photos.photos)
-    found = queries.answers(searched, asked, raw, own, settings.k)
-    output = pathlib.Path(settings.answers or kept.path / "found.csv")
+    found = queries.answers(searched, asked, raw, own, k)
     lines = _lines(searched, _said(searched, found, len(asked)))
     write_table(output, next(lines), lines)
     log.info("%s: the answers to %d queries", output, len(asked))
@@ -131,7 +139,7 @@ def _lines(searched: Searched, found: Iterator[Answer]) -> Iterator[list]:
     """Yields the lines of the CSV."""
     index = searched.index
     calibrated = index.threshold is not None
-    yield ["query", "rank", "id", "score"] + ["match"] * calibrated
+    yield [*queries.COLUMNS, *["match"] * calibrated]
     for one in found:
         for place, (row, score) in enumerate(zip(one.rows, one.scores, strict=True), 1):
             line = [one.query.name, place, index.ids[row], f"{score:.9g}"]

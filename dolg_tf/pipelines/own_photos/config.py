@@ -24,8 +24,8 @@ class SearchConfig:
         "",
     )
     kept: str = option(
-        "folder of all that is kept for the next search, never of photos; empty: one in your data "
-        "folder, named after the photos",
+        "folder that keeps what is made of the photos, for the next search; empty: one in your "
+        "data folder, named after the photos",
         "",
     )
     model: str = option(
@@ -48,6 +48,11 @@ class SearchConfig:
             raise InputError(f"--port={self.port} must be at most 65535")
         if not self.photos:
             raise InputError("which photos? Name a folder: dolg search PHOTOS")
+        if self.answers and not self.query and not self.forget:
+            raise InputError(
+                f"--output={self.output}: answers to what? Name a photo by --query, or a folder by "
+                "--output"
+            )
         if self.output and self.kept and not self.answers:
             raise InputError(
                 f"--output={self.output} and --kept={self.kept} both name the kept folder; a file "

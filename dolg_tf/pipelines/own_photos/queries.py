@@ -14,18 +14,21 @@ from dolg_tf.data import photo_folders
 from dolg_tf.pipelines.own_photos.adapt import Searched
 from dolg_tf.pipelines.own_photos.describe import NOT_SOUND, TOO_LARGE, are_sound, readable
 from dolg_tf.pipelines.own_photos.finding import File
-from dolg_tf.retrieval.exact.search import search
+from dolg_tf.retrieval.exact.search import inner_products, search
 from dolg_tf.retrieval.extract import ahead, batches
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
 from dolg_tf.retrieval.rerank.expansion import expand
-from dolg_tf.stage import progress
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 256  # queries searched for at a time
+COLUMNS = ("query", "rank", "id", "score")  # of a table of answers, without "match"
+_BLOCK = 256  # queries searched for at a time, at most
+_PAIRS = 1 << 21  # answers that are found at a time
+_ROWS = 8192  # rows read at a time
 _BATCH = 16
 
 
@@ -60,6 +63,24 @@ def list_queries(query: str) -> list[Query]:
     return found
 
 
+def check_output(path: pathlib.Path) -> None:
+    """Makes sure that a file of answers replaces no other table, such as that of the queries.
+
+    Raises:
+      InputError: when something else is there.
+    """
+    if path.is_file() and path.stat().st_size:
+        try:
+            next(read_table(path, *([name] for name in COLUMNS)), None)
+        except InputError as error:
+            raise InputError(
+                f"--output={path} is not replaced, since it holds no answers ({error}); name "
+                "another file"
+            ) from error
+    else:
+        files.check_output(path, overwrite=True)
+
+
 def describe_queries(
     queries: list[Query], describe: Describe, how: Preparation
 ) -> tuple[list[Query], np.ndarray]:
@@ -73,7 +94,7 @@ def describe_queries(
 
     def images() -> Iterator:
         decoded = ahead.decode_ahead(photos, how)
-        for row, image in enumerate(progress.track(decoded, len(photos), "queries")):
+        for row, image in enumerate(progress.track(decoded, len(queries), "queries")):
             if isinstance(image, str):
                 reasons[row] = image
             else:
@@ -147,17 +168,27 @@ def answers(
     """
     photos, index, k = searched.searchable, searched.index.descriptors, min(k, len(searched.index))
     rows = photos.adapt(raw).astype(np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    block = max(1, min(_BLOCK, _PAIRS // k))
+    for start in range(0, len(queries), block):
+        part = slice(start, start + block)
         asked = rows[part]
         if photos.expansion is not None:
             near, scores = _nearest(index, asked, own[part], photos.expansion.photos)
             asked = expand(asked, index[near.clip(0)], scores, photos.expansion.alpha)
         ranked, _ = _nearest(index, asked, own[part], k)
-        for place, query in enumerate(queries[part]):
-            there = ranked[place][ranked[place] >= 0]
+        for query, row, found in zip(queries[part], rows[part], ranked, strict=True):
+            there = found[found >= 0]
             # A score compares query and photo alone: the threshold was fitted to such.
-            yield Answer(query, there, index[there] @ rows[start + place])
+            yield Answer(query, there, _scores(index, row, there))
+
+
+def _scores(index, row: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Returns the scores (N,) of a descriptor (D,) and rows of the index, int (N,)."""
+    parts = [
+        inner_products(row, index[there[start : start + _ROWS]])
+        for start in range(0, len(there), _ROWS)
+    ]
+    return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def _nearest(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from own_photos_world import draw, numbers
 
-from dolg_tf.pipelines.own_photos import adapt
+from dolg_tf.pipelines.own_photos import adapt, queries
+from dolg_tf.pipelines.own_photos.config import SearchConfig
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.stage import files, tables
@@ -204,6 +205,33 @@ def test_queries_that_cannot_be_read_or_named_stop_no_other(world, tmp_path, cap
     assert [row[0] for row in world.search(query=asked, k=1)] == ["a.png"]
     told = [line for line in caplog.text.splitlines() if "unreadable" in line]
     assert len(told) == 3 and "UTF-8" in caplog.text and "not a picture" in caplog.text
+
+
+def test_answers_replace_answers_alone(world, tmp_path):
+    world.search()
+    draw(tmp_path / "one.png", 10)
+    listed = tmp_path / "list.csv"
+    listed.write_text("path\none.png\n")
+    with pytest.raises(InputError, match="not replaced, since it holds no answers"):
+        world.search(query=listed, output=str(listed))
+    with pytest.raises(InputError, match="is a directory"):
+        (tmp_path / "folder.csv").mkdir()
+        world.search(query=listed, output=str(tmp_path / "folder.csv"))
+    assert world.network.described == [] and listed.read_text() == "path\none.png\n"
+    for k in (1, 2):
+        world.search(query=listed, k=k, output=str(tmp_path / "mine.csv"))
+    assert len(list(tables.read_table(tmp_path / "mine.csv", ["rank"]))) == 2
+    with pytest.raises(InputError, match="answers to what"):
+        SearchConfig(photos=("photos",), output="mine.csv")
+
+
+def test_many_answers_are_found_in_parts(world, monkeypatch):
+    draw(world.folder.parent / "asked" / "one.png", 10)
+    draw(world.folder.parent / "asked" / "two.png", 20)
+    whole = world.search(query=world.folder.parent / "asked", k=50)
+    monkeypatch.setattr(queries, "_PAIRS", 60)
+    monkeypatch.setattr(queries, "_ROWS", 7)
+    assert whole == world.search(query=world.folder.parent / "asked", k=50) and len(whole) == 100
 
 
 def test_several_folders_have_labels(world, tmp_path):
