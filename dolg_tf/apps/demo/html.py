@@ -1,6 +1,5 @@
 """The page's HTML: the whole of it, and the fragments that it asks for later."""
 
-import base64
 import functools
 import pathlib
 import urllib.parse
@@ -16,7 +15,7 @@ from dolg_tf.retrieval.rerank.methods import RERANKERS
 from dolg_tf.stage.progress import format_seconds
 
 RERANK_WORDS = {"none": "None", **{name: one.title for name, one in RERANKERS.items()}}
-_FIRST_PLACES = 48
+FIRST_PLACES = 48  # more come at a time
 _UNREAD = 20  # photos that could not be read, listed on the page
 
 
@@ -40,7 +39,13 @@ def _template():
 
 
 def _part(macro: str, *values) -> str:
-    return str(getattr(_template().get_template("parts.html.j2").module, macro)(*values)).strip()
+    made = getattr(_template().get_template("parts.html.j2").module, macro)(*values)
+    return _text(str(made).strip())
+
+
+def _text(made: str) -> str:
+    """Returns what can be sent: the name of a file may hold bytes that are no text."""
+    return made.encode(errors="replace").decode()
 
 
 def many(count: int, one: str, several: str = "") -> str:
@@ -68,17 +73,18 @@ def page(engine: Engine) -> str:
     """Returns the whole page, with the first places."""
     now, progress = engine.now(), engine.collection.progress()
     template = _template().get_template("page.html.j2")
-    return template.render(
+    made = template.render(
         title=engine.collection.title,
         total=max(progress.total, len(now.photos.ids)),
         version=now.version,
         status=status(progress),
-        places=places(engine, _FIRST_PLACES),
+        places=places(engine, FIRST_PLACES),
         scales=scale_choices(engine.collection.scales),
         rerankings=[(RERANK_WORDS[name], name) for name in engine.rerankings],
         has_maps=engine.collection.has_maps,
         max_bytes=engine.max_bytes,
     )
+    return _text(made)
 
 
 def status(progress: Progress) -> str:
@@ -113,7 +119,7 @@ def stage(query: Query, picture: bytes) -> str:
       query: the photo.
       picture: a JPEG of it.
     """
-    return _part("stage", query, _data_uri(picture))
+    return _part("stage", query, page_photos.data_uri(picture))
 
 
 def wrong(text: str) -> str:
@@ -126,12 +132,9 @@ def attention(image: np.ndarray | None) -> str:
     if image is None:
         return _part("note", "This model cannot show where it looked.")
     height, width = image.shape[:2]
-    return _part("attention", _data_uri(page_photos.jpeg(image, LARGE_SIDE)), width, height)
-
-
-def _data_uri(encoded: bytes) -> str:
-    """Returns a JPEG as the `src` of an `<img>`: a visitor's photo has no address."""
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
+    return _part(
+        "attention", page_photos.data_uri(page_photos.jpeg(image, LARGE_SIDE)), width, height
+    )
 
 
 # --- the answer ---------------------------------------------------------------------------
@@ -142,6 +145,8 @@ def answer(found: Answer, engine: Engine, scales: str, reranking: str) -> str:
     notes = f"{many(found.searched, 'photo')} searched in {found.seconds:.2f} s."
     if reranking != "none":
         notes += f" Ordered by {RERANK_WORDS[reranking]}; a score compares two photos alone."
+    elif found.now.expansion is not None:
+        notes += " Ordered with the help of the nearest ones; a score compares two photos alone."
     if scales != OWN_SCALES:
         told = ", and the threshold belongs to these" if found.now.threshold is not None else ""
         notes += f" The photos were described at other sizes ({_numbers(engine.collection.scales)})"

@@ -4,12 +4,17 @@
 
 const $ = (id) => document.getElementById(id);
 const main = $("main");
-const visitor = (sessionStorage.visitor ??= crypto.randomUUID());
+const visitor = crypto.randomUUID();
 const narrow = matchMedia("(max-width: 860px)");
+const home = document.title;
 const LEAST = 6; // pixels on the screen: anything smaller was a click, which removes the box
 const AGAIN = 6000; // milliseconds between two answers that come by themselves
 
+history.scrollRestoration = "manual"; // what is shown comes later than a browser scrolls
+
 let box = null; // left, top, right, bottom as shares of the photo; null: the whole photo
+let most = null; // places that are shown; null: the first ones
+let scrolled = 0; // what will remember the place on the page
 let asking = null; // what the last request can be given up by
 let version = document.body.dataset.version;
 let answered = 0; // when the answer came
@@ -50,17 +55,30 @@ function fail(words) {
 }
 
 // Says what came, and shows it where it is not in sight.
-function arrive() {
+function arrive(top) {
   const title = main.querySelector("h2");
   $("said").textContent = title?.textContent ?? "";
+  document.title = location.search.length > 1 && title ? title.textContent : home;
   title?.focus({ preventScroll: true });
-  if (narrow.matches) main.scrollIntoView();
+  if (top !== undefined) scrollTo(0, top);
+  else if (narrow.matches) main.scrollIntoView();
   else if (main.getBoundingClientRect().top < 0) scrollTo(0, 0);
 }
 
 // --- what is shown ------------------------------------------------------------------------
 
 const address = () => new URLSearchParams(location.search);
+
+// Keeps what Back must lead back to beside the address.
+function remember() {
+  clearTimeout(scrolled);
+  history.replaceState({ box, most, top: scrollY }, "");
+}
+
+addEventListener("scroll", () => {
+  clearTimeout(scrolled);
+  scrolled = setTimeout(remember, 150);
+});
 
 function asked() {
   const here = address();
@@ -70,7 +88,8 @@ function asked() {
   return words;
 }
 
-async function search(arrives = true) {
+async function search(arrives = true, top = undefined) {
+  history.replaceState({ ...history.state, box }, "");
   const words = asked();
   words.set("scales", $("scales").value);
   words.set("k", $("k").value);
@@ -78,25 +97,41 @@ async function search(arrives = true) {
   if ($("attention")) $("attention").innerHTML = "";
   if (!(await fill(main, `/answer?${words}`))) return;
   answered = Date.now();
-  if (arrives) arrive();
+  if (arrives) arrive(top);
 }
 
+const places = () => fill(main, most ? `/places?most=${most}` : "/places");
+
 async function show() {
+  clearTimeout(scrolled);
   const here = address();
+  const now = location.search;
   const searching = here.has("photo") || here.has("sent");
   document.body.classList.toggle("searching", searching);
   $("searched").hidden = !searching;
+  const before = history.state;
   box = null;
+  most = before?.most ?? null;
   if (searching) {
     $("stage").innerHTML = "";
-    const stage = ask(`/stage?${asked()}`).then(staged, (error) => error);
-    await search();
+    // It may come after somebody went on to another photo.
+    const stage = ask(`/stage?${asked()}`).then(
+      (html) => location.search === now && staged(html),
+      (error) => error,
+    );
+    if (before?.box) {
+      main.ariaBusy = "true";
+      await stage; // which knows the size of the photo
+      if (location.search !== now) return;
+      box = frame() ? before.box : null;
+      draw();
+    }
+    await search(true, before?.top);
     await stage;
-  } else if (here.has("place")) {
-    if (await fill(main, `/place?photo=${encodeURIComponent(here.get("place"))}`)) arrive();
-    scrollTo(0, 0);
   } else {
-    await fill(main, "/places");
+    const place = encodeURIComponent(here.get("place"));
+    const came = here.has("place") ? fill(main, `/place?photo=${place}`) : places();
+    if (await came) arrive(before?.top ?? 0);
   }
 }
 
@@ -109,6 +144,7 @@ function staged(html) {
 }
 
 function go(to) {
+  remember();
   history.pushState(null, "", to);
   return show();
 }
@@ -124,18 +160,33 @@ document.addEventListener("click", (event) => {
 
 // --- a photo of the visitor ---------------------------------------------------------------
 
-async function send(file) {
-  if (!file) return;
+async function check(files) {
+  if (files.length > 1) throw new Error(`One photo at a time, please: these are ${files.length}.`);
+  const [{ name, size }] = files;
   const most = Number(document.body.dataset.maxBytes);
-  asking?.abort();
-  main.ariaBusy = "true";
+  if (size > most) {
+    const words = (x) => `${Number((x / 2 ** 20).toFixed(1))} MiB`;
+    throw new Error(`${name} has ${words(size)}; the limit is ${words(most)}.`);
+  }
   try {
-    if (file.size > most) {
-      const size = (x) => `${Number((x / 2 ** 20).toFixed(1))} MiB`;
-      throw new Error(`${file.name} has ${size(file.size)}; the limit is ${size(most)}.`);
-    }
+    await files[0].slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Error(`${name} cannot be read: is it a folder?`);
+  }
+}
+
+async function send(files) {
+  if (!files.length) return;
+  const file = files[0];
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  main.ariaBusy = "true";
+  remember();
+  try {
+    await check(files);
     const path = `/sent?name=${encodeURIComponent(file.name)}`;
-    const answer = JSON.parse(await ask(path, { method: "POST", body: file }));
+    const answer = JSON.parse(await ask(path, { method: "POST", body: file, signal }));
     if (answer.error) throw new Error(answer.error);
     history.pushState(null, "", `/?sent=${answer.sent}`);
     document.body.classList.add("searching");
@@ -144,6 +195,7 @@ async function send(file) {
     staged(answer.html);
     await search();
   } catch (error) {
+    if (signal.aborted) return;
     // What was there before would seem to belong to this file.
     history.pushState(null, "", "/?");
     document.body.classList.remove("searching");
@@ -154,7 +206,7 @@ async function send(file) {
 }
 
 $("file").addEventListener("change", (event) => {
-  send(event.target.files[0]);
+  send([...event.target.files]);
   event.target.value = "";
 });
 $("other").addEventListener("click", () => $("file").click());
@@ -169,9 +221,9 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  send(event.dataTransfer.files[0]);
+  send([...event.dataTransfer.files]);
 });
-addEventListener("paste", (event) => send(event.clipboardData.files[0]));
+addEventListener("paste", (event) => send([...event.clipboardData.files]));
 
 // --- the box ------------------------------------------------------------------------------
 
@@ -281,9 +333,11 @@ main.addEventListener("click", (event) => {
       tile.hidden = !open;
     }
   } else if (button?.id === "more-places") {
-    const places = main.querySelectorAll(".place").length;
-    fill(main, `/places?most=${button.dataset.most}`).then(() => {
-      main.querySelectorAll(".place")[places]?.focus();
+    const count = main.querySelectorAll(".place").length;
+    most = Number(button.dataset.most);
+    places().then(() => {
+      main.querySelectorAll(".place")[count]?.focus();
+      remember();
     });
   } else if (button?.matches(".enlarge")) {
     tiles = [...main.querySelectorAll(".photo:not([hidden]) .enlarge")];
@@ -353,12 +407,13 @@ async function refresh(now) {
     await search(false);
   } else {
     version = now;
-    await fill(main, "/places");
+    await places();
   }
 }
 
 async function watch() {
   let working = true;
+  let pause = 2000;
   try {
     const found = JSON.parse(await ask("/status"));
     const open = $("status").querySelector("details")?.open;
@@ -367,10 +422,10 @@ async function watch() {
     working = found.working || String(found.version) !== version;
     await refresh(String(found.version));
   } catch {
-    working = false; // the server has ended
+    pause = 20000; // the server is busy, or has ended
   }
-  if (working) setTimeout(watch, 2000);
+  if (working) setTimeout(watch, pause);
 }
 
 watch();
-if (location.search.length > 1) show();
+if (location.search.length > 1 || history.state) show();

@@ -33,7 +33,6 @@ _VISITOR = re.compile(r"[\w-]{1,64}", re.ASCII)
 _RECEIVING = 256 * 2**20  # bytes of photos that are received, or wait to be read
 _FORGOTTEN = "That photo was forgotten, as it was not searched for an hour; choose it again."
 _MOST = 96  # tiles of an answer
-_PLACES = 48  # that are shown at first, and more at a time
 _IN_PLACE = 500  # photos of a place that are shown
 _NAME = 200  # letters of a file's name that are kept
 # What browsers show as it is; others are shown as a JPEG.
@@ -96,19 +95,19 @@ class Page:
 
     async def status(self, _: Request) -> JSONResponse:
         """How far the describing is, for a page that is open."""
+        return JSONResponse(await self._quickly(self._status))
+
+    def _status(self) -> dict:
         now, progress = self._engine.now(), self._engine.collection.progress()
-        return JSONResponse(
-            {
-                "version": now.version,
-                "done": len(now.photos.ids),
-                "html": html.status(progress),
-                "working": bool(progress.doing) or progress.done < progress.total,
-            }
-        )
+        return {
+            "version": now.version,
+            "html": html.status(progress),
+            "working": bool(progress.doing) or progress.done < progress.total,
+        }
 
     async def places(self, request: Request) -> HTMLResponse:
         """The places that the photos show, largest first, up to a number that the page names."""
-        most = _whole_number(request, "most", _PLACES, 10**6)
+        most = _whole_number(request, "most", html.FIRST_PLACES, 10**6)
         return HTMLResponse(await self._quickly(html.places, self._engine, most))
 
     async def place(self, request: Request) -> HTMLResponse:

@@ -103,7 +103,7 @@ def thumbnail(file: pathlib.Path, side: int, upright: bool) -> bytes | None:
 
 
 def data_uri(encoded: bytes) -> str:
-    """Returns a JPEG as the `src` of an `<img>`: it is part of the page and has no address."""
+    """Returns a JPEG as the `src` of an `<img>`: a visitor's photo has no address."""
     return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 

@@ -125,6 +125,11 @@ def _leads(visit, name):
     return first
 
 
+def _until(visit, expression):
+    """Waits for an expression; Playwright's own wait asks for what the page's policy refuses."""
+    wait_for(lambda: visit.evaluate(expression), seconds=15)
+
+
 def _drag(visit, start, end):
     """Draws a box between two points, in shares of the photo."""
     frame = visit.locator(".stage .frame")
@@ -214,7 +219,7 @@ def test_enlarged_photos_and_a_search_with_one_of_them(server, browser):
 
         def shown(place):
             visit.get_by_text(f"{place + 1} of {len(names)}: {names[place]}").wait_for()
-            visit.wait_for_function("document.querySelector('#large-photo').naturalWidth > 0")
+            _until(visit, "document.querySelector('#large-photo').naturalWidth > 0")
             assert photo.get_attribute("alt") == names[place]
 
         shown(0)
@@ -253,9 +258,7 @@ def test_on_a_phone(server, browser):
     with _visit(browser, server[0], viewport=size, has_touch=True, is_mobile=True) as visit:
         _give(visit, scene("green", "red"))
         visit.locator(".found .photo").first.wait_for()
-        visit.wait_for_function(
-            "Math.abs(document.querySelector('main').getBoundingClientRect().top) < 40"
-        )
+        _until(visit, "Math.abs(document.querySelector('main').getBoundingClientRect().top) < 40")
         frame = visit.locator(".stage .frame")
         frame.scroll_into_view_if_needed()
         area = frame.bounding_box()
@@ -418,6 +421,86 @@ def test_what_is_described_is_searched_and_the_page_keeps_up(live, browser):
         assert home.locator(".verdict h2").inner_text() == "2 photos probably show the same place"
         home.go_back()
         home.get_by_role("heading", name="A place in 5 photos").wait_for()
+
+
+def _remembered(visit):
+    """Waits until the place on the page is kept, and returns it."""
+    _until(visit, "history.state?.top === scrollY")
+    return visit.evaluate("scrollY")
+
+
+def test_back_leads_to_the_box_and_to_the_place_on_the_page(live, browser):
+    port, folder = live
+    found = places(folder.rows, np.repeat(np.arange(3), (6, 5, 4)))
+    folder.describe_up_to(15, places=found, alike=None)
+    with _visit(browser, port, viewport={"width": 700, "height": 400}) as visit:
+        title = visit.title()
+        visit.evaluate("scrollTo(0, 230)")
+        assert _remembered(visit) == 230
+        visit.locator(".place").nth(2).evaluate("place => place.click()")  # without a scroll
+        visit.get_by_role("heading", name="A place in 4 photos").wait_for()
+        _until(visit, "scrollY === 0")
+        assert visit.title() == "A place in 4 photos"
+        visit.go_back()
+        visit.get_by_role("heading", name="Places found").wait_for()
+        _until(visit, "scrollY === 230")
+        assert visit.title() == title
+        _give(visit, scene("red", "blue"))
+        _leads(visit, "red 0")
+        _drag(visit, (0.1, 0.1), (0.4, 0.9))
+        visit.locator("#main:not([aria-busy=true]) .found").wait_for()
+        drawn = _box(visit)
+        assert drawn != [0, 0, 96, 64]
+        visit.get_by_role("link", name="Search with this one: red 1.png").click()
+        visit.locator(".stage").get_by_text("red 1.png").wait_for()
+        assert not visit.locator(".stage .box").is_visible()
+        with visit.expect_request("**/answer*") as asked:
+            visit.go_back()
+        assert f"box={'%2C'.join(map(str, drawn))}" in asked.value.url
+        visit.locator(".stage").get_by_text("photo.png").wait_for()
+        assert visit.locator(".stage .box").is_visible() and _box(visit) == drawn
+        visit.reload()
+        visit.locator(".stage .box").wait_for()
+        assert _box(visit) == drawn
+
+
+def test_what_comes_too_late_is_not_shown(live, browser):
+    """The picture of a photo that was left, and the answer to one that was being sent."""
+    port, folder = live
+    folder.describe_up_to(15, alike=None)
+    with _visit(browser, port, "/?photo=red%200") as visit:
+        visit.locator(".found .photo").first.wait_for()
+        late = []
+        visit.route("**/stage?photo=red+1", lambda route: late.append(route))
+        visit.get_by_role("link", name="Search with this one: red 1.png").click()
+        visit.get_by_role("link", name="Search with this one: red 2.png").click()
+        visit.locator(".stage").get_by_text("red 2.png").wait_for()
+        with visit.expect_response("**/stage?photo=red+1"):
+            late[0].continue_()
+        visit.wait_for_timeout(100)
+        assert visit.locator(".stage .id").inner_text() == "red 2.png"
+        visit.route("**/sent?*", lambda route: late.append(route))
+        _give(visit, scene("green"))
+        visit.get_by_role("link", name="All places").click()
+        visit.get_by_text("No places were found").wait_for()
+        late[1].continue_()
+        visit.wait_for_timeout(100)
+        assert not visit.locator(".stage").is_visible() and visit.url.endswith("/")
+
+
+def test_what_cannot_be_sent_is_told(live, browser):
+    with _visit(browser, live[0]) as visit:
+        visit.locator("#main").wait_for()
+        for files, told in (
+            ("[new File(['a'], 'a.jpg'), new File(['b'], 'b.jpg')]", "these are 2"),
+            (
+                "[{name: 'holiday', size: 4096, slice: () => ({arrayBuffer: () => "
+                "Promise.reject(new Error())})}]",
+                "holiday cannot be read: is it a folder?",
+            ),
+        ):
+            visit.evaluate(f"send({files})")
+            visit.get_by_role("alert").get_by_text(told).wait_for()
 
 
 def test_in_the_dark_text_can_be_read(live, browser):

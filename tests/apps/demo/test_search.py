@@ -313,6 +313,21 @@ def test_those_that_are_done_are_searched(engine):
     assert page_html.status(Progress(4, 4)) == ""
 
 
+def test_a_name_that_is_no_text_breaks_nothing(engine):
+    folder = Folder(engine.collection, np.eye(3, dtype=np.float32))
+    folder.title, folder.file = "caf\udce9", lambda id_: pathlib.Path(f"/caf\udce9/{id_}.jpg")
+    folder.now = Searchable(("a", "b"), folder._rows[:2], places=[np.array([0, 1])])
+    made = Engine(folder, 10**6, 10**6)
+    pages = (
+        page_html.page(made),
+        page_html.status(Progress(2, 3, unread=[("/caf\udce9.jpg", "its name is not UTF-8")])),
+        page_html.place(made, "a", 9),
+        _told(made, made.search(_query(scene("red")))),
+    )
+    for page in pages:
+        assert b"caf?" in page.encode()
+
+
 def test_a_query_is_averaged_with_its_nearest_photos(engine):
     """Its order is that of the average, without itself in it; scores compare it alone."""
     rng = np.random.default_rng(0)
@@ -329,6 +344,10 @@ def test_a_query_is_averaged_with_its_nearest_photos(engine):
     scores = [photo.score for photo in found]
     np.testing.assert_allclose(scores, [rows[int(photo.id), 1] for photo in found], atol=1e-6)
     assert scores != sorted(scores, reverse=True)
+    made = Engine(folder, 10**6, 10**6)
+    told = "Ordered with the help of the nearest ones"
+    answer = made.search(_query(scene("red")))
+    assert told in _told(made, answer) and told not in _told(made, answer, "own", "superglobal")
 
 
 def test_photos_that_are_nearly_the_same_share_a_tile(engine):
