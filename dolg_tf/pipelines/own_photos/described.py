@@ -126,7 +126,8 @@ class Described:
         for one in known.values():
             if one.digest:
                 by_digest.setdefault(one.digest, one)
-        todo, likely = [], [photo for photo in others if photo.size in sizes and photo.size > 0]
+        todo = []
+        likely = [one for one in others if one.size in sizes and not photo_ids.fault_of(one.id)]
         digests = dict(zip((photo.id for photo in likely), _digests(likely), strict=True))
         for photo in others:
             entry = by_digest.get(digests.get(photo.id, ""))

@@ -95,17 +95,26 @@ def test_a_worse_network_leaves_nothing(world, caplog):
 
 
 def test_other_labels_train_again_and_an_interrupted_training_continues(world):
+    draw(world.folder / "place_3" / "\udcff.png", 20)  # passed over
     world.interrupt = True
     with pytest.raises(KeyboardInterrupt):
         world.search(learn=True)
-    assert (world.kept / "learnt" / "work").is_dir()
+    assert not (world.kept / "learnt").exists()
     world.interrupt = False
     world.search(learn=True)
     assert len(world.photos) == 2 and world.photos[0] == world.photos[1]
     assert (world.kept / "learnt" / "work").is_dir()  # the same folder
     draw(world.folder / "place_3" / "72.png", 72)
+    world.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        world.search(learn=True)
+    world.trained.described.clear()
+    world.search()
+    assert sorted(world.trained.described) == [0, 72]  # by what was learned before
+    world.interrupt = False
     world.search(learn=True)
-    assert len(world.photos) == 3 and not (world.kept / "learnt" / "work").exists()
+    assert len(world.photos) == 4 and world.photos[2] == world.photos[3] != world.photos[0]
+    assert not (world.kept / "learning").exists()
 
 
 def test_too_few_labels_are_told_before_anything_is_described(world):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dolg_tf.data import photo_ids
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.pipelines.own_photos.finding import File
 from dolg_tf.stage.config import InputError
@@ -45,6 +46,7 @@ def find_labels(roots: dict[str, pathlib.Path], photos: Sequence[File]) -> Label
       photos: that were found in them; ids begin with the folder's label, if there are several.
     """
     landmark_of, sources, missing = {}, [], 0
+    photos = [photo for photo in photos if not photo_ids.fault_of(photo.id)]  # not described
     by_path = {os.path.realpath(photo.path): photo for photo in photos}
     for label, root in roots.items():
         if (root / _LIST).is_file():

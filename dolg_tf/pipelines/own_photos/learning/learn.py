@@ -30,7 +30,8 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_FOLDER, _RESULT, _PLAN = "learnt", "result.json", "plan.json"
+_FOLDER, _BEGUN = "learnt", "learning"
+_RESULT, _PLAN = "result.json", "plan.json"
 KINDS = {"trained": "landmarks that were trained on", "left_out": "landmarks that were kept out"}
 
 Describe = Callable[[Model, tuple[File, ...]], DescriptorSet]
@@ -70,7 +71,8 @@ def learn(
 ) -> None:
     """Trains on labels and measures; the trained network is kept if it is no worse.
 
-    What was learned from the same labels before stays; an interrupted training continues.
+    What was learned from the same labels before stays; an interrupted training continues. Until it
+    is done, what was learned from other labels stays.
 
     Args:
       kept: the folder of all that a search keeps.
@@ -79,36 +81,47 @@ def learn(
       labels, parts: the photos, and what they serve for.
       describe: by either network.
     """
-    folder = kept.path / _FOLDER
+    folder, begun = kept.path / _FOLDER, kept.path / _BEGUN
     plan = {"format_version": FORMAT_VERSION, "model": model, "labels": _digest(labels)}
-    if _stored(folder / _PLAN) != plan:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        files.write_json(folder / _PLAN, plan)
-    if not (folder / _RESULT).is_file():
-        log.info("%s", words_of(labels, parts))
-        chosen = [(labels.photos[row], labels.landmarks[row]) for row in parts.train]
-        path = recipe.train(folder, chosen, model)
-        after = Model(path, ready.SIDE, open_describer(path, ()))
-        used = tuple(labels.photos[row] for row in sorted([*parts.index, *parts.asked]))
-        scores = {
-            name: measure(labels, parts, describe(one, used))
-            for name, one in (("before", before), ("after", after))
-        }
-        better = all(scores["after"][kind] >= scores["before"][kind] for kind in KINDS)
-        if not better:
-            shutil.rmtree(kept.described_by(after.about.model_hash), ignore_errors=True)
-        result = {**plan, **scores, "asked": len(parts.asked), "kept": better}
-        files.write_json(folder / _RESULT, result)
-        if not better:
-            shutil.rmtree(path)
-    result = files.read_json(folder / _RESULT, FORMAT_VERSION)
-    for line in table(result):
+    stored = _stored(folder / _RESULT)
+    if any(stored.get(key) != plan[key] for key in plan):
+        if _stored(begun / _PLAN) != plan:
+            shutil.rmtree(begun, ignore_errors=True)
+            begun.mkdir(parents=True)
+            files.write_json(begun / _PLAN, plan)
+        if not (begun / _RESULT).is_file():
+            result = _trained(kept, model, before, labels, parts, describe)
+            files.write_json(begun / _RESULT, plan | result)
+        if not (folder.is_dir() and workshop.exchange(begun, folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+            begun.rename(folder)
+        shutil.rmtree(begun, ignore_errors=True)
+    for line in table(files.read_json(folder / _RESULT, FORMAT_VERSION)):
         log.info("%s", line)
 
 
-def _stored(path: pathlib.Path) -> dict | None:
-    return files.read_json(path) if workshop.recover(path) else None
+def _trained(
+    kept: Kept, model: str, before: Model, labels: Labels, parts: Parts, describe: Describe
+) -> dict:
+    """Trains and measures; returns the result, and leaves the network there if it is no worse."""
+    log.info("%s", words_of(labels, parts))
+    chosen = [(labels.photos[row], labels.landmarks[row]) for row in parts.train]
+    path = recipe.train(kept.path / _BEGUN, chosen, model)
+    after = Model(path, ready.SIDE, open_describer(path, ()))
+    used = tuple(labels.photos[row] for row in sorted([*parts.index, *parts.asked]))
+    scores = {
+        name: measure(labels, parts, describe(one, used))
+        for name, one in (("before", before), ("after", after))
+    }
+    better = all(scores["after"][kind] >= scores["before"][kind] for kind in KINDS)
+    if not better:
+        shutil.rmtree(kept.described_by(after.about.model_hash), ignore_errors=True)
+        shutil.rmtree(path)
+    return {**scores, "asked": len(parts.asked), "kept": better}
+
+
+def _stored(path: pathlib.Path) -> dict:
+    return files.read_json(path) if workshop.recover(path) else {}
 
 
 def _digest(labels: Labels) -> str:
