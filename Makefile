@@ -1,7 +1,8 @@
 # `make quickstart`, `make test`: both set up their environment in .venv first.
 PYTHON ?= python3
-PHOTOS ?=
-QUERY ?=
+# The shell gets these two as they are, whatever their letters.
+export PHOTOS ?=
+export QUERY ?=
 # Further flags of quickstart and gpu-check, such as --max_steps=100.
 FLAGS ?=
 # Stages that `make bench` measures again, such as records,search; empty: all.
@@ -44,9 +45,9 @@ $(SEARCH): $(STAMP)
 install: $(STAMP)
 
 # QUERY=photo.jpg answers on the terminal; without it, a page opens.
-search: $(SEARCH)
-	@test -n '$(PHOTOS)' || { echo "which photos? make search PHOTOS=folder"; exit 1; }
-	$(BIN)/dolg search '$(PHOTOS)' $(if $(QUERY),--query='$(QUERY)') $(FLAGS)
+search: $(if $(PHOTOS),$(SEARCH))
+	@test -n "$$PHOTOS" || { echo "which photos? make search PHOTOS=folder"; exit 1; }
+	$(BIN)/dolg search "$$PHOTOS" $(if $(QUERY),--query="$$QUERY") $(FLAGS)
 
 quickstart: $(if $(PHOTOS),search,$(STAMP))
 	$(if $(PHOTOS),,$(BIN)/dolg quickstart $(FLAGS))

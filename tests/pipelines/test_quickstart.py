@@ -191,11 +191,18 @@ def test_own_photos_are_searched(monkeypatch, tmp_path):
 
 
 def test_make_searches_the_photos_that_it_is_given(tmp_path):
-    command = [*_make(tmp_path, PHOTOS="my photos", QUERY="a.jpg"), "-n", "-f", ROOT / "Makefile"]
+    dolg = tmp_path / "dolg"
+    dolg.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    dolg.chmod(0o755)
+    given = {"BIN": tmp_path, "PHOTOS": "Anna's photos", "QUERY": "a b.jpg"}
+    command = [*_make(tmp_path, **given), "-s", "-f", ROOT / "Makefile"]
     command[1:1] = ["-o", ".venv/.installed-search"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (
-        f"{pathlib.Path(sys.executable).parent}/dolg search 'my photos' --query='a.jpg'"
-        in done.stdout
-    )
-    assert "dolg quickstart" not in done.stdout
+    assert done.stdout == "<search><Anna's photos><--query=a b.jpg>"
+
+
+def test_make_asks_which_photos_before_it_installs(tmp_path):
+    command = ["make", "-s", "-f", ROOT / "Makefile", "search"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and done.stdout == "which photos? make search PHOTOS=folder\n"
+    assert not [*tmp_path.iterdir()]
