@@ -53,8 +53,9 @@ class Page:
     def __init__(self, engine: Engine, turns: Turns, max_bytes: int):
         self._engine, self._turns, self._max_bytes = engine, turns, max_bytes
         self._sent, self._receiving = Sent(), 0
-        # Thumbnails come from other threads than answers, so that they need not wait for these.
-        self._threads = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="thumbnail")
+        # Thumbnails need not wait for answers, nor what a click asks for for dozens of thumbnails.
+        self._thumbnails = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="thumbnail")
+        self._parts = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="part")
 
     @property
     def routes(self) -> list[Route]:
@@ -85,7 +86,8 @@ class Page:
 
     def close(self) -> None:
         """Begins no further picture."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._thumbnails, self._parts):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # --- the page itself -----------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class Page:
         return HTMLResponse(await self._quickly(html.place, self._engine, id_, _IN_PLACE))
 
     async def _quickly(self, work: Callable, *values):
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+        return await asyncio.get_running_loop().run_in_executor(self._parts, work, *values)
 
     # --- photos that are searched for ----------------------------------------------------
 
@@ -204,7 +206,8 @@ class Page:
     async def picture(self, side: int, request: Request) -> Response:
         """A small JPEG of a photo of the collection."""
         id_ = request.query_params.get("photo", "")
-        found = await self._quickly(self._engine.thumbnail, id_, side)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._thumbnails, self._engine.thumbnail, id_, side)
         if found is None:  # browsers count 404 as an error of the page
             return FileResponse(_HERE / "gone.svg", media_type="image/svg+xml", headers=_FRESH)
         return Response(found, media_type="image/jpeg", headers=_KEEP)

@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 import time
+import types
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -12,6 +13,7 @@ from starlette.routing import Route
 from waiting import wait_for
 
 from dolg_tf.apps.demo import bodies, page, server
+from dolg_tf.apps.demo.collection import Progress, Searchable
 from dolg_tf.apps.demo.page import Page
 from dolg_tf.apps.demo.search import Query
 from dolg_tf.apps.demo.turns import Turns
@@ -39,6 +41,16 @@ class _Slow(threading.Event):
         self.asked += 1
         assert self.wait(20)
         return b"jpeg"
+
+    def thumbnail(self, id_, side):
+        return self.picture(id_)
+
+    def now(self):
+        return types.SimpleNamespace(photos=Searchable((), None))
+
+    @property
+    def collection(self):
+        return types.SimpleNamespace(progress=lambda: Progress(0, 0))
 
 
 class _Page(Page):
@@ -244,6 +256,17 @@ def test_who_waits_keeps_nobody_waiting(port, slow):
         assert time.monotonic() - start < 2
         slow.set()
         assert b'{"sent":"' in _until(link, b'"}')
+
+
+def test_thumbnails_keep_no_page_waiting(port, slow):
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(_send(port, _head(port, "GET /thumbnail?photo=a HTTP/1.1")))
+        wait_for(lambda: slow.asked == 2)
+        start = time.monotonic()
+        assert _status(port, "GET /places HTTP/1.1") == 200
+        assert time.monotonic() - start < 2
+        slow.set()
 
 
 def _until(link, told):
