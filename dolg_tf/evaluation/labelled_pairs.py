@@ -13,6 +13,7 @@ from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.retrieval.meta import of_one_folder
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -56,7 +57,7 @@ def listed_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet)
         or `same` is neither 1 nor 0.
     """
     # In two folders one name may stand for two photos, but not in one folder.
-    one_folder = queries.meta.get("image_root") == index.meta.get("image_root")
+    one_folder = of_one_folder(queries.meta, index.meta)
     known = [set(_ids(found)) for found in (queries, index)]
     a, b, truth, seen = [], [], [], set()
     for where, (id_a, id_b, same) in read_table(path, ["id_a"], ["id_b"], ["same"]):

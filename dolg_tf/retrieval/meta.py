@@ -85,6 +85,13 @@ def photo_roots(meta: Mapping, image_root="") -> str | Mapping[str, str]:
     return {"": image_root} if image_root else meta["image_roots"]
 
 
+def of_one_folder(meta: Mapping, other: Mapping) -> bool:
+    """Tells whether equal ids of two sets, or of a set and an index, mean the same photo."""
+    if meta.get("image_root") is None:
+        return meta.get("image_roots") == other.get("image_roots")
+    return meta["image_root"] == other.get("image_root")
+
+
 def with_defaults(meta: dict) -> dict:
     """Returns the metadata of a set or index with the keys that older releases did not write.
 

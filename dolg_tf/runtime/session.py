@@ -14,6 +14,7 @@ import ctypes
 import functools
 import importlib.machinery
 import math
+import os
 import pathlib
 import sys
 import weakref
@@ -191,7 +192,7 @@ class CppSession:
         try:
             with _status(c) as status:
                 self._session = c.TF_LoadSessionFromSavedModel(
-                    *(options, None, str(path).encode(), tags, 1, self._graph, None, status)
+                    *(options, None, os.fsencode(path), tags, 1, self._graph, None, status)
                 )
         except (MemoryError, RuntimeError):
             c.TF_DeleteGraph(self._graph)

@@ -59,6 +59,13 @@ def test_arrays_and_strings_go_in_and_come_out(toy):
         assert empty["y"].shape == (0, 3)
 
 
+def test_a_path_that_is_not_utf_8(toy, tmp_path):
+    path = tmp_path / "\udcff"
+    path.symlink_to(toy)
+    with CppSession(path) as session:
+        assert session.run("zeros", {"size": np.int64(3)}) == {"sum": 9}
+
+
 def test_wrong_inputs_are_refused(toy):
     x = np.ones((1, 1), np.float32)
     with CppSession(toy) as session:

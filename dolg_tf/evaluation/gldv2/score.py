@@ -19,6 +19,7 @@ from dolg_tf.evaluation.gldv2.kaggle_csv import Prediction
 from dolg_tf.evaluation.gldv2.predictions import PredictionsConfig, predictions
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.index.directory import SAME_SPACE
+from dolg_tf.retrieval.meta import FORMAT_VERSIONS
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
@@ -168,7 +169,7 @@ def _protocol(settings: Gldv2Config) -> dict:
     else:
         names += ["query_descriptors", "index_descriptors"]
         path = pathlib.Path(settings.query_descriptors) / "meta.json"
-        about = descriptors.with_defaults(files.read_json(path))
+        about = descriptors.with_defaults(files.read_json(path, FORMAT_VERSIONS))
         made = {key: about[key] for key in SAME_SPACE}  # the index has the same
         if settings.task == "recognition":
             names += ["train_csv", "train_clean_csv", "labels_csv"]

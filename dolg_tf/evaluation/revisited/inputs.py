@@ -10,6 +10,7 @@ from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import GroundTruth
 from dolg_tf.retrieval.index import directory
+from dolg_tf.retrieval.meta import of_one_folder
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -140,7 +141,7 @@ def _behind(rows: Rows, count: int) -> list[np.ndarray]:
 def _check_not_in_index(distractors: DescriptorSet, index: DescriptorSet, task) -> None:
     """Refuses shared names, which in one folder mean the same photo, unlike in two."""
     shared = set(distractors.ids or ()).intersection(task.index_ids)
-    if shared and distractors.meta.get("image_root") == index.meta.get("image_root"):
+    if shared and of_one_folder(distractors.meta, index.meta):
         raise InputError(
             f"{len(shared)} distractors of {distractors.source} are photos of the index, such as "
             f"{min(shared)!r}; distractors are other photos"

@@ -23,6 +23,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.meta import of_one_folder, photo_roots
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import Reordered, Rows
 from dolg_tf.stage import files
@@ -210,11 +211,10 @@ def add(settings: AddConfig) -> Index:
                 "remove them first"
             )
         _warn_of_other_names(index.ids, new.ids, path)
-        if new.meta["image_root"] != index.meta["image_root"]:
+        if not of_one_folder(new.meta, index.meta):
             log.warning(
-                "the added photos are in %s, those of the index in %s: rebuild uses one folder",
-                new.meta["image_root"],
-                index.meta["image_root"],
+                "the added photos are in %s, those of the index in %s: rebuild looks there alone",
+                *(photo_roots(new.meta), photo_roots(index.meta)),
             )
         return _change(index, list(index.ids) + list(new.ids), new)
 

@@ -14,7 +14,7 @@ from dolg_tf.retrieval.extract.photos import PhotosConfig, list_named
 from dolg_tf.retrieval.index import stages
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import BuildConfig
-from dolg_tf.retrieval.meta import photo_roots
+from dolg_tf.retrieval.meta import of_one_folder, photo_roots
 from dolg_tf.stage.config import InputError
 
 IDS = ("one/a.heic", "one/a.jpg", "two/b/a.jpg")
@@ -69,6 +69,14 @@ def test_a_single_folder_needs_no_label_and_may_have_moved(tmp_path):
     assert photo_roots(meta) == {"": "/old"} and photo_roots(meta, "/new") == {"": "/new"}
     assert photo_roots({"image_root": "/old"}) == "/old"
     assert photo_roots({"image_root": "/old"}, "/new") == "/new"
+
+
+def test_equal_ids_of_other_folders_are_other_photos():
+    one, two = ({"image_root": None, "image_roots": {"a": root, "b": "/b"}} for root in "12")
+    single = {"image_root": "/1", "image_roots": {"": "/1"}}
+    assert of_one_folder(one, dict(one)) and not of_one_folder(one, two)
+    assert of_one_folder(single, {"image_root": "/1"}) and not of_one_folder(single, one)
+    assert not of_one_folder(one, single) and not of_one_folder(one, {"image_root": "/1"})
 
 
 def test_sets_without_labels_are_written_as_before(tmp_path):
