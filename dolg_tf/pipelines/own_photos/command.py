@@ -175,8 +175,10 @@ def threshold_words(searched: Searched) -> str:
     low, high = fitted.get("precision_interval", (fitted["precision"],) * 2)
     if not fitted.get("estimated"):
         return f"a score of {fitted['threshold']:.3f} is a match, as `dolg calibrate` measured"
+    few = ", which is little" if fitted.get("warning") else ""
     return (
         f"a score of {fitted['threshold']:.3f} is a match: an estimate without labels, from "
-        f"{fitted['pairs']['same']} pairs of {fitted['groups']} groups, {fitted['precision']:.0%} "
-        f"of them right ({low:.0%} to {high:.0%}); `dolg calibrate` measures it with labels"
+        f"{fitted['pairs']['same']} pairs of {fitted['groups']} groups{few}; "
+        f"{fitted['precision']:.0%} of them are right ({low:.0%} to {high:.0%}); "
+        "`dolg calibrate` measures it with labels"
     )

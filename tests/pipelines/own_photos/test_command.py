@@ -347,7 +347,9 @@ def test_places_follow_what_photos_show_not_their_names(world, caplog):
     caplog.clear()
     with caplog.at_level("INFO"):
         world.search(query=places[2] / "13.png")
-    assert "The search is adapted to your photos" in caplog.text  # said each time
+    # Said each time.
+    assert "The search is adapted to your photos" in caplog.text
+    assert "pairs of 12 groups, which is little; 100% of them are right" in caplog.text
     found = adapt.read(next(world.kept.glob("model-*/searched")))
     label = dict(zip(found.index.ids, found.labels.tolist(), strict=True))
     assert label["place_0/0.png"] == label["place_1/7.png"] != label["place_0/2.png"]
