@@ -59,6 +59,7 @@ def test_what_is_in_it(wheel):
         "dolg_tf/__init__.pyi",
         "dolg_tf/apps/demo/page.css",
         "dolg_tf/apps/demo/page.js",
+        "dolg_tf/apps/demo/tiles.js",
     }
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "dolg_tf").rglob("*.j2")}
     assert data | templates <= names

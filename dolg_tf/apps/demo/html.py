@@ -197,8 +197,10 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
         shows = "shows" if matching == 1 else "show"
         title = f"{many(matching, f'{other}photo')} {probably}{shows} the same place"
         return "match", title, told, threshold.warning
-    best = max((photo.score for photo in others), default=0.0)
-    text = f"The most similar photo scores {best:.3f}. {told}"
+    text = told
+    if others:
+        best = max(photo.score for photo in others)
+        text = f"The most similar photo scores {best:.3f}. {told}"
     title = f"{probably}no photo of the same place".capitalize()
     return "no-match", title, text, threshold.warning
 

@@ -28,7 +28,12 @@ from dolg_tf.data import photo_files
 from dolg_tf.stage.config import InputError
 
 _HERE = pathlib.Path(__file__).parent
-_ASSETS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_ASSETS = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "tiles.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 _VISITOR = re.compile(r"[\w-]{1,64}", re.ASCII)
 _RECEIVING = 256 * 2**20  # bytes of photos that are received, or wait to be read
 _FORGOTTEN = "That photo was forgotten, as it was not searched for an hour; choose it again."

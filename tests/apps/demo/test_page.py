@@ -202,8 +202,25 @@ def test_controls(server, browser):
         ):
             visit.get_by_label(label).select_option(choice)
             visit.get_by_text(told).wait_for()
-        visit.get_by_role("button", name="Show where the network looked").click()
+        look = visit.get_by_role("button", name="Show where the network looked")
+        look.click()
         visit.locator(".map img").wait_for()
+        for right, told in (("20", "contains no pixel of the photo"), ("96", "the same place")):
+            visit.get_by_label("Left", exact=True).fill("60")
+            visit.get_by_label("Right", exact=True).fill(right)
+            visit.get_by_label("Right", exact=True).press("Enter")
+            visit.locator(".verdict").get_by_text(told).first.wait_for()
+            assert _box(visit) == [60, 0, int(right), 64]
+        late = []
+        visit.route("**/attention?*", lambda route: late.append(route))
+        look.click()
+        visit.locator(".again").first.click()
+        visit.locator(".stage img[alt^='blue']").wait_for(state="detached")
+        visit.locator(".stage img").wait_for()
+        with visit.expect_response("**/attention?*"):
+            late[0].continue_()
+        visit.wait_for_timeout(100)
+        assert visit.locator(".map").count() == 0
 
 
 def test_enlarged_photos_and_a_search_with_one_of_them(server, browser):

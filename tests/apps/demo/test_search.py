@@ -237,6 +237,7 @@ def test_the_threshold_says_what_matches(tmp_path):
     page = _told(made, answer)
     assert "No photo of the same place" in page and "estimate" not in page
     assert "This very photo is among those that are searched." in page and ">this photo<" in page
+    assert "photo scores" not in _told(made, made.search(_query(scene("red")), k=1))
     near = made.search(_query(scene("red", "red", "red", "red", "red", "yellow")))
     page = _told(made, near)
     assert "1 photo shows the same place" in page and "this photo" not in page.lower()
