@@ -65,6 +65,14 @@ def is_photo(path: str, name: str) -> bool:
         return False
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Tells whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where this user may not look
+        return False
+
+
 # --- all photos of a folder --------------------------------------------------------------
 
 
@@ -132,7 +140,7 @@ class Walk:
                     self.hidden += 1
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(name)
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     self.links += 1
                 # What the system says of the entry saves asking it once more for each photo.
                 elif (
@@ -231,7 +239,7 @@ class Finder:
             named = {}
             with os.scandir(folder) if pathlib.Path(folder).is_dir() else _NO_FILES as entries:
                 for entry in entries:
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         id_here = split_suffix(entry.name)[0]
                         # Names are joined: lists for a million photos would take far more memory.
                         first = named.get(id_here)

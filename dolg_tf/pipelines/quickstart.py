@@ -281,7 +281,8 @@ def quickstart(settings: QuickstartConfig) -> pathlib.Path | None:
         from dolg_tf.pipelines.own_photos.command import search
         from dolg_tf.pipelines.own_photos.config import SearchConfig
 
-        search(SearchConfig(photos=(settings.photos,)))
+        output = "" if settings.output == QuickstartConfig.output else settings.output
+        search(SearchConfig(photos=(settings.photos,), output=output))
         return None
     layout = QuickstartLayout(pathlib.Path(settings.output))
     # Minutes before they are used.

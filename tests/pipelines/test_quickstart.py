@@ -187,7 +187,9 @@ def test_own_photos_are_searched(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(own_photos, "search", asked.append)
     assert quickstart(QuickstartConfig(photos=str(tmp_path))) is None
-    assert [settings.photos for settings in asked] == [(str(tmp_path),)]
+    quickstart(QuickstartConfig(photos=str(tmp_path), output="kept"))
+    assert [settings.photos for settings in asked] == [(str(tmp_path),)] * 2
+    assert [settings.folder for settings in asked] == ["", "kept"]
 
 
 def test_make_searches_the_photos_that_it_is_given(tmp_path):

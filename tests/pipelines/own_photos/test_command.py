@@ -138,6 +138,7 @@ def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
     (world.folder / "broken.jpg").write_bytes(b"no photo")
     shutil.copy(world.folder / "place_0" / "0.png", world.folder / "line\nbreak.png")
     (world.folder / "lost.jpg").symlink_to(world.folder / "nowhere")
+    (world.folder / "place_0" / "circle").symlink_to("circle")
     answers = world.search()
     assert answers
     table = tables.read_table(world.kept / "unreadable.csv", ["path"], ["reason"])

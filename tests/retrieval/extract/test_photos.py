@@ -64,6 +64,7 @@ def test_folder_is_sorted_and_told_apart(root, caplog):
 
 def test_links_to_folders_are_told(root, caplog):
     (root / "a/link").symlink_to(root / "b")
+    (root / "a/circle").symlink_to("circle")  # leads nowhere, and hides no photo
     assert len(_list(root).photos) == 4
     assert "1 links to folders are not followed" in caplog.text
 
