@@ -126,8 +126,8 @@ def answer(photos: OwnPhotos, asked: list[Query], k: int, output: pathlib.Path) 
       k: answers to each, at most.
       output: CSV of the answers.
     """
+    asked, raw = photos.describe_queries(asked)  # first: none of them may be a photo
     searched = photos.update()
-    asked, raw = photos.describe_queries(asked)
     own = queries.own_rows(asked, searched.index.ids, photos.photos)
     found = queries.answers(searched, asked, raw, own, k)
     lines = _lines(searched, _said(searched, found, len(asked)))

@@ -48,8 +48,10 @@ def list_queries(query: str) -> list[Query]:
     """
     source = pathlib.Path(query)
     if source.is_dir():
-        walk = photo_folders.Walk(source)
-        found = [Query(*one) for one in walk.named("")]
+        faults: list[tuple[str, str]] = []
+        found = [Query(*one) for one in photo_folders.Walk(source, (), faults).named("")]
+        for folder, reason in faults:
+            log.warning("unreadable: %s: %s", folder, reason)
     elif source.suffix.lower() == ".csv":
         finder = photo_folders.Finder(source.parent)
         table = read_table(source, ["path"])

@@ -200,14 +200,23 @@ def test_queries_of_a_folder_and_a_csv(world, tmp_path):
     assert len(list(tables.read_table(output, ["match"]))) == 2
 
 
-def test_queries_that_cannot_be_read_or_named_stop_no_other(world, tmp_path, caplog):
-    asked = tmp_path / "asked"
+def test_queries_that_cannot_be_read_or_named_stop_no_other(world, tmp_path, caplog, monkeypatch):
+    asked, scan = tmp_path / "asked", os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (asked / "closed").mkdir(parents=True)
     for name in ("a.png", "line\nbreak.png", "\udcff.png"):
         draw(asked / name, 10)
     (asked / "broken.jpg").write_bytes(b"no photo")
     assert [row[0] for row in world.search(query=asked, k=1)] == ["a.png"]
     told = [line for line in caplog.text.splitlines() if "unreadable" in line]
-    assert len(told) == 3 and "UTF-8" in caplog.text and "not a picture" in caplog.text
+    assert len(told) == 4 and "closed: Permission denied" in told[0]
+    assert "UTF-8" in caplog.text and "not a picture" in caplog.text
 
 
 def test_answers_replace_answers_alone(world, tmp_path):
@@ -235,6 +244,12 @@ def test_many_answers_are_found_in_parts(world, monkeypatch):
     monkeypatch.setattr(queries, "_PAIRS", 60)
     monkeypatch.setattr(queries, "_ROWS", 7)
     assert whole == world.search(query=world.folder.parent / "asked", k=50) and len(whole) == 100
+
+
+def test_a_query_that_is_no_photo_is_told_before_the_photos_are_described(world):
+    with pytest.raises(InputError, match=r"none of 1 can be read; .*test_command.py"):
+        world.search(query=__file__)
+    assert world.network.described == []
 
 
 def test_several_folders_have_labels(world, tmp_path):
