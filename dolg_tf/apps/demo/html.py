@@ -219,6 +219,6 @@ def _worth(threshold: Threshold) -> str:
             return f"Of labelled pairs with {number} or more, {share} show the same place."
         return f"The threshold is {number}."
     told = f"The threshold of {number} is an estimate from your photos, without labels"
-    if threshold.pairs:
+    if threshold.pairs and not threshold.warning:  # which says it
         told += f", which rests on {many(threshold.pairs, 'pair')}"
     return f"{told}; of pairs that reach it, about {share} are right." if share else f"{told}."

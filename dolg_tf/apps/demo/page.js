@@ -18,6 +18,7 @@ let scrolled = 0; // what will remember the place on the page
 let asking = null; // what the last request can be given up by
 let version = document.body.dataset.version;
 let answered = 0; // when the answer came
+let told = ""; // how far the describing is
 
 // --- the server ---------------------------------------------------------------------------
 
@@ -350,9 +351,11 @@ async function watch() {
   let pause = 2000;
   try {
     const found = JSON.parse(await ask("/status"));
-    const open = $("status").querySelector("details")?.open;
-    $("status").innerHTML = found.html;
-    if (open && $("status").querySelector("details")) $("status").querySelector("details").open = true;
+    if (found.html !== told) {
+      const open = $("status").querySelector("details")?.open;
+      $("status").innerHTML = told = found.html;
+      if (open && $("status").querySelector("details")) $("status").querySelector("details").open = true;
+    }
     working = found.working || String(found.version) !== version;
     await refresh(String(found.version));
   } catch {

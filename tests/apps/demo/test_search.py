@@ -305,8 +305,12 @@ def test_those_that_are_done_are_searched(engine):
     ]
     page = _told(made, answer)
     assert "2 other photos probably show the same place" in page and warning in page
-    assert "0.550 is an estimate from your photos, without labels, which rests on 12 pairs" in page
+    assert "0.550 is an estimate from your photos, without labels; of pairs" in page
     assert "about 90\u00a0% (70 to 97\u00a0%) are right" in page
+    threshold = dataclasses.replace(threshold, warning="")
+    folder.now = dataclasses.replace(folder.now, threshold=threshold)
+    page = _told(made, made.search(query))
+    assert "without labels, which rests on 12 pairs; of pairs" in page
     folder.now = dataclasses.replace(folder.now, threshold=dataclasses.replace(threshold, score=2))
     assert "Probably no photo of the same place" in _told(made, made.search(query))
     status = page_html.status(Progress(2, 4, 0.5, "Describing", [("a.heic", "no HEIC here")]))
