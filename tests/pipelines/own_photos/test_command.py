@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from own_photos_world import draw, numbers
+from PIL import Image
 
 from dolg_tf.pipelines.own_photos import adapt, queries
 from dolg_tf.pipelines.own_photos.config import SearchConfig
@@ -149,6 +150,26 @@ def test_unreadable_photos_are_listed_and_stop_nothing(world, caplog):
     assert "could not be read: 3" in caplog.text
     world.search()  # the copy's bytes are known, and yet its name fits into no table
     assert len(_set(world)) == 72
+
+
+def test_photos_of_a_phone_are_turned_and_keep_their_suffixes(world):
+    heif = pytest.importorskip("pillow_heif")
+    image, turned = Image.new("RGB", (24, 16), (10, 0, 3)), Image.Exif()
+    turned[274] = 6  # a quarter
+    image.save(world.folder / "IMG_1.JPG", "JPEG", exif=turned)
+    heif.from_pillow(image).save(world.folder / "IMG_1.HEIC")
+    shapes, describe = [], world.network.describe
+
+    def described(images, scales=()):
+        shapes.extend([images.shape[1:3]] * len(images))
+        return describe(images)
+
+    world.network.describe = described
+    answers = world.search(query=world.folder / "IMG_1.JPG", k=100)
+    assert {"IMG_1.JPG", "IMG_1.HEIC"} <= set(_set(world).ids)
+    assert shapes.count((24, 16)) == 2 and shapes.count((16, 24)) == 73  # the query is turned, too
+    ids = [row[2] for row in answers]
+    assert "IMG_1.HEIC" in ids and "IMG_1.JPG" not in ids
 
 
 def test_a_photo_without_a_sound_descriptor_stops_nothing(world):
