@@ -204,6 +204,8 @@ def main() -> None:
         read_block(arguments.output, BLOCK)
         seen = look()
         backend = arguments.backend if arguments.quick else choose(seen)
+        if backend not in seen:
+            raise ValueError(f"--backend={backend}: it cannot be imported; pip install {backend}")
     except ValueError as error:
         sys.exit(str(error))
     (version, gpu), (driver_version, megabytes) = seen[backend], driver()

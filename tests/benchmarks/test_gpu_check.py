@@ -48,6 +48,16 @@ def test_without_a_gpu_one_line_says_so_and_the_page_stays(tmp_path, monkeypatch
     assert page.read_text() == before
 
 
+def test_a_trial_on_a_backend_that_is_missing_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "look", lambda: {"tensorflow": ("TensorFlow 2.21", "")})
+    words = ["gpu_check.py", "--quick", "--backend=jax", f"--output={_page(tmp_path / 'page.md')}"]
+    monkeypatch.setattr(sys, "argv", words)
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")  # which it sets
+    with pytest.raises(SystemExit, match="--backend=jax: it cannot be imported; pip install jax"):
+        gpu_check.main()
+
+
 @pytest.mark.parametrize(
     ("megabytes", "photos"),
     [(0, 4), (8_192, 4), (11_264, 8), (16_384, 16), (24_576, 16), (81_559, 32)],

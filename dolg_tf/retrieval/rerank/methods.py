@@ -1,6 +1,6 @@
 """Re-ranking of a search from descriptors alone, chosen by flags.
 
-Flags, their help and the demo's list are made from the table `RERANKERS`. A new method is a
+Flags, their help and the page's list are made from the table `RERANKERS`. A new method is a
 function in a module of its own and an entry in the table; a number that no other method has also
 needs a flag in `RerankConfig`.
 
