@@ -498,6 +498,8 @@ def test_what_comes_too_late_is_not_shown(live, browser):
         assert visit.locator(".stage .id").inner_text() == "red 2.png"
         visit.route("**/sent?*", lambda route: late.append(route))
         _give(visit, scene("green"))
+        # What takes a while is said to.
+        _until(visit, "getComputedStyle(document.body, '::before').visibility === 'visible'")
         visit.get_by_role("link", name="All places").click()
         visit.get_by_text("No places were found").wait_for()
         late[1].continue_()
