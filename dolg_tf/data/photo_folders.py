@@ -83,6 +83,7 @@ class Walk:
       folder: the folder.
       without: paths of folders that are passed over.
       faults: is given (path, reason) of each folder that cannot be read; None: that is an error.
+      mark: a folder below with a file of this name is passed over; empty: none is.
 
     Attributes:
       others, raws, hidden, links: files that are no photos, camera raws, hidden files and folders,
@@ -94,8 +95,10 @@ class Walk:
         folder: pathlib.Path,
         without: Collection[str] = (),
         faults: list[tuple[str, str]] | None = None,
+        mark: str = "",
     ):
         self._folder, self._without, self._faults = str(folder), without, faults
+        self._mark = mark
         self.others = self.raws = self.hidden = self.links = 0
         self.shared = []  # photos that keep their suffixes, as their ids would be the same
 
@@ -125,6 +128,8 @@ class Walk:
                 if self._faults is None:
                     raise
                 self._faults.append((folder, error.strerror))
+                continue
+            if self._mark in others and folder != self._folder:
                 continue
             yield folder, prefix, names, others
             below = [(f"{folder}/{name}", f"{prefix}{name}/") for name in reversed(folders)]

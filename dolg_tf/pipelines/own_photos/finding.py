@@ -8,6 +8,7 @@ import pathlib
 import stat
 
 from dolg_tf.data import photo_folders
+from dolg_tf.pipelines.own_photos.kept import MARK
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class Found:
 
 
 def find(roots: dict[str, pathlib.Path], kept: pathlib.Path) -> Found:
-    """Finds the photos below some folders by their content; hidden folders are passed over.
+    """Finds the photos below some folders by their content.
+
+    Hidden folders are passed over, and so are kept folders, also of other searches.
 
     Args:
       roots: the folders, by label.
@@ -66,7 +69,7 @@ def find(roots: dict[str, pathlib.Path], kept: pathlib.Path) -> Found:
     for label, root in roots.items():
         if not root.is_dir():
             raise InputError(f"{root} is {'not a folder' if root.exists() else 'not there'}")
-        walk = photo_folders.Walk(root, {str(kept.resolve())}, faults)
+        walk = photo_folders.Walk(root, {str(kept.resolve())}, faults, MARK)
         found = list(walk.named(f"{label}/" if label else ""))
         if not found:
             raise InputError(f"{root}: no photos there{f'; {faults[-1][1]}' if faults else ''}")

@@ -14,7 +14,7 @@ from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
-_MARK = "dolg_search.json"
+MARK = "dolg_search.json"  # tells a kept folder from others
 _LOCK = "lock"
 _HASH = 12  # digits of a hash in a folder's name
 
@@ -98,7 +98,7 @@ class Kept:
         if not self._about():
             folders = {label: str(root) for label, root in self.roots.items()}
             files.write_json(
-                self.path / _MARK, {"format_version": FORMAT_VERSION, "photos": folders}
+                self.path / MARK, {"format_version": FORMAT_VERSION, "photos": folders}
             )
         return lock
 
@@ -130,7 +130,7 @@ class Kept:
 
     def _about(self) -> dict:
         """Returns what the folder says of itself; {}: nothing."""
-        mark = self.path / _MARK
+        mark = self.path / MARK
         if not os.path.lexists(mark):
             return {}
         try:

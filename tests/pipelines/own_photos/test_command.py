@@ -285,10 +285,11 @@ def test_several_folders_have_labels(world, tmp_path):
         world.search(world.folder, world.folder / "place_0")
 
 
-def test_the_kept_folder_is_not_searched(world, monkeypatch):
-    world.kept = world.folder / "kept"
-    world.search()
-    draw(world.kept / "inside.png", 5)
+def test_kept_folders_are_not_searched(world):
+    for name in ("kept", "another"):
+        world.kept = world.folder / name
+        world.search()
+        draw(world.kept / "inside.png", 5)
     world.search()
     assert len(_set(world)) == 72
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from own_photos_world import Network, World, draw
 
+from dolg_tf.pipelines.own_photos.kept import Kept
 from dolg_tf.pipelines.own_photos.learning import learn, recipe
 from dolg_tf.pipelines.own_photos.model import Model
 from dolg_tf.retrieval import descriptors
@@ -80,6 +81,14 @@ def test_a_better_network_describes_the_photos_from_then_on(world, caplog):
     world.search(learn=True)  # the same labels
     assert len(world.photos) == 1 and world.network.described == []
     assert world.trained.described == [0, 0]  # the query, by the trained network
+
+
+def test_a_damaged_result_is_told_with_its_remedy(world):
+    (world.kept / "learnt").mkdir(parents=True)
+    for text in ("{", '{"format_version": 1}'):
+        (world.kept / "learnt" / "result.json").write_text(text)
+        with pytest.raises(InputError, match=r"learnt: damaged .* train again with --learn"):
+            learn.learnt_model(Kept(world.kept, {}), "efficientnet_lite0")
 
 
 def test_a_worse_network_leaves_nothing(world, caplog):

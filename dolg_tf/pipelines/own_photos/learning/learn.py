@@ -55,15 +55,23 @@ def learnt_model(kept: Kept, model: str) -> Model | None:
     Args:
       kept: the folder.
       model: what it would stand in for.
+
+    Raises:
+      InputError: when it is damaged.
     """
     folder = kept.path / _FOLDER
     if not (folder / _RESULT).is_file():
         return None
-    result = files.read_json(folder / _RESULT, FORMAT_VERSION)
-    if not result["kept"] or result["model"] != model:
-        return None
-    path = folder / "model"
-    return Model(path, ready.SIDE, open_describer(path, ()))
+    try:
+        result = files.read_json(folder / _RESULT, FORMAT_VERSION)
+        if not result["kept"] or result["model"] != model:
+            return None
+        path = folder / "model"
+        return Model(path, ready.SIDE, open_describer(path, ()))
+    except (InputError, KeyError) as error:
+        raise InputError(
+            f"{folder}: damaged ({error}); delete it, and train again with --learn"
+        ) from error
 
 
 def learn(
