@@ -232,13 +232,19 @@ def print_kinds(name: str, rows: np.ndarray, places: np.ndarray, single: np.ndar
         print_folders(name, kind, folders)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def read_arguments(doc: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the folder of photos and the folder of descriptors that a user names."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--output", required=True, help="folder of descriptors")
     output = pathlib.Path(parser.parse_args().output)
     if "DOLG_REAL_PHOTOS" not in os.environ:
         sys.exit("set DOLG_REAL_PHOTOS to a folder of photos with a labels.csv")
-    rows, places, split = read_photos(pathlib.Path(os.environ["DOLG_REAL_PHOTOS"]), output)
+    return pathlib.Path(os.environ["DOLG_REAL_PHOTOS"]), output
+
+
+def main() -> None:
+    photos, output = read_arguments(__doc__)
+    rows, places, split = read_photos(photos, output)
     number = places.max() + 1
     seen = np.isin(places, np.random.default_rng(7).permutation(number)[: (number + 1) // 2])
     parts = {"seen": seen, "unseen": ~seen, "all": seen | ~seen}

@@ -9,14 +9,10 @@ estimated precision of pairs, that of all pairs of a query and a photo that pass
 share of queries whose best photo passes, and of these the share that is right.
 """
 
-import argparse
 import logging
-import os
-import pathlib
-import sys
 
 import numpy as np
-from own_photos import draw, read_photos
+from own_photos import draw, read_arguments, read_photos
 
 from dolg_tf.evaluation.group_pairs import estimate_threshold
 from dolg_tf.pipelines.own_photos import threshold
@@ -56,13 +52,8 @@ def print_row(name: str, searched: np.ndarray, asked: np.ndarray, same: np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", required=True, help="folder of descriptors")
-    output = pathlib.Path(parser.parse_args().output)
-    if "DOLG_REAL_PHOTOS" not in os.environ:
-        sys.exit("set DOLG_REAL_PHOTOS to a folder of photos with a labels.csv")
     logging.disable(logging.WARNING)
-    rows, places, split = read_photos(pathlib.Path(os.environ["DOLG_REAL_PHOTOS"]), output)
+    rows, places, split = read_photos(*read_arguments(__doc__))
     queries, others = np.flatnonzero(split == "query"), np.flatnonzero(split != "query")
     print("| searched | photos | threshold from | estimated | pairs | queries passing | right |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -63,7 +63,7 @@ def has_begun(logdir: files.Path) -> bool:
     """Whether the folder holds a run that can be continued, that is, one with a checkpoint."""
     logdir = pathlib.Path(logdir)
     saved = (logdir / "checkpoints" / "checkpoint").exists()
-    return saved and (logdir / "config.json").exists()
+    return saved and (logdir / NAME).exists()
 
 
 def checkpoint_folder(path: pathlib.Path, checkpoint: str) -> pathlib.Path:

@@ -151,11 +151,6 @@ def intermediates(network: keras.Model) -> keras.Model:
     return keras.Model(network.input, outputs, name="dolg_intermediates")
 
 
-def has_delg_local(network: keras.Model) -> bool:
-    """Whether a network of `build_dolg` has DELG's local branch."""
-    return any(layer.name == "delg" for layer in network.layers)
-
-
 def with_delg_local(network: keras.Model) -> keras.Model:
     """Returns a model that shares the network's weights and outputs what DELG's losses need.
 

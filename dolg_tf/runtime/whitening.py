@@ -28,6 +28,11 @@ class Whitening:
     sha256: str
     model_hash: str = ""
 
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Returns descriptors (N, D) whitened: unit rows (N, K), zeros for what equals the mean."""
+        found = (rows - self.mean) @ self.projection
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
     def check_model(self, path: files.Path, source: files.Path, *hashes: str) -> None:
         """Checks that it was learned on descriptors of this model, where the file says on which.
 

@@ -229,11 +229,15 @@ class Trainer:
         sums = self.strategy.reduce("SUM", results, axis=None)
         return tf.concat([sums, norm[None]], axis=0)
 
+    def _cosines(self, outputs) -> tf.Tensor:
+        """Returns the cosines (B, num_classes) of what `_whole` gives."""
+        return self.head(outputs if self.delg is None else outputs["descriptor"])
+
     def _replica_gradients(self, images, labels, weights):
         """Returns this replica's share of loss, hits and photos, and its (scaled) gradient."""
         with tf.GradientTape() as tape:
             outputs = self._describe(images)
-            cosines = self.head(outputs if self.delg is None else outputs["descriptor"])
+            cosines = self._cosines(outputs)
             logits = self.head.logits(cosines, labels, weights, training=True)
             loss = _weighted_loss(labels, logits, weights)
             if self.delg is not None:
@@ -278,7 +282,7 @@ class Trainer:
 
         def replica_step(images, labels, weights):
             outputs = self._whole(images, training=False)
-            cosines = self.head(outputs if self.delg is None else outputs["descriptor"])
+            cosines = self._cosines(outputs)
             loss = _weighted_loss(labels, self.training.scale * cosines, weights)
             hits = _weighted_hits(labels, cosines, weights)
             sums = tf.stack([tf.reduce_sum(weights), loss, hits])

@@ -13,6 +13,8 @@ import time
 
 import kill_at_steps
 import pytest
+from kill_at_steps import contents as _contents
+from kill_at_steps import write as _write
 
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
@@ -24,17 +26,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 def quick(monkeypatch):
     """Waits for no disk."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
-def _write(path, text):
-    with files.atomic_path(path) as temporary:
-        temporary.mkdir()
-        for name in ("a", "b"):
-            (temporary / name).write_text(text)
-
-
-def _contents(path):
-    return {file.name: file.read_text() for file in path.iterdir()}
 
 
 @pytest.mark.parametrize("what", ["exchanged", "renamed", "first"])

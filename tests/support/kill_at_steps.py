@@ -38,14 +38,14 @@ def _killed_at(step, work):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def _write(path, text):
+def write(path, text):
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
         for name in ("a", "b"):
             (temporary / name).write_text(text)
 
 
-def _contents(path):
+def contents(path):
     return {file.name: file.read_text() for file in path.iterdir()}
 
 
@@ -54,15 +54,15 @@ def replace_a_folder(folder: pathlib.Path, exchanging: bool) -> None:
     if not exchanging:
         workshop.exchange = lambda one, other: False
     path, step, lost, seen = folder / "index", 0, 0, set()
-    _write(path, "old")
-    while _killed_at(step, lambda: _write(path, "new")):
+    write(path, "old")
+    while _killed_at(step, lambda: write(path, "new")):
         lost += not path.exists()
         if step % 2:  # half of them are opened by a reader first, half by a writer
             assert workshop.recover(path)
-            found = _contents(path)
+            found = contents(path)
             assert found in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
             seen.add(found["a"])
-        _write(path, "old")
+        write(path, "old")
         assert [p.name for p in folder.iterdir()] == ["index"]
         step += 3 if exchanging else 1  # all steps where the path is lost between two
     assert step > 50 and seen == {"old", "new"}

@@ -74,7 +74,7 @@ class Searched:
 def _searchable(ids: Sequence[str], rows, whitening: Whitening | None) -> Searchable:
     if whitening is None:
         return Searchable(ids, rows)
-    return Searchable(ids, rows, functools.partial(whiten, whitening), expansion=_EXPANSION)
+    return Searchable(ids, rows, whitening.apply, expansion=_EXPANSION)
 
 
 def searchable_so_far(ids: tuple[str, ...], raw, whitening: Whitening | None) -> Searchable:
@@ -88,12 +88,6 @@ def searchable_so_far(ids: tuple[str, ...], raw, whitening: Whitening | None) ->
     photos = DescriptorSet(ids, raw)
     rows = raw if whitening is None else WhitenedRows(photos, whitening)
     return dataclasses.replace(_searchable(ids, rows, whitening), raw=raw)
-
-
-def whiten(whitening: Whitening, raw: np.ndarray) -> np.ndarray:
-    """Returns descriptors (Q, C) as those of the index were whitened, unit rows (Q, D)."""
-    rows = (raw - whitening.mean) @ whitening.projection
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _threshold(calibration: dict | None) -> Threshold | None:
@@ -172,25 +166,19 @@ def _share(before: np.ndarray, now: np.ndarray) -> float:
 def _learn(folder: pathlib.Path, photos: DescriptorSet, now: np.ndarray) -> None:
     """Learns from all photos, and writes what is searched."""
     adapted = choose.adapt(photos.descriptors)
-    words = words_of(adapted)
-    whitening, rows = None, photos.descriptors
+    rows = photos.descriptors
     if adapted.grouping.passes:
-        file = folder / _WHITENING
-        write_whitening(file, adapted.mean, adapted.projection, photos.meta["model_hash"])
-        whitening = load_whitening(file, len(adapted.mean))
-        rows = WhitenedRows(photos, whitening)
+        rows = _whitened(folder, photos, adapted)
     np.save(folder / _LEARNED, now)
     calibration = threshold.estimate(photos, adapted)
-    _write(folder, photos, rows, whitening, adapted.grouping.labels, words, calibration)
+    _write(folder, photos, rows, adapted.grouping.labels, words_of(adapted), calibration)
 
 
 def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched, now: np.ndarray) -> None:
     """Writes what is searched with what was learned before."""
-    whitening, rows = before.whitening, photos.descriptors
-    if whitening is not None:
-        file = folder / _WHITENING
-        write_whitening(file, whitening.mean, whitening.projection, whitening.model_hash)
-        rows = WhitenedRows(photos, load_whitening(file, len(whitening.mean)))
+    rows = photos.descriptors
+    if before.whitening is not None:
+        rows = _whitened(folder, photos, before.whitening)
     np.save(folder / _LEARNED, before.learned)
     # By what they hold: a name may stand for another photo than before.
     place_of = dict(zip(before.photos.tolist(), before.labels.tolist(), strict=True))
@@ -201,7 +189,16 @@ def _keep(folder: pathlib.Path, photos: DescriptorSet, before: Searched, now: np
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     labels = np.where((labels >= 0) & (sizes[labels] >= LEAST), labels, NONE)
     calibration = before.index.meta["calibration"]
-    _write(folder, photos, rows, whitening, labels, before.words, calibration)
+    _write(folder, photos, rows, labels, before.words, calibration)
+
+
+def _whitened(
+    folder: pathlib.Path, photos: DescriptorSet, learned: Adapted | Whitening
+) -> WhitenedRows:
+    """Writes a whitening, and returns the rows as it makes them."""
+    file = folder / _WHITENING
+    write_whitening(file, learned.mean, learned.projection, photos.meta["model_hash"])
+    return WhitenedRows(photos, load_whitening(file, len(learned.mean)))
 
 
 def _nearest_places(rows, labels: np.ndarray, new: np.ndarray, threshold: float) -> np.ndarray:
@@ -218,23 +215,20 @@ def _write(
     folder: pathlib.Path,
     photos: DescriptorSet,
     rows,
-    whitening: Whitening | None,
     labels: np.ndarray,
     words: str,
     calibration: dict | None,
 ) -> None:
     np.save(folder / _GROUPS, labels)
-    kept = ("image_root", "image_roots", *directory.SAME_MAKING)
-    meta = {key: photos.meta[key] for key in kept if key in photos.meta}
-    meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
-    if whitening is not None:
-        meta["whitening"] = files.sha256(folder / _WHITENING)
+    meta, whitened = directory.flat_meta(photos.meta, rows.shape[1], calibration), False
+    if (folder / _WHITENING).exists():
+        meta["whitening"], whitened = files.sha256(folder / _WHITENING), True
     write = functools.partial(directory.write_flat, rows)
     directory.write(folder / "index", photos.ids, meta, write)
     about = {
         "format_version": FORMAT_VERSION,
         "images": photos.meta["images"],
-        "width": 0 if whitening is None else len(whitening.mean),
+        "width": photos.descriptors.shape[1] if whitened else 0,
         "words": words,
     }
     files.write_json(folder / _ABOUT, about)

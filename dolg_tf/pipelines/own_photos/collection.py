@@ -97,10 +97,9 @@ class OwnPhotos:
         return searched
 
     def _told(self, done: int, rate: float) -> None:
-        known = self._described.entries
         with self._changing:
             for photo in self._todo[len(self._entries) - self._known : done]:
-                self._entries[photo.id] = known[photo.id]
+                self._entries[photo.id] = self._described.begun[photo.id]
         self._tell("Describing your photos", rate)
 
     def _tell(self, doing: str, rate: float = 0.0) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _PART = 64  # photos that are kept at a time: the most that a killed run loses
 _BATCH = 16  # photos of equal size that are described together
 _BLANK = (64, 64)  # rows and columns
-TOO_LARGE = "too large for the memory"  # as decoding says it
-NOT_SOUND = "the network's numbers for it are not of unit length, or not finite"
+_TOO_LARGE = "too large for the memory"  # as decoding says it
+_NOT_SOUND = "the network's numbers for it are not of unit length, or not finite"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def width(describe: Describe) -> int:
     return describe(np.zeros((1, *_BLANK, 3), np.uint8)).shape[1]
 
 
-def are_sound(rows: np.ndarray) -> np.ndarray:
+def _are_sound(rows: np.ndarray) -> np.ndarray:
     """Returns bool (B,): whether descriptors (B, D) are finite and of unit length."""
     return np.abs(norms.norms_of(rows, "descriptors") - 1) <= norms.TOLERANCE
 
@@ -83,21 +83,15 @@ def describe_photos(
     with contextlib.closing(stream):
         images = iter(progress.track(stream, len(photos), "describe"))
         for start in range(0, len(photos), _PART):
-            part, reasons = photos[start : start + _PART], {}
-            rows, there = batches.describe_batches(
-                _images(part, itertools.islice(images, len(part)), reasons),
-                describe,
-                len(part),
-                _BATCH,
-                lambda row, _, reasons=reasons: reasons.setdefault(row, TOO_LARGE),
+            part = photos[start : start + _PART]
+            rows, reasons = describe_images(
+                itertools.islice(images, len(part)), [photo.path for photo in part], describe
             )
-            for row in np.flatnonzero(there & ~are_sound(rows)):
-                reasons[int(row)], there[row] = NOT_SOUND, False
             found = [
                 (photo, digests.pop(photo.id, ""), reasons.get(row, ""))
                 for row, photo in enumerate(part)
             ]
-            described.add(rows[there].reshape(-1, numbers), found)
+            described.add(rows.reshape(-1, numbers), found)
             told(start + len(part))
 
 
@@ -114,10 +108,36 @@ def readable(name: str, path: str, digests: dict[str, str]) -> Photo:
     return _Hashed(name, path, turn=True, fault=fault, digests=digests)
 
 
-def _images(photos: list[File], images: Iterable, reasons: dict[int, str]) -> Iterator:
-    """Yields (row, uint8 (H, W, 3)) of the readable photos."""
-    for row, (photo, image) in enumerate(zip(photos, images, strict=True)):
-        if isinstance(image, str):
-            reasons[row] = image.removeprefix(f"{photo.path}: ")
-        else:
-            yield row, image
+def describe_images(
+    images: Iterable[np.ndarray | str], paths: Sequence[str], describe: Describe
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Describes decoded photos.
+
+    Args:
+      images: of `decode_ahead`.
+      paths: of their files.
+      describe: uint8 RGB (B, H, W, 3) -> float32 (B, D).
+
+    Returns:
+      The descriptors of those that have one, in their order, and why the others have none, by their
+      number.
+    """
+    reasons = {}
+
+    def readable() -> Iterator[tuple[int, np.ndarray]]:
+        for row, (path, image) in enumerate(zip(paths, images, strict=True)):
+            if isinstance(image, str):
+                reasons[row] = image.removeprefix(f"{path}: ")
+            else:
+                yield row, image
+
+    rows, there = batches.describe_batches(
+        readable(),
+        describe,
+        len(paths),
+        _BATCH,
+        lambda row, _: reasons.setdefault(row, _TOO_LARGE),
+    )
+    for row in np.flatnonzero(there & ~_are_sound(rows)):
+        reasons[int(row)], there[row] = _NOT_SOUND, False
+    return rows[there], reasons

@@ -56,14 +56,9 @@ class Described:
         return self._folder / "photos"
 
     @property
-    def set(self) -> DescriptorSet | None:
-        """The finished set; None: there is none."""
-        return self._set
-
-    @property
-    def entries(self) -> dict[str, Entry]:
-        """What is known of each photo, by id."""
-        return self._known | self._journal.entries
+    def begun(self) -> dict[str, Entry]:
+        """What is known of the photos described since the set was finished, by id."""
+        return self._journal.entries
 
     @property
     def rows(self) -> Rows | None:
@@ -112,7 +107,7 @@ class Described:
         passing = [_MEMORY, *([_HEIC] if importlib.util.find_spec(_HEIC) else ())]
         known = {
             id_: one
-            for id_, one in self.entries.items()
+            for id_, one in (self._known | self.begun).items()
             if not any(word in one.reason for word in passing)
         }
         kept, others = {}, []

@@ -12,10 +12,10 @@ import numpy as np
 
 from dolg_tf.data import photo_folders
 from dolg_tf.pipelines.own_photos.adapt import Searched
-from dolg_tf.pipelines.own_photos.describe import NOT_SOUND, TOO_LARGE, are_sound, readable
+from dolg_tf.pipelines.own_photos.describe import describe_images, readable
 from dolg_tf.pipelines.own_photos.finding import File
 from dolg_tf.retrieval.exact.search import inner_products, search
-from dolg_tf.retrieval.extract import ahead, batches
+from dolg_tf.retrieval.extract import ahead
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe
 from dolg_tf.retrieval.rerank.expansion import expand
@@ -29,7 +29,6 @@ COLUMNS = ("query", "rank", "id", "score")  # of a table of answers, without "ma
 _BLOCK = 256  # queries searched for at a time, at most
 _PAIRS = 1 << 21  # answers that are found at a time
 _ROWS = 8192  # rows read at a time
-_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,33 +90,15 @@ def describe_queries(
     Raises:
       InputError: when none of them can be read.
     """
-    reasons: dict[int, str] = {}
     photos = (readable(query.name, query.path, {}) for query in queries)
-
-    def images() -> Iterator:
-        decoded = ahead.decode_ahead(photos, how)
-        for row, image in enumerate(progress.track(decoded, len(queries), "queries")):
-            if isinstance(image, str):
-                reasons[row] = image
-            else:
-                yield row, image
-
-    def fail(row: int, reason: str) -> None:
-        reasons[row] = f"{queries[row].path}: {reason}"
-
-    rows, there = batches.describe_batches(
-        images(), describe, len(queries), _BATCH, lambda row, _: fail(row, TOO_LARGE)
-    )
-    for row in np.flatnonzero(there & ~are_sound(rows)):
-        fail(int(row), NOT_SOUND)
-        there[row] = False
-    for reason in reasons.values():
-        log.warning("unreadable: %s", reason)
-    if not there.any():
-        raise InputError(
-            f"--query: none of {len(queries)} can be read; {next(iter(reasons.values()))}"
-        )
-    return [query for query, one in zip(queries, there, strict=True) if one], rows[there]
+    images = progress.track(ahead.decode_ahead(photos, how), len(queries), "queries")
+    rows, reasons = describe_images(images, [query.path for query in queries], describe)
+    faults = [f"{queries[row].path}: {reason}" for row, reason in reasons.items()]
+    for fault in faults:
+        log.warning("unreadable: %s", fault)
+    if not len(rows):
+        raise InputError(f"--query: none of {len(queries)} can be read; {faults[0]}")
+    return [query for row, query in enumerate(queries) if row not in reasons], rows
 
 
 def own_rows(queries: list[Query], ids, photos: dict[str, File]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import math
 import pathlib
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -287,6 +287,19 @@ def locked(path: files.Path, *, new: bool = False) -> Iterator[pathlib.Path]:
     taken = f"{path}: another process is changing this index; wait for it"
     with files.lock(workshop.hidden(path, "lock"), taken):
         yield path
+
+
+def flat_meta(meta: Mapping, width: int, calibration: dict | None) -> dict:
+    """Returns the metadata of the exact index of a descriptor set.
+
+    Args:
+      meta: of the set.
+      width: of the rows.
+      calibration: the threshold; None: there is none.
+    """
+    kept = ("image_root", "image_roots", *SAME_MAKING)
+    found = {key: meta[key] for key in kept if key in meta}
+    return found | {"kind": "flat", "width": width, "ivfpq": None, "calibration": calibration}
 
 
 def write(

@@ -91,9 +91,7 @@ def _build(
         )
     order = _order(found.ids)
     ids, rows = [found.ids[row] for row in order], Reordered(found.descriptors, order)
-    kept = ("image_root", "image_roots", *directory.SAME_MAKING)
-    meta = {key: found.meta[key] for key in kept if key in found.meta}
-    meta |= {"kind": "flat", "width": rows.shape[1], "ivfpq": None, "calibration": calibration}
+    meta = directory.flat_meta(found.meta, rows.shape[1], calibration)
     if made is None:
         directory.write(path, ids, meta, functools.partial(directory.write_flat, rows))
         log.info("%s: %d photos, exact", path, len(ids))

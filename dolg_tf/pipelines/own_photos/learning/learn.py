@@ -23,6 +23,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact.search import search
 from dolg_tf.retrieval.extract.model import open_describer
 from dolg_tf.retrieval.whitening import choose
+from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving import ready
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
@@ -163,7 +164,8 @@ def measure(labels: Labels, parts: Parts, described: DescriptorSet) -> dict[str,
     rows, queries = (np.asarray(described.descriptors[row[some]]) for some in (index, asked))
     adapted = choose.adapt(rows)
     if adapted.grouping.passes:
-        rows, queries = (_white(some, adapted) for some in (rows, queries))
+        whitening = Whitening(adapted.mean, adapted.projection, sha256="")
+        rows, queries = (whitening.apply(some).astype(np.float32) for some in (rows, queries))
     found = {kind: [] for kind in KINDS}
     for place, one in enumerate(asked):
         ranks = search(rows, queries[place : place + 1], len(rows)).rows[0]
@@ -175,11 +177,6 @@ def measure(labels: Labels, parts: Parts, described: DescriptorSet) -> dict[str,
         if not found[kind]:
             raise InputError(f"no photo of {words} can be read and has another one to find")
     return {kind: float(np.mean(values)) for kind, values in found.items()}
-
-
-def _white(rows: np.ndarray, adapted: choose.Adapted) -> np.ndarray:
-    white = (rows - adapted.mean) @ adapted.projection
-    return (white / np.linalg.norm(white, axis=1, keepdims=True)).astype(np.float32)
 
 
 # --- in words ------------------------------------------------------------------------
