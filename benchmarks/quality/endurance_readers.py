@@ -92,7 +92,7 @@ def _photo_in_graph(path: pathlib.Path):
 def _loading_graph():
     import tensorflow as tf
 
-    from dolg_tf.serving import requests
+    from dolg_tf.serving.graph import requests
 
     spec = [tf.TensorSpec([], tf.string)]
     return tf.function(lambda data: requests.load(data, _MAX_PIXELS), input_signature=spec)
@@ -288,7 +288,7 @@ def _network():
 
 
 def _load_keras_weights(path: pathlib.Path):
-    from dolg_tf.modeling.h5_weights import load_weights
+    from dolg_tf.modeling.files.h5_weights import load_weights
 
     load_weights(_network(), path)
     return [np.asarray(variable) for variable in _network().variables]

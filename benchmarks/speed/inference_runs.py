@@ -30,7 +30,7 @@ def keras_call(folder: pathlib.Path):
     import tensorflow as tf
 
     from dolg_tf.modeling.model_dir import load_network
-    from dolg_tf.serving.pyramid import multi_scale
+    from dolg_tf.serving.graph.pyramid import multi_scale
 
     network = load_network(str(folder / "model")).network
     photos = tf.TensorSpec([None, None, None, 3], tf.uint8)

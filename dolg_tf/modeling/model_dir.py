@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import keras
 
-from dolg_tf.modeling import config_file
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.h5_weights import check_finite, load_weights
+from dolg_tf.modeling.files import config_file
+from dolg_tf.modeling.files.h5_weights import check_finite, load_weights
 from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError

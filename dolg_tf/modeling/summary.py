@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
-from dolg_tf.modeling.config_file import find_network
+from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.stage import command
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import at_least

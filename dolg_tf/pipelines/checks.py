@@ -99,7 +99,7 @@ def check_model(path: pathlib.Path) -> list[str]:
 
 def check_run(path: pathlib.Path) -> list[str]:
     """Checks a run directory: configuration, metrics, and every number of every checkpoint."""
-    from dolg_tf.modeling.config_file import read_config
+    from dolg_tf.modeling.files.config_file import read_config
     from dolg_tf.modeling.model_dir import load_network
 
     read_all(path)

@@ -104,7 +104,7 @@ def _describer(network: "keras.Model"):
     """Returns a function of uint8 RGB (B, H, W, 3), any size, to float32 (B, D), unit L2 norm."""
     import tensorflow as tf
 
-    from dolg_tf.serving.pyramid import multi_scale
+    from dolg_tf.serving.graph.pyramid import multi_scale
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def describe(photos):

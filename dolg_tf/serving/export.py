@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import pathlib
 
-from dolg_tf.modeling.config_file import find_network
+from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.runtime.whitening import load_whitening
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.model_card import read_report

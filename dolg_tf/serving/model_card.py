@@ -13,7 +13,7 @@ import pathlib
 import typing
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
-from dolg_tf.modeling.config_file import find_network, read_config
+from dolg_tf.modeling.files.config_file import find_network, read_config
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

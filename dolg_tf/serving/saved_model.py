@@ -17,7 +17,7 @@ from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import MODES, ExportConfig
-from dolg_tf.serving.folding import owner
+from dolg_tf.serving.graph.folding import owner
 from dolg_tf.serving.source import load_source
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs

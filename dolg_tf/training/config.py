@@ -9,7 +9,7 @@ import pathlib
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.records import classes, tfrecord
 from dolg_tf.modeling.config import HeadConfig
-from dolg_tf.modeling.config_file import find_network, has_begun
+from dolg_tf.modeling.files.config_file import find_network, has_begun
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.weights import published
 

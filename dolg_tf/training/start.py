@@ -5,8 +5,8 @@ import logging
 
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.config_file import has_begun, read_config
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.files.config_file import has_begun, read_config
 from dolg_tf.modeling.model_dir import LoadedNetwork, load_head, load_network
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError

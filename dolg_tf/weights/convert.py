@@ -7,7 +7,7 @@ import pathlib
 from collections import defaultdict
 
 from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
-from dolg_tf.modeling.config_file import find_network
+from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.stage import files
 from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option

@@ -13,7 +13,7 @@ import keras
 
 from dolg_tf.modeling.backbones import BACKBONES, EfficientNetLite
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
-from dolg_tf.modeling.h5_weights import check_finite, load_weights
+from dolg_tf.modeling.files.h5_weights import check_finite, load_weights
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import published

@@ -14,7 +14,7 @@ from dolg_tf.data import images, photo_files
 from dolg_tf.data.formats import exif_graph, jpeg_graph, jpeg_header
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.records import shards
-from dolg_tf.serving import requests
+from dolg_tf.serving.graph import requests
 
 _BYTES = [tf.TensorSpec([], tf.string)]
 SHARED = odd_photos.shared()

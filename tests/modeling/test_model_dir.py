@@ -10,8 +10,8 @@ import sealed
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
-from dolg_tf.modeling.config_file import read_config
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.files.config_file import read_config
 from dolg_tf.modeling.model_dir import (
     checkpoint_variables,
     load_network,

@@ -20,9 +20,9 @@ from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.pipelines import train as train_command
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
-from dolg_tf.serving import pyramid
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.export import export
+from dolg_tf.serving.graph import pyramid
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import loop
 from dolg_tf.training.config import TrainingConfig

@@ -23,8 +23,8 @@ from dolg_tf.serving import export as stage
 from dolg_tf.serving import saved_model
 from dolg_tf.serving import verify as verification
 from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.graph.pyramid import per_scale
 from dolg_tf.serving.modes import kaggle, serving
-from dolg_tf.serving.pyramid import per_scale
 from dolg_tf.serving.saved_model import SavedModelMode
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.checkpoints import Checkpoints

@@ -22,7 +22,7 @@ from PIL import Image
 from set_meta import META
 
 from dolg_tf.cli import COMMANDS
-from dolg_tf.modeling import config_file
+from dolg_tf.modeling.files import config_file
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import stages

@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 from tiny import CLASSES, MODEL, metrics, recipe
 
-from dolg_tf.modeling.config_file import read_config
 from dolg_tf.modeling.dolg import build_dolg
+from dolg_tf.modeling.files.config_file import read_config
 from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage.config import InputError
 from dolg_tf.training import loop

@@ -9,7 +9,7 @@ from absl import flags
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import DolgConfig, Preprocessing
-from dolg_tf.modeling.config_file import read_config
+from dolg_tf.modeling.files.config_file import read_config
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig

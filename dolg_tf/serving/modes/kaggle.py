@@ -7,9 +7,9 @@ import keras
 import tensorflow as tf
 
 from dolg_tf.runtime.whitening import Whitening
-from dolg_tf.serving import pyramid
 from dolg_tf.serving.config import SUBMISSION, ExportConfig
-from dolg_tf.serving.folding import FoldedNetwork
+from dolg_tf.serving.graph import pyramid
+from dolg_tf.serving.graph.folding import FoldedNetwork
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
 from dolg_tf.serving.verify import Check, Reference, random_photos

@@ -15,9 +15,9 @@ from dolg_tf.data.images import to_float
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.modeling.layers import fuse
 from dolg_tf.runtime.whitening import Whitening
-from dolg_tf.serving import pyramid, requests
 from dolg_tf.serving.config import ExportConfig
-from dolg_tf.serving.folding import FoldedNetwork
+from dolg_tf.serving.graph import pyramid, requests
+from dolg_tf.serving.graph.folding import FoldedNetwork
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
 from dolg_tf.serving.server_files import write_server_files

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.serving.config import ExportConfig
-from dolg_tf.serving.folding import owner
+from dolg_tf.serving.graph.folding import owner
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.modes.delg import INPUTS, OUTPUT

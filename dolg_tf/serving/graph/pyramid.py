@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dolg_tf.data import images
 from dolg_tf.runtime.whitening import Whitening
-from dolg_tf.serving.folding import as_tensor
+from dolg_tf.serving.graph.folding import as_tensor
 
 
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
-from dolg_tf.serving import requests
+from dolg_tf.serving.graph import requests
 
 MAX_PIXELS = 100_000
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg, intermediates
-from dolg_tf.serving import folding
-from dolg_tf.serving.folding import FoldedNetwork
+from dolg_tf.serving.graph import folding
+from dolg_tf.serving.graph.folding import FoldedNetwork
 from dolg_tf.serving.saved_model import write_signatures
 
 SMALL = {"backbone": "resnet17_small", "descriptor_size": 16}

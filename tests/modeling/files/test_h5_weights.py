@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from dolg_tf.modeling.h5_weights import load_weights
+from dolg_tf.modeling.files.h5_weights import load_weights
 from dolg_tf.modeling.layers import GeM, MultiAtrous
 from dolg_tf.stage.config import InputError
 

@@ -1,0 +1,1 @@
+"""Files of a network: its configuration and its weights."""

@@ -1,0 +1,1 @@
+"""TensorFlow graphs: what an export computes, whatever its mode."""
