@@ -10,10 +10,10 @@ class LocalFeatures:
     """Local features of a photo, the strongest first.
 
     Attributes:
-      positions: float32 (N, 2), rows and columns (y, x) in pixels of the photo: of one cut to a box,
+      positions: float32 (N, 2), row and column (y, x) in pixels of the photo: of one cut to a box,
         from the corner of the box, and before it was shrunk.
-      scales: float32 (N,), the sides of the region that a feature describes, over those at scale 1:
-        at scale s of the image pyramid, 1 / s.
+      scales: float32 (N,), 1 / s at scale s of the image pyramid: how much larger than at scale 1
+        the region is that a feature describes.
       strengths: float32 (N,), the attention, or what the network has in its place; falling.
       descriptors: float32 (N, D), rows of unit L2 norm.
       size: height and width of the photo, in the pixels of `positions`.

@@ -13,7 +13,6 @@ from dolg_tf.retrieval.verification.matching import match
 from dolg_tf.stage.config import InputError
 
 
-
 def _unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
