@@ -14,6 +14,7 @@ import numpy as np
 
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.extract.decoding import Preparation
+from dolg_tf.retrieval.local.features import LocalFeatures
 
 # Of EfficientNet-Lite0's own descriptors: copies of 15 photos that were halved, mirrored,
 # brightened, shifted or compressed had 0.97 and more in the median, 0.95 at least, and of 116,886
@@ -77,6 +78,9 @@ class Searchable:
         share a tile; None: each has its own.
       note: a sentence for people on how the photos were adapted to; empty: none.
       search: finds (queries (Q, D), k) -> `Neighbours`; None: exactly, among `rows`.
+      local: gives the local features of a row's photo, as `Collection.local` gives a visitor's, in
+        the pixels of the photo as the page shows it; several threads ask it at once. None: none
+        are kept, so photos are not ordered by geometric verification.
     """
 
     ids: Sequence[str]
@@ -89,6 +93,7 @@ class Searchable:
     alike: float | None = _ALIKE
     note: str = ""
     search: Callable[[np.ndarray, int], Neighbours] | None = None
+    local: Callable[[int], LocalFeatures] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +141,14 @@ class Collection(Protocol):
       how: how photos were shrunk before they were described; a visitor's are, too.
       scales: at which they were described.
       has_maps: whether `attention` works.
+      has_local: whether `local` works.
     """
 
     title: str
     how: Preparation
     scales: tuple[float, ...]
     has_maps: bool
+    has_local: bool
 
     def searchable(self) -> Searchable:
         """Returns what can be searched now: the same object until something has changed."""
@@ -154,6 +161,12 @@ class Collection(Protocol):
 
     def attention(self, image: np.ndarray) -> np.ndarray:
         """Returns the attention map of uint8 RGB (H, W, 3), float32 (h, w)."""
+
+    def local(self, image: np.ndarray) -> LocalFeatures:
+        """Returns the local features of uint8 RGB (H, W, 3), in its pixels.
+
+        They are made as those that `Searchable.local` gives, if there are any.
+        """
 
     def file(self, id_: str) -> pathlib.Path | None:
         """Returns the file of a photo; None: it is not on disk."""

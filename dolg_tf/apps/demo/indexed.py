@@ -65,7 +65,7 @@ class IndexedPhotos:
     def load(self) -> None:
         """Loads the model and answers once, so that the first visitor does not wait for it."""
         self._model = load_model(self._saved_model, self.scales)
-        self.has_maps = self._model.has_maps
+        self.has_maps, self.has_local = self._model.has_maps, False
         rows, meta = self._index.descriptors, self._index.meta
         if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
             rows = rows[:].copy()

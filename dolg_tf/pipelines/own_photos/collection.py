@@ -65,7 +65,7 @@ class OwnPhotos:
     def load(self) -> None:
         """Loads the model."""
         self._loaded = self._model.load()
-        self.has_maps = self._loaded.has_maps
+        self.has_maps, self.has_local = self._loaded.has_maps, False
 
     def update(self) -> Searched:
         """Describes what is new or has changed, and adapts the search where it must.

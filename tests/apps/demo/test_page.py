@@ -349,7 +349,8 @@ def test_a_photo_is_dropped_anywhere(server, browser):
 class Folder:
     """Photos of three places in plain colours, described when the test says so."""
 
-    title, scales, has_maps, how = "holiday", (1.0,), False, Preparation(64)
+    title, scales, how = "holiday", (1.0,), Preparation(64)
+    has_maps = has_local = False
 
     def __init__(self, folder):
         self.files, rows = {}, []

@@ -263,7 +263,7 @@ def test_without_a_threshold_the_page_says_so(engine):
 class Folder:
     """Photos that are described one by one, in twelve numbers, and whitened later."""
 
-    title, how, scales, has_maps = "photos", IndexedPhotos, (1.0,), False
+    title, how, scales, has_maps, has_local = "photos", IndexedPhotos, (1.0,), False, False
 
     def __init__(self, like, rows):
         self.how, self._rows = like.how, rows
