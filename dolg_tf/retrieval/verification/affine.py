@@ -133,7 +133,7 @@ def _fit(query: np.ndarray, index: np.ndarray, samples: np.ndarray, plausible: b
     largest, smallest = _extents(edges)
     kept = largest > 0
     if plausible:
-        kept &= smallest > _THIN * largest
+        kept &= is_spread(edges)
     edges, seen_edges, origins, seen = (x[kept] for x in (edges, seen_edges, origins, seen))
     flat = smallest[kept] <= _FLAT * largest[kept]
     inverse = np.empty_like(edges)
@@ -141,15 +141,26 @@ def _fit(query: np.ndarray, index: np.ndarray, samples: np.ndarray, plausible: b
     inverse[flat] = np.linalg.pinv(edges[flat], rcond=_FLAT)
     linear = seen_edges @ inverse
     if plausible:
-        largest, smallest = _extents(linear)
-        sound = (np.linalg.det(linear) > 0) & (largest < _MOST_SCALE) & (smallest > 1 / _MOST_SCALE)
+        sound = is_view(linear)
         linear, origins, seen = linear[sound], origins[sound], seen[sound]
     shift = seen - (linear @ origins[:, :, None])[:, :, 0]
     return np.concatenate([linear, shift[:, :, None]], 2)
 
 
+def is_spread(edges: np.ndarray) -> np.ndarray:
+    """Tells of (T, M, 2) vectors, or (T, 2, 2) in columns, whether they are not in a line; (T,)."""
+    largest, smallest = _extents(edges)
+    return smallest > _THIN * largest
+
+
+def is_view(linear: np.ndarray) -> np.ndarray:
+    """Tells of (T, 2, 2) maps whether they neither mirror nor scale tenfold; bool (T,)."""
+    largest, smallest = _extents(linear)
+    return (np.linalg.det(linear) > 0) & (largest < _MOST_SCALE) & (smallest > 1 / _MOST_SCALE)
+
+
 def _extents(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the singular values of (T, 2, 2) matrices, the larger and the smaller."""
+    """Returns the singular values of (T, M, 2) matrices, the larger and the smaller."""
     values = np.linalg.svd(matrices, compute_uv=False)
     return values[:, 0], values[:, 1]
 

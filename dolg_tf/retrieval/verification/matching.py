@@ -6,6 +6,14 @@ import numpy as np
 
 from dolg_tf.stage.config import InputError
 
+RULES = {
+    "nearest": "each of the query with the nearest of the index photo, as in DELG",
+    "mutual": "those that are each other's nearest",
+    "ratio": "the nearest where it is clearly nearer than the second, DELF's ratio test",
+}
+
+_SCORES = 2**18  # products at a time: 1 MB, which a core's cache holds
+
 
 class Matches(typing.NamedTuple):
     """Pairs of features.
@@ -19,20 +27,20 @@ class Matches(typing.NamedTuple):
 
 
 def match(
-    query: np.ndarray, index: np.ndarray, *, max_distance: float, mutual: bool = False
+    query: np.ndarray, index: np.ndarray, *, max_distance: float, rule: str = "nearest"
 ) -> Matches:
     """Pairs each feature of a query with the nearest one of an index photo.
 
-    Equally near ones count in their order, the first wins. Several features of the query may share
-    one of the index photo, unless `mutual`.
+    Equally near ones, to the digits of float32, count in their order: the first wins. Several
+    features of the query may share one of the index photo, unless the rule is "mutual".
 
     Args:
-      query: (N, D) descriptors.
-      index: (M, D) descriptors.
+      query: float32 (N, D) descriptors.
+      index: float32 (M, D) descriptors.
       max_distance: pairs are closer than this, in Euclidean distance; at it they are not kept.
-        DELF's `match_descriptor_threshold`: 1.0 is a cosine of 0.5 between unit vectors.
-      mutual: keep a pair only if the feature of the query is also the nearest to that of the index
-        photo.
+        DELF's `match_descriptor_threshold`: 1.0 is a cosine of 0.5 between unit vectors. With the
+        rule "ratio", the share of the distance to the second nearest below which a pair is kept.
+      rule: one of `RULES`.
 
     Raises:
       InputError: when the descriptors differ in length.
@@ -41,20 +49,90 @@ def match(
     """
     if not len(query) or not len(index):
         return Matches(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    query, index = np.asarray(query, np.float64), np.asarray(index, np.float64)
+    query, index = np.asarray(query, np.float32), np.asarray(index, np.float32)
     if query.shape[1] != index.shape[1]:
         raise InputError(
             f"local features have {query.shape[1]} numbers in the query, but {index.shape[1]} in "
             "the index photo; describe both by the same model"
         )
-    # |q - i|^2 less |q|^2, which does not change the order; halved.
-    apart = np.einsum("md,md->m", index, index) / 2 - query @ index.T
-    nearest = apart.argmin(1)
+    if rule == "ratio":
+        return _clearly_nearest(query, index, max_distance)
     rows = np.arange(len(query))
-    if mutual:
-        apart += np.einsum("nd,nd->n", query, query)[:, None] / 2
-        rows = rows[apart.argmin(0)[nearest] == rows]
-    # The difference itself, since cancellation above costs half the digits.
-    distances = np.linalg.norm(query[rows] - index[nearest[rows]], axis=1)
-    rows = rows[distances < max_distance]
+    nearest, apart = _nearest(query, index)
+    # Most are too far apart, which the rough distance shows.
+    rows = rows[apart < max_distance**2 / 2]
+    rows = rows[_distances(query, index, rows, nearest[rows]) < max_distance]
+    if rule == "mutual":
+        asked, places = np.unique(nearest[rows], return_inverse=True)
+        back, _ = _nearest(index[asked], query)
+        rows = rows[back[places] == rows]
+    return Matches(rows, nearest[rows])
+
+
+def _half_squares(rows: np.ndarray) -> np.ndarray:
+    """Returns |row|^2 / 2, float64."""
+    return np.einsum("nd,nd->n", rows, rows, dtype=np.float64) / 2
+
+
+def _nearest(query: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the row of the index that is nearest to each of the query.
+
+    Products in float32 say which may be nearest; where there are several, products in float64
+    decide.
+
+    Returns:
+      The rows, int64 (N,), and what half of the squared distances is at least, float32 (N,).
+    """
+    half_query, half_index = _half_squares(query), _half_squares(index)
+    longest = half_query.max() + half_index.max() if len(query) else 0.0  # so is no |q| |i|
+    # Higham's bound of a product in float32, and of the sums with it.
+    slack = np.float32(longest * (query.shape[1] + 4) * np.finfo(np.float32).eps)
+    nearest, apart = np.empty(len(query), np.int64), np.empty(len(query), np.float32)
+    rough_half = half_index.astype(np.float32)
+    height = max(1, _SCORES // len(index))
+    for start in range(0, len(query), height):
+        block = query[start : start + height]
+        closeness = block @ index.T
+        closeness -= rough_half
+        found = closeness.argmax(1)
+        best = np.take_along_axis(closeness, found[:, None], 1)
+        near = closeness >= best - 2 * slack
+        unclear = np.flatnonzero(np.count_nonzero(near, axis=1) > 1)
+        found[unclear] = _first_nearest(block[unclear], index, half_index, near[unclear])
+        nearest[start : start + height] = found
+        apart[start : start + height] = half_query[start : start + height] - best[:, 0] - slack
+    return nearest, apart
+
+
+def _first_nearest(
+    query: np.ndarray, index: np.ndarray, half_index: np.ndarray, near: np.ndarray
+) -> np.ndarray:
+    """Returns int64 (N,), the nearest of the index rows that are `near`, bool (N, M), to a query.
+
+    Each has one or more.
+    """
+    rows, candidates = np.nonzero(near)
+    exact = np.einsum("cd,cd->c", query[rows], index[candidates], dtype=np.float64)
+    exact = (half_index[candidates] - exact).astype(np.float32)
+    # By row, then the nearest, then the first.
+    order = np.lexsort((candidates, exact, rows))
+    return candidates[order[np.searchsorted(rows, np.arange(len(query)))]]
+
+
+def _distances(query: np.ndarray, index: np.ndarray, rows: np.ndarray, others: np.ndarray):
+    """Returns float64 distances of rows of the query to others of the index."""
+    # The difference itself: products lose half the digits of a small distance.
+    return np.linalg.norm(query[rows].astype(np.float64) - index[others], axis=1)
+
+
+def _clearly_nearest(query: np.ndarray, index: np.ndarray, ratio: float) -> Matches:
+    """Pairs features of the query with the nearest, where the second is farther by 1 / ratio."""
+    query, index = query.astype(np.float64), index.astype(np.float64)
+    apart = _half_squares(index) - query @ index.T
+    rows, nearest = np.arange(len(query)), apart.argmin(1)
+    first, second = _distances(query, index, rows, nearest), np.inf
+    apart[rows, nearest] = np.inf
+    if len(index) > 1:
+        second = _distances(query, index, rows, apart.argmin(1))
+    rows = rows[first < ratio * second]
     return Matches(rows, nearest[rows])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dolg_tf.retrieval.verification.affine import Ransac, verify
-from dolg_tf.retrieval.verification.matching import match
+from dolg_tf.retrieval.verification.matching import RULES, match
 from dolg_tf.stage.config import InputError
 
 
@@ -17,19 +17,36 @@ def _unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("mutual", [False, True])
-def test_match_is_the_nearest_by_distance(mutual):
+@pytest.mark.parametrize("rule", RULES)
+def test_match_is_the_nearest_by_distance(rule):
     rng = np.random.default_rng(0)
-    query, index = rng.standard_normal((23, 6)), rng.standard_normal((17, 6))
+    query, index = (rng.standard_normal((n, 6)).astype(np.float32) for n in (23, 17))
+    bound = 0.8 if rule == "ratio" else 1.5
     expected = []
-    for i, row in enumerate(query):
+    for i, row in enumerate(query.astype(float)):
         distances = [np.linalg.norm(row - other) for other in index]
-        best = min(range(17), key=lambda j: (distances[j], j))
+        best, second = sorted(range(17), key=lambda j: (distances[j], j))[:2]
         back = min(range(23), key=lambda k: (np.linalg.norm(query[k] - index[best]), k))
-        if distances[best] < 1.5 and (back == i or not mutual):
+        unit = distances[second] if rule == "ratio" else 1
+        if distances[best] < bound * unit and (back == i or rule != "mutual"):
             expected.append((i, best))
-    found = match(query, index, max_distance=1.5, mutual=mutual)
+    found = match(query, index, max_distance=bound, rule=rule)
     assert list(zip(*found, strict=True)) == expected and expected
+
+
+@pytest.mark.parametrize("rule", ["nearest", "mutual"])
+def test_match_of_bits_takes_the_first_of_equals(rule):
+    rng = np.random.default_rng(1)
+    # More rows than are multiplied at a time, and nearly all have several nearest ones.
+    signs = [rng.choice([-1, 1], (n, 24)) for n in (700, 600)]
+    products = signs[0] @ signs[1].T
+    nearest, back = products.argmax(1), products.argmax(0)
+    assert (np.count_nonzero(products == products.max(1, keepdims=True), axis=1) > 1).sum() > 300
+    rows = np.arange(700)
+    if rule == "mutual":
+        rows = rows[back[nearest] == rows]
+    found = match(*(x / np.sqrt(24) for x in signs), max_distance=2, rule=rule)
+    assert np.array_equal(found.query, rows) and np.array_equal(found.index, nearest[rows])
 
 
 def test_match_keeps_nothing_at_the_bound_itself():
@@ -121,12 +138,11 @@ def test_counts_of_the_authors_code():
     for pair in pairs:
         name = pair["pair"]
         for expected in pair["results"]:
-            if expected["ratio_test"]:
-                continue
             found = match(
                 arrays[f"{name}/query_descriptors"],
                 arrays[f"{name}/index_descriptors"],
                 max_distance=expected["matching_threshold"],
+                rule="ratio" if expected["ratio_test"] else "nearest",
             )
             if isinstance(expected["putative"], int):
                 assert len(found.query) == expected["putative"], name
@@ -144,4 +160,4 @@ def test_counts_of_the_authors_code():
                 slack = 5  # an affine map fits only part of it, and a better one may be found
             assert min(seeds) - slack <= inliers <= max(seeds) + slack, (name, seeds, inliers)
             compared += 1
-    assert compared == 51
+    assert compared == 68

@@ -1,0 +1,141 @@
+"""Two photos' local features -> how many of them agree on one view, by settings from flags."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from dolg_tf.retrieval.local.features import LocalFeatures
+from dolg_tf.retrieval.verification import affine, homography
+from dolg_tf.retrieval.verification.affine import Ransac
+from dolg_tf.retrieval.verification.matching import RULES, Matches, match
+from dolg_tf.stage.config import InputError, at_least, option
+
+# name: (what it is, how it is found)
+GEOMETRIES = {
+    "affine": ("an affine map, as in DELG", affine.verify),
+    "homography": ("a homography, by OpenCV's MAGSAC, which is faster", homography.verify),
+}
+
+
+def _listed(words: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {what}" for name, what in words.items())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """How the local features of two photos are matched, and what they must agree on.
+
+    The defaults are those of DELG's perform_retrieval.
+    """
+
+    match: str = option(
+        f"which local features are paired. {_listed(RULES)}", "nearest", choices=tuple(RULES)
+    )
+    match_distance: float = option(
+        "pairs of local features are closer than this (1 is a cosine of 0.5); with --match=ratio "
+        "the share of the distance to the second nearest",
+        1.0,
+    )
+    geometry: str = option(
+        "what the pairs must agree on. "
+        + _listed({name: words for name, (words, _) in GEOMETRIES.items()}),
+        "affine",
+        choices=tuple(GEOMETRIES),
+    )
+    max_residual: str = option(
+        "how near a pair must be to where the others put it: pixels of the query (20), or a share "
+        "of its longest side (2%)",
+        "20",
+    )
+    ransac_trials: int = option("at most, guesses of what pairs agree on", 1000)
+    plausible: bool = option(
+        "refuse pairs on a line, and maps that mirror or that scale tenfold, which DELG counts",
+        False,
+    )
+    ransac_seed: int = option("seed of the guesses", 0)
+
+    def __post_init__(self):
+        at_least(self, ransac_trials=1, ransac_seed=0)
+        if self.ransac_seed >= 2**31:
+            raise InputError(f"--ransac_seed={self.ransac_seed} must be below {2**31}")
+        if not 0 < self.match_distance < math.inf:
+            raise InputError(f"--match_distance={self.match_distance} must be above 0")
+        self.residual_of((1, 1))
+        if self.geometry == "homography":
+            homography.need()
+
+    def residual_of(self, size: tuple[int, int]) -> float:
+        """Returns the bound of the residual in pixels, for a query of a height and width.
+
+        Raises:
+          InputError: when --max_residual is neither pixels nor a share.
+        """
+        number, percent, rest = self.max_residual.strip().partition("%")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if rest or not 0 < value < math.inf:
+            raise InputError(
+                f"--max_residual={self.max_residual} is neither a number of pixels (20) nor a "
+                "share of the query's longest side (2%)"
+            )
+        return value * max(size) / 100 if percent else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What the local features of a query and an index photo agree on.
+
+    Attributes:
+      matches: pairs of features that look alike.
+      inliers: bool (M,), the matches that the map explains.
+      map: float64 (2, 3) affine or (3, 3) projective, from a position (y, x, 1) in the index photo
+        to one in the query; None: there is none that explains enough matches.
+    """
+
+    matches: Matches
+    inliers: np.ndarray
+    map: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        """How many matches are inliers."""
+        return int(self.inliers.sum())
+
+
+class Verifier:
+    """Verifies pairs of photos.
+
+    Args:
+      settings: of matching and geometry.
+    """
+
+    def __init__(self, settings: VerifyConfig):
+        self.settings = settings
+        _, self._verify = GEOMETRIES[settings.geometry]
+
+    def verify(self, query: LocalFeatures, index: LocalFeatures) -> Verification:
+        """Returns what the features of a query and an index photo agree on.
+
+        The same features and settings give the same answer each time.
+
+        Raises:
+          InputError: when the descriptors differ in length.
+        """
+        settings = self.settings
+        matches = match(
+            query.descriptors,
+            index.descriptors,
+            max_distance=settings.match_distance,
+            rule=settings.match,
+        )
+        ransac = Ransac(
+            max_residual=settings.residual_of(query.size),
+            trials=settings.ransac_trials,
+            plausible=settings.plausible,
+            seed=settings.ransac_seed,
+        )
+        found = self._verify(query.positions[matches.query], index.positions[matches.index], ransac)
+        return Verification(matches, found.inliers, found.map)
