@@ -103,6 +103,21 @@ def check_ids(ids, source) -> None:
         ) from error
 
 
+def read_ids(path: pathlib.Path) -> tuple[str, ...]:
+    """Reads the `ids.txt` of a set.
+
+    Raises:
+      InputError: when it is missing or not UTF-8, or an id cannot be one.
+    """
+    files.refuse_other_than_file(path)
+    try:
+        ids = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: missing or not UTF-8; {_REMEDY}") from error
+    check_ids(ids, path)
+    return ids
+
+
 def _is_text(name: str) -> bool:
     # Python decodes bytes of a file name that are not UTF-8 to surrogates.
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
@@ -220,16 +235,13 @@ def read(path: files.Path, normalize: bool = False, remedy: str = norms.REMEDY) 
         raise InputError(f"{path}: no such descriptor set; `dolg extract` writes one")
     if not (path / "meta.json").exists() and (path / UNFINISHED).is_dir():
         raise InputError(f"{path} is unfinished: {_progress(path)}; run the same extraction again")
+    if (path / "offsets.npy").exists():
+        raise InputError(f"{path} is a local feature set; give the descriptor set beside it")
     meta, sums = checksums.read_json(path / "meta.json", FORMAT_VERSIONS, _REMEDY)
     check_meta(meta, _META_KEYS, path / "meta.json", _REMEDY)
     shards = _shards(path)
     checksums.check(path, {name: sums[name] for name in sums if name == "ids.txt"}, _REMEDY)
-    files.refuse_other_than_file(path / "ids.txt")
-    try:
-        ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}/ids.txt: missing or not UTF-8; extract the set again") from error
-    check_ids(ids, path / "ids.txt")
+    ids = read_ids(path / "ids.txt")
     loaded = [norms.read_npy(shard, sums.get(shard.name)) for shard in shards]
     if len({array.shape[1] for array, _ in loaded}) != 1:
         raise InputError(f"{path}: shards of different widths; extract the set again")
