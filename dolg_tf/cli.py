@@ -79,7 +79,7 @@ COMMANDS = {
     "whiten apply": Command("whiten a descriptor set", "dolg_tf.retrieval.whitening.stages:apply"),
     "index build": Command("descriptor set -> index", "dolg_tf.retrieval.index.stages:build"),
     "index query": Command(
-        "the nearest photos of each query, as CSV", "dolg_tf.retrieval.index.stages:query"
+        "the nearest photos of each query, as CSV", "dolg_tf.retrieval.index.answers:query"
     ),
     "index add": Command("add descriptors to an index", "dolg_tf.retrieval.index.stages:add"),
     "index remove": Command("remove photos from an index", "dolg_tf.retrieval.index.stages:remove"),

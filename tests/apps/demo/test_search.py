@@ -23,9 +23,10 @@ from dolg_tf.apps.demo.search import RERANKINGS, Engine, Query
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract.model import LoadedModel
-from dolg_tf.retrieval.index import directory, stages
+from dolg_tf.retrieval.index import answers, directory, stages
+from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.stages import BuildConfig, QueryConfig
+from dolg_tf.retrieval.index.stages import BuildConfig
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.stage.config import InputError
@@ -100,7 +101,7 @@ def test_it_answers_as_the_command_does(tmp_path, kind):
     (tmp_path / "photo.jpg").write_bytes(data)
     model, built = map(str, world)
     options = {"images": str(tmp_path / "photo.jpg"), "output": str(tmp_path / "found.csv")}
-    stages.query(QueryConfig(index=built, saved_model=model, k=4, **options))
+    answers.query(QueryConfig(index=built, saved_model=model, k=4, **options))
     with (tmp_path / "found.csv").open(newline="") as file:
         expected = [(row["id"], np.float32(row["score"])) for row in csv.DictReader(file)]
     query = made.read("photo.jpg", data)

@@ -13,9 +13,10 @@ import sealed
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import ivfpq, photos, stages
+from dolg_tf.retrieval.index import answers, ivfpq, photos, stages
+from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.stages import AddConfig, BuildConfig, QueryConfig, RemoveConfig
+from dolg_tf.retrieval.index.stages import AddConfig, BuildConfig, RemoveConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -126,7 +127,7 @@ def test_cells_that_hold_too_few(made, built, tmp_path):
     missing = ranks < 0
     assert missing[:, -1].all() and (scores[missing] == -np.inf).all()
     settings = {"index": str(built.path), "descriptors": made}
-    stages.query(QueryConfig(output=str(tmp_path / "f.csv"), k=359, **settings))
+    answers.query(QueryConfig(output=str(tmp_path / "f.csv"), k=359, **settings))
     lines = (tmp_path / "f.csv").read_text().splitlines()
     assert len(lines) - 1 == np.count_nonzero(~missing)
 

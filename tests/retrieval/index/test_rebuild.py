@@ -10,10 +10,11 @@ from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract import decoding, shards
 from dolg_tf.retrieval.extract.model import Describer
-from dolg_tf.retrieval.index import directory, stages
+from dolg_tf.retrieval.index import answers, directory, stages
 from dolg_tf.retrieval.index import photos as index_photos
+from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.stages import BuildConfig, QueryConfig, RebuildConfig, RemoveConfig
+from dolg_tf.retrieval.index.stages import BuildConfig, RebuildConfig, RemoveConfig
 from dolg_tf.stage.config import InputError
 
 IDS = tuple(f"{'bca'[i % 3]}/{i}" for i in range(60))
@@ -125,12 +126,12 @@ def test_photos_are_searched_for(tmp_path, built, models, photos):
     ):
         root = images.parent if images.is_file() else images
         made = _describe(tmp_path / "queries", photos, models["old"], ids)
-        stages.query(QueryConfig(descriptors=made, output=str(tmp_path / "x.csv"), **settings))
+        answers.query(QueryConfig(descriptors=made, output=str(tmp_path / "x.csv"), **settings))
         expected = (tmp_path / "x.csv").read_text()
         if root != photos:
             expected = expected.replace(f"\n{root.name}/", "\n")  # names are relative to the root
         options = {"images": str(images), "saved_model": "old", "output": str(tmp_path / "y.csv")}
-        stages.query(QueryConfig(**options, **settings))
+        answers.query(QueryConfig(**options, **settings))
         assert (tmp_path / "y.csv").read_text() == expected
 
 
@@ -143,7 +144,7 @@ def test_queries_and_photos_described_again_are_turned_as_those_of_the_index(
     (photos / "list.csv").write_text(f"id\n{IDS[9]}\n")
     for images in (photos / f"{IDS[9]}.png", photos / "a", photos / "list.csv"):
         TURNED.clear()
-        stages.query(QueryConfig(images=str(images), saved_model="old", **settings))
+        answers.query(QueryConfig(images=str(images), saved_model="old", **settings))
         assert {upright} == TURNED
     TURNED.clear()
     stages.rebuild(RebuildConfig(index=str(index), saved_model="new"))
@@ -157,7 +158,7 @@ def test_a_file_of_exactly_that_name_is_searched_for(tmp_path, built, photos):
     def answer(name):
         settings = {"index": str(built), "saved_model": "old", "overwrite": True}
         output = tmp_path / "x.csv"
-        stages.query(QueryConfig(images=str(photos / name), output=str(output), **settings))
+        answers.query(QueryConfig(images=str(photos / name), output=str(output), **settings))
         with output.open(newline="") as file:
             queries, *found = zip(*list(csv.reader(file))[1:], strict=True)
         return queries[0], found
@@ -173,26 +174,26 @@ def test_a_query_with_a_name_that_no_list_can_hold_is_named(tmp_path, built, pho
     with pytest.raises(
         InputError, match=r"photos/ lead.png: .* blank at an end; rename it"
     ) as told:
-        stages.query(QueryConfig(images=str(path), **settings))
+        answers.query(QueryConfig(images=str(path), **settings))
     assert "csv" not in str(told.value)
 
 
 def test_no_photo_is_described_for_an_index_of_another_model(tmp_path, built, models, photos):
     options = {"images": str(photos), "saved_model": "new", "output": str(tmp_path / "found.csv")}
     with pytest.raises(InputError, match=r"new has model_hash 'new', .*index has 'old'"):
-        stages.query(QueryConfig(index=str(built), **options))
+        answers.query(QueryConfig(index=str(built), **options))
     assert models["new"].described == 0
 
 
 def test_one_photo_of_any_suffix_is_searched_for(tmp_path, built, photos):
     (tmp_path / "photo.webp").write_bytes((photos / f"{IDS[9]}.png").read_bytes())
     options = {"images": str(tmp_path / "photo.webp"), "output": str(tmp_path / "found.csv")}
-    stages.query(QueryConfig(index=str(built), saved_model="old", **options))
+    answers.query(QueryConfig(index=str(built), saved_model="old", **options))
     with (tmp_path / "found.csv").open(newline="") as file:
         found = {row["id"]: row["score"] for row in csv.DictReader(file)}
     (tmp_path / "photo.webp").rename(tmp_path / "photo.png")
     options = {"images": str(tmp_path / "photo.png"), "output": str(tmp_path / "again.csv")}
-    stages.query(QueryConfig(index=str(built), saved_model="old", **options))
+    answers.query(QueryConfig(index=str(built), saved_model="old", **options))
     with (tmp_path / "again.csv").open(newline="") as file:
         assert found == {row["id"]: row["score"] for row in csv.DictReader(file)}
 
@@ -210,7 +211,7 @@ def test_descriptors_that_no_model_gives_alone_are_searched_for_with_such(
     path = _build(tmp_path / "index", photos, models["old"], **about)
     options = {"images": str(photos), "saved_model": "old", "output": str(tmp_path / "found.csv")}
     with pytest.raises(InputError, match=told):
-        stages.query(QueryConfig(index=str(path), **options))
+        answers.query(QueryConfig(index=str(path), **options))
     assert models["old"].described == 0
 
 

@@ -12,12 +12,12 @@ from halves import halves
 from dolg_tf.data.records import tfrecord
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import directory, photos, stages
+from dolg_tf.retrieval.index import answers, directory, photos, stages
+from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import (
     AddConfig,
     BuildConfig,
-    QueryConfig,
     RebuildConfig,
     RemoveConfig,
 )
@@ -105,7 +105,7 @@ def test_the_csv(tmp_path, built):
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     settings = {"index": str(built), "descriptors": _query_set(tmp_path / "queries", queries)}
     output = tmp_path / "found.csv"
-    stages.query(QueryConfig(output=str(output), k=4, **settings))
+    answers.query(QueryConfig(output=str(output), k=4, **settings))
     header, *lines = _lines(output)
     assert header == ["query", "rank", "id", "score"]
     found = _answers(Index.open(built), queries, 4)
@@ -116,14 +116,14 @@ def test_the_csv(tmp_path, built):
     ]
     assert [[*line[:3], float(np.float32(line[3]))] for line in lines] == expected
     with pytest.raises(InputError, match="exists; give --overwrite"):
-        stages.query(QueryConfig(output=str(output), **settings))
-    stages.query(QueryConfig(output=str(output), k=1000, overwrite=True, **settings))
+        answers.query(QueryConfig(output=str(output), **settings))
+    answers.query(QueryConfig(output=str(output), k=1000, overwrite=True, **settings))
     assert len(_lines(output)) == 1 + 7 * 60
 
 
 def test_no_queries(tmp_path, built):
     settings = {"index": str(built), "descriptors": _query_set(tmp_path / "queries", QUERIES[:0])}
-    stages.query(QueryConfig(output=str(tmp_path / "found.csv"), **settings))
+    answers.query(QueryConfig(output=str(tmp_path / "found.csv"), **settings))
     assert _lines(tmp_path / "found.csv") == [["query", "rank", "id", "score"]]
 
 
@@ -293,9 +293,9 @@ def test_photos_prepared_otherwise_do_not_join_an_index(tmp_path, key, values, r
     )
     if key == "upright":
         with pytest.raises(InputError, match=f"has upright False, .* has True: {remedy}"):
-            stages.query(settings)
+            answers.query(settings)
     else:
-        stages.query(settings)
+        answers.query(settings)
 
 
 def test_sets_and_indexes_of_older_releases_say_nothing_of_orientation(tmp_path):
@@ -321,10 +321,10 @@ def test_descriptors_of_another_making_are_refused(tmp_path, key):
     settings = QueryConfig(index=str(path), descriptors=queries, output=str(tmp_path / "f.csv"))
     if key in OTHER:
         with pytest.raises(InputError, match=f"has {key} "):
-            stages.query(settings)
+            answers.query(settings)
         assert not (tmp_path / "f.csv").exists()
     else:  # such as queries that are cut to their boxes
-        stages.query(settings)
+        answers.query(settings)
 
 
 def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, built):
@@ -335,7 +335,7 @@ def test_descriptors_without_names_or_of_another_width_are_refused(tmp_path, bui
     for run, settings in (
         (stages.add, AddConfig(index=str(built), descriptors=other)),
         (
-            stages.query,
+            answers.query,
             QueryConfig(index=str(built), descriptors=other, output=str(tmp_path / "f")),
         ),
     ):
@@ -369,7 +369,7 @@ def test_matches_once_calibrated(tmp_path, built, caplog):
     calibration = {"threshold": float(np.median(best)), "precision": 0.9}
     directory.set_calibration(built, calibration, Index.open(built).meta)
     output = tmp_path / "found.csv"
-    stages.query(QueryConfig(output=str(output), k=3, **settings))
+    answers.query(QueryConfig(output=str(output), k=3, **settings))
     header, *lines = _lines(output)
     assert header == ["query", "rank", "id", "score", "match"]
     scores = [score for pairs in first for _, score in pairs]
