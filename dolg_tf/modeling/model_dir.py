@@ -35,7 +35,8 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
       network: from `build_dolg(config)`.
       config: its configuration.
       path: the directory.
-      provenance: where the weights come from, as plain JSON values.
+      provenance: where the weights come from, as plain JSON values; `local_threshold` is the
+        strength from which a local feature counts.
     """
     model = configs.to_dict(config)
     preprocessing = model.pop("preprocessing")
@@ -61,7 +62,8 @@ class LoadedNetwork(typing.NamedTuple):
     Attributes:
       network: float32 RGB in [0, 1], (B, H, W, 3), to descriptors (B, descriptor_size).
       config: its configuration; `build_dolg(config)` builds the same network.
-      provenance: where the weights come from, as plain JSON values.
+      provenance: where the weights come from, as plain JSON values. `local_threshold`, where
+        training measured it, is the median strength of local features.
     """
 
     network: keras.Model
@@ -198,7 +200,14 @@ def _restore(network: keras.Model, path: pathlib.Path, checkpoint: str, weights:
         checkpoint = tf.train.Checkpoint(**{section: checkpoint_variables(network)})
         checkpoint.restore(found).assert_existing_objects_matched().expect_partial()
     check_finite(network, found)
-    return {"source": "training", "run": path.name, "step": step, "weights": weights}
+    provenance = {"source": "training", "run": path.name, "step": step, "weights": weights}
+    key = f"local_threshold/{weights}{VALUE}"
+    if key in stored:
+        with reading_checkpoint(found):
+            threshold = float(tf.train.load_variable(found, key))
+        if threshold > 0:  # measured by now
+            provenance["local_threshold"] = threshold
+    return provenance
 
 
 def load_head(path: files.Path, checkpoint: str = "latest", weights: str = "raw") -> dict:

@@ -10,6 +10,7 @@ from dolg_tf.modeling.model_dir import VALUE
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
+_LATER = ("local_threshold",)  # sections that checkpoints of before them lack
 _BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + VALUE)
 
 
@@ -101,8 +102,16 @@ class Checkpoints:
             remedy += ", or --restore=previous to continue from the checkpoint before it"
         try:
             stored = tf.train.load_checkpoint(paths[-1]).get_variable_to_shape_map()
-            self._compare(stored, paths[-1])
-            self._checkpoint.restore(paths[-1]).assert_existing_objects_matched()
+            state = {
+                section: value
+                for section, value in self._state.items()
+                if section not in _LATER or any(name.startswith(f"{section}/") for name in stored)
+            }
+            _compare(state, stored, paths[-1])
+            checkpoint = self._checkpoint
+            if len(state) < len(self._state):
+                checkpoint = tf.train.Checkpoint(**state)
+            checkpoint.restore(paths[-1]).assert_existing_objects_matched()
         except (tf.errors.OpError, ValueError, LookupError, AssertionError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -111,27 +120,28 @@ class Checkpoints:
         self._passed_over = which == "previous"
         return True
 
-    def _compare(self, stored: dict, path: str) -> None:
-        """Compares names and shapes with this run's.
 
-        Raises:
-          InputError: naming the first tensor that differs.
-        """
-        needed = {}
-        for section, value in self._state.items():
-            entries = value.items() if isinstance(value, dict) else [(None, value)]
-            for name, variable in entries:
-                key = section if name is None else f"{section}/{_escaped(name)}"
-                needed[key + VALUE] = variable.shape.as_list()
-        stored = {name: shape for name, shape in stored.items() if name not in _BOOKKEEPING}
-        for name in sorted(needed.keys() | stored.keys()):
-            was, now = stored.get(name), needed.get(name)
-            if was != now:
-                raise InputError(
-                    f"{path} does not fit this run: {name.removesuffix(VALUE)} is "
-                    f"{_shape(was)} in the checkpoint, {_shape(now)} in this run; give another "
-                    "--logdir, or the flags of the run's flags.txt"
-                )
+def _compare(state: dict, stored: dict, path: str) -> None:
+    """Compares names and shapes of a checkpoint with this run's state.
+
+    Raises:
+      InputError: naming the first tensor that differs.
+    """
+    needed = {}
+    for section, value in state.items():
+        entries = value.items() if isinstance(value, dict) else [(None, value)]
+        for name, variable in entries:
+            key = section if name is None else f"{section}/{_escaped(name)}"
+            needed[key + VALUE] = variable.shape.as_list()
+    stored = {name: shape for name, shape in stored.items() if name not in _BOOKKEEPING}
+    for name in sorted(needed.keys() | stored.keys()):
+        was, now = stored.get(name), needed.get(name)
+        if was != now:
+            raise InputError(
+                f"{path} does not fit this run: {name.removesuffix(VALUE)} is "
+                f"{_shape(was)} in the checkpoint, {_shape(now)} in this run; give another "
+                "--logdir, or the flags of the run's flags.txt"
+            )
 
 
 def _listed(folder: pathlib.Path) -> list[str]:

@@ -38,7 +38,12 @@ from dolg_tf.training.distribution import (
 from dolg_tf.training.run_log import RunLog, check_run, lock_run, write_run
 from dolg_tf.training.start import adopt_network, adopt_preprocessing, initialize
 from dolg_tf.training.trainer import LOSS, STOP, Trainer
-from dolg_tf.training.validation import PICTURES, attention_pictures, validate
+from dolg_tf.training.validation import (
+    PICTURES,
+    attention_pictures,
+    median_strength,
+    validate,
+)
 from dolg_tf.training.watch import Reports, format_values
 
 log = logging.getLogger(__name__)
@@ -287,15 +292,26 @@ def _stopping(run: _Run, stop: _Stop, before: tf.Tensor | None) -> bool:
 
 
 def _judge(run: _Run, pieces: tuple, step: int) -> None:
-    """Validates, logs pictures of the attention, and saves a checkpoint that is the best so far."""
+    """Validates, logs pictures of the attention, and saves a checkpoint that is the best so far.
+
+    The threshold of local features, which is part of the checkpoints, is measured too.
+    """
     trainer, judged = run.trainer, {}
+    thresholds = trainer.local_threshold
     with trainer.averaged():
         if run.data.validation_file_pattern:
             judged["validation"] = validate(trainer, run.data)
         if run.retrieval is not None:
             judged["retrieval"] = run.retrieval(trainer.network)
+        if "ema" in thresholds:
+            thresholds["ema"].assign(median_strength(trainer, run.data, pieces))
         images = trainer.strategy.experimental_local_results(pieces[0])[0][0][:PICTURES]
         pictures = attention_pictures(trainer, images)
+    if "raw" in thresholds:
+        thresholds["raw"].assign(median_strength(trainer, run.data, pieces))
+    if thresholds:
+        values = judged.setdefault("validation" if "validation" in judged else "train", {})
+        values["local_threshold"] = float(thresholds.get("ema", thresholds["raw"]).numpy())
     for split, values in judged.items():
         run.log.write(step, split, values)
         log.info("step %d  %s  %s", step, split, format_values(values))

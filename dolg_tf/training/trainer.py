@@ -9,7 +9,7 @@ import tensorflow as tf
 from dolg_tf.modeling import delg
 from dolg_tf.modeling.backbones import find_backbone
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.dolg import build_dolg, with_delg_local
+from dolg_tf.modeling.dolg import build_dolg, local_strength, with_delg_local
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.stage.config import InputError
@@ -81,6 +81,13 @@ class Trainer:
             self._scale = LossScale() if training.precision == "float16" else None
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
+            self._strength = local_strength(self.network)
+            # By the weights that it belongs to; 0 until the first validation.
+            self.local_threshold = {
+                weights: tf.Variable(0.0, trainable=False, name=f"local_threshold_{weights}")
+                for weights in (("raw", "ema") if self._averages else ("raw",))
+                if self._strength is not None
+            }
         self._whole = whole
         self._describe = (
             recomputing(whole, find_backbone(model.backbone).block)
@@ -122,6 +129,8 @@ class Trainer:
         if self.delg is not None:
             classifier = self.delg.classifier.variables
             state["delg_classifier"] = {variable.name: variable.value for variable in classifier}
+        if self.local_threshold:
+            state["local_threshold"] = self.local_threshold
         if self._averages:
             state["ema"] = {variable.path: average for average, variable in self._averages}
         if self._scale is not None:
@@ -291,6 +300,19 @@ class Trainer:
             return tf.concat([sums, self.delg.sums(outputs, labels, weights)], 0)
 
         return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
+
+    @tf.function
+    def strengths(self, batch) -> tuple[tf.Tensor, ...]:
+        """Returns the strengths of the local features of a batch, per replica of this worker.
+
+        Each is float32 (n,), over all cells of the photos that count.
+        """
+
+        def replica_step(images, _, weights):
+            found = self._strength(images, training=False)
+            return tf.reshape(tf.boolean_mask(found, weights > 0), [-1])
+
+        return self.strategy.experimental_local_results(self.strategy.run(replica_step, args=batch))
 
 
 def _weighted_loss(labels, logits, weights) -> tf.Tensor:

@@ -1,4 +1,6 @@
-"""Evaluation of a run: scores on the validation split, and pictures of the attention."""
+"""Evaluation of a run: scores on the validation split, strengths and pictures of the attention."""
+
+import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ from dolg_tf.training.distribution import LOST, distribute
 from dolg_tf.training.trainer import Trainer
 
 PICTURES = 4
+_STRENGTH_PHOTOS = 256  # of hundreds of cells each
 
 
 def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
@@ -44,6 +47,35 @@ def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     if sums[0] < total:
         values["bad_photos"] = total - sums[0]
     return values
+
+
+def median_strength(trainer: Trainer, data: DataConfig, pieces: tuple) -> float:
+    """Returns the median strength of the network's local features.
+
+    A local feature counts from here on, as in DELG's published models, whose thresholds belong to
+    their weights. With several replicas, it is the mean of their medians.
+
+    Args:
+      trainer: of the run; its network has local features.
+      data: the first 256 validation photos are looked at.
+      pieces: batches of the latest step, which are looked at if there are no validation photos.
+
+    Returns:
+      The strength; 0 if none of the photos can be read.
+    """
+    batches = pieces
+    if data.validation_file_pattern:
+        size = trainer.training.batch_size
+
+        def make(*place):
+            return validation_dataset(data, size, *place)[0]
+
+        batches = itertools.islice(distribute(trainer.strategy, make), -(-_STRENGTH_PHOTOS // size))
+    found = [[part.numpy() for part in trainer.strengths(batch)] for batch in batches]
+    replicas = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    medians = [np.median(part) for part in replicas if part.size]  # others had padding alone
+    number = trainer.mean(len(medians))
+    return trainer.mean(sum(medians)) / number if number else 0.0
 
 
 def attention_pictures(trainer: Trainer, images) -> np.ndarray | None:

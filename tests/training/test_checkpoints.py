@@ -49,6 +49,21 @@ def test_another_state_is_refused_by_its_first_tensor(tmp_path, stored, needed, 
         Checkpoints(tmp_path, _state(**needed), keep=1, chief=True).restore()
 
 
+def test_a_checkpoint_of_before_the_threshold_of_local_features_is_taken(tmp_path):
+    Checkpoints(tmp_path, _state(a=1.0), keep=2, chief=True).save()
+    found = {**_state(a=0.0), "local_threshold": {"raw": tf.Variable(5.0)}}
+    checkpoints = Checkpoints(tmp_path, found, keep=2, chief=True)
+    assert checkpoints.restore() and float(found["network"]["a"]) == 1
+    found["step"].assign(1)
+    found["network"]["a"].assign(7.0)
+    checkpoints.save()
+    found["local_threshold"]["raw"].assign(0.0)
+    assert Checkpoints(tmp_path, found, keep=2, chief=True).restore()
+    assert float(found["local_threshold"]["raw"]) == 5
+    with pytest.raises(InputError, match=r"local_threshold/raw is of shape .*, missing in this"):
+        Checkpoints(tmp_path, _state(a=1.0), keep=2, chief=True).restore()
+
+
 def _saved_twice(folder):
     state = _state(a=[1.0] * 1000)
     checkpoints = Checkpoints(folder, state, keep=2, chief=True)

@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 from tiny import CLASSES, MODEL, metrics, recipe
 
+from dolg_tf.data.input.pipeline import TrainingInput, validation_dataset
 from dolg_tf.modeling.delg import NAMES
-from dolg_tf.modeling.dolg import with_delg_local
-from dolg_tf.modeling.model_dir import load_network
+from dolg_tf.modeling.dolg import intermediates, with_delg_local
+from dolg_tf.modeling.model_dir import load_network, save_dolg
 from dolg_tf.training.distribution import make_strategy
 from dolg_tf.training.loop import train
 from dolg_tf.training.trainer import LOSS, Trainer
@@ -95,6 +96,28 @@ def test_a_run_judges_the_branch_and_continues_with_its_classifier(data, tmp_pat
     for name in NAMES:
         judged = metrics(tmp_path / "run", "validation", name)
         assert judged[4] == metrics(tmp_path / "whole", "validation", name)[4], name
+    ((photos, _, counts),) = validation_dataset(data, 12)[0]
+    assert counts.numpy().all()
+    thresholds = {}
     for weights in ("raw", "ema"):
-        found = load_network(tmp_path / "run", weights=weights)
-        assert found.config.delg_local and found.network(IMAGES).shape == (4, 16)
+        network, config, provenance = load_network(tmp_path / "run", weights=weights)
+        assert config.delg_local and network(IMAGES).shape == (4, 16)
+        attention = with_delg_local(network)(photos, training=False)["attention"]
+        thresholds[weights] = provenance["local_threshold"]
+        np.testing.assert_allclose(thresholds[weights], np.median(attention), rtol=1e-4)
+    assert thresholds["raw"] != thresholds["ema"]
+    logged = metrics(tmp_path / "run", "validation", "local_threshold")
+    assert set(logged) == {2, 4} and logged[4] == pytest.approx(thresholds["ema"])
+
+
+def test_dolgs_own_branch_stores_its_threshold_too(data, tmp_path):
+    alone = dataclasses.replace(data, validation_file_pattern="")
+    train(MODEL, alone, recipe(tmp_path, max_steps=1))
+    network, config, provenance = load_network(tmp_path)
+    ((photos, _, _),) = TrainingInput(alone, 8, seed=0).dataset(0, 1)
+    strengths = np.linalg.norm(intermediates(network)(photos)["local"], axis=-1)
+    threshold = provenance["local_threshold"]
+    np.testing.assert_allclose(threshold, np.median(strengths), rtol=1e-4)
+    assert metrics(tmp_path, "train", "local_threshold")[1] == pytest.approx(threshold)
+    save_dolg(network, config, tmp_path / "model", provenance)
+    assert load_network(tmp_path / "model").provenance["local_threshold"] == threshold
