@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -54,6 +55,22 @@ class Preparation:
         """Returns what the metadata of a set or an index say."""
         kept = {key: meta[key] for key in ("query_scale", "box_rounding") if meta.get(key)}
         return cls(meta["max_side"] or 0, upright=bool(meta.get("upright")), **kept)
+
+
+class Sized(NamedTuple):
+    """Pixels of a photo, and the size of what they show before it was shrunk.
+
+    Attributes:
+      image: uint8 RGB (H, W, 3).
+      size: height and width of the photo, or of the part in its box, in pixels of the photo.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes
 
 
 WHOLE = Preparation()
@@ -170,6 +187,12 @@ def load_photo(
     Raises:
       InputError: when the box is outside the photo, or the disk fails.
     """
+    found = load_sized(photo, how, hold)
+    return found if isinstance(found, str) else found.image
+
+
+def load_sized(photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None) -> Sized | str:
+    """Returns the pixels of `load_photo` with their size before they were shrunk."""
     if photo.fault:
         return f"{photo.where}: {photo.fault}"
     try:
@@ -187,7 +210,7 @@ def load_photo(
         return f"{photo.where}: {error}"
 
 
-def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> np.ndarray:
+def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> Sized:
     size, examined = len(data), photo_files.examine(data)
     del data  # `examined` has what it needs of it
     header = examined.header
@@ -198,6 +221,7 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
         told = f"{width} x {height} pixels are more than --max_pixels={how.max_pixels}"
         raise photo_files.UnusablePhoto("too_large", told)
     box = _whole_box(photo, height, width, how.box_rounding)
+    whole = box[3] - box[1], box[2] - box[0]
     factor = _factor(height, width, box, how)
     longest = max(height, width)
     shrunk = factor < 1 and _inside(box, height, width)
@@ -219,7 +243,8 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> n
     sizes = {(-(-height // times), -(-width // times)): times for times in (8, 4, 2, 1)}
     if image.shape[:2] not in sizes:
         raise photo_files.UnusablePhoto("corrupt", "its pixels do not fit the size that it states")
-    return photo_files.turn(_cut(image, box, factor, sizes[image.shape[:2]]), turning)
+    cut = _cut(image, box, factor, sizes[image.shape[:2]])
+    return Sized(photo_files.turn(cut, turning), whole)
 
 
 def read_photo(
@@ -239,13 +264,20 @@ def read_photo(
     Raises:
       InputError: when it cannot be read, or is not such an array.
     """
+    return read_sized(photo, how, hold).image
+
+
+def read_sized(
+    photo: np.ndarray | Photo | files.Path, how: Preparation = WHOLE, hold: Hold | None = None
+) -> Sized:
+    """Returns the pixels of `read_photo` with their size before they were shrunk."""
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3:
             raise InputError(f"a photo is {photo.dtype} {photo.shape}; give uint8 RGB (H, W, 3)")
-        return shrink(photo, how.max_side)
+        return Sized(shrink(photo, how.max_side), photo.shape[:2])
     if not isinstance(photo, Photo):
         photo = Photo(pathlib.Path(photo).stem, photo, turn=how.upright)
-    image = load_photo(photo, how, hold)
-    if isinstance(image, str):
-        raise InputError(image)
-    return image
+    found = load_sized(photo, how, hold)
+    if isinstance(found, str):
+        raise InputError(found)
+    return found
