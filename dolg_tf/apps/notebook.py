@@ -38,10 +38,10 @@ def show_maps(model: LoadedModel | files.Path, photo: files.Path):
 
 
 def show_match(model: LoadedModel | files.Path, a: files.Path, b: files.Path):
-    """Draws where the local features of two photos agree, each shrunk to 1024 pixels if larger.
+    """Draws why two photos match, each shrunk to 1024 pixels if larger.
 
     Args:
-      model: a SavedModel of mode `serving`, or its directory, which takes longer.
+      model: a SavedModel, or its directory, which takes longer.
       a, b: files of the photos.
 
     Returns:
@@ -51,8 +51,8 @@ def show_match(model: LoadedModel | files.Path, a: files.Path, b: files.Path):
       InputError: when a photo cannot be read or the model gives no local features.
     """
     photos = [read_photo(path, _SHOWN) for path in (a, b)]
-    similarity, found = match.compare(_loaded(model), *photos)
-    return match.draw(photos, found, similarity, [pathlib.Path(path).name for path in (a, b)])
+    found = match.compare(_loaded(model), (a, b), _SHOWN.max_side)
+    return match.draw(photos, found, [pathlib.Path(path).name for path in (a, b)])
 
 
 def show_search(

@@ -1,10 +1,16 @@
-"""Shared by the tests of the report."""
+"""Shared by the tests of pictures, report and page."""
 
 import base64
 import hashlib
 import html.parser
 
+import numpy as np
 import pytest
+
+from dolg_tf.apps.pictures.verified import VerifiedPair
+from dolg_tf.retrieval.local.features import LocalFeatures
+from dolg_tf.retrieval.verification.matching import Matches
+from dolg_tf.retrieval.verification.pairs import Verification
 
 
 class _Page(html.parser.HTMLParser):
@@ -65,3 +71,27 @@ def _check_self_contained(text):
 def check_self_contained():
     """Function of a page's HTML that makes sure it fetches nothing, and returns it parsed."""
     return _check_self_contained
+
+
+def _one_view(map_, inliers=0, others=0, size=(240, 320), query_size=(600, 500)):
+    """Two photos whose features agree on a map (2, 3), or on none, from the second to the first."""
+    rng, count = np.random.default_rng(0), inliers + others
+    seen, there = (rng.uniform(0, side, (count, 2)) for side in (size, query_size))
+    if map_ is not None:
+        there[:inliers] = seen[:inliers] @ map_[:, :2].T + map_[:, 2]
+
+    def features(positions, size):
+        strengths = np.sort(rng.random(count))[::-1].astype(np.float32)
+        descriptors = np.eye(max(count, 1), dtype=np.float32)[:count]
+        positions = positions.astype(np.float32)
+        return LocalFeatures(positions, strengths * 0 + 1, strengths, descriptors, size)
+
+    pairs = Matches(np.arange(count), np.arange(count))
+    found = Verification(pairs, np.arange(count) < inliers, map_)
+    return VerifiedPair(features(there, query_size), features(seen, size), found)
+
+
+@pytest.fixture(scope="session")
+def one_view():
+    """Function that makes two photos' features that agree on one view."""
+    return _one_view

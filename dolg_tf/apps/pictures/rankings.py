@@ -126,9 +126,9 @@ def photos_of_evaluation(
     return task_photos(ground_truth, image_root, crop, protocol["upright"])
 
 
-def preparation(protocol: Mapping, subset: str) -> Preparation:
-    """Returns how the query or index photos of an evaluation were shrunk before the network."""
-    return Preparation.of({**protocol, "max_side": protocol[f"{subset}_max_side"]})
+def made_like(protocol: Mapping, subset: str) -> dict:
+    """Returns how the query or index photos of an evaluation were prepared, as a set's metadata."""
+    return {**protocol, "max_side": protocol[f"{subset}_max_side"]}
 
 
 def rows_of_evaluation(

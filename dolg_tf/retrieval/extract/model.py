@@ -191,6 +191,11 @@ class LoadedModel:
         """Whether `maps` works: not in mode `delg`, nor without a local branch."""
         return "maps" in self._session.signatures
 
+    @property
+    def has_local(self) -> bool:
+        """Whether `local` works: not in mode `delg` of a global descriptor alone."""
+        return "local" in self._session.signatures
+
     def maps(self, photo: np.ndarray | Photo | files.Path) -> dict[str, np.ndarray]:
         """Returns the maps of the local branch over a photo.
 

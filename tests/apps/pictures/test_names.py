@@ -8,7 +8,7 @@ import pytest
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from dolg_tf.apps.pictures.agreement import Agreement
-from dolg_tf.apps.pictures.match import draw
+from dolg_tf.apps.pictures.match import Compared, draw
 from dolg_tf.apps.pictures.names import shown
 from dolg_tf.apps.pictures.ranked_list import (
     RankedPhoto,
@@ -38,6 +38,7 @@ NAMES = {
 }
 PHOTO = np.full((30, 40, 3), 90, np.uint8)
 MAP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+COMPARED = Compared(0.5, None, Agreement(MAP, MAP, ()))
 
 
 def _embedding(name):
@@ -57,7 +58,7 @@ def _curve(name):
 
 
 DRAWN = {
-    "match": lambda name: draw((PHOTO, PHOTO), Agreement(MAP, MAP, ()), 0.5, (name, name)),
+    "match": lambda name: draw((PHOTO, PHOTO), COMPARED, (name, name)),
     "ranked list": lambda name: ranked_list(
         [RankedRow(PHOTO, [RankedPhoto(PHOTO, "positive", 1.0)], None, name)]
     ),

@@ -9,7 +9,7 @@ from dolg_tf.apps.report.figures.queries import name_and_ap, spread
 from dolg_tf.apps.report.figures.style import slug
 from dolg_tf.apps.report.page import Block, Picture
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
-from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel
 
 WORDS = (
@@ -26,7 +26,9 @@ def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
         one.files.ground_truth, one.image_root, one.inputs.protocol
     )
     for number, query in enumerate(chosen, 1):
-        photo = read_photo(photos[query], rankings.preparation(one.inputs.protocol, "query"))
+        photo = read_photo(
+            photos[query], Preparation.of(rankings.made_like(one.inputs.protocol, "query"))
+        )
         maps = model.maps(photo)
         words = f"Query {name_and_ap(one, query)}"
         labelled = {label: maps[key] for key, label in descriptor_maps.MAPS.items()}

@@ -1,22 +1,23 @@
-"""Agreement of a query and a photo: a right pair, and a mistaken one."""
+"""Why a query and a photo match: a right pair, and a mistaken one."""
 
+import dataclasses
 import posixpath
 from collections.abc import Iterator
 
 from dolg_tf.apps.pictures import match, rankings
-from dolg_tf.apps.pictures.agreement import agreement
 from dolg_tf.apps.report.figures.queries import name_and_ap, spread
 from dolg_tf.apps.report.figures.style import LEVEL, slug
 from dolg_tf.apps.report.page import Block, Note, Picture
 from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.extract.decoding import read_photo
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel
 
 WORDS = (
-    "Places are bright where their local features agree with a place of the other photo. All pairs "
-    "share one scale: photos with nothing in common stay dark. A mistaken pair shows what the "
-    "network took for the same landmark."
+    "Lines over the photos join places whose local features look alike and lie where one view of a "
+    "scene would have them. In heat maps, places are bright where they agree with a place of the "
+    "other photo; all pairs share one scale, and photos with nothing in common stay dark. A "
+    "mistaken pair shows what the network took for the same landmark."
 )
 
 
@@ -71,11 +72,11 @@ def _match(
     listed = rankings.photos_of_evaluation(
         one.files.ground_truth, one.image_root, one.inputs.protocol
     )
-    photos = [
-        read_photo(photo, rankings.preparation(one.inputs.protocol, subset))
-        for photo, subset in ((listed[0][query], "query"), (listed[1][row], "index"))
-    ]
-    found = agreement(*map(model.local_features, photos))
+    photos = listed[0][query], listed[1][row]
+    likes = [rankings.made_like(one.inputs.protocol, subset) for subset in ("query", "index")]
+    found = match.compare_local(model, photos, likes)
+    found = dataclasses.replace(found, similarity=similarity)
+    images = list(map(read_photo, photos, map(Preparation.of, likes)))
     names = [posixpath.basename(one.truth.query_ids[query])]
     names.append(posixpath.basename(one.truth.index_ids[row]))
     what = {
@@ -86,7 +87,7 @@ def _match(
     words = f"{pair}, and {what}, at rank {rank}"
     return Picture(
         f"match_{word}_{slug(one.name)}",
-        match.draw(photos, found, similarity, names),
+        match.draw(images, found, names),
         f"{words}, similarity {similarity:.3f}: {match.describe_match(found)}",
         f"{words}.",
         wide=True,
