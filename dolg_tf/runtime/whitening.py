@@ -33,20 +33,23 @@ class Whitening:
         found = (rows - self.mean) @ self.projection
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
-    def check_model(self, path: files.Path, source: files.Path, *hashes: str) -> None:
+    def check_model(
+        self, path: files.Path, source: files.Path, *hashes: str, flag: str = "--whitening"
+    ) -> None:
         """Checks that it was learned on descriptors of this model, where the file says on which.
 
         Args:
           path: of the whitening, for the error.
           source: whose descriptors are to be whitened, for the error.
           hashes: of that model; the error names the first.
+          flag: that gave the path, for the error.
 
         Raises:
           InputError: when it was learned on those of another.
         """
         if self.model_hash not in ("", *hashes):
             raise InputError(
-                f"--whitening={path} was learned on descriptors of model {self.model_hash}, "
+                f"{flag}={path} was learned on descriptors of model {self.model_hash}, "
                 f"{source} is of {hashes[0]}; learn it again on descriptors of this model"
             )
 
@@ -67,12 +70,13 @@ def write_whitening(
         np.savez(temporary, **arrays, model_hash=np.array(model_hash))
 
 
-def load_whitening(path: files.Path, size: int) -> Whitening:
+def load_whitening(path: files.Path, size: int, flag: str = "--whitening") -> Whitening:
     """Reads a whitening.
 
     Args:
       path: the .npz file.
       size: D, of the descriptors.
+      flag: that gave the path, for errors.
 
     Raises:
       InputError: when there is no such file, or its arrays are missing, of other shapes, or not
@@ -88,17 +92,17 @@ def load_whitening(path: files.Path, size: int) -> Whitening:
                 model_hash = str(stored["model_hash"])
     except (*files.DAMAGED_ARRAYS, OSError) as error:
         raise InputError(
-            f"--whitening={path}: no .npz with the arrays mean and projection ({error})"
+            f"{flag}={path}: no .npz with the arrays mean and projection ({error})"
         ) from error
     mean, projection = arrays
     fits = mean.shape == (size,) and projection.ndim == 2 and projection.shape[0] == size
     if not (fits and 0 < projection.shape[1] <= size):
         raise InputError(
-            f"--whitening={path}: mean {mean.shape} and projection {projection.shape} do not fit "
+            f"{flag}={path}: mean {mean.shape} and projection {projection.shape} do not fit "
             f"descriptors of {size}; they must be ({size},) and ({size}, K) with K up to {size}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(projection).all()):
-        raise InputError(f"--whitening={path}: holds a NaN or an infinity; learn it again")
+        raise InputError(f"{flag}={path}: holds a NaN or an infinity; learn it again")
     return Whitening(mean, projection, files.sha256(path), model_hash)
 
 

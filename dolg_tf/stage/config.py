@@ -113,7 +113,7 @@ def _plain(hint: type, value, name: str, source: str):
     if _may_be_unset(hint):
         if value is None:
             return None
-        hint = bool
+        hint = typing.get_args(hint)[0]
     kind, words = _KINDS[hint]
     fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
     # Neither NaN, nor infinite, nor a whole number too large for a float.
@@ -153,7 +153,7 @@ def _element(hint) -> type | None:
 
 
 def _may_be_unset(hint) -> bool:
-    """Tells whether a type is `bool | None`, whose flag has three states."""
+    """Tells whether a type is `bool | None` or `float | None`, whose flag may be left unset."""
     return type(None) in typing.get_args(hint)
 
 
@@ -177,6 +177,7 @@ def define_flags(*classes: type, values: flags.FlagValues = flags.FLAGS) -> None
                     bool | None: flags.DEFINE_bool,
                     int: flags.DEFINE_integer,
                     float: flags.DEFINE_float,
+                    float | None: flags.DEFINE_float,
                     str: flags.DEFINE_string,
                 }[hint]
                 define(name, default, help, **common)

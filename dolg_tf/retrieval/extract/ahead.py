@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from dolg_tf.retrieval.extract import decoding
-from dolg_tf.retrieval.extract.decoding import Hold, Preparation, Sized
+from dolg_tf.retrieval.extract.decoding import Hold, Preparation, Prepared
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage import files
 
@@ -77,9 +77,9 @@ def decode_ahead(photos: Iterable[Photo], how: Preparation) -> Iterator[np.ndarr
     return _ahead(lambda photo, hold: decoding.load_photo(photo, how, hold), photos)
 
 
-def decode_sized_ahead(photos: Iterable[Photo], how: Preparation) -> Iterator[Sized | str]:
-    """Yields `load_sized` of each photo, in order, while threads decode a few more."""
-    return _ahead(lambda photo, hold: decoding.load_sized(photo, how, hold), photos)
+def prepare_ahead(photos: Iterable[Photo], how: Preparation) -> Iterator[Prepared | str]:
+    """Yields `prepare` of each photo, in order, while threads decode a few more."""
+    return _ahead(lambda photo, hold: decoding.prepare(photo, how, hold), photos)
 
 
 def read_ahead(
@@ -89,7 +89,9 @@ def read_ahead(
     return _ahead(lambda photo, hold: decoding.read_photo(photo, how, hold), photos)
 
 
-def _ahead(read: Callable[[object, Hold], np.ndarray | Sized | str], photos: Iterable) -> Iterator:
+def _ahead(
+    read: Callable[[object, Hold], np.ndarray | Prepared | str], photos: Iterable
+) -> Iterator:
     """Yields what `read` returns of each photo; it must ask `Hold` before it decodes."""
     workers = os.cpu_count() or 1
     budget, pending = _Budget(AHEAD_BYTES), collections.deque()
@@ -103,7 +105,8 @@ def _ahead(read: Callable[[object, Hold], np.ndarray | Sized | str], photos: Ite
         finally:
             if not budget.admitted(number):  # it was not decoded
                 budget.admit(number, 0)
-            budget.hold(number, getattr(image, "nbytes", 0))
+            pixels = image.image if isinstance(image, Prepared) else image
+            budget.hold(number, pixels.nbytes if isinstance(pixels, np.ndarray) else 0)
         return image
 
     def submit_next(count: int) -> None:

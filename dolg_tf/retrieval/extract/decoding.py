@@ -57,22 +57,6 @@ class Preparation:
         return cls(meta["max_side"] or 0, upright=bool(meta.get("upright")), **kept)
 
 
-class Sized(NamedTuple):
-    """Pixels of a photo, and the size of what they show before it was shrunk.
-
-    Attributes:
-      image: uint8 RGB (H, W, 3).
-      size: height and width of the photo, or of the part in its box, in pixels of the photo.
-    """
-
-    image: np.ndarray
-    size: tuple[int, int]
-
-    @property
-    def nbytes(self) -> int:
-        return self.image.nbytes
-
-
 WHOLE = Preparation()
 DEFAULT = Preparation(PhotosConfig.max_side)  # of one's own photos, when no option says otherwise
 
@@ -171,9 +155,31 @@ def _cut(
 # --- photos ----------------------------------------------------------------------------
 
 
+class Prepared(NamedTuple):
+    """A photo as it is described.
+
+    Attributes:
+      image: uint8 RGB (H, W, 3).
+      size: height and width in pixels before it was shrunk; of its box, where it was cut to one.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+
+
 def load_photo(
     photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None
 ) -> np.ndarray | str:
+    """Reads, decodes, turns, cuts and shrinks a photo; see `prepare`.
+
+    Returns:
+      uint8 RGB (H, W, 3); or the reason, when the file is missing or cannot be described.
+    """
+    found = prepare(photo, how, hold)
+    return found if isinstance(found, str) else found.image
+
+
+def prepare(photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None) -> Prepared | str:
     """Reads, decodes, turns, cuts and shrinks a photo.
 
     Args:
@@ -182,17 +188,11 @@ def load_photo(
       hold: is asked before the photo is decoded.
 
     Returns:
-      uint8 RGB (H, W, 3); or the reason, when the file is missing or cannot be described.
+      The photo; or the reason, when the file is missing or cannot be described.
 
     Raises:
       InputError: when the box is outside the photo, or the disk fails.
     """
-    found = load_sized(photo, how, hold)
-    return found if isinstance(found, str) else found.image
-
-
-def load_sized(photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None) -> Sized | str:
-    """Returns the pixels of `load_photo` with their size before they were shrunk."""
     if photo.fault:
         return f"{photo.where}: {photo.fault}"
     try:
@@ -210,7 +210,7 @@ def load_sized(photo: Photo, how: Preparation = WHOLE, hold: Hold | None = None)
         return f"{photo.where}: {error}"
 
 
-def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> Sized:
+def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> Prepared:
     size, examined = len(data), photo_files.examine(data)
     del data  # `examined` has what it needs of it
     header = examined.header
@@ -221,7 +221,6 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> S
         told = f"{width} x {height} pixels are more than --max_pixels={how.max_pixels}"
         raise photo_files.UnusablePhoto("too_large", told)
     box = _whole_box(photo, height, width, how.box_rounding)
-    whole = box[3] - box[1], box[2] - box[0]
     factor = _factor(height, width, box, how)
     longest = max(height, width)
     shrunk = factor < 1 and _inside(box, height, width)
@@ -237,6 +236,7 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> S
     turning = examined.turning(upright=photo.turn)
     image = examined.decode_unturned(max_pixels=how.max_pixels, reduce_to=reduce_to)
     del examined
+    before = box[3] - box[1], box[2] - box[0]
     box = _before_turning(box, height, width, turning)
     if turning >= 5:
         height, width = width, height
@@ -244,12 +244,23 @@ def _decode(photo: Photo, data: bytes, how: Preparation, hold: Hold | None) -> S
     if image.shape[:2] not in sizes:
         raise photo_files.UnusablePhoto("corrupt", "its pixels do not fit the size that it states")
     cut = _cut(image, box, factor, sizes[image.shape[:2]])
-    return Sized(photo_files.turn(cut, turning), whole)
+    return Prepared(photo_files.turn(cut, turning), before)
 
 
 def read_photo(
     photo: np.ndarray | Photo | files.Path, how: Preparation = WHOLE, hold: Hold | None = None
 ) -> np.ndarray:
+    """Reads a photo as extraction does; see `read_prepared`.
+
+    Returns:
+      uint8 RGB (H, W, 3).
+    """
+    return read_prepared(photo, how, hold).image
+
+
+def read_prepared(
+    photo: np.ndarray | Photo | files.Path, how: Preparation = WHOLE, hold: Hold | None = None
+) -> Prepared:
     """Reads a photo as extraction does.
 
     Args:
@@ -258,26 +269,16 @@ def read_photo(
       how: to turn, to cut and to shrink it.
       hold: is asked before the photo is decoded.
 
-    Returns:
-      uint8 RGB (H, W, 3).
-
     Raises:
       InputError: when it cannot be read, or is not such an array.
     """
-    return read_sized(photo, how, hold).image
-
-
-def read_sized(
-    photo: np.ndarray | Photo | files.Path, how: Preparation = WHOLE, hold: Hold | None = None
-) -> Sized:
-    """Returns the pixels of `read_photo` with their size before they were shrunk."""
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] != 3:
             raise InputError(f"a photo is {photo.dtype} {photo.shape}; give uint8 RGB (H, W, 3)")
-        return Sized(shrink(photo, how.max_side), photo.shape[:2])
+        return Prepared(shrink(photo, how.max_side), photo.shape[:2])
     if not isinstance(photo, Photo):
         photo = Photo(pathlib.Path(photo).stem, photo, turn=how.upright)
-    found = load_sized(photo, how, hold)
+    found = prepare(photo, how, hold)
     if isinstance(found, str):
         raise InputError(found)
     return found

@@ -11,9 +11,9 @@ from dolg_tf.retrieval.extract import decoding
 from dolg_tf.retrieval.extract.decoding import (
     Preparation,
     load_photo,
-    load_sized,
+    prepare,
     read_photo,
-    read_sized,
+    read_prepared,
 )
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.stage.config import InputError
@@ -205,7 +205,7 @@ def test_turned_photos_stay_where_they_are_when_they_are_reduced(
     image.save(path, exif=exif, **({"quality": 95} if suffix == ".jpg" else {}))
     whole = photo_files.decode(path.read_bytes(), upright=turn)
     for box in (None, (31, 17, 250, 260)):
-        found, size = load_sized(Photo("x", path, box, turn=turn), Preparation(20))
+        found, size = prepare(Photo("x", path, box, turn=turn), Preparation(20))
         assert size == ((243, 219) if box else whole.shape[:2])
         left, top, right, bottom = box or (0, 0, whole.shape[1], whole.shape[0])
         expected = Image.fromarray(whole[top:bottom, left:right])
@@ -272,7 +272,7 @@ def test_photos_are_read_as_extraction_reads_them(tmp_path):
     with pytest.raises(InputError, match=r"c\.jpg: No such file"):
         read_photo(tmp_path / "c.jpg")
     np.testing.assert_array_equal(read_photo(IMAGE), IMAGE)
-    small = read_sized(IMAGE, Preparation(15))
+    small = read_prepared(IMAGE, Preparation(15))
     assert small.image.shape == (10, 15, 3) and small.size == (20, 30)
     with pytest.raises(InputError, match=r"float64 \(20, 30, 3\); give uint8 RGB"):
         read_photo(IMAGE / 255)
