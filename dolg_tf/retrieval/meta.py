@@ -11,6 +11,8 @@ DTYPES = ("float32", "float16")  # in which rows are stored
 # Of descriptor sets and indexes. In version 2 ids keep their suffixes, and begin with the label of
 # a folder of `image_roots`, unless there is only one, whose label is empty.
 FORMAT_VERSIONS = (1, 2)
+# Version 3 is that of an index with local features, which commands of older releases would lose.
+INDEX_VERSIONS = (*FORMAT_VERSIONS, 3)
 _SIDE_LIMIT = 1 << 31
 
 
@@ -62,7 +64,9 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 def format_version(meta: Mapping) -> int:
     """Returns the version in which a set or index with this metadata is written."""
-    return FORMAT_VERSIONS["image_roots" in meta]
+    if "local" in meta:
+        return 3
+    return 2 if "image_roots" in meta else 1
 
 
 def photo_roots(meta: Mapping, image_root="") -> str | Mapping[str, str]:

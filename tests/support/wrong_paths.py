@@ -16,6 +16,7 @@ import sys
 import time
 import typing
 
+import local_sets
 import numpy as np
 import tiny
 from PIL import Image
@@ -26,6 +27,7 @@ from dolg_tf.modeling.files import config_file
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import stages
+from dolg_tf.retrieval.local import writing
 from dolg_tf.runtime import export_files, whitening
 from dolg_tf.stage import checksums, command
 from dolg_tf.stage import config as configs
@@ -116,7 +118,11 @@ TABLE = {
         "whitening": ("whitening.npz", ["nowhere.npz", "text.txt"]),
         "output": ("new", ["text.txt"]),
     },
-    "index build": {"descriptors": ("set", _SET), "output": ("new", ["text.txt", "photos"])},
+    "index build": {
+        "descriptors": ("set", _SET),
+        "local": ("set.local", ["nowhere", "set", "text.txt"]),
+        "output": ("new", ["text.txt", "photos"]),
+    },
     "index query": {
         "index": ("index", _INDEX),
         "saved_model": ("saved_model", _MODEL),
@@ -124,7 +130,11 @@ TABLE = {
         "output": ("new.csv", ["photos"]),
     },
     "index query --index=index": {"descriptors": ("set", _SET), "output": ("new.csv", [])},
-    "index add": {"index": ("index", _INDEX), "descriptors": ("set", _SET)},
+    "index add": {
+        "index": ("index", _INDEX),
+        "descriptors": ("set", _SET),
+        "local": ("", ["nowhere", "set.local"]),  # the index has none
+    },
     "index remove": {"index": ("index", _INDEX), "ids": ("ids.txt", ["nowhere.txt", "photos"])},
     "index rebuild": {
         "index": ("index", _INDEX),
@@ -202,6 +212,8 @@ def make_world(folder: pathlib.Path) -> None:
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     meta = META | {"image_root": str(folder / "photos")}
     descriptors.write(folder / "set", DescriptorSet(ids, found, meta))
+    photos = [(id_, local_sets.draw(rng, 9)) for id_ in ids]
+    writing.write(folder / "set.local", photos, local_sets.LOCAL_META | meta)
     stages.build(stages.BuildConfig(descriptors=str(folder / "set"), output=str(folder / "index")))
     query = {"bbx": [0, 0, 40, 40], "easy": [2], "hard": [3], "junk": []}
     truth = {"imlist": list(ids), "qimlist": ["p0", "p1"], "gnd": [query] * 2}

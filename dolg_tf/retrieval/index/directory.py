@@ -2,11 +2,12 @@
 
 `index.faiss` is in faiss' own format (`IndexFlatIP` or `IndexIVFPQ`), `ids.txt` names its rows and
 `meta.json` says how they were made. Rows are in the order of their ids, so a search that ranks
-equal scores by row ranks them by id.
+equal scores by row ranks them by id. `local/` holds the photos' local feature set, if there is one.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import struct
@@ -19,7 +20,9 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
-from dolg_tf.retrieval.meta import FORMAT_VERSIONS, check_meta, format_version, with_defaults
+from dolg_tf.retrieval.local import feature_set, linking
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.retrieval.meta import INDEX_VERSIONS, check_meta, format_version, with_defaults
 from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.stage import checksums, files, progress, workshop
 from dolg_tf.stage.config import InputError
@@ -38,6 +41,8 @@ _META_KEYS = (
     *("kind", "rows", "width", "sha256", "image_root", "crop", "max_side", "ivfpq", "calibration"),
     *SAME_MODEL,
 )
+LOCAL = "local"  # folder of the local feature set
+_LOCAL_KEYS = ("model_hash", "kind", "dimensions")  # of its metadata, in those of the index
 _BLOCK = 16384
 _TRIES, _WAIT = 4, 0.02  # tries of a reader, and seconds between them: replacing takes far less
 
@@ -111,6 +116,21 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @functools.cached_property
+    def local(self) -> LocalFeatureSet | None:
+        """The photos' local features, in an order of their own; None: the index has none.
+
+        Raises:
+          InputError: when they are damaged, or the index was changed since it was opened.
+        """
+        if "local" not in self.meta:
+            return None
+        try:
+            return feature_set.read(self.path / LOCAL)
+        finally:
+            if read_meta(self.path)["sha256"] != self.meta["sha256"]:
+                raise InputError(f"{self.path}: it was changed since it was opened; open it again")
 
     @property
     def threshold(self) -> float | None:
@@ -220,7 +240,7 @@ def read_meta(path: pathlib.Path) -> dict:
     file = path / "meta.json"
     if not workshop.recover(file):
         raise InputError(f"{path}: no index; `dolg index build` writes one")
-    meta, _ = checksums.read_json(file, FORMAT_VERSIONS, _REMEDY)
+    meta, _ = checksums.read_json(file, INDEX_VERSIONS, _REMEDY)
     check_meta(meta, _META_KEYS, file, _REMEDY)
     least, calibration = [(meta["rows"], 1), (meta["width"], 1)], meta["calibration"]
     if meta["kind"] == "ivfpq":
@@ -228,6 +248,8 @@ def read_meta(path: pathlib.Path) -> dict:
         least += [(made.get("nlist"), 0), (made.get("m"), 0), (made.get("nprobe"), 1)]
     sound = all(type(count) is int and count >= low for count, low in least)
     sound &= meta["kind"] in KINDS and isinstance(meta["sha256"], dict)
+    if "local" in meta:
+        sound &= isinstance(meta["local"], dict) and set(meta["local"]) >= set(_LOCAL_KEYS)
     if calibration is not None:
         threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
         sound &= type(threshold) is float and math.isfinite(threshold)
@@ -303,7 +325,11 @@ def flat_meta(meta: Mapping, width: int, calibration: dict | None) -> dict:
 
 
 def write(
-    path: files.Path, ids: Sequence[str], meta: dict, write_faiss: Callable[[pathlib.Path], None]
+    path: files.Path,
+    ids: Sequence[str],
+    meta: dict,
+    write_faiss: Callable[[pathlib.Path], None],
+    features: Sequence[linking.Part] = (),
 ) -> None:
     """Writes an index, whole or not at all.
 
@@ -312,11 +338,16 @@ def write(
       ids: ascending.
       meta: for `meta.json`; `format_version`, `rows` and `sha256` are added.
       write_faiss: writes `index.faiss` to the given path.
+      features: local feature sets and their rows, one for each id; empty: the index has none.
     """
+    meta = {key: value for key, value in meta.items() if key != "local"}
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
         write_faiss(temporary / "index.faiss")
         files.write_text(temporary / "ids.txt", "".join(f"{id_}\n" for id_ in ids))
+        if features:
+            linking.join(temporary / LOCAL, features)
+            meta["local"] = {key: features[0][0].meta[key] for key in _LOCAL_KEYS}
         sums = {name: files.sha256(temporary / name) for name in ("index.faiss", "ids.txt")}
         about = {**meta, "format_version": format_version(meta), "rows": len(ids), "sha256": sums}
         checksums.write_json(temporary / "meta.json", about, {})

@@ -1,9 +1,12 @@
 """An index of photos: build it, and keep it in step with the photos.
 
-dolg index build --descriptors=SET --output=INDEX
-dolg index add --index=INDEX --descriptors=SET
-dolg index remove --index=INDEX --ids=ids.txt
-dolg index rebuild --index=INDEX --saved_model=MODEL
+    dolg index build --descriptors=SET --output=INDEX
+    dolg index build --descriptors=SET --local=SET.local --output=INDEX
+    dolg index add --index=INDEX --descriptors=SET
+    dolg index remove --index=INDEX --ids=ids.txt
+    dolg index rebuild --index=INDEX --saved_model=MODEL
+
+With --local, an index also holds the local features of its photos, which stay in step with them.
 """
 
 import dataclasses
@@ -19,6 +22,8 @@ from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
+from dolg_tf.retrieval.index.local import of_added, of_photos
+from dolg_tf.retrieval.local.linking import Part
 from dolg_tf.retrieval.meta import of_one_folder, photo_roots
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import Reordered, Rows
@@ -41,6 +46,15 @@ class BuildConfig(NormConfig):
     """Which descriptors become an index, and of which kind."""
 
     descriptors: str = option("descriptor set of the photos to search in")
+    local: str = option(
+        "local feature set of these photos, for `dolg index query --rerank=geometric`; empty: none",
+        "",
+    )
+    other_local_model: bool = option(
+        "the local features may be of another model than the descriptors; photos that are searched "
+        "for then need --query_local",
+        False,
+    )
     output: str = option("index (a directory) to write")
     kind: str = option(
         "flat: exact; ivfpq: approximate, with about 28 times less memory",
@@ -70,23 +84,39 @@ def build(settings: BuildConfig) -> Index:
     with directory.locked(settings.output, new=True) as path:
         files.check_output(path, settings.overwrite, "index.faiss", "meta.json")
         made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
-        found = descriptors.read(settings.descriptors, settings.normalize)
-        return _build(found, path, made if settings.kind == "ivfpq" else None)
+        found, local = descriptors.read(settings.descriptors, settings.normalize), None
+        if settings.local and found.ids:
+            described = found.source, found.meta
+            local = of_photos(settings.local, found.ids, described, settings.other_local_model)
+        return _build(found, path, made if settings.kind == "ivfpq" else None, local)
 
 
 def _build(
-    found: DescriptorSet, path: pathlib.Path, made: dict | None, calibration: dict | None = None
+    found: DescriptorSet,
+    path: pathlib.Path,
+    made: dict | None,
+    local: Part | None,
+    calibration: dict | None = None,
 ) -> Index:
-    """Writes the index of a set; `made` has --nlist, --m and --nprobe; None: it is exact."""
+    """Writes the index of a set.
+
+    Args:
+      found: the set.
+      path: of the index.
+      made: --nlist, --m and --nprobe; None: it is exact.
+      local: local features, a row for each photo of the set; None: the index has none.
+      calibration: see `directory.flat_meta`.
+    """
     if not found.ids:
         raise InputError(
             f"{found.source}: an index needs a descriptor set with the ids of its photos"
         )
     order = _order(found.ids)
     ids, rows = [found.ids[row] for row in order], Reordered(found.descriptors, order)
+    features = [(local[0], local[1][order])] if local else []
     meta = directory.flat_meta(found.meta, rows.shape[1], calibration)
     if made is None:
-        directory.write(path, ids, meta, functools.partial(directory.write_flat, rows))
+        directory.write(path, ids, meta, functools.partial(directory.write_flat, rows), features)
         log.info("%s: %d photos, exact", path, len(ids))
         return Index.open(path)
     nlist, m = ivfpq.sizes(*rows.shape, made["nlist"], made["m"])
@@ -96,7 +126,7 @@ def _build(
     asked = {key: made[key] for key in ("nlist", "m", "nprobe")}
     measured = {"cells": nlist, "bytes": m, "recall": shares, "recall_rows": len(ids)}
     meta |= {"kind": "ivfpq", "ivfpq": asked | measured}
-    directory.write(path, ids, meta, functools.partial(ivfpq.write, built))
+    directory.write(path, ids, meta, functools.partial(ivfpq.write, built), features)
     told = ", ".join(f"{100 * share:.1f} % of the {k} nearest" for k, share in shares.items())
     log.info("%s: %d photos; it finds %s that exact search finds", path, len(ids), told)
     return Index.open(path)
@@ -111,6 +141,7 @@ class AddConfig(NormConfig):
 
     index: str = option("index (a directory)")
     descriptors: str = option("descriptor set of the photos to add")
+    local: str = option("their local feature set, for an index that has local features", "")
 
 
 def add(settings: AddConfig) -> Index:
@@ -122,6 +153,7 @@ def add(settings: AddConfig) -> Index:
     with directory.locked(settings.index) as path:
         index, new = Index.open(path), descriptors.read(settings.descriptors, settings.normalize)
         index.check_same(new, directory.SAME_MAKING)
+        local = of_added(index, settings.local, new.ids)
         twice = set(index.ids) & set(new.ids)
         if twice:
             raise InputError(
@@ -134,7 +166,7 @@ def add(settings: AddConfig) -> Index:
                 "the added photos are in %s, those of the index in %s: rebuild looks there alone",
                 *(photo_roots(new.meta), photo_roots(index.meta)),
             )
-        return _change(index, list(index.ids) + list(new.ids), new)
+        return _change(index, list(index.ids) + list(new.ids), new, local)
 
 
 def _warn_of_other_names(old, new, path: pathlib.Path) -> None:
@@ -185,8 +217,14 @@ def remove(settings: RemoveConfig) -> Index:
         return _change(index, [None if id_ in gone else id_ for id_ in index.ids])
 
 
-def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
+def _change(
+    index: Index, ids: list, new: DescriptorSet | None = None, local: Part | None = None
+) -> Index:
     """Writes the index with new rows after the old, and without those whose id is None."""
+    features = []
+    if index.local is not None:
+        old = [id_ for id_ in ids[: len(index)] if id_ is not None]
+        features = [(index.local, index.local.rows_of(old)), *([local] if local else [])]
     directory.check_sum(index.path / "index.faiss", index.meta)
     kept = np.array([row for row, id_ in enumerate(ids) if id_ is not None], np.int64)
     order = kept[_order([ids[row] for row in kept])]
@@ -200,7 +238,7 @@ def _change(index: Index, ids: list, new: DescriptorSet | None = None) -> Index:
         labels[order] = np.arange(len(order))
         ivfpq.relabel(index.approximate, labels)
         write = functools.partial(ivfpq.write, index.approximate)
-    directory.write(index.path, [ids[row] for row in order], index.meta, write)
+    directory.write(index.path, [ids[row] for row in order], index.meta, write, features)
     log.info("%s: %d photos, before: %d", index.path, len(order), len(index))
     return Index.open(index.path)
 
@@ -234,6 +272,10 @@ def rebuild(settings: RebuildConfig) -> Index:
     """
     with directory.locked(settings.index) as path:
         index = Index.open(path)
+        if index.local is not None:
+            raise InputError(
+                f"{path} has local features, which a rebuild would lose; extract and build it anew"
+            )
         work = path.with_name(f"{path.name}.rebuild")
         found = photos.describe_anew(
             index, settings.saved_model, settings.image_root, work, settings.max_bad
@@ -245,6 +287,6 @@ def rebuild(settings: RebuildConfig) -> Index:
                     "%s: its threshold was fitted for the old descriptors; calibrate again", path
                 )
             calibration = None
-        rebuilt = _build(found, path, index.meta["ivfpq"], calibration)
+        rebuilt = _build(found, path, index.meta["ivfpq"], None, calibration)
         shutil.rmtree(work)
         return rebuilt

@@ -113,8 +113,8 @@ DAMAGE = {
     "a list": ("meta.json", lambda f: f.write_text("[1]"), "format_version is None"),
     "later release": (
         "meta.json",
-        lambda f: sealed.change(f, format_version=3),
-        "format_version is 3",
+        lambda f: sealed.change(f, format_version=4),
+        "format_version is 4",
     ),
     "no key": (
         "meta.json",
