@@ -13,6 +13,9 @@ RULES = {
 }
 
 _SCORES = 2**18  # products at a time: 1 MB, which a core's cache holds
+# Multiplications of a matrix product that BLAS takes for too small to be worth its threads. Pairs
+# of photos are what threads are for; BLAS' own would wait for each other ten times in between.
+_ONE_THREAD = 2**18
 
 
 class Matches(typing.NamedTuple):
@@ -88,20 +91,45 @@ def _nearest(query: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarr
     # Higham's bound of a product in float32, and of the sums with it.
     slack = np.float32(longest * (query.shape[1] + 4) * np.finfo(np.float32).eps)
     nearest, apart = np.empty(len(query), np.int64), np.empty(len(query), np.float32)
+    height, width = _tile(query.shape[1])
+    columns = _cut(index, width).transpose(0, 2, 1)
     rough_half = half_index.astype(np.float32)
-    height = max(1, _SCORES // len(index))
-    for start in range(0, len(query), height):
-        block = query[start : start + height]
-        closeness = block @ index.T
+    size = max(1, _SCORES // (height * columns.shape[0] * width)) * height
+    for start in range(0, len(query), size):
+        block = query[start : start + size]
+        closeness = _multiply(_cut(block, height), columns)[: len(block), : len(index)]
         closeness -= rough_half
         found = closeness.argmax(1)
         best = np.take_along_axis(closeness, found[:, None], 1)
         near = closeness >= best - 2 * slack
         unclear = np.flatnonzero(np.count_nonzero(near, axis=1) > 1)
         found[unclear] = _first_nearest(block[unclear], index, half_index, near[unclear])
-        nearest[start : start + height] = found
-        apart[start : start + height] = half_query[start : start + height] - best[:, 0] - slack
+        nearest[start : start + size] = found
+        apart[start : start + size] = half_query[start : start + size] - best[:, 0] - slack
     return nearest, apart
+
+
+def _tile(dimensions: int) -> tuple[int, int]:
+    """Returns how many rows of the query and of the index are multiplied in one product."""
+    width = 1
+    while 8 * width * width * dimensions <= _ONE_THREAD:
+        width *= 2
+    return 2 * width, width
+
+
+def _cut(rows: np.ndarray, height: int) -> np.ndarray:
+    """Returns float32 (N, D) rows as (N / height, height, D), with rows of zeros behind them."""
+    tiles = np.zeros((-(-len(rows) // height), height, rows.shape[1]), np.float32)
+    tiles.reshape(-1, rows.shape[1])[: len(rows)] = rows
+    return tiles
+
+
+def _multiply(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Returns the products of (n, height, D) rows and (m, D, width) columns as one matrix."""
+    (n, height, _), (m, _, width) = rows.shape, columns.shape
+    products = np.empty((n, height, m, width), np.float32)
+    np.matmul(rows[:, None], columns[None], out=products.transpose(0, 2, 1, 3))
+    return products.reshape(n * height, m * width)
 
 
 def _first_nearest(
