@@ -24,7 +24,10 @@ from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
-RERANKINGS = ("none", *(name for name, one in methods.RERANKERS.items() if one.quick))
+RERANKINGS = (
+    "none",
+    *(name for name, one in methods.RERANKERS.items() if one.quick and not one.local),
+)
 OWN_SCALES = "own"
 LARGE_SIDE = 1600  # longest side of photos that are enlarged, in pixels
 THUMBNAIL_SIDE = 480  # pixels: sharp on a dense screen

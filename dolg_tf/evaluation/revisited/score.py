@@ -254,7 +254,7 @@ def evaluate_revisited(
         distractor_descriptors,
         normalize=normalize,
     )
-    protocol = inputs.protocol | {"rerank": {"method": settings.rerank, **settings.numbers()}}
+    protocol = inputs.protocol | {"rerank": settings.report()}
 
     def run(index) -> RevisitedScores:
         scores = score_descriptors(ground_truth, inputs.queries, index, settings, memory_gb)

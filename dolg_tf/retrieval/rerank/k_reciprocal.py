@@ -31,8 +31,8 @@ def _encode(distances: np.ndarray, nearest: np.ndarray, k1: int, k2: int) -> np.
 
 def reorder(
     query: np.ndarray, candidates: np.ndarray, k1: int, k2: int, original: float
-) -> np.ndarray:
-    """Returns the places of a query's photos after re-ranking, best first.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places of a query's photos after re-ranking, best first, and their scores.
 
     Args:
       query: float (D,), unit norm.
@@ -42,7 +42,7 @@ def reorder(
       original: share (lambda) of the original distance in the final one, 0 to 1.
 
     Returns:
-      int64 (M,); ties keep their order.
+      int64 (M,), and float64 (M,), falling: distances below 0. Ties keep their order.
     """
     together = np.concatenate([query[None], candidates]).astype(np.float64)  # (M + 1, D)
     squares = np.sum(together**2, axis=1)
@@ -58,4 +58,6 @@ def reorder(
     common = np.minimum(vectors[0], vectors[1:]).sum(axis=1)
     jaccard = 1 - common / (2 - common)
     final = (1 - original) * jaccard + original * distances[0, 1:]
-    return np.argsort(final.round(7), kind="stable")
+    final = final.round(7)
+    places = np.argsort(final, kind="stable")
+    return places, -final[places]

@@ -52,8 +52,10 @@ def refine(candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
     return spread @ candidates
 
 
-def reorder(query: np.ndarray, candidates: np.ndarray, k: int, beta: float) -> np.ndarray:
-    """Returns the places of a query's photos after re-ranking, best first.
+def reorder(
+    query: np.ndarray, candidates: np.ndarray, k: int, beta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places of a query's photos after re-ranking, best first, and their scores.
 
     The photos are refined (`refine`) and scored against the query. The element-wise maximum of the
     k + 1 best is a second query, and the mean of both scores decides. Ties keep their order.
@@ -65,11 +67,12 @@ def reorder(query: np.ndarray, candidates: np.ndarray, k: int, beta: float) -> n
       beta: weight of the neighbours.
 
     Returns:
-      int64 (M,).
+      int64 (M,), and float64 (M,), falling.
     """
     refined = refine(candidates, k, beta)
     scores = refined @ query
     first = _order(scores)
     expanded = refined[first[: k + 1]].max(axis=0)
     second = (scores + refined @ expanded)[first] / 2
-    return first[_order(second)]
+    places = _order(second)
+    return first[places], second[places]

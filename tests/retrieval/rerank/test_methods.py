@@ -19,6 +19,7 @@ from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError, from_dict
 
 METHODS = tuple(RERANKERS)
+GLOBAL = tuple(name for name, one in RERANKERS.items() if not one.local)
 
 
 def unit(rows):
@@ -90,21 +91,24 @@ def test_heads_are_the_best_photos_reordered(monkeypatch, block):
     monkeypatch.setattr(search, "_QUERIES", block)
     queries, index = some(0, 9), some(1, 40)
     best = np.argsort(-(queries @ index.T), axis=1, kind="stable")[:, :12]
-    given_numbers = {"rerank_m": 12, "rerank_k": 4, "rerank_beta": 0.2}
+    numbers = {"rerank_m": 12, "rerank_k": 4, "rerank_beta": 0.2}
     for method, reorder in {
         "superglobal": lambda q, x: superglobal.reorder(q, x, 4, 0.2),
         "k_reciprocal": lambda q, x: k_reciprocal.reorder(q, x, 4, 6, 0.2),
     }.items():
         parts = Rows([index[:7].astype(np.float64), index[7:]])
-        found = apply(RerankConfig(rerank=method, **given_numbers), queries, parts)
-        expected = [rows[reorder(q, index[rows])] for q, rows in zip(queries, best, strict=True)]
-        np.testing.assert_array_equal(found.head, expected)
+        found = apply(RerankConfig(rerank=method, **numbers), queries, parts)
+        expected = [reorder(q, index[rows]) for q, rows in zip(queries, best, strict=True)]
+        rows = [rows[places] for rows, (places, _) in zip(best, expected, strict=True)]
+        np.testing.assert_array_equal(found.head, rows)
+        np.testing.assert_allclose(found.scores, [scores for _, scores in expected], atol=1e-6)
+        assert (np.diff(found.scores) <= 0).all()
         assert found.head.dtype == np.int64
         np.testing.assert_array_equal(found.queries, queries)
         assert found.index is parts
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GLOBAL)
 @settings(deadline=None, max_examples=15)
 @given(
     seed=strategies.integers(0, 1000),
@@ -121,7 +125,7 @@ def test_few_photos_and_duplicates(method, seed, count, copies, queries):
         np.testing.assert_allclose(np.linalg.norm(np.asarray(rows), axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GLOBAL)
 def test_what_has_no_direction_is_refused(method, monkeypatch):
     monkeypatch.setattr(norms, "_BLOCK", 3)
     index, config = some(0, 8), RerankConfig(rerank=method)
@@ -162,6 +166,15 @@ def test_numbers_are_the_published_ones_unless_given():
         ({"rerank": "k_reciprocal", "rerank_beta": 1.5}, "at least 0 and at most 1"),
         ({"rerank": "alpha_qe", "rerank_alpha": np.nan}, "--rerank_alpha=nan must be"),
         ({"rerank": "alpha_qe", "rerank_alpha": np.inf}, "--rerank_alpha=inf must be"),
+        ({"rerank": "magic"}, "'magic' is none of none, alpha_qe"),
+        ({"rerank": "none,geometric"}, "'none' is none of"),
+        ({"rerank": "geometric,alpha_qe"}, "alpha_qe cannot follow geometric"),
+        ({"rerank": "superglobal,k_reciprocal"}, "k_reciprocal cannot follow superglobal"),
+        ({"rerank": "alpha_qe,alpha_qe"}, "names a method twice"),
+        ({"rerank": "alpha_qe,superglobal", "rerank_k": 3}, "could be of alpha_qe or superglobal"),
+        ({"rerank": "superglobal", "rerank_order": "sum"}, "does not belong to --rerank=super"),
+        ({"rerank": "geometric", "rerank_weight": 0.1}, "take --rerank_order=sum"),
+        ({"rerank": "geometric", "rerank_verify": 0}, "--rerank_verify=0 must be at least 1"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(values, told):
@@ -169,22 +182,48 @@ def test_numbers_that_do_not_fit_are_refused(values, told):
         RerankConfig(**values)
 
 
+def test_methods_in_turn_have_their_own_numbers():
+    chain = RerankConfig(rerank="alpha_qe,superglobal,geometric", rerank_alpha=2.0, rerank_m=50)
+    assert chain.report() == {
+        **{"method": "alpha_qe,superglobal,geometric", "order": "delg", "alpha": 2.0, "m": 50},
+        **{"alpha_qe_k": 50, "superglobal_k": 9, "beta": 0.15, "verify": 100},
+    }
+    assert chain.local and not RerankConfig(rerank="alpha_dba,alpha_qe").local
+
+
+def test_methods_in_turn_are_one_after_the_other():
+    queries, index = some(0, 4), some(1, 30)
+    found = apply(RerankConfig(rerank="alpha_dba,superglobal", rerank_m=9), queries, index)
+    augmented = apply(RerankConfig(rerank="alpha_dba"), queries, index).index
+    expected = apply(RerankConfig(rerank="superglobal", rerank_m=9), queries, augmented)
+    np.testing.assert_array_equal(found.head, expected.head)
+
+
+def test_a_local_method_needs_local_features():
+    with pytest.raises(InputError, match="--rerank=geometric needs the local features"):
+        apply(RerankConfig(rerank="geometric"), some(0, 1), some(1, 3))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_in_the_flags_the_demo_and_the_docs(name):
     method = RERANKERS[name]
     flags = {field.name: field.metadata for field in dataclasses.fields(RerankConfig)}
-    assert name in flags["rerank"]["choices"]
     assert f"{name}: {method.words}" in flags["rerank"]["help"]
     for number, one in method.numbers.items():
         told = flags[f"rerank_{number}"]["help"]
         assert name in told and f"{one.words} (default {one.default:g})" in told
-        given = RerankConfig(rerank=name, **{f"rerank_{number}": type(one.default)(1)}).numbers()
-        assert given == {x: 1 if x == number else y.default for x, y in method.numbers.items()}
-    assert (name in demo_search.RERANKINGS) == method.quick
+        flag = {f"rerank_{number}": type(one.default)(1), "rerank_order": one.order or "auto"}
+        given = RerankConfig(rerank=name, **flag).numbers()
+        assert given == {
+            x: 1 if x == number else y.default
+            for x, y in method.numbers.items()
+            if y.order in ("", one.order)
+        }
+    assert (name in demo_search.RERANKINGS) == (method.quick and not method.local)
     docs = pathlib.Path(__file__).parents[3] / "docs/evaluation.md"
     assert f"| `{name}` |" in docs.read_text(encoding="utf-8")
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(InputError, match="must be one of"):
+    with pytest.raises(InputError, match="'magic' is none of"):
         from_dict(RerankConfig, {"rerank": "magic"}, "test")
