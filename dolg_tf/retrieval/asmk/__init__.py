@@ -1,0 +1,1 @@
+"""Aggregated selective match kernels (ASMK): search by local features without matching them."""
