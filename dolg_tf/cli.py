@@ -88,6 +88,18 @@ COMMANDS = {
         "dolg_tf.retrieval.index.stages:rebuild",
         continues=True,
     ),
+    "asmk codebook": Command(
+        "local features -> visual words", "dolg_tf.retrieval.asmk.stages:codebook", continues=True
+    ),
+    "asmk build": Command(
+        "local features and visual words -> ASMK index",
+        "dolg_tf.retrieval.asmk.stages:build",
+        continues=True,
+    ),
+    "asmk query": Command(
+        "scores of all photos of an ASMK index for each query",
+        "dolg_tf.retrieval.asmk.stages:query",
+    ),
     "calibrate": Command(
         "labelled pairs -> a threshold for the same place",
         "dolg_tf.evaluation.calibrate:calibrate",

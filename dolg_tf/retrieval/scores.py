@@ -15,7 +15,7 @@ from dolg_tf.stage import checksums, files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
-KIND = "scores"
+CONTENTS = "scores"
 _REMEDY = "search again"
 _FILES = ("scores.npy", "queries.txt", "ids.txt")
 
@@ -64,7 +64,7 @@ def write(
             file.write(np.asarray(row, "<f4").data)
     for name, names in (("queries.txt", queries), ("ids.txt", ids)):
         files.write_text(folder / name, "".join(f"{id_}\n" for id_ in names))
-    about = {**meta, "kind": KIND, "format_version": FORMAT_VERSION}
+    about = {**meta, "contents": CONTENTS, "format_version": FORMAT_VERSION}
     checksums.write_json(folder / "meta.json", about, checksums.of_files(folder, _FILES))
 
 
@@ -78,13 +78,10 @@ def read(path: files.Path) -> Scores:
     if not workshop.recover(path / "meta.json"):
         raise InputError(f"{path}: no scores; `dolg asmk query` writes them")
     meta, sums = checksums.read_json(path / "meta.json", FORMAT_VERSION, _REMEDY)
-    if meta.get("kind") != KIND:
-        raise InputError(f"{path}: no scores, but {meta.get('kind')!r:.60}")
+    if meta.get("contents") != CONTENTS:
+        raise InputError(f"{path}: no scores, but {meta.get('contents')!r:.60}")
     checksums.check(path, {name: sums.get(name, "") for name in _FILES}, _REMEDY)
-    queries, ids = (
-        tuple((path / name).read_text(encoding="utf-8").split("\n")[:-1])
-        for name in ("queries.txt", "ids.txt")
-    )
+    queries, ids = (descriptors.read_ids(path / name) for name in ("queries.txt", "ids.txt"))
     try:
         scores = np.load(path / "scores.npy", mmap_mode="r", allow_pickle=False)
     except files.DAMAGED_ARRAYS as error:

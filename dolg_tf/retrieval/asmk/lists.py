@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 
+from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.asmk import words
 from dolg_tf.retrieval.asmk.kernel import VARIANTS, Kernel
 from dolg_tf.retrieval.asmk.words import Codebook
@@ -19,7 +20,7 @@ from dolg_tf.stage import checksums, files, workshop
 from dolg_tf.stage.config import InputError
 
 FORMAT_VERSION = 1
-KIND = "asmk"
+CONTENTS = "ASMK index"
 REMEDY = "build the index again"
 _BLOCK = 1 << 22  # entries that are checked at once
 # Read whole whenever the index is opened, so their checksums are compared then. Those of the
@@ -27,7 +28,7 @@ _BLOCK = 1 << 22  # entries that are checked at once
 _SMALL = ("ids.txt", "offsets.npy", "norms.npy", "codebook.npz")
 _MAPPED = ("rows.npy", "codes.npy")
 _KEYS = {
-    "kind": str,
+    "contents": str,
     "variant": str,
     "binary": bool,
     "idf": bool,
@@ -72,7 +73,7 @@ class Inverted:
         path = pathlib.Path(path)
         meta, sums = read_meta(path)
         checksums.check(path, {name: sums.get(name, "") for name in _SMALL}, REMEDY)
-        ids = tuple((path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1])
+        ids = descriptors.read_ids(path / "ids.txt")
         offsets, norms, rows, codes = (
             _array(path / name) for name in ("offsets.npy", "norms.npy", *_MAPPED)
         )
@@ -126,7 +127,7 @@ def read_meta(path: pathlib.Path) -> tuple[dict, dict[str, str]]:
     if not workshop.recover(file):
         raise InputError(f"{path}: no ASMK index; `dolg asmk build` writes one")
     meta, sums = checksums.read_json(file, FORMAT_VERSION, REMEDY)
-    if meta.get("kind") != KIND:
+    if meta.get("contents") != CONTENTS:
         raise InputError(f"{path} is not an ASMK index; `dolg asmk build` writes one")
     for key, kind in _KEYS.items():
         if type(meta.get(key)) is not kind:

@@ -138,7 +138,7 @@ def build(settings: BuildConfig) -> Inverted:
     photos = _Photos(found, regions)
     kept = ("image_root", "image_roots", "crop", "upright", "max_side", "scales", "max_features")
     meta = _space(found) | {key: found.meta[key] for key in kept if key in found.meta}
-    meta |= {"kind": lists.KIND, "variant": settings.variant, "binary": settings.binary}
+    meta |= {"contents": lists.CONTENTS, "variant": settings.variant, "binary": settings.binary}
     meta |= {"idf": settings.idf, "regions": bool(settings.regions), "counted": len(photos)}
     meta |= {"assignments": settings.assignments, "dimensions": book.centroids.shape[1]}
     meta["format_version"] = lists.FORMAT_VERSION
