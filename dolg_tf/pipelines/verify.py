@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from dolg_tf.data.records import verify as records
-from dolg_tf.pipelines import checks, export_checks
+from dolg_tf.pipelines import asmk_checks, checks, export_checks
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError, option
 
@@ -24,7 +24,8 @@ class PathConfig:
     """The thing to verify."""
 
     path: str = option(
-        "TFRecords (their folder, one file or a glob), descriptor set or .npy, index, model "
+        "TFRecords (their folder, one file or a glob), descriptor set or .npy, index (of either "
+        "kind), codebook, scores, model "
         "directory, run directory, SavedModel, .onnx or .tflite file",
         "",
     )
@@ -91,6 +92,9 @@ def _is_run(path: pathlib.Path) -> bool:
 KINDS = {
     "SavedModel": Kind(_holds("saved_model.pb", "assets.extra"), export_checks.check_saved_model),
     "index": Kind(_holds("index.faiss"), checks.check_index),
+    "ASMK index": Kind(_holds("codes.npy", "codebook.npz"), asmk_checks.check_asmk),
+    "scores": Kind(_holds("scores.npy"), asmk_checks.check_scores),
+    "codebook": Kind(asmk_checks.is_codebook, asmk_checks.check_codebook),
     "descriptor set": Kind(_is_descriptors, checks.check_descriptors),
     "run directory": Kind(_is_run, checks.check_run),
     "model directory": Kind(_holds("config.json", "model.weights.h5"), checks.check_model),

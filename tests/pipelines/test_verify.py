@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 
+import asmk_images
 import demo_world
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def sound(tmp_path_factory):
     demo_world.make(folder / "world")
     for name in ("set", "index"):
         shutil.move(folder / "world" / name, folder / name)
+    asmk_images.make(folder)
     data = tiny.write_records(folder / "records")
     train(tiny.MODEL, data, tiny.recipe(folder / "run", max_steps=2, checkpoint_every=1))
     save_dolg(build_dolg(tiny.MODEL, seed=0), tiny.MODEL, folder / "model", {"source": "test"})
@@ -147,6 +149,9 @@ SOUND = [
     ("set", "descriptor set", "6 descriptors of width 3"),
     ("set/descriptors-00000-of-00001.npy", "descriptor set", "6 descriptors of width 3"),
     ("index", "index", "flat, 6 photos of width 3"),
+    ("asmk", "ASMK index", "variant dolg, 6 photos, 4 words"),
+    ("codebook.npz", "codebook", "4 words of width 16"),
+    ("scores", "scores", "6 queries x 6 photos"),
     ("model", "model directory", "source test"),
     ("run", "run directory", "latest of step 2"),
     ("export", "SavedModel", "answers to serving_default"),
@@ -198,6 +203,12 @@ def _other_row(rows):
         ("index", lambda p: _cut(p / "index.faiss"), "index.faiss: not an IndexFlatIP"),
         ("index", lambda p: _flip(p / "ids.txt", 0), "ids.txt: damaged, its checksum"),
         ("index", lambda p: sealed.change(p / "meta.json", width=4), "not an IndexFlatIP of 6 x 4"),
+        ("asmk", lambda p: _flip(p / "codes.npy", -1), "codes.npy: damaged, its checksum"),
+        ("asmk", lambda p: _flip(p / "ids.txt", 0), "ids.txt: damaged, its checksum"),
+        ("asmk", lambda p: (p / "rows.npy").unlink(), "rows.npy: missing or damaged"),
+        ("asmk", lambda p: sealed.change(p / "meta.json", variant="hwo"), "meta.json: damaged"),
+        ("codebook.npz", lambda p: _flip(p, 300), "not a codebook, or damaged"),
+        ("scores", lambda p: _flip(p / "scores.npy", -1), "scores.npy: damaged, its checksum"),
         ("model", lambda p: _cut(p / "model.weights.h5"), "model.weights.h5"),
         ("model", lambda p: (p / "model.weights.h5").unlink(), "no such file"),
         ("model", lambda p: sealed.change(p / "config.json", "provenance"), "no 'provenance'"),

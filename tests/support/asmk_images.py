@@ -6,11 +6,13 @@ They are those of `golden/asmk.npz`.
 import importlib.util
 import pathlib
 
+import local_sets
 import numpy as np
 
-from dolg_tf.retrieval.asmk import build, lists
+from dolg_tf.retrieval.asmk import build, lists, stages
 from dolg_tf.retrieval.asmk.search import Search
 from dolg_tf.retrieval.asmk.words import Codebook
+from dolg_tf.retrieval.local import writing
 
 WORDS, IMAGES, QUERIES = 64, 30, 5
 EMPTY_IMAGES, EMPTY_QUERY = (11, 29), 2
@@ -68,3 +70,15 @@ def scores_of(index: lists.Inverted, queries, assignments: int, **settings) -> n
     search = Search(index, kernel)
     described = [build.entries_of([one], index.codebook, kernel, assignments) for one in queries]
     return np.array([search.scores(*one) for one in described])
+
+
+def make(folder: pathlib.Path) -> None:
+    """Writes `local`, features of six photos, `codebook.npz`, `asmk`, an index, and `scores`."""
+    rng = np.random.default_rng(0)
+    photos = [(f"p{photo}", local_sets.draw(rng, 5)) for photo in range(6)]
+    writing.write(folder / "local", photos, local_sets.LOCAL_META)
+    local, book = {"local": str(folder / "local")}, str(folder / "codebook.npz")
+    index = str(folder / "asmk")
+    stages.codebook(stages.CodebookConfig(**local, output=book, words=4))
+    stages.build(stages.BuildConfig(**local, codebook=book, output=index))
+    stages.query(stages.QueryConfig(**local, index=index, output=str(folder / "scores")))

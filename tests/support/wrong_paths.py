@@ -16,6 +16,7 @@ import sys
 import time
 import typing
 
+import asmk_images
 import local_sets
 import numpy as np
 import tiny
@@ -141,6 +142,22 @@ TABLE = {
         "saved_model": ("saved_model", _MODEL),
         "image_root": ("", ["nowhere", "empty"]),
     },
+    "asmk codebook": {
+        "local": ("local", ["nowhere", "set", "text.txt"]),
+        "output": ("new.npz", ["photos.npz"]),
+    },
+    "asmk build": {
+        "local": ("local", ["nowhere", "set", "text.txt"]),
+        "codebook": ("codebook.npz", ["nowhere.npz", "text.txt", "weights.npz"]),
+        "output": ("new", ["text.txt", "photos"]),
+        "variant": ("how", ["hwo"]),
+        "regions": ("", ["nowhere.csv", "text.txt"]),
+    },
+    "asmk query": {
+        "index": ("asmk", ["nowhere", "index", "text.txt"]),
+        "local": ("local", ["nowhere", "set", "text.txt"]),
+        "output": ("new", ["text.txt", "photos"]),
+    },
     "calibrate": {
         "index_descriptors": ("set", _SET),
         "labels_csv": ("labels.csv", _TABLE),
@@ -221,6 +238,8 @@ def make_world(folder: pathlib.Path) -> None:
     mean, projection = np.zeros(size), np.eye(size)
     whitening.write_whitening(folder / "whitening.npz", mean, projection, "")
     np.savez(folder / "weights.npz", layer=mean)
+    (folder / "photos.npz").mkdir()
+    asmk_images.make(folder)
 
 
 class _Imported(BaseException):
