@@ -71,3 +71,22 @@ def official_r50(standin):
         return network, config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def how_state(standin):
+    """A stand-in checkpoint of HOW's -R50: array by their name."""
+    shapes = json.loads((GOLDEN / "how_r50.json").read_text())
+    return {name: standin.how_value(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def how_r50(how_state):
+    """HOW's -R50 with stand-in weights: (network, config)."""
+    from dolg_tf.modeling.config import HowConfig
+    from dolg_tf.modeling.how import build_how
+    from dolg_tf.weights.how import load_state_dict
+
+    network = build_how(HowConfig())
+    load_state_dict(network, how_state)
+    return network, HowConfig()

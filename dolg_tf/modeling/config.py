@@ -141,6 +141,39 @@ class DolgConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HowConfig:
+    """HOW's network, which gives local features for ASMK.
+
+    The defaults are the authors' ResNet-50 without its last stack; their ResNet-18 is
+    `HowConfig(backbone="resnet18", local_source="p5")`. All fields but `preprocessing`, which
+    belongs to the weights, are flags of its training too.
+
+    Raises:
+      InputError: if a value is out of its range.
+    """
+
+    backbone: str = option(
+        f"convolutional network that gives the map: {', '.join(BACKBONES)}", "resnet50"
+    )
+    local_source: str = option(
+        "map that the local features come from; what follows it is cut off. p4: stride 16 (the "
+        "authors' ResNet-50); p5: stride 32 (their ResNet-18)",
+        "p4",
+        choices=("p4", "p5"),
+    )
+    dimensions: int = option("numbers of a local feature, after the whitening", 128)
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        find_backbone(self.backbone)
+        at_least(self, dimensions=1)
+
+
+# By the name in config.json.
+NETWORKS = {"dolg": DolgConfig, "how": HowConfig}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Which weights to read from a run directory."""
 

@@ -1,6 +1,6 @@
 """The model directory: the only code that reads and writes a network on disk.
 
-config.json       {format_version, model, preprocessing, provenance, crc32c}
+config.json       {format_version, network, model, preprocessing, provenance, crc32c}
 model.weights.h5  all variables of the network; the class head is not among them
 """
 
@@ -15,10 +15,11 @@ from collections.abc import Iterator
 
 import keras
 
-from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.config import DolgConfig, HowConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.files import config_file
 from dolg_tf.modeling.files.h5_weights import check_finite, load_weights
+from dolg_tf.modeling.how import build_how
 from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
@@ -28,11 +29,13 @@ _DAMAGED = (ValueError, LookupError, RuntimeError, AssertionError, TypeError, Un
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # follows a variable's name in a checkpoint
 
 
-def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, provenance: dict) -> None:
+def save_dolg(
+    network: keras.Model, config: DolgConfig | HowConfig, path: files.Path, provenance: dict
+) -> None:
     """Writes a model directory completely or not at all, replacing an earlier one.
 
     Args:
-      network: from `build_dolg(config)`.
+      network: from `build_network(config)`.
       config: its configuration.
       path: the directory.
       provenance: where the weights come from, as plain JSON values; `local_threshold` is the
@@ -48,6 +51,7 @@ def save_dolg(network: keras.Model, config: DolgConfig, path: files.Path, proven
         network.save_weights(folder / config_file.WEIGHTS)
         about = {
             "format_version": config_file.FORMAT_VERSION,
+            **config_file.name_of_network(config),
             "model": model,
             "preprocessing": preprocessing,
             "provenance": provenance,
@@ -60,14 +64,14 @@ class LoadedNetwork(typing.NamedTuple):
     """A network read from disk.
 
     Attributes:
-      network: float32 RGB in [0, 1], (B, H, W, 3), to descriptors (B, descriptor_size).
-      config: its configuration; `build_dolg(config)` builds the same network.
+      network: float32 RGB in [0, 1], (B, H, W, 3), to descriptors (B, D).
+      config: its configuration: a `DolgConfig` for `build_dolg`, or a `HowConfig` for `build_how`.
       provenance: where the weights come from, as plain JSON values. `local_threshold`, where
         training measured it, is the median strength of local features.
     """
 
     network: keras.Model
-    config: DolgConfig
+    config: DolgConfig | HowConfig
     provenance: dict
 
 
@@ -106,26 +110,34 @@ def load_network(
     return LoadedNetwork(network, config, values["provenance"])
 
 
-def _build(config: DolgConfig, source: pathlib.Path) -> keras.Model:
+def build_network(
+    config: DolgConfig | HowConfig, dtype: str | keras.DTypePolicy | None = None
+) -> keras.Model:
+    """Builds the network of a configuration with random weights; see `build_dolg`, `build_how`."""
+    build = build_dolg if isinstance(config, DolgConfig) else build_how
+    return build(config, dtype)
+
+
+def _build(config: DolgConfig | HowConfig, source: pathlib.Path) -> keras.Model:
     import tensorflow as tf
 
     try:
-        return build_dolg(config)
+        return build_network(config)
     except InputError:
         raise
     except (ValueError, tf.errors.ResourceExhaustedError) as error:  # enormous numbers
         raise InputError(f"{source}: this network cannot be built: {error}") from error
 
 
-def weights_hash(network: keras.Model, config: DolgConfig) -> str:
+def weights_hash(network: keras.Model, config: DolgConfig | HowConfig) -> str:
     """Returns the SHA-256 of all that determines a network's descriptors.
 
     It covers name, shape and bytes of every variable, in order, and the configuration, since
     neither preprocessing nor dilations show in a variable.
     """
     values = configs.to_dict(config)
-    if not values["delg_local"]:  # networks of before this option keep their hash
-        del values["delg_local"]
+    if not values.get("delg_local"):  # networks of before this option keep their hash
+        values.pop("delg_local", None)
     model = json.dumps(values, sort_keys=True)
     digest = hashlib.sha256(f"{model}\n".encode())
     for variable in network.variables:

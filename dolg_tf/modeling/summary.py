@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 
-from dolg_tf.modeling.config import DolgConfig, NetworkConfig
+from dolg_tf.modeling.config import DolgConfig, HowConfig, NetworkConfig
 from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.stage import command
 from dolg_tf.stage import config as configs
@@ -33,6 +33,10 @@ _PARTS = {
     "fusion_p5": "fusion",
     "fused": "fusion",
     "delg": "DELG's branch",
+    "features": "backbone",
+    "attention": "local features",
+    "smoothed": "local features",
+    "reduced": "local features",
     "beside": "descriptor",
     "neck_linear": "descriptor",
     "neck_norm": "descriptor",
@@ -51,9 +55,9 @@ _FUSIONS = {
 }
 # Operations that move numbers, or take a few steps per number: batch norm, activations, pooling.
 _ELEMENTWISE = """
-    AddV2 BiasAdd BroadcastTo ConcatV2 Const Identity IdentityN MaxPool Maximum Mean Mul Neg NoOp
-    Pad Placeholder Pow ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 Rsqrt Sigmoid Softplus
-    Square Squeeze StopGradient StridedSlice Sub Sum
+    AddV2 AvgPool BiasAdd BroadcastTo ConcatV2 Const Identity IdentityN MaxPool Maximum Mean Mul
+    Neg NoOp Pad Placeholder Pow ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 Rsqrt Sigmoid
+    Softplus Sqrt Square Squeeze StopGradient StridedSlice Sub Sum
 """
 
 
@@ -79,11 +83,11 @@ def print_summary(config: SummaryConfig) -> None:
     command.show(as_text(summarize(*loaded, config.image_size)))
 
 
-def summarize(network, config: DolgConfig, provenance: dict, image_size: int) -> dict:
+def summarize(network, config: DolgConfig | HowConfig, provenance: dict, image_size: int) -> dict:
     """Returns the summary of a network, as plain JSON values.
 
     Args:
-      network: from `build_dolg(config)`, in float32.
+      network: of this configuration, in float32.
       config: its configuration.
       provenance: where its weights come from.
       image_size: side of the square photo that the arithmetic is counted for, in pixels.
@@ -118,8 +122,10 @@ def summarize(network, config: DolgConfig, provenance: dict, image_size: int) ->
     }
 
 
-def describe(network, config: DolgConfig) -> list[str]:
+def describe(network, config: DolgConfig | HowConfig) -> list[str]:
     """Describes the network in words, one line per part."""
+    if isinstance(config, HowConfig):
+        return _describe_how(network, config)
     from dolg_tf.modeling.delg import FEATURE_SIZE
 
     _, p4, p5 = (shape[-1] for shape in network.get_layer("backbone").output_shape)
@@ -151,6 +157,19 @@ def describe(network, config: DolgConfig) -> list[str]:
     if config.delg_local:
         words.append(f"beside it, DELG's local branch: {FEATURE_SIZE} numbers a feature")
     return words
+
+
+def _describe_how(network, config: HowConfig) -> list[str]:
+    from dolg_tf.modeling.how import STRIDES
+
+    channels = network.get_layer("features").output.shape[-1]
+    return [
+        f"HOW, backbone {config.backbone} up to stride {STRIDES[config.local_source]} "
+        f"({channels} channels)",
+        f"local features of {config.dimensions} numbers: 3x3 mean, then a whitening",
+        "attention: the L2 norm of the map",
+        "descriptor: the sum of the local features times their attention",
+    ]
 
 
 def _fused_pooling(network, config: DolgConfig) -> str:

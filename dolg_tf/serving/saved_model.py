@@ -11,8 +11,7 @@ import keras
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.model_dir import weights_hash
+from dolg_tf.modeling.model_dir import build_network, weights_hash
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
@@ -156,7 +155,7 @@ def _in_precision(network: keras.Model, dolg_config: DolgConfig, precision: str)
     native = cpu.is_file() and "bf16" in cpu.read_text(encoding="utf-8")
     if not native and not tf.config.list_physical_devices("GPU"):
         log.warning("this processor has no bfloat16: the model works here, but slower than float32")
-    rebuilt = build_dolg(dolg_config, dtype="mixed_bfloat16")
+    rebuilt = build_network(dolg_config, "mixed_bfloat16")
     rebuilt.set_weights(network.get_weights())
     return rebuilt
 

@@ -9,7 +9,7 @@ import pathlib
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.records import classes, tfrecord
 from dolg_tf.modeling.config import HeadConfig
-from dolg_tf.modeling.files.config_file import find_network, has_begun
+from dolg_tf.modeling.files.config_file import find_network, has_begun, need_dolg
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.weights import published
 
@@ -189,6 +189,6 @@ def check_inputs(data: DataConfig, training: TrainingConfig) -> None:
     if has_begun(training.logdir):
         return
     if training.init_from:
-        find_network(training.init_from)
+        need_dolg(find_network(training.init_from)[0], training.init_from, "init_from")
     elif training.backbone_weights != published.NONE:
         published.find_file(training.backbone_weights)

@@ -6,7 +6,7 @@ import logging
 from dolg_tf.data.input.pipeline import TrainingInput
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.dolg import build_dolg
-from dolg_tf.modeling.files.config_file import has_begun, read_config
+from dolg_tf.modeling.files.config_file import has_begun, need_dolg, read_config
 from dolg_tf.modeling.model_dir import LoadedNetwork, load_head, load_network
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -41,6 +41,7 @@ def adopt_network(model: DolgConfig, init_from: str, logdir: str = "") -> DolgCo
         begun = values.get("training", {}).get("init_from") == init_from
     if not begun:
         source, _ = read_config(init_from)
+    source = need_dolg(source, init_from, "init_from")
     default, kept = DolgConfig(), {}
     for field in dataclasses.fields(DolgConfig):
         ours, theirs = getattr(model, field.name), getattr(source, field.name)

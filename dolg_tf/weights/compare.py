@@ -10,13 +10,19 @@ local      local features after attention, likewise
 attention  (h, w)
 descriptor (D,), not normalised
 
+Of HOW, in place of f3, f4 and local:
+
+features   the backbone's map, (h, w, C), or every k-th channel of it
+smoothed   its 3x3 mean, likewise
+reduced    (h, w, D), not normalised
+
 At least one output is required.
 """
 
 import keras
 import numpy as np
 
-from dolg_tf.modeling.dolg import intermediates
+from dolg_tf.modeling import dolg, how
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.files.tensors import open_tensors
 
@@ -25,6 +31,9 @@ _OUTPUTS = {
     "f3": "p4",
     "f4": "p5",
     "local": "local",
+    "features": "features",
+    "smoothed": "smoothed",
+    "reduced": "reduced",
     "attention": "attention",
     "descriptor": "descriptor",
 }
@@ -34,7 +43,7 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
     """Returns the errors of the network against a reference.
 
     Args:
-      network: from `build_dolg`, with its weights.
+      network: from `build_dolg` or `build_how`, with its weights.
       path: .npz file, see above.
 
     Returns:
@@ -47,7 +56,7 @@ def compare(network: keras.Model, path) -> list[tuple[str, str, float]]:
       InputError: when the file cannot be read or does not fit the network.
     """
     arrays, photos = _load(path)
-    model = intermediates(network)
+    model = (how if network.name == "how" else dolg).intermediates(network)
     normalized = network.get_layer("normalization").output
     # From the normalised input on, so that errors of preprocessing and network cannot cancel out.
     normalize = keras.Model(network.input, normalized)
@@ -114,7 +123,7 @@ def _as_reference(name, outputs, key):
     if key not in outputs:
         raise InputError(f"--reference has {name}, which this network does not compute")
     array = keras.ops.convert_to_numpy(outputs[key])[0]
-    return array[..., 0] if name == "attention" else array
+    return array[..., 0] if name == "attention" and array.ndim == 3 else array
 
 
 def _error(name, ours, theirs, path) -> float:

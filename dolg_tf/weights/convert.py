@@ -6,8 +6,8 @@ import math
 import pathlib
 from collections import defaultdict
 
-from dolg_tf.modeling.config import CheckpointConfig, DolgConfig
-from dolg_tf.modeling.files.config_file import find_network
+from dolg_tf.modeling.config import CheckpointConfig, DolgConfig, HowConfig
+from dolg_tf.modeling.files.config_file import find_network, need_dolg
 from dolg_tf.stage import files
 from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
@@ -25,14 +25,14 @@ class ConvertConfig(CheckpointConfig):
     """Which weights are converted, and to what."""
 
     input: str = option(
-        "checkpoint of the authors' code: .pyth, .pth, .pt, .npz or .safetensors; with "
-        "--to=official a run or model directory"
+        "checkpoint of the code of DOLG's or of HOW's authors: .pyth, .pth, .pt, .npz or "
+        ".safetensors; with --to=official a run or model directory"
     )
     output: str = option(
         "model directory; with --to=official a .pyth, .pth, .pt, .npz or .safetensors file"
     )
     to: str = option(
-        "model_dir: from the authors' code to ours; official: from ours to theirs",
+        "model_dir: from the authors' code to ours; official: from ours to that of DOLG's authors",
         "model_dir",
         choices=("model_dir", "official"),
     )
@@ -51,7 +51,7 @@ class ConvertConfig(CheckpointConfig):
 
 
 def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
-    """Converts the authors' DOLG checkpoints to model directories, or back with --to=official.
+    """Converts the checkpoints of DOLG's and HOW's authors to model directories, and DOLG's back.
 
     Returns:
       The output.
@@ -76,20 +76,21 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
     if config.reference:
         open_tensors(config.reference)
 
-    from dolg_tf.modeling.dolg import build_dolg
-    from dolg_tf.modeling.model_dir import save_dolg
-    from dolg_tf.weights import official
+    from dolg_tf.modeling.model_dir import build_network, save_dolg
+    from dolg_tf.weights import how, official
 
+    of_how = how.holds(file.tensors)
+    rename = how.how_name if of_how else official.official_name
     state = {}
     for name, tensor in file.tensors.items():
-        ours = official.official_name(name)
+        ours = rename(name)
         if ours in state:
             raise InputError(f"{path} holds {ours} twice, once as {name}")
         state[ours] = tensor
     try:
-        dolg_config = official.detect(state)
-        network = build_dolg(dolg_config)
-        ignored = official.load_state_dict(network, state)
+        model = how.detect(state, file.values) if of_how else official.detect(state)
+        network = build_network(model)
+        ignored = (how if of_how else official).load_state_dict(network, state)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -97,25 +98,26 @@ def _from_official(config: ConvertConfig, output: pathlib.Path) -> None:
     head = state.get("desc_cls.weight")
     classes = head.shape[0] if head is not None and len(head.shape) == 2 else None
     log.info("%s, %s, sha256 %s", path, file.format, digest)
-    log.info(describe(dolg_config, classes))
+    log.info(describe(model, classes))
     log.info(table(state, ignored, file.beside))
     if config.reference:
         _compare(network, config.reference)
     provenance = {
-        "source": "checkpoint of the authors' code",
+        "source": f"checkpoint of the{' HOW' if of_how else ''} authors' code",
         "file": path.name,
         "sha256": digest,
         "format": file.format,
         "num_classes": classes,
         "reference": pathlib.Path(config.reference).name or None,
     }
-    save_dolg(network, dolg_config, output, provenance)
+    save_dolg(network, model, output, provenance)
 
 
 def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     check_suffix(output)
     path = pathlib.Path(config.input)
-    _, values, _ = find_network(path, config.checkpoint, config.weights)
+    found, values, _ = find_network(path, config.checkpoint, config.weights)
+    need_dolg(found, path, "input")
 
     from dolg_tf.modeling.model_dir import load_head, load_network
     from dolg_tf.weights import official
@@ -136,8 +138,14 @@ def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     write_tensors(output, state)
 
 
-def describe(config: DolgConfig, classes: int | None) -> str:
+def describe(config: DolgConfig | HowConfig, classes: int | None) -> str:
     """Returns a description of a checkpoint of the authors' code."""
+    if isinstance(config, HowConfig):
+        mean, std = config.preprocessing.mean, config.preprocessing.std
+        return (
+            f"HOW, {config.backbone} up to its {config.local_source}, {config.dimensions}-d local "
+            f"features, RGB input, mean {mean}, std {std}"
+        )
     trained = "trained" if config.global_pooling == "learned" else "fixed"
     parts = [
         f"DOLG, {config.backbone}, {'with' if config.multi_atrous else 'without'} multi-atrous",

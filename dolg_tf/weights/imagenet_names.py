@@ -76,8 +76,8 @@ def find_naming(names: Iterable[str]) -> Naming:
 # --- ResNets ---------------------------------------------------------------------------
 
 
-def _resnet_entries(name_of: Callable[..., str]) -> Callable[[keras.Model], list[Entry]]:
-    """Returns the `entries` of a naming of ResNets.
+def resnet_entries(name_of: Callable[..., str]) -> Callable[[keras.Model], list[Entry]]:
+    """Returns the `entries` of a naming of ResNets, whole or cut off behind a stack.
 
     Args:
       name_of: function of (stack, block, number in the block, "conv" or "bn"); the first three are
@@ -107,7 +107,8 @@ def _resnet_entries(name_of: Callable[..., str]) -> Callable[[keras.Model], list
     return entries
 
 
-def _torchvision_name(stack, block, number, kind) -> str:
+def torchvision_name(stack, block, number, kind) -> str:
+    """Returns torchvision's name of a part, see `resnet_entries`."""
     if stack is None:
         return f"{kind}1"
     part = f"{kind}{number}" if number else f"downsample.{0 if kind == 'conv' else 1}"
@@ -129,14 +130,14 @@ def _pycls_name(stack, block, number, kind) -> str:
 TORCHVISION = Naming(
     known_by="layer1.0.conv1.weight",
     preprocessing=Preprocessing(),
-    entries=_resnet_entries(_torchvision_name),
+    entries=resnet_entries(torchvision_name),
     left_out={"fc.": _CLASSIFIER},
 )
 # The authors' ImageNet files. Their code base, pycls, reads photos as BGR.
 PYCLS = Naming(
     known_by="s1.b1.f.a.weight",
     preprocessing=OFFICIAL_PREPROCESSING,
-    entries=_resnet_entries(_pycls_name),
+    entries=resnet_entries(_pycls_name),
     left_out={"head.": _CLASSIFIER},
 )
 

@@ -5,7 +5,7 @@ A wrong directory is told of here, before the seconds that importing TensorFlow 
 
 import pathlib
 
-from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.config import NETWORKS, DolgConfig, HowConfig
 from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
@@ -16,7 +16,7 @@ FORMAT_VERSION = 2  # of config.json, a run directory's too
 REMEDY = "convert the network, or train it, again"
 
 
-def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
+def read_config(path: files.Path) -> tuple[DolgConfig | HowConfig, dict]:
     """Reads config.json of a model or run directory.
 
     Returns:
@@ -30,7 +30,7 @@ def read_config(path: files.Path) -> tuple[DolgConfig, dict]:
 
 def find_network(
     path: files.Path, checkpoint: str = "latest", weights: str = "raw"
-) -> tuple[DolgConfig, dict, dict[str, str]]:
+) -> tuple[DolgConfig | HowConfig, dict, dict[str, str]]:
     """Looks for a network, as far as that can be done without reading its weights.
 
     Args:
@@ -59,6 +59,29 @@ def find_network(
     return config, values, sums
 
 
+def name_of_network(config: DolgConfig | HowConfig) -> dict[str, str]:
+    """Returns what config.json says of the kind of network: nothing of DOLG, as ever."""
+    names = {cls: name for name, cls in NETWORKS.items()}
+    return {} if type(config) is DolgConfig else {"network": names[type(config)]}
+
+
+def need_dolg(config: DolgConfig | HowConfig, path: files.Path, flag: str) -> DolgConfig:
+    """Returns the configuration of a DOLG network, for what other networks do not do.
+
+    Args:
+      config: of the network.
+      path: where it was read.
+      flag: that gave the path, for the error.
+
+    Raises:
+      InputError: if it is another network.
+    """
+    if type(config) is not DolgConfig:
+        name = name_of_network(config)["network"].upper()
+        raise InputError(f"--{flag}={path} is a {name} network; give a DOLG network")
+    return config
+
+
 def has_begun(logdir: files.Path) -> bool:
     """Whether the folder holds a run that can be continued, that is, one with a checkpoint."""
     logdir = pathlib.Path(logdir)
@@ -82,7 +105,7 @@ def no_checkpoint(folder: pathlib.Path) -> InputError:
     return InputError(f"{folder} has no checkpoint; train first, or give another --checkpoint")
 
 
-def _read(path: files.Path) -> tuple[DolgConfig, dict, dict[str, str]]:
+def _read(path: files.Path) -> tuple[DolgConfig | HowConfig, dict, dict[str, str]]:
     source = pathlib.Path(path) / NAME
     if not source.is_file():
         wrong = f"{path} is not a model or run directory: it has no {NAME}"
@@ -99,4 +122,8 @@ def _read(path: files.Path) -> tuple[DolgConfig, dict, dict[str, str]]:
     model = dict(values["model"])
     if not run:
         model["preprocessing"] = values["preprocessing"]
-    return configs.from_dict(DolgConfig, model, str(source)), values, sums
+    name = values.get("network", "dolg")
+    if name not in NETWORKS:
+        known = ", ".join(NETWORKS)
+        raise InputError(f"{source}: network is {name!r:.60}; this release knows {known}")
+    return configs.from_dict(NETWORKS[name], model, str(source)), values, sums

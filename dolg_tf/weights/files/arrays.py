@@ -7,7 +7,7 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -54,11 +54,14 @@ class TensorFile:
       format: "PyTorch (zip)", "PyTorch (legacy)", "NumPy" or "safetensors".
       tensors: the state dict, in the order of the file.
       beside: names of other contents of the file, which are not read.
+      values: what the pickle of a PyTorch file holds beside the state dict, by name, as
+        `torch_pickle.read_pickle` returns it.
     """
 
     format: str
     tensors: dict[str, Tensor]
     beside: tuple[str, ...]
+    values: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

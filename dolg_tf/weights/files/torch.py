@@ -32,8 +32,8 @@ def _views(mapping) -> bool:
     return type(mapping) is dict and any(type(value) is View for value in mapping.values())
 
 
-def _state_dict(top) -> tuple[dict[str, View], tuple[str, ...]]:
-    """Returns the tensors of the state dict, and the names of everything else."""
+def _state_dict(top) -> tuple[dict[str, View], tuple[str, ...], dict]:
+    """Returns the tensors of the state dict, the names of all else, and what is beside it."""
     if type(top) is not dict:
         raise Refused(f"holds a {type(top).__name__}, not a state dict of names and tensors")
     where = next((key for key in STATE_KEYS if _views(top.get(key))), None)
@@ -47,7 +47,8 @@ def _state_dict(top) -> tuple[dict[str, View], tuple[str, ...]]:
     beside = [printable(name) for name in top if name != where and name not in views]
     if where is not None:
         beside += [f"{where}.{printable(name)}" for name in state if name not in views]
-    return views, tuple(beside)
+    values = {name: value for name, value in top.items() if name != where and name not in views}
+    return views, tuple(beside), values
 
 
 def _item(storage: Storage) -> int:
@@ -57,7 +58,7 @@ def _item(storage: Storage) -> int:
 
 def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
     """Returns the contents of a file; `regions` gives the bytes of a storage."""
-    views, beside = _state_dict(top)
+    views, beside, values = _state_dict(top)
     tensors = {}
     for name, view in views.items():
         storage = view.storage
@@ -75,7 +76,7 @@ def _tensor_file(path, format, top, regions, big_endian=False) -> TensorFile:
         tensors[name] = lazy_tensor(
             path, name, region, storage.dtype, view.shape, view.strides, offset, big_endian
         )
-    return TensorFile(format, tensors, beside)
+    return TensorFile(format, tensors, beside, values)
 
 
 # --- zip -----------------------------------------------------------------------------
