@@ -1,5 +1,7 @@
 """DELG's local branch: attention and an autoencoder on the stride-16 map, trained by themselves.
 
+DOLG's own local branch may learn its attention in the same way (`AttentionLoss`).
+
 Reference: Cao et al., Unifying Deep Local and Global Features for Image Search, ECCV 2020,
 https://arxiv.org/abs/2001.05027, sections 3.2 and 3.3; delg_model.py of its authors.
 """
@@ -109,10 +111,10 @@ class DelgLosses:
       channels: of the map that the branch starts from.
     """
 
+    names = NAMES
+
     def __init__(self, num_classes: int, channels: int):
-        # Plain softmax: no margin, no scale.
-        self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="delg_classifier")
-        self.classifier.build((None, channels))
+        self.classifier = _classifier("delg_classifier", num_classes, channels)
 
     def sums(self, outputs: dict, labels, weights):
         """Returns float32 (3,), summed over the photos that count.
@@ -125,14 +127,66 @@ class DelgLosses:
         Returns:
           Sums of cross-entropy, of photos whose class is found, and of the reconstruction's error.
         """
-        logits = self.classifier(attended_mean(outputs["attention"], outputs["expanded"]))
-        loss = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        hits = ops.cast(ops.argmax(logits, axis=1), labels.dtype) == labels
+        pooled = attended_mean(outputs["attention"], outputs["expanded"])
         error = reconstruction_error(outputs["p4"], outputs["expanded"])
-        parts = ops.stack([loss, ops.cast(hits, "float32"), error])
+        parts = ops.stack([*_classified(self.classifier, pooled, labels), error])
         return ops.sum(weights * parts, axis=1)
 
+    def total(self, sums):
+        """Returns the weighted sum of both losses, of `sums`."""
+        return _ATTENTION_WEIGHT * sums[0] + _RECONSTRUCTION_WEIGHT * sums[2]
 
-def total_loss(sums):
-    """Returns the weighted sum of both losses, of `DelgLosses.sums`."""
-    return _ATTENTION_WEIGHT * sums[0] + _RECONSTRUCTION_WEIGHT * sums[2]
+
+class AttentionLoss:
+    """DELG's loss of the attention, for DOLG's own local features; with its classifier.
+
+    DOLG's attention otherwise learns only through the fused descriptor, where nothing makes it rise
+    at few places. Its local features are unit vectors times their attention, so that their mean is
+    what DELG classifies. Unlike DELG's expanded features, the vectors learn from this loss too; the
+    map before the local branch must not.
+
+    Args:
+      num_classes: of the classifier.
+      channels: of the local features.
+      weight: of the loss.
+    """
+
+    names = NAMES[:2]
+
+    def __init__(self, num_classes: int, channels: int, weight: float):
+        self.classifier = _classifier("attention_classifier", num_classes, channels)
+        self._weight = weight
+
+    def sums(self, outputs: dict, labels, weights):
+        """Returns float32 (2,), summed over the photos that count.
+
+        Args:
+          outputs: of `dolg.with_local`.
+          labels: int (B,).
+          weights: float (B,), 1 or 0.
+
+        Returns:
+          Sums of cross-entropy, and of photos whose class is found.
+        """
+        pooled = ops.mean(outputs["local"], axis=(1, 2))
+        parts = ops.stack(_classified(self.classifier, pooled, labels))
+        return ops.sum(weights * parts, axis=1)
+
+    def total(self, sums):
+        """Returns the weighted loss, of `sums`."""
+        return self._weight * sums[0]
+
+
+def _classifier(name: str, num_classes: int, channels: int) -> keras.layers.Dense:
+    """Returns a plain softmax classifier: no margin, no scale."""
+    classifier = keras.layers.Dense(num_classes, dtype="float32", name=name)
+    classifier.build((None, channels))
+    return classifier
+
+
+def _classified(classifier: keras.layers.Dense, pooled, labels) -> list:
+    """Returns cross-entropies (B,) of pooled features (B, C), and whether the class is found."""
+    logits = classifier(pooled)
+    loss = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    hits = ops.cast(ops.argmax(logits, axis=1), labels.dtype) == labels
+    return [loss, ops.cast(hits, "float32")]

@@ -165,6 +165,18 @@ def with_delg_local(network: keras.Model) -> keras.Model:
     return keras.Model(network.input, outputs | dict(local), name="dolg_delg")
 
 
+def with_local(network: keras.Model) -> keras.Model:
+    """Returns a model that shares the network's weights and outputs what `AttentionLoss` needs.
+
+    Returns:
+      A `keras.Model`: (B, H, W, 3) -> dict of `descriptor` (B, descriptor_size) and `local`
+      (B, h, w, C), the local features, of the finer map where there are two.
+    """
+    f_local, _ = network.get_layer("local").output
+    outputs = {"descriptor": network.output, "local": f_local}
+    return keras.Model(network.input, outputs, name="dolg_local")
+
+
 def local_strength(network: keras.Model) -> keras.Model | None:
     """Returns a model that shares the network's weights and outputs how strong its features are.
 

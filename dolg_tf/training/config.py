@@ -40,6 +40,12 @@ class TrainingConfig(HeadConfig):
         "latest",
         choices=("latest", "previous"),
     )
+    attention_loss: float = option(
+        "weight of a loss that trains the attention of DOLG's local features as DELG's is trained: "
+        "the class of the photo from their mean; it reaches nothing before the local branch. 0: "
+        "attention learns through the descriptor alone",
+        0.0,
+    )
     # Batches and steps.
     batch_size: int = option("photos per step, over all replicas", 128, unit="photos")
     accumulate: int = option(
@@ -137,6 +143,7 @@ class TrainingConfig(HeadConfig):
             retrieval_image_size=0,
             backbone_lr=0,
             whiten_shrinkage=0,
+            attention_loss=0,
         )
         for name in ("ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from dolg_tf.modeling import delg
 from dolg_tf.modeling.backbones import find_backbone
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.dolg import build_dolg, local_strength, with_delg_local
+from dolg_tf.modeling.dolg import build_dolg, local_strength, with_delg_local, with_local
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.stage.config import InputError
@@ -64,12 +64,14 @@ class Trainer:
             self.head = build_head(training, num_classes, class_counts)
             self.head.build(self.network.output_shape)
             self._heads = [self.head.trainable_variables]
-            self.delg, whole = None, self.network
-            if model.delg_local:
-                whole = with_delg_local(self.network)
-                self.delg = delg.DelgLosses(num_classes, whole.output["p4"].shape[-1])
-                self._heads.append(self.delg.classifier.trainable_variables)
+            whole, self.local_losses, apart = _local_losses(
+                self.network, model, training, num_classes
+            )
+            if self.local_losses is not None:
+                self._heads.append(self.local_losses.classifier.trainable_variables)
             self.variables = sum(self._heads, self.network.trainable_variables)
+            paths = [variable.path for variable in self.variables]
+            self._apart = [paths.index(variable.path) for variable in apart]
             self.optimizer = make_optimizer(
                 training,
                 steps_per_epoch,
@@ -126,9 +128,9 @@ class Trainer:
             "head": {variable.name: variable.value for variable in self.head.variables},
             "optimizer": {slot.path: slot.value for slot in self.optimizer.variables},
         }
-        if self.delg is not None:
-            classifier = self.delg.classifier.variables
-            state["delg_classifier"] = {variable.name: variable.value for variable in classifier}
+        if self.local_losses is not None:
+            classifier = self.local_losses.classifier
+            state[classifier.name] = {v.name: v.value for v in classifier.variables}
         if self.local_threshold:
             state["local_threshold"] = self.local_threshold
         if self._averages:
@@ -240,21 +242,30 @@ class Trainer:
 
     def _cosines(self, outputs) -> tf.Tensor:
         """Returns the cosines (B, num_classes) of what `_whole` gives."""
-        return self.head(outputs if self.delg is None else outputs["descriptor"])
+        return self.head(outputs if self.local_losses is None else outputs["descriptor"])
 
     def _replica_gradients(self, images, labels, weights):
         """Returns this replica's share of loss, hits and photos, and its (scaled) gradient."""
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=bool(self._apart)) as tape:
             outputs = self._describe(images)
             cosines = self._cosines(outputs)
             logits = self.head.logits(cosines, labels, weights, training=True)
             loss = _weighted_loss(labels, logits, weights)
-            if self.delg is not None:
-                loss += delg.total_loss(self.delg.sums(outputs, labels, weights))
-            loss /= self.training.batch_size
-            scaled = loss if self._scale is None else loss * self._scale.value
-        gradients = tape.gradient(scaled, [variable.value for variable in self.variables])
-        sums = tf.stack([loss, _weighted_hits(labels, cosines, weights), tf.reduce_sum(weights)])
+            local = 0.0
+            if self.local_losses is not None:
+                local = self.local_losses.total(self.local_losses.sums(outputs, labels, weights))
+            parts = [loss, local] if self._apart else [loss + local]
+            parts = [part / self.training.batch_size for part in parts]
+            scale = 1.0 if self._scale is None else self._scale.value
+            scaled = [part * scale for part in parts]
+        values = [variable.value for variable in self.variables]
+        gradients = tape.gradient(scaled[0], values)
+        if self._apart:  # this loss does not reach the rest of the network
+            more = tape.gradient(scaled[1], [values[i] for i in self._apart])
+            for i, gradient in zip(self._apart, more, strict=True):
+                gradients[i] = gradient if gradients[i] is None else gradients[i] + gradient
+        hits = _weighted_hits(labels, cosines, weights)
+        sums = tf.stack([tf.add_n(parts), hits, tf.reduce_sum(weights)])
         return sums, gradients
 
     def _replica_reduce(self, images, labels, weights, stop):
@@ -286,7 +297,7 @@ class Trainer:
     def validation_step(self, batch) -> tf.Tensor:
         """Returns float32 sums over a batch: photos, loss (without margin) and hits.
 
-        With DELG's local branch, `DelgLosses.sums` follow.
+        With losses of local features, their `sums` follow.
         """
 
         def replica_step(images, labels, weights):
@@ -295,9 +306,9 @@ class Trainer:
             loss = _weighted_loss(labels, self.training.scale * cosines, weights)
             hits = _weighted_hits(labels, cosines, weights)
             sums = tf.stack([tf.reduce_sum(weights), loss, hits])
-            if self.delg is None:
+            if self.local_losses is None:
                 return sums
-            return tf.concat([sums, self.delg.sums(outputs, labels, weights)], 0)
+            return tf.concat([sums, self.local_losses.sums(outputs, labels, weights)], 0)
 
         return self.strategy.reduce("SUM", self.strategy.run(replica_step, args=batch), axis=None)
 
@@ -313,6 +324,35 @@ class Trainer:
             return tf.reshape(tf.boolean_mask(found, weights > 0), [-1])
 
         return self.strategy.experimental_local_results(self.strategy.run(replica_step, args=batch))
+
+
+def _local_losses(network, model: DolgConfig, training: TrainingConfig, num_classes: int) -> tuple:
+    """Returns what trains local features beside the descriptor.
+
+    Returns:
+      The network with the results that the losses need; the losses, or None; and the variables that
+      they alone may reach, which is empty where the network stops their gradients itself.
+
+    Raises:
+      InputError: if --attention_loss is given for a network without attention of DOLG's.
+    """
+    if not training.attention_loss:
+        if not model.delg_local:
+            return network, None, []
+        whole = with_delg_local(network)
+        return whole, delg.DelgLosses(num_classes, whole.output["p4"].shape[-1]), []
+    flag = f"--attention_loss={training.attention_loss}"
+    if model.delg_local:
+        raise InputError(f"{flag}: DELG's local branch has this loss already; omit one of the two")
+    if model.fusion == "global_only" or not model.self_attention:
+        missing = "--fusion=global_only" if model.self_attention else "--noself_attention"
+        raise InputError(f"{flag}: a network with {missing} has no attention; omit one of the two")
+    whole = with_local(network)
+    channels = whole.output["local"].shape[-1]
+    losses = delg.AttentionLoss(num_classes, channels, training.attention_loss)
+    layers = [layer for layer in network.layers if layer.name in ("multi_atrous", "local")]
+    branch = [variable for layer in layers for variable in layer.trainable_variables]
+    return whole, losses, [*branch, *losses.classifier.trainable_variables]
 
 
 def _weighted_loss(labels, logits, weights) -> tf.Tensor:

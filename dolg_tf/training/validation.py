@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.input.pipeline import describe_validation, validation_dataset
-from dolg_tf.modeling import delg
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.distribution import LOST, distribute
@@ -20,9 +19,9 @@ _STRENGTH_PHOTOS = 256  # of hundreds of cells each
 def validate(trainer: Trainer, data: DataConfig) -> dict[str, float]:
     """Returns loss and top-1 accuracy over the validation split, both without margin.
 
-    With DELG's local branch, also `delg.NAMES`.
+    With losses of local features, also what those are called.
     """
-    names = ("loss", "accuracy", *(delg.NAMES if trainer.delg else ()))
+    names = ("loss", "accuracy", *(trainer.local_losses.names if trainer.local_losses else ()))
     total = 0
 
     def make(*place):
