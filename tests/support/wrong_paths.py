@@ -106,6 +106,12 @@ TABLE = {
         "report": ("", ["nowhere.json", "text.txt"]),
     },
     "extract": {"saved_model": ("saved_model", _MODEL), **_EXTRACT},
+    "extract --local": {
+        "saved_model": ("saved_model", []),
+        "images": ("photos", []),
+        "output": ("new", []),
+        "local_reduction": ("whitening.npz", ["nowhere.npz", "text.txt"]),
+    },
     "extract-beam": {"saved_model": ("saved_model", _MODEL), **_EXTRACT},
     "colour-histogram": _EXTRACT,
     "delf": {"input": ("set", ["nowhere", "text.txt", "empty"]), "output": ("new", ["text.txt"])},
@@ -214,6 +220,8 @@ def make_world(folder: pathlib.Path) -> None:
     (folder / "saved_model/saved_model.pb").write_bytes(b"graph")
     (folder / "saved_model/assets.extra").mkdir()
     says = {"format_version": 1, "scales": [1.0], "weights_sha256": "abc", "whitening": None}
+    local = {"kind": "map", "scales": [1.0], "threshold": 0.0, "reduction": None}
+    says["local"] = local | {"dimensions": tiny.MODEL.descriptor_size}
     export_files.write_about(folder / "saved_model", says)
     rng, size = np.random.default_rng(0), tiny.MODEL.descriptor_size
     for i in range(6):

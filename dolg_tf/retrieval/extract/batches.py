@@ -95,6 +95,12 @@ def describe_batches(
     return descriptors, done
 
 
+def too_many_pixels(image: np.ndarray) -> str:
+    """Returns why an image, (H, W, 3), cannot be described."""
+    height, width = image.shape[:2]
+    return f"{width} x {height} pixels are too many for the memory; give a smaller --max_side"
+
+
 def _described(
     rows: list[int], batch: np.ndarray, describe: Callable, failed: Failed | None
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -104,10 +110,7 @@ def _described(
         return
     except MemoryError:
         if len(rows) == 1:
-            height, width = batch.shape[1:3]
-            reason = (
-                f"{width} x {height} pixels are too many for the memory; give a smaller --max_side"
-            )
+            reason = too_many_pixels(batch[0])
             if failed is None:
                 raise InputError(f"a photo of {reason}") from None
             failed(rows[0], reason)

@@ -15,6 +15,7 @@ import numpy as np
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.extract import ahead, batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.retrieval.local.making import LocalOf
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.runtime.signatures import Signature
@@ -35,12 +36,17 @@ class Describer:
       scales: of a photo; the descriptors of all scales are averaged.
       whitening: the whitening in the model, as `dolg.json` has it; None: there is none.
       load: returns uint8 RGB (B, H, W, 3) -> float32 (B, D), rows of unit L2 norm; slow.
+      local: what `dolg.json` says of local features: their kind, `dimensions`, `scales`,
+        `threshold`, `reduction`; None: nothing.
+      load_both: returns what `load` does, and what finds local features; slow.
     """
 
     model_hash: str
     scales: tuple[float, ...]
     whitening: dict | None
     load: Callable[[], Describe]
+    local: dict | None = None
+    load_both: Callable[[], tuple[Describe, LocalOf]] | None = None
 
 
 def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Describer:
@@ -74,6 +80,8 @@ def open_describer(saved_model: files.Path, scales: tuple[float, ...]) -> Descri
         scales=tuple(scales or info["scales"]),
         whitening=info.get("whitening"),
         load=lambda: _load(path, describer).describe,
+        local=info.get("local"),
+        load_both=lambda: _load(path, describer).both(),
     )
     return describer
 
@@ -158,6 +166,10 @@ class LoadedModel:
             images, lambda batch: self._describe(batch, scales), len(photos), _BATCH
         )
         return rows
+
+    def both(self) -> tuple[Describe, LocalOf]:
+        """Returns what describes photos, and what finds their local features."""
+        return self.describe, self.local_of
 
     def _describe(self, images: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
         """Returns float32 (B, D) of uint8 (B, H, W, 3).

@@ -19,6 +19,8 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.extract.photos import Fingerprints, Listing
+from dolg_tf.retrieval.local.shards import LocalShards
+from dolg_tf.retrieval.local.writing import SetWriter
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -57,18 +59,28 @@ class UnfinishedSet:
         `images`.
       listing: the photos.
       prints: their hashes, for shards of `SHARD_PHOTOS`.
+      local: the same of the local set beside it; None: there is none.
 
     Attributes:
       path: as given.
       count: total number of shards.
+      local: the shards of the local set; None: there is none.
     """
 
-    def __init__(self, path: files.Path, meta: dict, listing: Listing, prints: Fingerprints):
+    def __init__(
+        self,
+        path: files.Path,
+        meta: dict,
+        listing: Listing,
+        prints: Fingerprints,
+        local: dict | None = None,
+    ):
         self.path = pathlib.Path(path)
         self.count = len(prints.shards)
         self._listing, self._prints, self._meta = listing, prints, meta
-        self._about = {**meta, "names": prints.names, "shards": self.count}
+        self._about = {**meta, "local": bool(local), "names": prints.names, "shards": self.count}
         self._folder = self.path / descriptors.UNFINISHED
+        self.local = local and LocalShards(self.path, self._folder, self.count, local)
 
     def span(self, shard: int) -> tuple[int, int]:
         """Returns the first photo of a shard and the one after its last."""
@@ -112,7 +124,7 @@ class UnfinishedSet:
             except (InputError, KeyError, TypeError) as error:
                 log.warning("%s is damaged, so its shard is done again: %s", file, error)
                 continue
-            begun = descriptors.with_defaults(about["set"])
+            begun = {"local": False, **descriptors.with_defaults(about["set"])}
             descriptors.refuse_other(self.path, "begun", begun, self._about)
             fault = self._fault(shard)
             if fault:
@@ -136,10 +148,10 @@ class UnfinishedSet:
             return f"{file} is missing or damaged ({error})"
         if rows.shape != (shard.rows, shard.width) or rows.dtype != self._meta["dtype"]:
             return f"{file} has changed since it was written"
-        return ""
+        return self.local.fault(shard.number, shard.rows) if self.local else ""
 
     def write(self, shard: int, rows: np.ndarray, bad: list[dict]) -> None:
-        """Puts a finished shard in place.
+        """Puts a finished shard in place; its local features must be there already.
 
         Args:
           shard: its number, from 0.
@@ -162,6 +174,15 @@ class UnfinishedSet:
                 np.save(temporary, rows.astype(self._meta["dtype"]))
             about_name = f"shard-{shard:05d}-of-{self.count:05d}.json"
             files.write_json(self._folder / about_name, about)
+
+    @contextlib.contextmanager
+    def writing_local(self, shard: int) -> Iterator[SetWriter | None]:
+        """Yields what takes the local features of a shard's photos, before `write`; or None."""
+        if not self.local:
+            yield None
+            return
+        with self._writing(self.local.path), self.local.writing(shard) as writer:
+            yield writer
 
     @contextlib.contextmanager
     def _writing(self, file: pathlib.Path) -> Iterator[None]:
@@ -220,11 +241,14 @@ class UnfinishedSet:
         ids = [photo.id for photo in photos if not photo.fault and photo.id not in without]
         roots = self._listing.image_roots
         root = str(self._listing.image_root.resolve())
-        meta = {"image_root": root if roots is None else roots.get(""), **self._meta}
-        meta |= {} if roots is None else {"image_roots": dict(roots)}
-        meta |= {"images": self._prints.images, "bad": bad}
+        about = {"image_root": root if roots is None else roots.get("")}
+        about |= {} if roots is None else {"image_roots": dict(roots)}
+        about |= {"images": self._prints.images, "bad": bad}
+        if self.local:
+            with self._writing(self.local.path):
+                self.local.join(ids, about)
         with self._writing(self.path / "ids.txt"):
-            descriptors.write_about(self.path, ids, meta)
+            descriptors.write_about(self.path, ids, {**self._meta, **about})
 
     def _join(self, shards: list[Shard], width: int) -> None:
         """Writes the set's own files. The shards stay, so that a killed run can continue."""

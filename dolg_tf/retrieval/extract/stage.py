@@ -25,11 +25,20 @@ from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.extract.model import Describe, Describer, open_describer
 from dolg_tf.retrieval.extract.photos import Listing, Photo, PhotosConfig, list_photos
 from dolg_tf.retrieval.extract.shards import UnfinishedSet
+from dolg_tf.retrieval.local import making
+from dolg_tf.retrieval.local import shards as local_shards
+from dolg_tf.retrieval.local.features import LocalFeatures
+from dolg_tf.retrieval.local.making import LocalConfig, LocalMaking
+from dolg_tf.retrieval.local.writing import SetWriter
 from dolg_tf.retrieval.meta import DTYPES
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
+
+_NO_LOCAL = LocalConfig()
+Find = Callable[[np.ndarray, tuple[int, int]], LocalFeatures]
+"""uint8 RGB (H, W, 3), and its size before it was shrunk -> features in pixels of that size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,7 @@ def describe_photos(
     part: tuple[int, int] = (0, 1),
     do_part: Callable | None = None,
     listing: Listing | None = None,
+    local: LocalMaking | None = None,
 ) -> DescriptorSet | None:
     """Describes the photos that `settings` lists and writes the set, unless it exists already.
 
@@ -106,6 +116,8 @@ def describe_photos(
       part: the shards to do, (i, n): i, i + n, i + 2 n, ...
       do_part: replaces `_do_part` in writing these shards.
       listing: the photos; None: those that `settings` lists.
+      local: how their local features are made, whose set is written beside it; None: they have
+        none.
 
     Returns:
       The set; None when this part is done but others are not.
@@ -118,22 +130,44 @@ def describe_photos(
     sizes = listing.sizes()
     prints = listing.fingerprints(sizes, unfinished.SHARD_PHOTOS)
     meta = _meta(settings, listing, describer, dtype)
-    kept = descriptors.finished(settings.output, meta | {"images": prints.images})
+    of_local = local and meta | local.meta()
+    kept = _finished(settings.output, meta, of_local, prints.images)
     if kept is not None:
         unfinished.remove(settings.output)
         log.info("%s: kept, its %d descriptors are up to date", settings.output, len(kept))
         return kept
     _check_there(listing, sizes, settings)
-    work = UnfinishedSet(settings.output, meta, listing, prints)
+    work = UnfinishedSet(settings.output, meta, listing, prints, of_local)
     with work.part(*part):
-        (do_part or _do_part)(work, settings, listing, describer.load, part)
+        if local:
+            _do_part(work, settings, listing, describer.load_both, part, local)
+        else:
+            (do_part or _do_part)(work, settings, listing, describer.load, part)
     if not work.finish(settings.max_bad):
         log.info("%s: part %d/%d is done, but others are not", settings.output, *part)
         return None
     found = descriptors.read(settings.output)
     bad = len(found.meta["bad"])
     log.info("%s: %d photos described, %d bad", settings.output, len(found), bad)
+    if local:
+        local_shards.say(local_shards.finished(settings.output, of_local))
     return found
+
+
+def _finished(output: str, meta: dict, of_local: dict | None, images: str) -> DescriptorSet | None:
+    """Returns the set that was made so already, with its local set if there is to be one.
+
+    Raises:
+      InputError: when one was made in another way, or the descriptor set without the local one.
+    """
+    kept = descriptors.finished(output, meta | {"images": images})
+    if of_local:
+        beside = local_shards.finished(output, of_local | {"images": images})
+        if kept is not None and beside is None:
+            raise descriptors.OtherOutput(
+                output, "was made without local features", "choose another --output, or delete it"
+            )
+    return kept
 
 
 def _meta(settings: PhotosConfig, listing: Listing, describer: Describer, dtype: str) -> dict:
@@ -174,10 +208,11 @@ def _do_part(
     work: UnfinishedSet,
     settings: PhotosConfig,
     listing: Listing,
-    load: Callable[[], Describe],
+    load: Callable,
     part: tuple[int, int],
+    local: LocalMaking | None = None,
 ) -> None:
-    """Describes and writes the unfinished shards of a part."""
+    """Describes and writes the unfinished shards of a part; see `Describer` for `load`."""
     done = work.done()
     todo = [shard for shard in range(part[0], work.count, part[1]) if shard not in done]
     if not todo:
@@ -188,7 +223,9 @@ def _do_part(
     photos = {shard: listing.photos[slice(*work.span(shard))] for shard in todo}
     start = time.monotonic()
     try:
-        _describe_shards(work, photos, settings, load(), bad)
+        describe, find = load() if local else (load(), None)
+        find = local and functools.partial(local.features, find)
+        _describe_shards(work, photos, settings, describe, find, bad)
     except KeyboardInterrupt:
         count = len(work.done())
         log.info("%d of %d shards are done; run the same command again", count, work.count)
@@ -202,27 +239,33 @@ def _describe_shards(
     shards: dict[int, Sequence[Photo]],
     settings: PhotosConfig,
     describe: Describe,
+    find: Find | None,
     bad: _BadPhotos,
 ) -> None:
     total = sum(len(photos) for photos in shards.values())
     # One stream for all shards: photos of the next are decoded while the last are described.
     all_photos = itertools.chain(*shards.values())
-    stream = ahead.decode_ahead(all_photos, Preparation.asked(settings))
+    decode = ahead.prepare_ahead if find else ahead.decode_ahead
+    stream = decode(all_photos, Preparation.asked(settings))
     with contextlib.closing(stream):
         images = progress.track(stream, total, "extract")
         for shard, photos in shards.items():
-            rows, there = batches.describe_batches(
-                _readable(photos, images, bad),
-                describe,
-                len(photos),
-                settings.batch_size,
-                functools.partial(_too_large, photos, bad),
-            )
+            with work.writing_local(shard) as writer:
+                readable = _readable(photos, images, bad)
+                if find:
+                    readable = _with_local(photos, readable, find, writer, bad)
+                rows, there = batches.describe_batches(
+                    readable,
+                    describe,
+                    len(photos),
+                    settings.batch_size,
+                    functools.partial(_too_large, photos, bad, writer),
+                )
             work.write(shard, rows[there], bad.take())
 
 
 def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Iterator:
-    """Yields (row, uint8 (H, W, 3)) of the readable photos."""
+    """Yields (row, what was read) of the readable photos."""
     # Not strict: the images of other shards follow.
     for row, (photo, image) in enumerate(zip(photos, images, strict=False)):
         if isinstance(image, str):
@@ -231,16 +274,37 @@ def _readable(photos: Sequence[Photo], images: Iterator, bad: _BadPhotos) -> Ite
             yield row, image
 
 
-def _too_large(photos: Sequence[Photo], bad: _BadPhotos, row: int, reason: str) -> None:
+def _with_local(
+    photos: Sequence[Photo], readable: Iterator, find: Find, writer: SetWriter, bad: _BadPhotos
+) -> Iterator:
+    """Yields (row, uint8 (H, W, 3)) of photos whose local features have been written."""
+    for row, (image, size) in readable:
+        try:
+            writer.add(photos[row].id, find(image, size))
+        except MemoryError:
+            _too_large(photos, bad, None, row, batches.too_many_pixels(image))
+            continue
+        yield row, image
+        del image  # not held while the next is awaited
+
+
+def _too_large(
+    photos: Sequence[Photo], bad: _BadPhotos, writer: SetWriter | None, row: int, reason: str
+) -> None:
+    if writer:
+        writer.drop(photos[row].id)
     bad.add(photos[row].id, f"{photos[row].where}: {reason}")
 
 
-def extract(settings: ExtractConfig) -> DescriptorSet | None:
+def extract(settings: ExtractConfig, local: LocalConfig = _NO_LOCAL) -> DescriptorSet | None:
     """Extracts the descriptors of photos: a SavedModel and photos in, a descriptor set out.
 
     Queries of a ground truth are cropped to their boxes (as the benchmark asks), index photos are
     not. Your own photos are turned by their EXIF orientation, a benchmark's are not. The set is in
     the order of the list, whatever the batches. The same command resumes an interrupted run.
+
+    With --local, the photos' local features go into OUTPUT.local, of which both sets or none are
+    there.
 
     Returns:
       The set; None when --shard's part is done but others are not.
@@ -250,4 +314,7 @@ def extract(settings: ExtractConfig) -> DescriptorSet | None:
         be listed, too many are unreadable, or the output was made with another model or settings.
     """
     describer = open_describer(settings.saved_model, settings.scales)
-    return describe_photos(settings, describer, settings.dtype, settings.part)
+    how = None
+    if local.local:
+        how = making.making(local, describer.local, settings.saved_model, describer.model_hash)
+    return describe_photos(settings, describer, settings.dtype, settings.part, local=how)

@@ -130,6 +130,12 @@ class SetWriter:
         self._counts.append(count)
         self._sums.append(digest)
 
+    def drop(self, id_: str) -> None:
+        """Takes a photo out again; what it took of a file stays there."""
+        at = self._ids.index(id_)
+        for column in (self._ids, self._starts, self._counts, self._sizes, self._sums):
+            del column[at]
+
     def _open_shard(self, like: Stored) -> None:
         self._files = [
             (self._folder / f"{part}-{self._shards:05d}.npy").open("w+b") for part in like._fields
