@@ -136,7 +136,11 @@ TABLE = {
         "images": ("photos", ["nowhere", "empty"]),
         "output": ("new.csv", ["photos"]),
     },
-    "index query --index=index": {"descriptors": ("set", _SET), "output": ("new.csv", [])},
+    "index query --index=index": {
+        "descriptors": ("set", _SET),
+        "query_local": ("", ["nowhere"]),
+        "output": ("new.csv", []),
+    },
     "index add": {
         "index": ("index", _INDEX),
         "descriptors": ("set", _SET),

@@ -2,6 +2,8 @@
 
     dolg index query --index=INDEX --saved_model=DIR --images=DIR \\
         --output=found.csv
+    dolg index query --index=INDEX --descriptors=SET --query_local=SET.local \\
+        --rerank=geometric --output=found.csv
 """
 
 import dataclasses
@@ -12,10 +14,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from dolg_tf.retrieval import descriptors
-from dolg_tf.retrieval.exact.search import Neighbours
-from dolg_tf.retrieval.index import photos
+from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.index import photos, reranking
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.local import of_queries
+from dolg_tf.retrieval.index.reranking import Answers, Chosen
 from dolg_tf.retrieval.norms import NormConfig
+from dolg_tf.retrieval.rerank.methods import RerankConfig
+from dolg_tf.retrieval.verification.pairs import VerifyConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table
@@ -26,12 +32,18 @@ _SAID = 20  # queries whose answers are logged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryConfig(NormConfig):
-    """What is searched for, and in which index."""
+class QueryConfig(VerifyConfig, RerankConfig, NormConfig):
+    """What is searched for, in which index, and how the answers are ordered."""
 
     index: str = option("index (a directory)")
-    output: str = option("CSV to write: query, rank, id, score and, for a calibrated index, match")
+    output: str = option(
+        "CSV to write: query, rank, id, score; for a calibrated index match, and with "
+        "--rerank=geometric inliers"
+    )
     descriptors: str = option("descriptor set of the queries; empty: --images are the queries", "")
+    query_local: str = option(
+        "local feature set of the queries that --descriptors describes, for --rerank=geometric", ""
+    )
     saved_model: str = option("SavedModel that describes the photos", "")
     images: str = option("photos to search for: a photo, a folder, or a CSV with a column path", "")
     k: int = option("photos found per query", 10)
@@ -39,57 +51,92 @@ class QueryConfig(NormConfig):
     overwrite: bool = option("replace an existing CSV", False)
 
     def __post_init__(self):
+        RerankConfig.__post_init__(self)
+        VerifyConfig.__post_init__(self)
         at_least(self, k=1, max_bad=0)
         if bool(self.descriptors) == bool(self.images) or bool(self.images) != bool(
             self.saved_model
         ):
             raise InputError("give either --descriptors, or --images and --saved_model")
+        if self.local and self.descriptors and not self.query_local:
+            raise InputError(
+                f"--rerank={self.rerank} needs the local features of the queries: --query_local, "
+                "as `dolg extract --local` writes them beside --descriptors"
+            )
+        if self.query_local and not (self.local and self.descriptors):
+            raise InputError(
+                f"--query_local={self.query_local} belongs to --descriptors and "
+                "--rerank=geometric; omit it, or give those"
+            )
 
 
 def query(settings: QueryConfig) -> None:
     """Searches an index: photos or their descriptors in, a CSV of the nearest photos out.
 
-    For a calibrated index, the CSV says of each photo whether it is a match.
+    For a calibrated index, the CSV says of each photo whether it is a match. With --rerank, answers
+    are in another order than that of their scores.
 
     Raises:
-      InputError: when the index is damaged, or the queries were described differently.
+      InputError: when the index is damaged or lacks what --rerank takes, or the queries were
+        described differently.
     """
     files.check_output(settings.output, settings.overwrite)
     index = Index.open(settings.index)
-    if settings.descriptors:
-        queries = descriptors.read(settings.descriptors, settings.normalize)
-    else:
-        queries = photos.describe_queries(
-            index, settings.saved_model, pathlib.Path(settings.images), settings.max_bad
-        )
+    reranking.check(settings, index)
+    queries, features = _queries(settings, index)
     index.check_same(queries)
-    found = index.search(np.asarray(queries.descriptors), settings.k)
+    rows = np.asarray(queries.descriptors)
+    found = reranking.answer(index, rows, settings.k, settings, settings, features)
     lines = _lines(index, queries.ids, found)
     write_table(settings.output, next(lines), lines)
     _say(index, queries.ids, found)
 
 
-def _lines(index: Index, names, found: Neighbours) -> Iterator[list]:
+def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen | None]:
+    """Returns the descriptors of the queries and, where they are needed, their local features."""
+    if settings.descriptors:
+        queries = descriptors.read(settings.descriptors, settings.normalize)
+        if not settings.local or queries.ids is None:  # which is refused
+            return queries, None
+        return queries, Chosen(*of_queries(index, settings.query_local, queries))
+    if settings.local:
+        raise InputError(
+            f"--rerank={settings.rerank} takes queries by --descriptors and --query_local, not by "
+            "--images"
+        )
+    images = pathlib.Path(settings.images)
+    found = photos.describe_queries(index, settings.saved_model, images, settings.max_bad)
+    return found, None
+
+
+def _lines(index: Index, names, found: Answers) -> Iterator[list]:
     """Yields the lines of the CSV."""
+    calibrated, verified = index.threshold is not None, found.inliers is not None
+    yield ["query", "rank", "id", "score", *["match"] * calibrated, *["inliers"] * verified]
+    for query, name in enumerate(names):
+        there = np.flatnonzero(found.rows[query] >= 0)
+        for place in there.tolist():
+            row, score = found.rows[query, place], found.scores[query, place]
+            line = [name, place + 1, index.ids[row], f"{score:.9g}"]
+            if calibrated:
+                line.append("match" if index.matches(score) else "no match")
+            if verified:
+                count = found.inliers[query, place]
+                line.append("" if count < 0 else int(count))
+            yield line
+
+
+def _say(index: Index, names, found: Answers) -> None:
     calibrated = index.threshold is not None
-    yield ["query", "rank", "id", "score"] + ["match"] * calibrated
-    for name, scores, rows in zip(names, *found, strict=True):
-        for place, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
-            if row >= 0:
-                line = [name, place, index.ids[row], f"{score:.9g}"]
-                match = ["match" if index.matches(score) else "no match"] if calibrated else []
-                yield line + match
-
-
-def _say(index: Index, names, found: Neighbours) -> None:
-    calibrated, best = index.threshold is not None, found.scores[:, 0]
-    for name, score, row in list(zip(names, best, found.rows[:, 0], strict=True))[:_SAID]:
+    for query, name in enumerate(names[:_SAID]):
+        row, score = found.rows[query, 0], found.scores[query, 0]
         if row < 0:
             log.info("%s: nothing found in the cells visited", name)
             continue
         no = calibrated and not index.matches(score)
         nearest = "no match; the nearest is " if no else ""
-        log.info("%s: %s%s, score %.4f", name, nearest, index.ids[row], score)
+        inliers = "" if found.inliers is None else f", {found.inliers[query, 0]} inliers"
+        log.info("%s: %s%s, score %.4f%s", name, nearest, index.ids[row], score, inliers)
     if calibrated:
-        matches = np.count_nonzero(index.matches(best))
-        log.info("%d of %d queries have a match", matches, len(best))
+        matches = np.count_nonzero(index.matches(found.scores).any(axis=1))
+        log.info("%d of %d queries have a match", matches, len(names))

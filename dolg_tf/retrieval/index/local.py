@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index.directory import Index, check_same_space
 from dolg_tf.retrieval.local import feature_set
 from dolg_tf.retrieval.local.linking import Part
@@ -62,3 +63,15 @@ def of_added(index: Index, path: str, ids: Sequence[str]) -> Part | None:
     made = map(feature_set.how_made, (index.local, found))
     check_same_space(made, feature_set.SAME_SPACE)
     return found, rows
+
+
+def of_queries(index: Index, path: str, queries: DescriptorSet) -> Part:
+    """Opens the local features of queries, to be matched with those of an index.
+
+    Raises:
+      InputError: when queries are missing, or were described in another way.
+    """
+    found = feature_set.read(path)
+    made = [feature_set.how_made(one) for one in (index.local, found)]
+    check_same_space(made, feature_set.SAME_SPACE)
+    return found, found.rows_of(queries.ids)
