@@ -182,6 +182,10 @@ TABLE = {
         "ground_truth": ("gnd_few.pkl", _TRUTH),
         "query_descriptors": ("set", _SET),
         "index_descriptors": ("set", _SET),
+        "rerank": ("geometric", ["geometri"]),
+        "max_residual": ("2%", ["two"]),
+        "query_local": ("set.local", ["nowhere", "set", "text.txt"]),
+        "index_local": ("set.local", ["nowhere", "set", "text.txt"]),
         "output": ("new.json", ["photos"]),
     },
     "evaluate gldv2": {

@@ -35,6 +35,7 @@ class Inputs:
       distractors: (M, D), of photos that match no query; M may be 0.
       protocol: the conditions of the scores; None for what an `.npy` does not say.
       image_root: folder of the index photos, as its set says; "": it does not.
+      distractor_ids: of the rows of `distractors`; None: they have none.
     """
 
     queries: np.ndarray
@@ -42,6 +43,7 @@ class Inputs:
     distractors: Rows | np.ndarray
     protocol: dict
     image_root: str = ""
+    distractor_ids: tuple[str, ...] | None = None
 
 
 def _read(found: Descriptors, name: str, normalize: bool, remedy: str) -> DescriptorSet:
@@ -126,7 +128,9 @@ def read_inputs(
     }
     protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol) + _remarks_on_sets(sets)
     root = sets["index"].meta.get("image_root") or ""
-    return Inputs(np.asarray(sets["query"].select(task.query_ids)), own, more, protocol, root)
+    names = sets["distractor"].ids if len(parts) == 1 and "distractor" in sets else None
+    queries = np.asarray(sets["query"].select(task.query_ids))
+    return Inputs(queries, own, more, protocol, root, names)
 
 
 def _behind(rows: Rows, count: int) -> list[np.ndarray]:

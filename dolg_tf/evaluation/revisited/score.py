@@ -9,37 +9,33 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dolg_tf.evaluation import metrics
-from dolg_tf.evaluation.revisited import published
-from dolg_tf.evaluation.revisited.inputs import NOT_CUT, Descriptors, read_inputs
-from dolg_tf.evaluation.revisited.published import percent
+from dolg_tf.evaluation import local_photos, metrics
+from dolg_tf.evaluation.local_photos import LocalConfig, LocalSet
+from dolg_tf.evaluation.revisited.inputs import Descriptors, Inputs, read_inputs
+from dolg_tf.evaluation.revisited.scores import (
+    CUTOFFS,
+    LEVELS,
+    LevelScores,
+    RevisitedScores,
+    summary,
+)
 from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rerank import methods
+from dolg_tf.retrieval.rerank.geometric import InlierCounts
+from dolg_tf.retrieval.rerank.reranked import Reranked
 from dolg_tf.retrieval.rows import Rows
+from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
 from dolg_tf.stage import files
-from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
 
-# level: (labels that count as positives, labels that are taken out of the ranking)
-LEVELS = {
-    "easy": (("easy",), ("junk", "hard")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("junk", "easy")),
-}
-CUTOFFS = (1, 5, 10)
-_CROPS = {
-    "box": "queries cut to their boxes",
-    "none": NOT_CUT,
-    None: "not known whether queries were cut to their boxes",
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RevisitedConfig(methods.RerankConfig, NormConfig):
+class RevisitedConfig(methods.RerankConfig, LocalConfig, NormConfig):
     """The descriptors that are scored, and the ground truth."""
 
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and matches")
@@ -52,6 +48,7 @@ class RevisitedConfig(methods.RerankConfig, NormConfig):
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: none", ""
     )
+    distractor_local: str = option("local feature set of the distractors, likewise", "")
     memory_gb: float = option(
         "memory that scoring may take, besides the descriptors mapped from disk", 4.0, unit="GB"
     )
@@ -64,61 +61,6 @@ class RevisitedConfig(methods.RerankConfig, NormConfig):
 
 
 # --- rankings -> scores --------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelScores:
-    """The scores of one level, as fractions; None where no query has a positive.
-
-    Attributes:
-      mAP: mean of `AP` over the queries that have a positive.
-      mP: {1: mP@1, 5: mP@5, 10: mP@10}, mean precision among the first k photos.
-      AP: average precision per query; None for a query without positives.
-      mAP_interval: [low, high], the 95 % bootstrap interval of `mAP` over queries.
-    """
-
-    mAP: float | None
-    mP: dict[int, float | None]
-    AP: list[float | None]
-    mAP_interval: list[float] | None
-
-    def report(self) -> dict:
-        """Returns {"mAP", "mP@1", "mP@5", "mP@10", "AP", "mAP_interval"}, plain JSON values."""
-        precisions = {f"mP@{k}": value for k, value in self.mP.items()}
-        return {"mAP": self.mAP, **precisions, "AP": self.AP, "mAP_interval": self.mAP_interval}
-
-
-@dataclasses.dataclass(frozen=True)
-class RevisitedScores:
-    """The scores of one evaluation. `scores["medium"]` is `scores.medium`; `print` shows a table.
-
-    Attributes:
-      easy, medium, hard: the scores of each level.
-      protocol: the conditions, see `evaluate_revisited`; empty when only rankings were scored.
-      without_distractors: the scores of the same search without distractors; None: there are none.
-    """
-
-    easy: LevelScores
-    medium: LevelScores
-    hard: LevelScores
-    protocol: dict = dataclasses.field(default_factory=dict)
-    without_distractors: "RevisitedScores | None" = None
-
-    def __getitem__(self, level: str) -> LevelScores:
-        """Returns the scores of a level: easy, medium or hard."""
-        if level not in LEVELS:
-            raise KeyError(f"{level!r} is not one of {', '.join(LEVELS)}")
-        return getattr(self, level)
-
-    def __str__(self) -> str:
-        return table(self)
-
-    def report(self) -> dict:
-        """Returns the contents of report.json, plain JSON values."""
-        found = {level: self[level].report() for level in LEVELS}
-        if self.without_distractors is not None:
-            found["without_distractors"] = self.without_distractors.report()
-        return {**found, "protocol": self.protocol} if self.protocol else found
 
 
 def score_places(places: Iterable[dict[str, np.ndarray]]) -> RevisitedScores:
@@ -178,6 +120,13 @@ def label_places(
       memory_gb: see `places.count_places`.
     """
     found = methods.apply(settings or methods.RerankConfig(), queries, index)
+    return _places_in(ground_truth, found, memory_gb)
+
+
+def _places_in(
+    ground_truth: GroundTruth, found: Reranked, memory_gb: float
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the places that the photos that count have in rankings."""
     labelled = {}  # a query that the ground truth shares is there once
     for query in ground_truth.queries:
         if id(query) not in labelled:
@@ -195,9 +144,27 @@ def score_descriptors(
     index: Rows | np.ndarray,
     settings: methods.RerankConfig | None = None,
     memory_gb: float = 4.0,
+    counts: InlierCounts | None = None,
 ) -> RevisitedScores:
-    """Returns the scores of a search; the arguments are those of `label_places`."""
-    return score_places(label_places(ground_truth, queries, index, settings, memory_gb))
+    """Returns the scores of a search.
+
+    Args:
+      ground_truth, queries, index, settings, memory_gb: see `label_places`.
+      counts: for a re-ranking that takes local features. The photos that a level does not count are
+        not among those that are verified for it, so each level has a ranking of its own.
+    """
+    settings = settings or methods.RerankConfig()
+    if not settings.local:
+        return score_places(label_places(ground_truth, queries, index, settings, memory_gb))
+    before, levels = methods.by_descriptors(settings, queries, index), {}
+    for level, (_, ignored) in LEVELS.items():
+        junk = [
+            np.concatenate([getattr(query, label) for label in ignored])
+            for query in ground_truth.queries
+        ]
+        found = methods.by_local_features(settings, before, counts, junk)
+        levels[level] = score_places(_places_in(ground_truth, found, memory_gb))[level]
+    return RevisitedScores(**levels)
 
 
 def evaluate_revisited(
@@ -207,6 +174,10 @@ def evaluate_revisited(
     distractor_descriptors: Descriptors | None = None,
     *,
     rerank: methods.RerankConfig | None = None,
+    query_local: LocalSet | None = None,
+    index_local: LocalSet | None = None,
+    distractor_local: LocalSet | None = None,
+    verification: VerifyConfig = DEFAULT,
     memory_gb: float = 4.0,
     normalize: bool = False,
 ) -> RevisitedScores:
@@ -222,7 +193,10 @@ def evaluate_revisited(
       index_descriptors: the same for the index. Rows are in the order of `imlist`; those after its
         last photo are distractors.
       distractor_descriptors: the same for more photos that match no query; None: none.
-      rerank: the re-ranking method and its numbers; None: none.
+      rerank: the re-ranking methods and their numbers; None: none.
+      query_local, index_local, distractor_local: local feature sets (a path, or one that was read),
+        joined by id, for the method "geometric".
+      verification: how it matches and verifies.
       memory_gb: GB that scoring may take, besides the descriptors mapped from disk.
       normalize: whether descriptors are divided by their norms; else those of other norms are
         refused.
@@ -235,7 +209,8 @@ def evaluate_revisited(
     Raises:
       InputError: when a file is missing or damaged, a photo has no descriptor, a row is not
         finite or not of unit norm, the sets come from different models or have different widths,
-        or distractors are photos of the index.
+        or distractors are photos of the index; or when local features are needed and missing, or
+        given and not needed.
 
     Example:
       scores = evaluate_revisited("gnd_roxford5k.pkl", "queries", "index")
@@ -244,6 +219,10 @@ def evaluate_revisited(
     Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
     """
     settings, path = rerank or methods.RerankConfig(), None
+    local = {"query_local": query_local, "index_local": index_local}
+    if distractor_descriptors is not None or distractor_local is not None:
+        local["distractor_local"] = distractor_local
+    local_photos.check_flags(settings, verification, **local)
     if not isinstance(ground_truth, GroundTruth):
         path, ground_truth = ground_truth, load_ground_truth(ground_truth)
     inputs = read_inputs(
@@ -254,10 +233,14 @@ def evaluate_revisited(
         distractor_descriptors,
         normalize=normalize,
     )
-    protocol = inputs.protocol | {"rerank": settings.report()}
+    protocol, counts = inputs.protocol | {"rerank": settings.report()}, None
+    if settings.local:
+        sets = {name.removesuffix("_local"): local_photos.read(x) for name, x in local.items()}
+        counts, told = _local_inputs(ground_truth, inputs, sets, verification)
+        protocol |= told
 
     def run(index) -> RevisitedScores:
-        scores = score_descriptors(ground_truth, inputs.queries, index, settings, memory_gb)
+        scores = score_descriptors(ground_truth, inputs.queries, index, settings, memory_gb, counts)
         distractors = len(index) - len(inputs.index)
         log.info("\n" + summary(ground_truth, scores, protocol, distractors))
         return scores
@@ -270,7 +253,37 @@ def evaluate_revisited(
     return dataclasses.replace(together, protocol=protocol, without_distractors=alone)
 
 
-def evaluate(settings: RevisitedConfig) -> dict:
+def _local_inputs(
+    task: GroundTruth,
+    inputs: Inputs,
+    sets: dict[str, LocalFeatureSet],
+    verification: VerifyConfig,
+) -> tuple[InlierCounts, dict]:
+    """Joins local features with the descriptors of a task.
+
+    Returns:
+      The counts, and what they add to the protocol.
+
+    Raises:
+      InputError: when distractors have no names, or see `local_photos.join`.
+    """
+    ids = {"query": task.query_ids, "index": task.index_ids}
+    if len(inputs.distractors):
+        if inputs.distractor_ids is None:
+            raise InputError(
+                "distractors in an .npy have no names by which local features could be joined; "
+                "give them as a descriptor set, by --distractor_descriptors"
+            )
+        ids["distractor"] = inputs.distractor_ids
+    counts = local_photos.join(sets, ids, verification)
+    made = inputs.protocol["model_hash"], inputs.protocol["query_crop"]
+    return counts, {
+        "verification": local_photos.protocol(sets, verification),
+        "remarks": inputs.protocol["remarks"] + local_photos.remarks(sets, *made),
+    }
+
+
+def evaluate(settings: RevisitedConfig, verification: VerifyConfig = DEFAULT) -> dict:
     """Searches and scores: descriptors in, report.json out.
 
     Returns:
@@ -286,53 +299,13 @@ def evaluate(settings: RevisitedConfig) -> dict:
         settings.index_descriptors,
         settings.distractor_descriptors or None,
         rerank=settings,
+        query_local=settings.query_local or None,
+        index_local=settings.index_local or None,
+        distractor_local=settings.distractor_local or None,
+        verification=verification,
         memory_gb=settings.memory_gb,
         normalize=settings.normalize,
     )
     report = scores.report()
     files.write_json(settings.output, report)
     return report
-
-
-# --- scores -> text ------------------------------------------------------------------
-
-
-def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distractors: int) -> str:
-    """Returns what one evaluation prints: its conditions, its scores and published ones.
-
-    Args:
-      task: the ground truth.
-      scores: its scores.
-      protocol: of the report.
-      distractors: how many photos were searched besides those of the ground truth.
-    """
-    title = f"{task.name}: {len(task.query_ids):,} queries, {len(task.index_ids):,} photos"
-    if distractors:
-        title += f" and {distractors:,} distractors"
-    title += "; " + _CROPS[protocol["query_crop"]]
-    numbers = dict(protocol["rerank"])
-    if (method := numbers.pop("method")) != "none":
-        title += ", ".join(["; re-ranked: " + method, *(f"{k} {x:g}" for k, x in numbers.items())])
-    lines = [title, *(f"note: {remark}" for remark in protocol["remarks"])]
-    lines = [one_line(line) for line in lines]
-    lines.append(table(scores))
-    dataset = published.dataset_of(task)
-    if dataset is not None:
-        own = (scores.medium.mAP, scores.hard.mAP)
-        lines += ["", *published.beside(own, protocol["query_crop"], dataset, distractors)]
-    return "\n".join(lines)
-
-
-def table(scores: RevisitedScores) -> str:
-    """Returns the scores as a small text table, in percent, with a dash where there are none."""
-    names = ("mAP", *(f"mP@{k}" for k in CUTOFFS))
-    lines = [" " * 8 + "".join(f"{name:>7}" for name in names) + "   95 % of mAP"]
-    for level in LEVELS:
-        row = scores[level]
-        values = (row.mAP, *(row.mP[k] for k in CUTOFFS))
-        line = f"{level:<8}" + "".join(map(percent, values))
-        if row.mAP_interval is not None:
-            low, high = row.mAP_interval
-            line += f"   {100 * low:.2f}-{100 * high:.2f}"
-        lines.append(line)
-    return "\n".join(lines)

@@ -84,6 +84,9 @@ class VerifyConfig:
         return value * max(size) / 100 if percent else value
 
 
+DEFAULT = VerifyConfig()
+
+
 @dataclasses.dataclass(frozen=True)
 class Verification:
     """What the local features of a query and an index photo agree on.

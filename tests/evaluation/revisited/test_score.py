@@ -14,6 +14,7 @@ from set_meta import META
 
 from dolg_tf.evaluation.revisited import inputs as revisited_inputs
 from dolg_tf.evaluation.revisited import score
+from dolg_tf.evaluation.revisited import scores as scores_text
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -96,7 +97,7 @@ def test_a_level_without_positives(task):
         "AP": [None, None, None],
         "mAP_interval": None,
     }
-    last = score.table(scores).splitlines()[-1]
+    last = scores_text.table(scores).splitlines()[-1]
     assert last.split() == ["hard", "-", "-", "-", "-"]
 
 
@@ -429,16 +430,16 @@ def test_published_rows_stand_beside_one_s_own(ground_truths, distractors, shown
     level = score.LevelScores(0.8481, {1: 1, 5: 1, 10: 1}, [0.8481], [0.8, 0.9])
     protocol = {"query_crop": "none", "rerank": {"method": "none"}, "remarks": []}
     scores = score.RevisitedScores(level, level, level)
-    lines = score.summary(task, scores, protocol, distractors).splitlines()
+    lines = scores_text.summary(task, scores, protocol, distractors).splitlines()
     rows = [line for line in lines if "DOLG" in line]
     assert len(rows) == 6 and sum(" NOT cut " in line for line in rows) == 4
     assert any(shown in line for line in lines)
     assert lines[-1].split() == ["yours", "84.81", "84.81", "NOT", "cut"]
-    lines = score.summary(task, scores, protocol, 5).splitlines()
+    lines = scores_text.summary(task, scores, protocol, 5).splitlines()
     assert lines[-1] == "nothing is published with 5 distractors; R1M has 1,001,001"
     protocol["remarks"] = ["of\nok: fine"]
     named = dataclasses.replace(task, name="mine\nok: fine")
-    assert "\nok" not in score.summary(named, scores, protocol, distractors)
+    assert "\nok" not in scores_text.summary(named, scores, protocol, distractors)
 
 
 def test_what_does_not_fit_is_refused(files):
