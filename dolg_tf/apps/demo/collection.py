@@ -15,11 +15,14 @@ import numpy as np
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.local.features import LocalFeatures
+from dolg_tf.retrieval.rerank.methods import RerankConfig
+from dolg_tf.retrieval.verification.pairs import VerifyConfig
 
 # Of EfficientNet-Lite0's own descriptors: copies of 15 photos that were halved, mirrored,
 # brightened, shifted or compressed had 0.97 and more in the median, 0.95 at least, and of 116,886
 # pairs of other photos 3 at most had 0.96.
 _ALIKE = 0.96
+_GEOMETRIC, _VERIFY = RerankConfig(rerank="geometric"), VerifyConfig(plausible=True)
 _COMPARED = 256  # photos of a place, for the one that stands for it
 
 
@@ -81,6 +84,8 @@ class Searchable:
       local: gives the local features of a row's photo, as `Collection.local` gives a visitor's, in
         the pixels of the photo as the page shows it; several threads ask it at once. None: none
         are kept, so photos are not ordered by geometric verification.
+      geometric, verify: how geometric verification orders, and when places agree. Answers are shown
+        to people, so views that no two photos of a scene have are refused by default.
     """
 
     ids: Sequence[str]
@@ -94,6 +99,8 @@ class Searchable:
     note: str = ""
     search: Callable[[np.ndarray, int], Neighbours] | None = None
     local: Callable[[int], LocalFeatures] | None = None
+    geometric: RerankConfig = _GEOMETRIC
+    verify: VerifyConfig = _VERIFY
 
 
 @dataclasses.dataclass(frozen=True)

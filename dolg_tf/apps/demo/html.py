@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dolg_tf.apps.demo import photos as page_photos
+from dolg_tf.apps.demo.answers.drawing import drawings
+from dolg_tf.apps.demo.answers.ranking import FoundPhoto
+from dolg_tf.apps.demo.answers.second_look import Why
 from dolg_tf.apps.demo.collection import Progress, Threshold
-from dolg_tf.apps.demo.search import LARGE_SIDE, OWN_SCALES, Answer, Engine, FoundPhoto, Query
+from dolg_tf.apps.demo.search import LARGE_SIDE, OWN_SCALES, Answer, Engine, Query
+from dolg_tf.apps.pictures import verified
 from dolg_tf.data.scales import SCALE_SETS
 from dolg_tf.retrieval.rerank.methods import RERANKERS
 from dolg_tf.stage.progress import format_seconds
@@ -137,6 +141,11 @@ def attention(image: np.ndarray | None) -> str:
     )
 
 
+def why(found: Why) -> str:
+    """Returns both photos, and what they agree on."""
+    return _part("why", found.id, drawings(found), verified.caption(found.pair))
+
+
 # --- the answer ---------------------------------------------------------------------------
 
 
@@ -154,7 +163,8 @@ def answer(found: Answer, engine: Engine, scales: str, reranking: str) -> str:
     kind, title, text, warning = _verdict(found.found, found.now.threshold)
     place, size = _place_of(found, engine)
     tiles = _located(engine, found.found)
-    return _part("answer", tiles, kind, title, text, warning, notes, place, size)
+    why_ = engine.collection.has_local
+    return _part("answer", tiles, kind, title, text, warning, notes, place, size, why_)
 
 
 def _place_of(found: Answer, engine: Engine) -> tuple[str, int]:

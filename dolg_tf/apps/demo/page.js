@@ -328,6 +328,7 @@ $("look")?.addEventListener("click", async () => {
 const busy = () =>
   document.hidden ||
   $("large").open ||
+  $("why").open ||
   main.ariaBusy === "true" ||
   main.querySelector(".wrong") ||
   (main.contains(document.activeElement) && document.activeElement.tagName !== "H2");

@@ -32,6 +32,7 @@ _ASSETS = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "tiles.js": "text/javascript",
+    "why.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 _VISITOR = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -80,6 +81,7 @@ class Page:
             Route("/stage", self.stage),
             Route("/answer", self.answer),
             Route("/attention", self.attention),
+            Route("/why", self.why),
             Route("/thumbnail", functools.partial(self.picture, THUMBNAIL_SIDE)),
             Route("/large", functools.partial(self.picture, LARGE_SIDE)),
             Route("/file", self.file),
@@ -181,6 +183,15 @@ class Page:
 
         def show() -> str:
             return html.attention(self._engine.attention(self._query(request), box))
+
+        return await self._fragment(request, show)
+
+    async def why(self, request: Request) -> HTMLResponse:
+        """Why a photo was found."""
+        box, id_ = _box(request), request.query_params.get("with", "")
+
+        def show() -> str:
+            return html.why(self._engine.second_look.why(self._query(request), box, id_))
 
         return await self._fragment(request, show)
 

@@ -11,30 +11,22 @@ import time
 import numpy as np
 
 from dolg_tf.apps.demo import photos
+from dolg_tf.apps.demo.answers.ranking import LOCAL, RERANKINGS, FoundPhoto, rank, tiles
+from dolg_tf.apps.demo.answers.second_look import SecondLook
 from dolg_tf.apps.demo.collection import Collection, Searchable
 from dolg_tf.data import photo_files
 from dolg_tf.data.photo_files import UnusablePhoto
 from dolg_tf.data.scales import SCALE_SETS
-from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import load_photo
 from dolg_tf.retrieval.extract.photos import Photo
-from dolg_tf.retrieval.rerank import methods
-from dolg_tf.retrieval.rerank.expansion import expand
-from dolg_tf.retrieval.rerank.methods import RerankConfig
-from dolg_tf.retrieval.rows import Rows
 from dolg_tf.stage.config import InputError
 
-RERANKINGS = (
-    "none",
-    *(name for name, one in methods.RERANKERS.items() if one.quick and not one.local),
-)
 OWN_SCALES = "own"
 LARGE_SIDE = 1600  # longest side of photos that are enlarged, in pixels
 THUMBNAIL_SIDE = 480  # pixels: sharp on a dense screen
 _THUMBNAILS = 2048  # of about 30 KB that are kept
 _DESCRIBED = 64  # queries whose descriptors are kept
 _WIDER = 4  # photos that are looked at for each tile, as some share one
-_SAME = 0.9995  # score of a photo with itself, whatever rounding makes of it
 _SENT = "sent"  # stands for a file's name in what extraction says of a photo
 
 Box = tuple[float, float, float, float]
@@ -57,6 +49,24 @@ class Query:
     height: int
     id: str = ""
 
+    def part(self, box: Box | None) -> tuple[int, int, int, int]:
+        """Returns a box in whole pixels, without what lies outside the photo; None: all of it.
+
+        Raises:
+          InputError: when it contains no pixel.
+        """
+        width, height = self.width, self.height
+        if box is None:
+            return 0, 0, width, height
+        left, top, right, bottom = map(round, box)
+        left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        if left >= right or top >= bottom:
+            raise InputError(
+                f"The box {tuple(map(round, box))} contains no pixel of the photo, which has "
+                f"{width} x {height} pixels."
+            )
+        return left, top, right, bottom
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _InMemory(Photo):
@@ -66,25 +76,6 @@ class _InMemory(Photo):
 
     def read(self) -> bytes:
         return self.data
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundPhoto:
-    """A found photo.
-
-    Attributes:
-      id: of the collection.
-      score: inner product of the descriptors of query and photo.
-      matches: whether the score reaches the threshold; None: there is none.
-      same: whether it is the very photo that was searched for.
-      alike: photos that are nearly the same picture and share its tile.
-    """
-
-    id: str
-    score: float
-    matches: bool | None
-    same: bool = False
-    alike: tuple["FoundPhoto", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,6 +130,7 @@ class Engine:
         self._limits = max_bytes, max_pixels
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._new_thumbnail)
         self._described = collections.OrderedDict()
+        self.second_look = SecondLook(self)
         self._now: Now | None = None
         self._lock = threading.Lock()
 
@@ -157,7 +149,11 @@ class Engine:
     @property
     def rerankings(self) -> tuple[str, ...]:
         """The available re-rankings; an approximate index lacks the descriptors for any."""
-        return RERANKINGS[:1] if self.now().photos.rows is None else RERANKINGS
+        now = self.now().photos
+        if now.rows is None:
+            return RERANKINGS[:1]
+        lacking = () if now.local is not None and self.collection.has_local else LOCAL
+        return tuple(name for name in RERANKINGS if name not in lacking)
 
     # --- photos --------------------------------------------------------------------------
 
@@ -201,7 +197,7 @@ class Engine:
         """
         how = self.collection.how
         if box is not None:
-            box = _inside(box, query)
+            box = query.part(box)
         photo = _InMemory("", _SENT, box, turn=how.upright, data=query.data)
         found = load_photo(photo, how)
         if isinstance(found, str):
@@ -270,10 +266,11 @@ class Engine:
             row = np.asarray(now.rows[own : own + 1], np.float32)
         else:
             row = now.adapt(self._descriptor(query, box, scales))
-        asked = _expanded(now, row, own) if reranking == "none" else row
-        scores, ranks = _rank(now, row, asked, reranking, _WIDER * max(1, k) + 1)
-        scores, ranks = scores[ranks != own], ranks[ranks != own]
-        found = _tiles(now, scores, ranks, whole=box is None)[: max(1, k)]
+        ranked = rank(
+            *(now, row, reranking, _WIDER * max(1, k) + 1, own),
+            lambda: self.second_look.query(query, box),
+        )
+        found = tiles(now, ranked.without(own), whole=box is None)[: max(1, k)]
         searched = len(now.ids) - (own is not None)
         return Answer(tuple(found), searched, time.perf_counter() - start, now)
 
@@ -297,79 +294,3 @@ class Engine:
             if len(self._described) > _DESCRIBED:
                 self._described.popitem(last=False)
         return row
-
-
-def _inside(box: Box, query: Query) -> tuple[int, int, int, int]:
-    width, height = query.width, query.height
-    left, top, right, bottom = map(round, box)
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    if left >= right or top >= bottom:
-        raise InputError(
-            f"The box {tuple(map(round, box))} contains no pixel of the photo, which has "
-            f"{width} x {height} pixels."
-        )
-    return left, top, right, bottom
-
-
-def _expanded(now: Searchable, row: np.ndarray, own: int | None) -> np.ndarray:
-    """Returns a query (1, D) as it is searched for: averaged with its nearest photos, or as it is.
-
-    Args:
-      now: what is searched.
-      row: the query.
-      own: row number of the query itself; None: it is not among the photos.
-    """
-    if now.expansion is None or now.rows is None:
-        return row
-    near = search.search(Rows([now.rows]), row, now.expansion.photos + 1)
-    others = np.flatnonzero((near.rows[0] != own) & (near.scores[0] < _SAME))
-    others = others[: now.expansion.photos]
-    chosen = np.asarray(now.rows[near.rows[0][others]], np.float32)
-    return expand(row, chosen[None], near.scores[:, others], now.expansion.alpha)
-
-
-def _rank(
-    now: Searchable, row: np.ndarray, asked: np.ndarray, reranking: str, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (scores, row numbers) for a query (1, D), in the order of what it is asked as.
-
-    A score always compares the query and the photo alone: the threshold was fitted to such.
-    """
-    if now.search is not None:
-        scores, ranks = (found[0] for found in now.search(row, k))
-        return scores[ranks >= 0], ranks[ranks >= 0]
-    rows = Rows([now.rows])
-    if reranking == "none":
-        scores, ranks = (found[0] for found in search.search(rows, asked, k))
-        return scores if asked is row else search.inner_products(row[0], rows[ranks]), ranks
-    refined = methods.apply(RerankConfig(rerank=reranking), row, rows)
-    if refined.head is None:
-        ranks = search.search(rows, refined.queries, k).rows[0]
-    else:
-        ranks = refined.head[0, :k]
-    return search.inner_products(row[0], rows[ranks]), ranks
-
-
-def _tiles(
-    now: Searchable, scores: np.ndarray, ranks: np.ndarray, *, whole: bool
-) -> list[FoundPhoto]:
-    """Returns the photos in their order; those nearly the same as an earlier one join its tile."""
-    tiles: list[list[int]] = []
-    look = now.rows if now.raw is None else now.raw
-    if now.alike is None or look is None:
-        tiles = [[place] for place in range(len(ranks))]
-    else:
-        rows = np.asarray(look[ranks], np.float32)
-        near = rows @ rows.T >= now.alike
-        for place in range(len(ranks)):
-            tile = next((tile for tile in tiles if near[tile[0], place]), None)
-            tiles.append([place]) if tile is None else tile.append(place)
-
-    def photo(place: int, alike: tuple[FoundPhoto, ...] = ()) -> FoundPhoto:
-        score = float(scores[place])
-        # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
-        matches = None if now.threshold is None else score >= now.threshold.score
-        same = whole and score >= _SAME
-        return FoundPhoto(now.ids[ranks[place]], score, matches, same, alike)
-
-    return [photo(tile[0], tuple(map(photo, tile[1:]))) for tile in tiles]

@@ -117,7 +117,10 @@ def _model(pair: VerifiedPair) -> str:
     ((d, c), (b, a)) = linear
     scale = np.sqrt(abs(a * d - b * c))
     if a * d - b * c < 0:
-        return f"{kind} that mirrors the second photo and scales it by {scale:.2f}"
+        return (
+            f"{kind} that mirrors the second photo, as no other photo of the same scene does, and "
+            f"scales it by {scale:.2f}"
+        )
     degrees = np.degrees(np.arctan2(c - b, a + d))
     way = "clockwise" if degrees > 0 else "anticlockwise"
     turn = f"turns it {abs(degrees):.0f}\N{DEGREE SIGN} {way}"

@@ -25,6 +25,7 @@ from dolg_tf.apps.demo.serve import PageConfig
 from dolg_tf.retrieval.extract.decoding import Preparation
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.local.features import LocalFeatures
 
 pytestmark = pytest.mark.slow
 MAX_BYTES, MAX_PIXELS = 300_000, 200_000
@@ -350,7 +351,7 @@ class Folder:
     """Photos of three places in plain colours, described when the test says so."""
 
     title, scales, how = "holiday", (1.0,), Preparation(64)
-    has_maps = has_local = False
+    has_maps, has_local = False, True
 
     def __init__(self, folder):
         self.files, rows = {}, []
@@ -378,6 +379,13 @@ class Folder:
     def describe(self, image, scales):
         row = np.float32([[*(image.mean((0, 1)) / 255), 0]])
         return row / np.linalg.norm(row)
+
+    def local(self, image):
+        """The same places in all photos, in shares of their sides."""
+        rng, size = np.random.default_rng(0), image.shape[:2]
+        positions = np.float32(rng.random((30, 2)) * size)
+        strengths = np.linspace(1, 0.5, 30, dtype=np.float32)
+        return LocalFeatures(positions, strengths, strengths, np.eye(30, dtype=np.float32), size)
 
     def file(self, id_):
         return self.files.get(id_)
@@ -642,3 +650,38 @@ def test_several_visitors_at_once(server):
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         for name, told in pool.map(visit, range(18)):
             assert f'data-photo="{name}"' in told
+
+
+@pytest.mark.parametrize("screen", ["wide", "tall"])
+def test_why_a_photo_was_found(live, browser, screen):
+    """By keyboard: both photos, and the places that agree; and with geometry, how many."""
+    port, folder = live
+    local = [folder.local(np.zeros((120, 160, 3)))] * 15
+    folder.describe_up_to(15, alike=None, local=local.__getitem__)
+    size = {"width": 390, "height": 780} if screen == "tall" else DESKTOP["viewport"]
+    with _visit(browser, port, viewport=size, has_touch=True) as visit:
+        _give(visit, scene("red", "yellow", width=200, height=100))
+        first = _leads(visit, "red 0")
+        visit.get_by_text("More", exact=True).click()
+        visit.get_by_label("Second look").select_option("Geometric verification")
+        visit.get_by_text("30 places agree").first.wait_for()
+        first.get_by_role("button", name="Why was").press("Enter")
+        dialog = visit.get_by_role("dialog", name="Why was red 0.png found?")
+        shown = dialog.locator(f"svg.{screen}")
+        shown.wait_for()
+        other = "wide" if screen == "tall" else "tall"
+        assert not dialog.locator(f"svg.{other}").is_visible()
+        assert shown.get_attribute("role") == "img"
+        assert "30 of them agree on one view" in shown.get_attribute("aria-label")
+        assert "30 of them agree" in dialog.locator("figcaption").inner_text()
+        asked, found = (shown.locator(f"image.{name}") for name in ("asked", "found"))
+        assert asked.get_attribute("href").startswith("data:image/jpeg")
+        boxes = [one.bounding_box() for one in (asked, found)]
+        for box, aspect in zip(boxes, (2, 4 / 3), strict=True):
+            assert box["width"] / box["height"] == pytest.approx(aspect, rel=0.02)
+        apart = "y" if screen == "tall" else "x"
+        assert boxes[1][apart] > boxes[0][apart] + 100
+        assert visit.evaluate("document.querySelector('#why').scrollWidth <= innerWidth")
+        visit.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        assert visit.evaluate("document.activeElement.ariaLabel") == "Why was red 0.png found?"

@@ -17,9 +17,10 @@ from waiting import wait_for
 
 from dolg_tf.apps.demo import html as page_html
 from dolg_tf.apps.demo import indexed, search
+from dolg_tf.apps.demo.answers.ranking import LOCAL, RERANKINGS
 from dolg_tf.apps.demo.collection import Expansion, Progress, Searchable, Threshold, places
 from dolg_tf.apps.demo.indexed import IndexedPhotos
-from dolg_tf.apps.demo.search import RERANKINGS, Engine, Query
+from dolg_tf.apps.demo.search import Engine, Query
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.extract.model import LoadedModel
@@ -197,7 +198,10 @@ def many(tmp_path_factory):
     patch.undo()
 
 
-@pytest.mark.parametrize("name", RERANKINGS)
+BY_DESCRIPTORS = tuple(name for name in RERANKINGS if name not in LOCAL)
+
+
+@pytest.mark.parametrize("name", BY_DESCRIPTORS)
 def test_rerankings_order_as_evaluation_does(many, name):
     image = scene("yellow", "violet", "red")
     row = demo_world.descriptor(image)[None]
@@ -216,8 +220,8 @@ def test_rerankings_order_as_evaluation_does(many, name):
 
 def test_rerankings_differ(many):
     query = _query(scene("yellow", "violet", "red"))
-    orders = {tuple(_ids(many.search(query, reranking=x, k=40))) for x in RERANKINGS}
-    assert len(orders) == len(RERANKINGS) == len(many.rerankings)
+    orders = {tuple(_ids(many.search(query, reranking=x, k=40))) for x in BY_DESCRIPTORS}
+    assert len(orders) == len(BY_DESCRIPTORS) == len(many.rerankings)
     with pytest.raises(InputError, match="Unknown re-ranking 'alpha_dba'"):
         many.search(query, reranking="alpha_dba")
 

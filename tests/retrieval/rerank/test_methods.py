@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from dolg_tf.apps.demo import search as demo_search
+from dolg_tf.apps.demo.answers import ranking
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.retrieval import norms
 from dolg_tf.retrieval.exact import search
@@ -219,7 +219,7 @@ def test_a_method_is_in_the_flags_the_demo_and_the_docs(name):
             for x, y in method.numbers.items()
             if y.order in ("", one.order)
         }
-    assert (name in demo_search.RERANKINGS) == (method.quick and not method.local)
+    assert (name in ranking.RERANKINGS) == method.quick
     docs = pathlib.Path(__file__).parents[3] / "docs/evaluation.md"
     assert f"| `{name}` |" in docs.read_text(encoding="utf-8")
 

@@ -1,0 +1,1 @@
+"""Answers: in which order photos come, which share a tile, and why they were found."""
