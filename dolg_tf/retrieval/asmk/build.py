@@ -193,11 +193,11 @@ def build_index(
         some = itertools.islice(tracked, len(span))
         found = [entries_of(one, codebook, kernel, meta["assignments"]) for one in some]
         pieces.write(piece, found)
-    _write(path, ids, pieces, codebook, meta)
+    write_index(path, ids, pieces, codebook, meta)
     pieces.clear()
 
 
-def _write(
+def write_index(
     path: pathlib.Path, ids: Sequence[str], pieces: Pieces, codebook: Codebook, meta: dict
 ) -> None:
     """Merges pieces to an index, whole or not at all.
