@@ -73,7 +73,8 @@ COMMANDS = {
         "dolg_tf.retrieval.extract.colour_histogram:extract_colour_histograms",
     ),
     "delf": Command(
-        "descriptor set -> DELF's files, and back", "dolg_tf.retrieval.datum_io:convert"
+        "sets of descriptors and of local features -> DELF's files, and back",
+        "dolg_tf.retrieval.datum_io:convert",
     ),
     "whiten fit": Command("learn a whitening", "dolg_tf.retrieval.whitening.stages:fit"),
     "whiten apply": Command("whiten a descriptor set", "dolg_tf.retrieval.whitening.stages:apply"),

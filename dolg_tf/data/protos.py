@@ -4,7 +4,8 @@ The messages are declared here, so that neither TensorFlow nor DELF must be impo
 builder starts many processes. They are in pools of their own, since programs that import TensorFlow
 or DELF have the same names in the common pool.
 
-Reference: `example.proto`, `feature.proto` of TensorFlow; `datum.proto` of DELF.
+Reference: `example.proto`, `feature.proto` of TensorFlow; `datum.proto`, `feature.proto` of
+DELF.
 """
 
 import functools
@@ -25,6 +26,15 @@ _DATUM = {
     "FloatList": {"value": "repeated float"},
     "DatumProto": {"shape": "DatumShape", "float_list": "FloatList"},
 }
+# With "optional", a field that is set is written even where it is 0, as by proto2.
+_DELF = {
+    **_DATUM,
+    "DelfFeature": {
+        "descriptor": "DatumProto",
+        **dict.fromkeys(("x", "y", "scale", "orientation", "strength"), "optional float"),
+    },
+    "DelfFeatures": {"feature": "repeated DelfFeature"},
+}
 
 
 def _message_class(messages: dict[str, dict[str, str]], name: str) -> type:
@@ -41,9 +51,12 @@ def _message_class(messages: dict[str, dict[str, str]], name: str) -> type:
     for message, fields in messages.items():
         added = file.message_type.add(name=message)
         for number, (field, declared) in enumerate(fields.items(), 1):
-            repeated, _, kind = declared.rpartition(" ")
+            rule, _, kind = declared.rpartition(" ")
             one = added.field.add(name=field, number=number)
-            one.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            one.label = kinds.LABEL_REPEATED if rule == "repeated" else kinds.LABEL_OPTIONAL
+            if rule == "optional":  # proto3 says this by a `oneof` of one field
+                one.proto3_optional, one.oneof_index = True, len(added.oneof_decl)
+                added.oneof_decl.add(name=f"_{field}")
             one.type = numbers.get(kind, kinds.TYPE_MESSAGE)
             if kind in messages:
                 one.type_name = f".m.{kind}"
@@ -62,6 +75,12 @@ def example_class() -> type:
 def datum_class() -> type:
     """Returns the message class of DELF's `DatumProto`."""
     return _message_class(_DATUM, "DatumProto")
+
+
+@functools.cache
+def delf_class() -> type:
+    """Returns the message class of DELF's `DelfFeatures`."""
+    return _message_class(_DELF, "DelfFeatures")
 
 
 def parse(message_class: type, data: bytes):

@@ -1,9 +1,10 @@
-"""DELF's `.delg_global` files <-> descriptor sets.
+"""DELF's `.delg_global` and `.delg_local` files <-> descriptor sets and local feature sets.
 
-    dolg delf --input=runs/index --output=features/index
+    dolg delf --input=runs/index --local=runs/index.local --output=features/index
 
-Such a file is a DatumProto with one descriptor; DELF's perform_retrieval.py looks for
-`ID.delg_global` in a folder. `--input` may be either form; `--output` becomes the other.
+A `.delg_global` file is a DatumProto with one descriptor, `.delg_local` and `.delf` files hold
+local features, see `local.delf_files`. DELF's perform_retrieval.py looks for both in one folder.
+`--input` may be either form; `--output` becomes the other.
 
 Reference: `datum.proto` and `datum_io.py` of DELF (tensorflow/models, research/delf).
 """
@@ -11,7 +12,6 @@ Reference: `datum.proto` and `datum_io.py` of DELF (tensorflow/models, research/
 import dataclasses
 import logging
 import math
-import os
 import pathlib
 
 import numpy as np
@@ -19,6 +19,9 @@ import numpy as np
 from dolg_tf.data import protos
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.local import delf_files, feature_set
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.retrieval.local.shards import beside
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files, progress
@@ -99,8 +102,24 @@ def read(path: files.Path) -> np.ndarray:
 class DatumConfig(NormConfig):
     """What is converted, and to where."""
 
-    input: str = option("descriptor set, or folder with DELF's files ID.delg_global")
-    output: str = option("result: such a folder, or a descriptor set")
+    input: str = option(
+        "descriptor set, local feature set, or folder with DELF's files ID.delg_global, "
+        "ID.delg_local or ID.delf"
+    )
+    output: str = option(
+        "result: such a folder, or a set; of a folder with files of both kinds, the local feature "
+        "set goes beside the descriptor set, into OUTPUT.local"
+    )
+    local: str = option(
+        "local feature set whose files go into the same folder as those of --input, as DELF's "
+        "perform_retrieval.py wants them; empty: none",
+        "",
+    )
+    local_suffix: str = option(
+        "suffix of the files of local features to write",
+        delf_files.SUFFIXES[0],
+        choices=delf_files.SUFFIXES,
+    )
     model_hash: str = option(
         "a word for the network behind a folder that DELF wrote: sets with different words are not "
         "compared; a folder written from a descriptor set knows its own",
@@ -109,67 +128,68 @@ class DatumConfig(NormConfig):
     overwrite: bool = option("replace an existing output of the same kind", False)
 
 
-def _file_of(folder: pathlib.Path, id_: str, source) -> pathlib.Path:
-    """Returns the file of a photo: one per id, inside the folder."""
-    parts = pathlib.PurePosixPath(id_)
-    if parts.is_absolute() or ".." in parts.parts or str(parts) != id_:
-        raise InputError(f"{source}: the id {id_!r} must be a path relative to a folder")
-    return folder / f"{id_}{SUFFIX}"
-
-
 def to_delg(settings: DatumConfig) -> None:
-    """Writes one `ID.delg_global` per row of a descriptor set."""
-    found = descriptors.read(settings.input, settings.normalize)
-    if found.ids is None:
-        raise InputError(
-            f"--input={settings.input} has no ids to name the files by; give a descriptor set"
-        )
+    """Writes the files of a descriptor set, of a local one, or of both."""
+    source, found, about = pathlib.Path(settings.input), None, {}
+    if (source / "offsets.npy").exists():
+        if settings.local:
+            raise InputError(f"--local={settings.local}: --input={source} is a local set already")
+        local = feature_set.read(source)
+    else:
+        found = descriptors.read(settings.input, settings.normalize)
+        local = feature_set.read(settings.local) if settings.local else None
+        if found.ids is None:
+            raise InputError(
+                f"--input={settings.input} has no ids to name the files by; give a descriptor set"
+            )
+        about = {"ids": list(found.ids), "meta": found.meta}
+    if found is not None and local is not None:
+        _check_of_one_model(found, local)
     files.check_output(settings.output, settings.overwrite, _META)
     with files.atomic_path(settings.output) as temporary:
         temporary.mkdir()
-        folders = set()
-        rows = (row for _, block in blocks(found.descriptors, _BLOCK) for row in block)
-        pairs = zip(found.ids, rows, strict=True)
-        for id_, row in progress.track(pairs, len(found), "write", "files"):
-            path = _file_of(temporary, id_, settings.input)
-            if path.parent not in folders:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                folders.add(path.parent)
-            path.write_bytes(encode(row))
-        about = {"format_version": _META_VERSION, "ids": list(found.ids), "meta": found.meta}
-        files.write_json(temporary / _META, about)
-    log.info("%s: %d files", settings.output, len(found))
+        if found is not None:
+            rows = (encode(row) for _, block in blocks(found.descriptors, _BLOCK) for row in block)
+            delf_files.write_files(temporary, found.ids, rows, SUFFIX, source)
+        if local is not None:
+            made = delf_files.encoded(local)
+            delf_files.write_files(temporary, local.ids, made, settings.local_suffix, local.source)
+            about["local"] = delf_files.about_set(local)
+        files.write_json(temporary / _META, {"format_version": _META_VERSION, **about})
+    log.info("%s: files of %d photos", settings.output, len(found or local))
 
 
-def _listed(folder: pathlib.Path) -> list[str]:
-    """Returns the ids of the files in a folder and below it, sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        inner = pathlib.Path(parent).relative_to(folder)
-        found += [
-            (inner / name[: -len(SUFFIX)]).as_posix() for name in names if name.endswith(SUFFIX)
-        ]
-    return sorted(found)
-
-
-def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
-    """Returns the ids of a folder in order, and the metadata of the set that it becomes."""
-    path, found = folder / _META, _listed(folder)
-    if not found:
+def _check_of_one_model(found: DescriptorSet, local: LocalFeatureSet) -> None:
+    """Makes sure that both sets are of the same photos and of one model."""
+    local.rows_of(found.ids)
+    one, other = found.meta["model_hash"], local.meta["model_hash"]
+    if one != other or len(local) != len(found):
         raise InputError(
-            f"--input={folder} is neither a descriptor set (no meta.json) nor a folder with files "
-            f"named ID{SUFFIX}"
+            f"{local.source} has {len(local)} photos of model {other}, {found.source} "
+            f"{len(found)} of {one}; give the sets of one extraction"
         )
-    if not path.exists():
+
+
+def _about(folder: pathlib.Path, written: dict, suffix: str, model_hash: str) -> dict:
+    """Returns ids and metadata of the set that the files of a suffix become.
+
+    Args:
+      folder: of the files.
+      written: what its `dolg_meta.json` says of them; empty: DELF wrote it.
+      suffix: of the files.
+      model_hash: given by the user, or "".
+    """
+    found, path = delf_files.listed(folder, suffix), folder / _META
+    if not written:
         if not model_hash:
             raise InputError(f"{folder} does not say which network made it; give --model_hash=WORD")
         # DELF's configuration decided on crops and scales: not known here.
         keys = ("scales", "crop", "max_side", "whitening")
+        if suffix != SUFFIX:
+            keys += ("kind", "reduction", "threshold", "max_features")
         about = dict.fromkeys(keys) | {"model_hash": model_hash, "bad": []}
-        return found, about | {"image_root": str(folder.resolve())}
-    about = files.read_json(path, _META_VERSION)
-    ids, meta = about.get("ids"), about.get("meta")
+        return {"ids": found, "meta": about | {"image_root": str(folder.resolve())}}
+    ids, meta = written.get("ids"), written.get("meta")
     if not isinstance(ids, list) or not isinstance(meta, dict) or "model_hash" not in meta:
         raise InputError(f"{path}: no ids and metadata; write the folder again")
     if model_hash not in ("", meta["model_hash"]):
@@ -182,14 +202,14 @@ def _about(folder: pathlib.Path, model_hash: str) -> tuple[list[str], dict]:
             f"{folder}: {len(found)} files for {len(ids)} ids of {_META}"
             f"{f', the first odd one is {odd[0]!r}' if odd else ''}; write the folder again"
         )
-    return ids, meta
+    return written
 
 
 class _Files:
     """Rows in one file each, read when they are asked for."""
 
     def __init__(self, folder: pathlib.Path, ids: list[str]):
-        self._paths = [_file_of(folder, id_, folder) for id_ in ids]
+        self._paths = [delf_files.file_of(folder, id_, SUFFIX, folder) for id_ in ids]
         self._width = read(self._paths[0]).size
 
     def __len__(self) -> int:
@@ -209,21 +229,61 @@ class _Files:
         return found
 
 
+def _suffixes(folder: pathlib.Path) -> list[str]:
+    """Returns the suffixes of the files of a folder, the global one first.
+
+    Raises:
+      InputError: when there are no such files, or two kinds of local ones.
+    """
+    there = [
+        suffix for suffix in (SUFFIX, *delf_files.SUFFIXES) if delf_files.listed(folder, suffix)
+    ]
+    if not there:
+        names = " or ".join(f"ID{suffix}" for suffix in (SUFFIX, *delf_files.SUFFIXES))
+        raise InputError(
+            f"--input={folder} is neither a descriptor set (no meta.json) nor a folder with files "
+            f"named {names}"
+        )
+    if set(delf_files.SUFFIXES) <= set(there):
+        raise InputError(
+            f"--input={folder} has files {' and '.join(delf_files.SUFFIXES)}; keep one kind of "
+            "local features in a folder"
+        )
+    return there
+
+
 def from_delg(settings: DatumConfig) -> None:
-    """Joins the files of a folder into a descriptor set."""
-    folder = pathlib.Path(settings.input)
-    ids, meta = _about(folder, settings.model_hash)
-    descriptors.check_output(settings.output, settings.overwrite)
-    found = DescriptorSet(tuple(ids), _Files(folder, ids), meta)
-    descriptors.write(settings.output, found, normalize=settings.normalize)
-    log.info("%s: %d descriptors", settings.output, len(ids))
+    """Joins the files of a folder into a descriptor set, a local one, or both."""
+    folder, output = pathlib.Path(settings.input), pathlib.Path(settings.output)
+    if settings.local:
+        raise InputError(f"--local={settings.local} is for sets; {folder} is a folder of files")
+    suffixes, path = _suffixes(folder), folder / _META
+    written = files.read_json(path, _META_VERSION) if path.exists() else {}
+    of_local = written.get("local", {}) if isinstance(written.get("local", {}), dict) else {}
+    parts = []
+    for suffix in suffixes:
+        says = written if suffix == SUFFIX else of_local
+        if written and not says:
+            raise InputError(f"{path}: says nothing of the files {suffix}; write the folder again")
+        about = _about(folder, says, suffix, settings.model_hash)
+        place = beside(output) if suffix != SUFFIX and len(suffixes) > 1 else output
+        (descriptors if suffix == SUFFIX else feature_set).check_output(place, settings.overwrite)
+        parts.append((suffix, about, place))
+    for suffix, about, place in reversed(parts):
+        if suffix != SUFFIX:
+            delf_files.write_set(folder, about, suffix, place, settings.normalize)
+            continue
+        ids = about["ids"]
+        found = DescriptorSet(tuple(ids), _Files(folder, ids), about["meta"])
+        descriptors.write(place, found, normalize=settings.normalize)
+        log.info("%s: %d descriptors", place, len(ids))
 
 
 def convert(settings: DatumConfig) -> None:
-    """Converts a descriptor set to a folder of DELF's `.delg_global` files, or back.
+    """Converts a descriptor set, or a local one, to a folder of DELF's files, or back.
 
     A folder written here keeps the order of the rows and their origin in `dolg_meta.json`, so
-    converting it back gives the same set. Values are float32 in both forms.
+    converting it back gives the same sets. Values are float32 in both forms.
 
     Raises:
       InputError: when the input is neither, a file is damaged, or the output exists.

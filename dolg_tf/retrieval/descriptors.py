@@ -131,7 +131,9 @@ def check_output(path: files.Path, overwrite: bool) -> None:
     """
     path = pathlib.Path(path)
     files.check_output(path, overwrite, "meta.json")
-    if path.exists() and not any(path.glob("descriptors-*.npy")):  # an index has a meta.json too
+    # An index has a meta.json too, and a local feature set both.
+    there = any(path.glob("descriptors-*.npy")) and not (path / "offsets.npy").exists()
+    if path.exists() and not there:
         raise InputError(
             f"{path} is not a descriptor set, and --overwrite replaces nothing else; give another "
             "--output"

@@ -114,7 +114,11 @@ TABLE = {
     },
     "extract-beam": {"saved_model": ("saved_model", _MODEL), **_EXTRACT},
     "colour-histogram": _EXTRACT,
-    "delf": {"input": ("set", ["nowhere", "text.txt", "empty"]), "output": ("new", ["text.txt"])},
+    "delf": {
+        "input": ("set", ["nowhere", "text.txt", "empty"]),
+        "local": ("", ["nowhere", "index", "text.txt"]),
+        "output": ("new", ["text.txt"]),
+    },
     "whiten fit": {
         "descriptors": ("set", _SET),
         "labels_csv": ("labels.csv", _TABLE),

@@ -153,6 +153,15 @@ def how_made(found: LocalFeatureSet) -> tuple[str, dict]:
     return found.source, {**found.meta, "bits": found.meta["dtype"] == "bits"}
 
 
+def check_output(path: files.Path, overwrite: bool) -> None:
+    """Makes sure that a set may be put in place.
+
+    Raises:
+      InputError: when something is there, unless it is a finished set and `overwrite` is true.
+    """
+    files.check_output(path, overwrite, "meta.json", "offsets.npy", "sums.npy")
+
+
 # --- descriptors as they are stored -----------------------------------------------------
 
 
