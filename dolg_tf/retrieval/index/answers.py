@@ -2,7 +2,7 @@
 
     dolg index query --index=INDEX --saved_model=DIR --images=DIR \\
         --output=found.csv
-    dolg index query --index=INDEX --descriptors=SET --query_local=SET.local \\
+    dolg index query --index=INDEX --saved_model=DIR --images=DIR \\
         --rerank=geometric --output=found.csv
 """
 
@@ -99,14 +99,14 @@ def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen
         if not settings.local or queries.ids is None:  # which is refused
             return queries, None
         return queries, Chosen(*of_queries(index, settings.query_local, queries))
-    if settings.local:
-        raise InputError(
-            f"--rerank={settings.rerank} takes queries by --descriptors and --query_local, not by "
-            "--images"
-        )
-    images = pathlib.Path(settings.images)
-    found = photos.describe_queries(index, settings.saved_model, images, settings.max_bad)
-    return found, None
+    found, features = photos.describe_queries(
+        index,
+        settings.saved_model,
+        pathlib.Path(settings.images),
+        settings.max_bad,
+        local=settings.local,
+    )
+    return found, None if features is None else Chosen(features, features.rows_of(found.ids))
 
 
 def _lines(index: Index, names, found: Answers) -> Iterator[list]:

@@ -17,7 +17,11 @@ from dolg_tf.retrieval.extract.photos import (
     list_named,
     list_photos,
 )
-from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
+from dolg_tf.retrieval.index.directory import SAME_MODEL, Index, check_same_space
+from dolg_tf.retrieval.local import feature_set
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.retrieval.local.making import LocalConfig, LocalMaking, making
+from dolg_tf.retrieval.local.shards import beside
 from dolg_tf.retrieval.meta import photo_roots
 from dolg_tf.stage.config import InputError
 
@@ -33,8 +37,8 @@ def _is_whitened_after(index: Index) -> bool:
 
 
 def describe_queries(
-    index: Index, saved_model: str, images: pathlib.Path, max_bad: int
-) -> DescriptorSet:
+    index: Index, saved_model: str, images: pathlib.Path, max_bad: int, local: bool = False
+) -> tuple[DescriptorSet, LocalFeatureSet | None]:
     """Describes photos in the same way as those of an index.
 
     Args:
@@ -42,20 +46,49 @@ def describe_queries(
       saved_model: the model of its photos.
       images: a photo, a folder, or a CSV.
       max_bad: unreadable photos to tolerate.
+      local: whether the second result is their local features, made like those of the index.
 
     Raises:
       InputError: when photos cannot be described so, or too many are unreadable.
     """
     describer, listing = _describer(saved_model, index), None
+    how = _like_those_of(index, describer, saved_model) if local else None
     if images.is_file() and images.suffix.lower() != ".csv":
         upright = index.meta["upright"]
         listing = list_named([images.name], images.parent, images, upright=upright)
     with tempfile.TemporaryDirectory() as temporary:
         settings = _settings(index, images, pathlib.Path(temporary, "queries"), max_bad)
         listing = listing or _listed(index, settings)
-        found = stage.describe_photos(settings, describer, listing=listing)
-        # The files of the rows are deleted with the folder.
-        return dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
+        found = stage.describe_photos(settings, describer, listing=listing, local=how)
+        features = feature_set.read(beside(settings.output)) if local else None
+        # The files are deleted with the folder; those of local features stay as long as mapped.
+        found = dataclasses.replace(found, descriptors=np.asarray(found.descriptors))
+        return found, features
+
+
+def _like_those_of(index: Index, describer: Describer, saved_model: str) -> LocalMaking:
+    """Returns how local features are made like those of an index.
+
+    Raises:
+      InputError: when this model cannot make such.
+    """
+    meta, remedy = index.local.meta, "give the queries by --descriptors and --query_local"
+    check_same_space(
+        [(index.local.source, meta), (saved_model, {"model_hash": describer.model_hash})],
+        ["model_hash"],
+        remedy,
+    )
+    asked = LocalConfig(
+        local=True,
+        local_scales=tuple(meta["scales"] or ()),
+        max_features=meta["max_features"],
+        local_threshold=meta["threshold"],
+        local_dtype=meta["dtype"],
+    )
+    how = making(asked, describer.local, saved_model, describer.model_hash)
+    made = [(index.local.source, meta), (saved_model, how.meta())]
+    check_same_space(made, ["kind", "reduction"], remedy)
+    return how
 
 
 def _listed(index: Index, settings: PhotosConfig) -> Listing:
@@ -103,8 +136,8 @@ def _settings(index: Index, images, output: pathlib.Path, max_bad: int) -> Photo
 
 def describe_anew(
     index: Index, saved_model: str, image_root: str, work: pathlib.Path, max_bad: int
-) -> DescriptorSet:
-    """Describes the photos of an index with another model.
+) -> tuple[DescriptorSet, LocalFeatureSet | None]:
+    """Describes the photos of an index with another model, with local features if it has such.
 
     Args:
       index: the index.
@@ -126,6 +159,7 @@ def describe_anew(
             "undo; extract, whiten and build it instead"
         )
     describer, root = _new_describer(saved_model, index), photo_roots(index.meta, image_root)
+    local = None if index.local is None else _anew(index, describer, saved_model)
     listing = list_named(index.ids, root, path, upright=index.meta["upright"])
     if not any(photo.path.is_file() for photo in listing.photos):
         raise InputError(
@@ -135,10 +169,27 @@ def describe_anew(
         )
     try:
         settings = _settings(index, path, work, max_bad)
-        return stage.describe_photos(settings, describer, listing=listing)
+        found = stage.describe_photos(settings, describer, listing=listing, local=local)
     except OtherOutput as error:
         # Nobody chose an --output here.
-        raise InputError(f"{work} {error.how}; delete {work}") from error
+        also = f" and {beside(work)}" if local else ""
+        raise InputError(f"{work} {error.how}; delete {work}{also}") from error
+    return found, feature_set.read(beside(work)) if local else None
+
+
+def _anew(index: Index, describer: Describer, saved_model: str) -> LocalMaking:
+    """Returns how another model makes local features, as many and stored as those of the index."""
+    meta = index.local.meta
+    most = LocalConfig.max_features if meta["max_features"] is None else meta["max_features"]
+    asked = LocalConfig(local=True, max_features=most, local_dtype=meta["dtype"])
+    how = making(asked, describer.local, saved_model, describer.model_hash)
+    if meta["reduction"] is not None and how.reduction is None:
+        log.warning(
+            "%s: its local features were reduced to %d numbers, those of %s are not; reduce them "
+            "in the model, by `dolg export --local_reduction`",
+            *(index.path, meta["dimensions"], saved_model),
+        )
+    return how
 
 
 def _new_describer(saved_model: str, index: Index) -> Describer:

@@ -24,6 +24,7 @@ from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.index.local import of_added, of_photos
 from dolg_tf.retrieval.local.linking import Part
+from dolg_tf.retrieval.local.shards import beside
 from dolg_tf.retrieval.meta import of_one_folder, photo_roots
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import Reordered, Rows
@@ -262,6 +263,8 @@ class RebuildConfig:
 def rebuild(settings: RebuildConfig) -> Index:
     """Describes the photos of an index again, with another model, and replaces the index.
 
+    One with local features has those of the new model then.
+
     The same command resumes an interrupted run: until the new index is complete, the old one stays
     in place and the new descriptors are collected beside it, in INDEX.rebuild. Scales are those of
     the new model's export.
@@ -272,12 +275,8 @@ def rebuild(settings: RebuildConfig) -> Index:
     """
     with directory.locked(settings.index) as path:
         index = Index.open(path)
-        if index.local is not None:
-            raise InputError(
-                f"{path} has local features, which a rebuild would lose; extract and build it anew"
-            )
         work = path.with_name(f"{path.name}.rebuild")
-        found = photos.describe_anew(
+        found, features = photos.describe_anew(
             index, settings.saved_model, settings.image_root, work, settings.max_bad
         )
         calibration = index.meta["calibration"]
@@ -287,6 +286,8 @@ def rebuild(settings: RebuildConfig) -> Index:
                     "%s: its threshold was fitted for the old descriptors; calibrate again", path
                 )
             calibration = None
-        rebuilt = _build(found, path, index.meta["ivfpq"], None, calibration)
-        shutil.rmtree(work)
+        local = None if features is None else (features, features.rows_of(found.ids))
+        rebuilt = _build(found, path, index.meta["ivfpq"], local, calibration)
+        for made in (work, beside(work)):
+            shutil.rmtree(made, ignore_errors=made is not work)
         return rebuilt

@@ -13,7 +13,7 @@ from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory, stages
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.stages import AddConfig, BuildConfig, RebuildConfig, RemoveConfig
+from dolg_tf.retrieval.index.stages import AddConfig, BuildConfig, RemoveConfig
 from dolg_tf.retrieval.local import writing
 from dolg_tf.stage.config import InputError
 
@@ -161,11 +161,6 @@ def test_local_features_come_with_photos_or_not_at_all(tmp_path, built):
     path = stages.build(BuildConfig(**without, output=str(tmp_path / "bare"))).path
     with pytest.raises(InputError, match=r"has no local features; build it with .*--local"):
         stages.add(AddConfig(index=str(path), **more))
-
-
-def test_a_rebuild_loses_no_local_features(built):
-    with pytest.raises(InputError, match="has local features, which a rebuild would lose"):
-        stages.rebuild(RebuildConfig(index=str(built), saved_model="new"))
 
 
 def test_an_index_that_was_changed_since_it_was_opened(built):

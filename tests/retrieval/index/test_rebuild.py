@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from local_sets import LOCAL_META, draw, same
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
@@ -15,6 +16,7 @@ from dolg_tf.retrieval.index import photos as index_photos
 from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import BuildConfig, RebuildConfig, RemoveConfig
+from dolg_tf.retrieval.local import writing
 from dolg_tf.stage.config import InputError
 
 IDS = tuple(f"{'bca'[i % 3]}/{i}" for i in range(60))
@@ -41,6 +43,18 @@ class Model:
         rows = images.reshape(len(images), 12).astype(np.float64) @ self.kernel()
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
+    @property
+    def local(self):
+        """What the model says of local features; "wide" and "delg" say nothing."""
+        about = {"kind": "map", "dimensions": 16, "scales": [0.7], "threshold": 0.1}
+        return about | {"reduction": None} if self.name in ("old", "new") else None
+
+    def local_of(self, image, scales, most, threshold):
+        """Makes the features of a photo from its bytes."""
+        assert list(scales) == [0.7] and threshold == 0.1
+        rng = np.random.default_rng([*image.tobytes(), *self.name.encode()])
+        return draw(rng, min(30, most), size=image.shape[:2])
+
 
 TURNED = set()  # whether photos were to be turned
 
@@ -49,24 +63,26 @@ TURNED = set()  # whether photos were to be turned
 def models(monkeypatch):
     """SavedModels by name, for photos that are files of 12 bytes; TensorFlow is not loaded."""
 
-    def load_photo(photo, how, hold):
+    def prepare(photo, how, hold):
         TURNED.add(photo.turn)
         if photo.fault:
             return f"{photo.where}: {photo.fault}"
         if not photo.path.is_file() or photo.path.stat().st_size != 12:
             return f"{photo.where}: no photo"
-        return np.frombuffer(photo.read(), np.uint8).reshape(2, 2, 3)
+        return decoding.Prepared(np.frombuffer(photo.read(), np.uint8).reshape(2, 2, 3), (2, 2))
 
     def open_describer(name, scales):
         scales = scales or found[name].scales
         if not scales:
             raise InputError(f"{name} does not say its scales")
-        return Describer(name, scales, None, lambda: found[name])
+        model = found[name]
+        both = model, model.local_of
+        return Describer(name, scales, None, lambda: model, model.local, lambda: both)
 
     models = [Model("old"), Model("new"), Model("wide", 9)]
     models += [Model("finer", scales=(0.25, 1 / 3)), Model("delg", scales=())]
     found = {model.name: model for model in models}
-    monkeypatch.setattr(decoding, "load_photo", load_photo)
+    monkeypatch.setattr(decoding, "prepare", prepare)
     monkeypatch.setattr(index_photos, "open_describer", open_describer)
     return found
 
@@ -95,6 +111,19 @@ def _describe(path, photos, model, ids=IDS, **about):
 def _build(path, photos, model, ids=IDS, **about):
     made = _describe(path.with_name(f"{path.name}.set"), photos, model, ids, **about)
     return stages.build(BuildConfig(descriptors=made, output=str(path))).path
+
+
+def _build_local(path, photos, model, ids=IDS, **about):
+    """Builds an index with local features."""
+    made = _describe(path.with_name(f"{path.name}.set"), photos, model, ids)
+    images = {id_: (photos / f"{id_}.png").read_bytes() for id_ in ids}
+    pixels = {id_: np.frombuffer(data, np.uint8).reshape(2, 2, 3) for id_, data in images.items()}
+    features = [(id_, model.local_of(image, [0.7], 20, 0.1)) for id_, image in pixels.items()]
+    meta = {"model_hash": model.name, "image_root": str(photos), "scales": [0.7]}
+    meta |= {"max_features": 20, "threshold": 0.1, "dtype": "bits"}
+    writing.write(f"{made}.local", features, LOCAL_META | meta | about)
+    options = {"descriptors": made, "local": f"{made}.local", "output": str(path)}
+    return stages.build(BuildConfig(**options)).path
 
 
 def _bytes(path):
@@ -215,6 +244,43 @@ def test_descriptors_that_no_model_gives_alone_are_searched_for_with_such(
     assert models["old"].described == 0
 
 
+def test_photos_are_described_and_verified_in_one_go(tmp_path, models, photos):
+    """As their sets are, which gives the same answers."""
+    index = _build_local(tmp_path / "index", photos, models["old"])
+    _build_local(tmp_path / "q", photos, models["old"], sorted(i for i in IDS if i[0] == "a"))
+    settings = {"index": str(index), "rerank": "geometric", "max_residual": "20%", "k": 5}
+    sets = {"descriptors": f"{tmp_path}/q.set", "query_local": f"{tmp_path}/q.set.local"}
+    answers.query(QueryConfig(output=str(tmp_path / "x.csv"), **sets, **settings))
+    options = {"images": str(photos / "a"), "saved_model": "old"}
+    answers.query(QueryConfig(output=str(tmp_path / "y.csv"), **options, **settings))
+    expected = (tmp_path / "x.csv").read_text().replace("\na/", "\n")
+    assert (tmp_path / "y.csv").read_text() == expected
+    with (tmp_path / "y.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert all(line["inliers"] == "20" for line in lines if line["rank"] == "1")  # the photo itself
+    assert models["old"].described == len(lines) // 5
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"kind": "dolg"}, r"old has kind 'map'.* has 'dolg': give the queries by --descriptors"),
+        ({"reduction": "abc"}, r"old has reduction None.* has 'abc': give the queries by"),
+        ({"model_hash": "delg"}, r"old has model_hash 'old'.* has 'delg': give the queries by"),
+    ],
+)
+def test_a_model_that_cannot_make_such_local_features(tmp_path, models, photos, about, told):
+    made = _describe(tmp_path / "index.set", photos, models["old"])
+    features = [(id_, draw(np.random.default_rng(0), 3)) for id_ in IDS]
+    writing.write(tmp_path / "local", features, LOCAL_META | {"model_hash": "old"} | about)
+    local = {"local": str(tmp_path / "local"), "other_local_model": True}
+    index = stages.build(BuildConfig(descriptors=made, output=str(tmp_path / "index"), **local))
+    options = {"images": str(photos / "a"), "saved_model": "old", "rerank": "geometric"}
+    with pytest.raises(InputError, match=told):
+        answers.query(QueryConfig(index=str(index.path), output=str(tmp_path / "x"), **options))
+    assert models["old"].described == 0
+
+
 # --- rebuild -------------------------------------------------------------------------
 
 
@@ -223,6 +289,25 @@ def test_rebuild_with_another_model(tmp_path, built, models, photos, name):
     stages.rebuild(RebuildConfig(index=str(built), saved_model=name))
     assert models[name].described == 60 and not (tmp_path / "index.rebuild").exists()
     assert _bytes(built) == _bytes(_build(tmp_path / "fresh", photos, models[name]))
+
+
+def test_rebuild_makes_local_features_anew(tmp_path, models, photos, monkeypatch):
+    """Interrupted, too: none is made twice."""
+    monkeypatch.setattr(shards, "SHARD_PHOTOS", 8)
+    path = _build_local(tmp_path / "index", photos, models["old"])
+    settings = RebuildConfig(index=str(path), saved_model="new")
+    models["new"].stop_at = 24
+    with pytest.raises(KeyboardInterrupt):
+        stages.rebuild(settings)
+    models["new"].stop_at = -1
+    rebuilt = stages.rebuild(settings)
+    assert models["new"].described == 60 and not list(tmp_path.glob("index.rebuild*"))
+    fresh = Index.open(_build_local(tmp_path / "fresh", photos, models["new"]))
+    assert rebuilt.meta["local"] == fresh.meta["local"]
+    pairs = zip(rebuilt.local.rows_of(IDS), fresh.local.rows_of(IDS), strict=True)
+    assert all(same(rebuilt.local[row], fresh.local[other]) for row, other in pairs)
+    with pytest.raises(InputError, match="does not say how its local features are found"):
+        stages.rebuild(RebuildConfig(index=str(path), saved_model="wide"))
 
 
 def test_an_interrupted_rebuild_goes_on(tmp_path, built, rebuilt, models, monkeypatch):
