@@ -11,8 +11,11 @@ import numpy as np
 from dolg_tf.apps.demo.collection import Progress, Searchable, Threshold, places
 from dolg_tf.data.photo_folders import Finder
 from dolg_tf.retrieval.extract.decoding import Preparation
-from dolg_tf.retrieval.extract.model import load_model, open_describer
+from dolg_tf.retrieval.extract.model import LoadedModel, load_model, open_describer
 from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
+from dolg_tf.retrieval.index.reranking import Chosen
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet, packed, unpacked
+from dolg_tf.retrieval.local.features import LocalFeatures
 from dolg_tf.retrieval.meta import photo_roots
 from dolg_tf.retrieval.whitening.choose import find_groups
 from dolg_tf.stage import files
@@ -65,7 +68,8 @@ class IndexedPhotos:
     def load(self) -> None:
         """Loads the model and answers once, so that the first visitor does not wait for it."""
         self._model = load_model(self._saved_model, self.scales)
-        self.has_maps, self.has_local = self._model.has_maps, False
+        self.has_maps, self.has_local = self._model.has_maps, self._model.has_local
+        self._kept = _comparable(self._index, self._model)
         rows, meta = self._index.descriptors, self._index.meta
         if rows is not None and 4 * rows.shape[0] * rows.shape[1] <= _IN_MEMORY:
             rows = rows[:].copy()
@@ -75,7 +79,12 @@ class IndexedPhotos:
             threshold = Threshold(calibration["threshold"], precision=precision)
         search = self._index.search if rows is None else None
         ids = self._index.ids
-        self._now = Searchable(ids, rows, threshold=threshold, alike=_ALIKE, search=search)
+        local = None
+        if self._kept is not None:
+            local = Chosen(self._kept, self._kept.rows_of(ids)).__getitem__
+        self._now = Searchable(
+            ids, rows, threshold=threshold, alike=_ALIKE, search=search, local=local
+        )
         self.describe(np.zeros((*_WARM_UP, 3), np.uint8), self.scales)
         if rows is not None and len(ids) <= _MOST_GROUPED:
             self._doing = "Looking for places"
@@ -108,6 +117,18 @@ class IndexedPhotos:
         """Returns the attention map of uint8 RGB (H, W, 3), float32 (h, w)."""
         with self._turn:
             return self._model.maps(image)["attention"]
+
+    def local(self, image: np.ndarray) -> LocalFeatures:
+        """Returns the local features of uint8 RGB (H, W, 3), made as those of the index."""
+        with self._turn:
+            if self._kept is None:
+                return self._model.local_of(image)
+            made = self._kept.meta
+            scales, most, least = made["scales"], made["max_features"], made["threshold"]
+            found = self._model.local_of(image, scales, most, least)
+        rows = packed(found.descriptors, made["dtype"])
+        rows = unpacked(rows, made["dtype"], made["dimensions"])
+        return dataclasses.replace(found, descriptors=rows)
 
     def file(self, id_: str) -> pathlib.Path | None:
         """Returns the file of a photo.
@@ -148,3 +169,25 @@ def _check_describable(index: Index) -> None:
             f"--index={index.path} holds imported descriptors, whose scales are unknown; extract "
             "its photos with the model and build it again"
         )
+
+
+def _comparable(index: Index, model: LoadedModel) -> LocalFeatureSet | None:
+    """Returns the local features of an index, if the model gives a visitor's photo the like."""
+    found = index.local
+    if found is None or not model.has_local:
+        return None
+    about = model.about.local or {"kind": found.meta["kind"]}
+    own = {
+        "model_hash": model.about.model_hash,
+        "kind": about["kind"],
+        "reduction": (about.get("reduction") or {}).get("sha256"),
+    }
+    for key, value in own.items():
+        if found.meta[key] != value:
+            log.warning(
+                "%s: its local features have %s %.80r, the model gives %.80r: answers are not "
+                "ordered by geometric verification; extract them with this model as it is",
+                *(index.path, key, found.meta[key], value),
+            )
+            return None
+    return found

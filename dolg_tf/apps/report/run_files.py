@@ -30,9 +30,19 @@ class ReportConfig:
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: no curve of distractors", ""
     )
+    query_local: str = option(
+        "local feature set of the queries, whose verified matches are drawn; empty: the "
+        "--saved_model finds them",
+        "",
+    )
+    index_local: str = option("local feature set of the index, likewise", "")
     scores: str = option("report.json of its evaluation; empty: computed where possible", "")
     saved_model: str = option("SavedModel whose maps are drawn over photos", "")
     index: str = option("index whose calibrated threshold is drawn; empty: none", "")
+
+    def __post_init__(self):
+        if bool(self.query_local) != bool(self.index_local):
+            raise InputError("--query_local and --index_local belong together; give both")
 
 
 DESCRIPTORS = ("ground_truth", "query_descriptors", "index_descriptors")
@@ -72,7 +82,7 @@ class RunFiles:
       run: the folder that was given.
       metrics, config: metrics.jsonl and config.json of the training.
       tasks: the evaluations.
-      image_root, saved_model, index: see `ReportConfig`.
+      image_root, saved_model, index, query_local, index_local: see `ReportConfig`.
     """
 
     run: str
@@ -82,6 +92,8 @@ class RunFiles:
     image_root: str
     saved_model: str
     index: str
+    query_local: str = ""
+    index_local: str = ""
 
     def lacking(self, **found: str) -> str:
         """Returns which of the named files are missing and which flags name them; "": none."""
@@ -127,6 +139,8 @@ def find_files(settings: ReportConfig) -> RunFiles:
         settings.image_root or there("photos"),
         saved_model,
         settings.index,
+        settings.query_local,
+        settings.index_local,
     )
 
 
@@ -208,14 +222,15 @@ class Evaluation:
 
         Args:
           run: the run of the evaluation.
-          takes: "scores", "descriptors", "photos" (and descriptors) or "model" (and photos).
+          takes: "scores", "descriptors", "photos" (and descriptors), "model" (and photos) or
+            "local" (and photos): the model, or local feature sets.
         """
         if takes == "scores":
             return "" if self.own_scores else run.lacking(scores="")
         reason = run.lacking(**{name: getattr(self.files, name) for name in DESCRIPTORS})
-        if takes in ("photos", "model"):
+        if takes in ("photos", "model", "local"):
             reason = reason or run.lacking(image_root=self.image_root)
-        if takes == "model":
+        if takes == "model" or (takes == "local" and not run.query_local):
             reason = reason or run.lacking(saved_model=run.saved_model)
         return reason
 

@@ -32,6 +32,7 @@ class ReportSection:
       show: function of the run, and of what else it takes, that yields the blocks.
       takes: "run": nothing else. "evaluations": all of them. "scores", "descriptors", "photos":
         one evaluation that has these; it is called for each. "model": such a one, and the network.
+        "local": such a one, and the network or None, where local feature sets take its place.
       headings: whether each of several evaluations has a heading; else small pictures stand side
         by side, and notes below.
       words: a paragraph before the pictures, if there are any.
@@ -47,7 +48,7 @@ class ReportSection:
 REPORT_SECTIONS: dict[str, ReportSection] = {
     "Scores": ReportSection(scores.show, "evaluations"),
     "Queries": ReportSection(queries.show, "scores", headings=True),
-    "Why do these match?": ReportSection(matches.show, "model", headings=True, words=matches.WORDS),
+    "Why do these match?": ReportSection(matches.show, "local", headings=True, words=matches.WORDS),
     "What a descriptor saw": ReportSection(
         descriptor_maps.show, "model", headings=True, words=descriptor_maps.WORDS
     ),
@@ -97,7 +98,9 @@ def _blocks_of(
         yield Note(reason)
         return
     try:
-        more = [_load_for(one, load)] if section.takes == "model" else []
+        more = []
+        if section.takes in ("model", "local"):
+            more = [_load_for(one, load) if run.saved_model else None]
         yield from section.show(run, one, *more)
     except InputError as error:  # such as a photo that is gone: the rest is still worth showing
         yield Note(str(error))

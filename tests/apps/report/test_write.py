@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import stand_in_saved_model as stand_in
+from local_sets import LOCAL_META
 from PIL import Image
 
 from dolg_tf.apps.report import run_files
@@ -22,6 +23,8 @@ from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.retrieval.ground_truth import Query
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.stages import BuildConfig, build
+from dolg_tf.retrieval.local import writing
+from dolg_tf.retrieval.local.features import LocalFeatures
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
 
@@ -283,6 +286,55 @@ def test_a_model_without_local_features_is_told_of_once(quickstart, tmp_path, lo
     assert [type(block) for block in sections[1].blocks] == [Heading, Note]
     assert words in sections[1].notes[0] and sections[1].is_empty
     assert sections[0].is_empty == (not local)
+
+
+def _local_sets(folder, query_size=(24, 16)):
+    """Local feature sets of queries and index, whose photos all show one thing."""
+    rng = np.random.default_rng(0)
+    places, strengths = rng.random((16, 2)), np.linspace(1, 0.5, 16, dtype=np.float32)
+
+    def photos(ids, size):
+        for id_ in ids:
+            positions = (places * size + rng.normal(0, 0.01, places.shape)).astype(np.float32)
+            rows = np.eye(16, dtype=np.float32)
+            yield id_, LocalFeatures(positions, strengths, strengths, rows, size)
+
+    for name, ids, size in (("query", QUERIES, query_size), ("index", INDEX, (24, 32))):
+        meta = LOCAL_META | {"model_hash": HASH, "crop": name == "query"}
+        writing.write(folder / name, photos(ids, size), meta)
+    return {f"{name}_local": str(folder / name) for name in ("query", "index")}
+
+
+def test_local_feature_sets_show_why_without_a_model(quickstart, tmp_path):
+    sets = _local_sets(tmp_path)
+    run, (seen, _) = _read(quickstart, **sets)
+    without = dataclasses.replace(run, saved_model="")
+    _, *pictures = make_section(MATCHES, without, [seen], lambda: None).blocks
+    assert [picture.name for picture in pictures] == [
+        *("match_right_seen_landmarks", "match_mistaken_seen_landmarks")
+    ]
+    for picture in pictures:
+        assert "16 places look like one of the other photo; 16 of them agree" in picture.alt
+        assert len(picture.figure.axes) == 3
+    # Beside heat maps, where the model has a local branch; as the evaluation's flags said.
+    scores = {name: dict(found) for name, found in seen.scores.items()}
+    own = scores[seen.files.own]
+    own["protocol"] = own["protocol"] | {
+        "verification": {"match_distance": 1e-9, "max_features": 9}
+    }
+    strict = dataclasses.replace(seen, scores=scores)
+    model = load_model(run.saved_model)
+    _, picture, _ = make_section(MATCHES, run, [strict], lambda: model).blocks
+    assert "16 places look" in picture.alt and "Heat maps over both" in picture.alt
+    own["protocol"]["verification"]["max_residual"] = "0.01%"
+    _, picture, _ = make_section(MATCHES, without, [strict], lambda: None).blocks
+    assert "16 of them agree" not in picture.alt
+    with pytest.raises(InputError, match="belong together"):
+        ReportConfig(output="x", query_local=sets["query_local"])
+    # Of whole queries, where descriptors are of boxes.
+    run, (seen, _) = _read(quickstart, **_local_sets(tmp_path, (24, 32)))
+    (note,) = make_section(MATCHES, without, [seen], lambda: None).blocks
+    assert "32 x 24 pixels, which is another part of the photo" in note.text
 
 
 def _of_model(one, model_hash):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dolg_tf.apps.pictures import match, rankings
+from dolg_tf.apps.pictures.verified import VerifiedPair
 from dolg_tf.apps.report.figures.queries import name_and_ap, spread
 from dolg_tf.apps.report.figures.style import LEVEL, slug
 from dolg_tf.apps.report.page import Block, Note, Picture
@@ -12,6 +13,13 @@ from dolg_tf.apps.report.run_files import Evaluation, RunFiles
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import LoadedModel
+from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.retrieval.index.directory import check_same_space
+from dolg_tf.retrieval.local import feature_set
+from dolg_tf.retrieval.verification.pairs import Verifier, VerifyConfig
+from dolg_tf.stage.config import InputError, from_dict
+
+_ASPECT = 0.02  # by which that of a shrunk photo differs, at most
 
 WORDS = (
     "Lines over the photos join places whose local features look alike and lie where one view of a "
@@ -21,12 +29,16 @@ WORDS = (
 )
 
 
-def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
-    """Shows, for the best query, a right pair, and for the worst a mistaken one."""
+def show(run: RunFiles, one: Evaluation, model: LoadedModel | None) -> Iterator[Block]:
+    """Shows, for the best query, a right pair, and for the worst a mistaken one.
+
+    Local features are those of the sets, where there are any, or else the model finds them.
+    """
     chosen = spread(one, 2)
+    pairs = _Pairs(run, one, model)
     best, worst = chosen[0], chosen[-1]
     if right := first_of_kind(one, best, "positive"):
-        yield _match(one, model, "right", best, *right)
+        yield _match(one, pairs, "right", best, *right)
     else:
         words = f"the best query, {name_and_ap(one, best)}, finds no photo of its landmark"
         yield Note(f"a right pair: {words}.")
@@ -35,7 +47,7 @@ def show(run: RunFiles, one: Evaluation, model: LoadedModel) -> Iterator[Block]:
     if one.plain_scores[LEVEL]["AP"][worst] < 1:
         wrong = first_of_kind(one, worst, "negative")
     if wrong:
-        yield _match(one, model, "mistaken", worst, *wrong)
+        yield _match(one, pairs, "mistaken", worst, *wrong)
     else:
         yield Note(f"a mistaken pair: each query of {one.name} finds its own photos first.")
 
@@ -59,9 +71,39 @@ def first_of_kind(one: Evaluation, query: int, kind: str) -> tuple[int, int, flo
     return None
 
 
+class _Pairs:
+    """Compares pairs of an evaluation."""
+
+    def __init__(self, run: RunFiles, one: Evaluation, model: LoadedModel | None):
+        self._one, self._model, self._sets = one, model, None
+        if run.query_local:
+            self._sets = [feature_set.read(path) for path in (run.query_local, run.index_local)]
+            made = map(feature_set.how_made, self._sets)
+            check_same_space(made, feature_set.SAME_SPACE)
+        # As inliers were counted, where they ordered photos.
+        own = one.own_scores["protocol"].get("verification") or {}
+        names = {field.name for field in dataclasses.fields(VerifyConfig)}
+        kept = {name: value for name, value in own.items() if name in names}
+        self._verifier = Verifier(from_dict(VerifyConfig, kept, "report.json"))
+        self._most = own.get("max_features") or match.MOST_FEATURES
+
+    def compare(self, photos: Sequence[Photo], likes: Sequence[dict], ids: Sequence[str]):
+        """Returns what a query and an index photo have in common."""
+        found = match.Compared()
+        if self._model is not None:
+            found = match.compare_local(self._model, photos, likes, self._verifier, self._most)
+        if self._sets is not None:
+            features = [
+                one[int(one.rows_of([id_])[0])] for one, id_ in zip(self._sets, ids, strict=True)
+            ]
+            pair = VerifiedPair(*features, self._verifier.verify(*features))
+            found = dataclasses.replace(found, verified=pair)
+        return found
+
+
 def _match(
     one: Evaluation,
-    model: LoadedModel,
+    pairs: _Pairs,
     word: str,
     query: int,
     row: int,
@@ -74,11 +116,11 @@ def _match(
     )
     photos = listed[0][query], listed[1][row]
     likes = [rankings.made_like(one.inputs.protocol, subset) for subset in ("query", "index")]
-    found = match.compare_local(model, photos, likes)
-    found = dataclasses.replace(found, similarity=similarity)
+    ids = one.truth.query_ids[query], one.truth.index_ids[row]
+    found = dataclasses.replace(pairs.compare(photos, likes, ids), similarity=similarity)
     images = list(map(read_photo, photos, map(Preparation.of, likes)))
-    names = [posixpath.basename(one.truth.query_ids[query])]
-    names.append(posixpath.basename(one.truth.index_ids[row]))
+    _check_shapes(found.verified, images, ids)
+    names = list(map(posixpath.basename, ids))
     what = {
         "right": f"{names[1]}, the first photo of its landmark",
         "mistaken": f"{names[1]}, the first photo of another landmark",
@@ -93,3 +135,21 @@ def _match(
         wide=True,
         photographs=True,
     )
+
+
+def _check_shapes(pair: VerifiedPair | None, images: Sequence, ids: Sequence[str]) -> None:
+    """Makes sure that local features are of the part of a photo that is shown.
+
+    Raises:
+      InputError: when a query's were found in the whole photo, or the reverse.
+    """
+    if pair is None:
+        return
+    for features, image, id_ in zip((pair.query, pair.index), images, ids, strict=True):
+        wide, shown = features.size[1] / features.size[0], image.shape[1] / image.shape[0]
+        if abs(wide / shown - 1) > _ASPECT + 1 / min(image.shape[:2]):
+            height, width = features.size
+            raise InputError(
+                f"the local features of {id_} are of {width} x {height} pixels, which is another "
+                "part of the photo than its descriptor is of: extract both with --local in one go"
+            )
