@@ -34,9 +34,9 @@ _FOUND = "found.csv"
 
 
 def _space(found: LocalFeatureSet) -> dict:
-    """Returns what a codebook keeps of the features it was learned on."""
+    """Returns what is kept of how features were made, to compare it with that of others."""
     _, made = feature_set.how_made(found)
-    return {key: made.get(key) for key in words.SPACE}
+    return {key: made.get(key) for key in feature_set.SAME_SPACE}
 
 
 # --- codebook ------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def build(settings: BuildConfig) -> Inverted:
     _check_assignments(settings.assignments, len(book))
     regions = read_regions(settings.regions) if settings.regions else Regions({}, {})
     photos = _Photos(found, regions)
-    kept = ("image_root", "image_roots", "crop", "upright", "max_side", "scales", "max_features")
+    kept = ("image_root", "image_roots", "crop", "max_side", "scales", "max_features")
     meta = _space(found) | {key: found.meta[key] for key in kept if key in found.meta}
     meta |= {"contents": lists.CONTENTS, "variant": settings.variant, "binary": settings.binary}
     meta |= {"idf": settings.idf, "regions": bool(settings.regions), "counted": len(photos)}
@@ -242,8 +242,8 @@ def query(settings: QueryConfig) -> None:
     index = Inverted.open(settings.index)
     kernel = lists.kernel_of(index.meta, settings.alpha, settings.threshold)
     found = feature_set.read(settings.local)
-    made = _space(found) | {"upright": found.meta.get("upright")}
-    words.check_same({settings.index: index.meta, found.source: made}, (*words.SPACE, "upright"))
+    made = {settings.index: index.meta, found.source: _space(found)}
+    words.check_same(made, feature_set.SAME_SPACE)
     assignments = settings.assignments or (1 if kernel.variant == "delf" else 5)
     assignments = assignments if settings.assignments else min(assignments, len(index.codebook))
     _check_assignments(assignments, len(index.codebook))

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from dolg_tf.retrieval.local import feature_set
 from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 _DISTANCES = 1 << 25  # that are in memory at once: 128 MB
 _MOST_ROWS = 1 << 14
-# What says which network made local features, and how they were reduced.
-SPACE = ("model_hash", "kind", "dimensions", "reduction")
+# What local features must share with those that words were learned on. Whether their photos were
+# turned by their EXIF orientation is no matter there.
+SPACE = tuple(key for key in feature_set.SAME_SPACE if key != "upright")
 _LARGEST = 1 << 33  # bytes of a codebook: 2^24 words of 128 numbers
 
 
