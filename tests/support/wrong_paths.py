@@ -182,6 +182,11 @@ TABLE = {
         "downloads": ("empty", ["nowhere", "text.txt"]),
         "output": ("new", []),
     },
+    "evaluate revisited --memory_gb=4": {
+        "ground_truth": ("gnd_few.pkl", []),
+        "scores": ("scores", ["nowhere", "set", "text.txt"]),
+        "output": ("new.json", []),
+    },
     "evaluate revisited": {
         "ground_truth": ("gnd_few.pkl", _TRUTH),
         "query_descriptors": ("set", _SET),

@@ -54,6 +54,7 @@ def how_scored(protocol: Mapping) -> list[tuple[str, str]]:
     whitening = "yes" if protocol.get("whitening") else "no"
     if protocol.get("model_hash") is None:  # nothing is known about an .npy
         whitening = "not known"
+    search = ", ".join(f"{key} {value}" for key, value in (protocol.get("search") or {}).items())
     return [
         ("ground truth", known(protocol.get("ground_truth"))),
         ("queries", f"{count('queries')}, {crops.get(protocol.get('query_crop'), 'not known')}"),
@@ -61,6 +62,7 @@ def how_scored(protocol: Mapping) -> list[tuple[str, str]]:
         ("scales", ", ".join(f"{scale:g}" for scale in scales) if scales else "not known"),
         ("model", known(protocol.get("model_hash"))[:12]),
         ("whitening", whitening),
+        *([("search", search)] if search else []),
         ("re-ranking", f"{method} ({numbers})" if numbers else method),
         *(("remark", str(remark)) for remark in protocol.get("remarks") or ()),
     ]

@@ -124,9 +124,9 @@ def read_inputs(
         "not_searched": others if sets["index"].ids is not None else 0,
         "normalize": normalize,
         **_how_extracted(sets),
-        "image_variant": _image_variant(ground_truth),
+        "image_variant": image_variant(ground_truth),
     }
-    protocol["remarks"] = _remarks_on_task(task) + _remarks(protocol) + _remarks_on_sets(sets)
+    protocol["remarks"] = remarks_on_task(task) + remarks(protocol) + _remarks_on_sets(sets)
     root = sets["index"].meta.get("image_root") or ""
     names = sets["distractor"].ids if len(parts) == 1 and "distractor" in sets else None
     queries = np.asarray(sets["query"].select(task.query_ids))
@@ -167,7 +167,7 @@ def _how_extracted(sets: dict[str, DescriptorSet]) -> dict:
     return protocol
 
 
-def _image_variant(ground_truth: files.Path | None) -> str:
+def image_variant(ground_truth: files.Path | None) -> str:
     """Returns "original", "blurred" or "mixed", as prepared.json says, else "unknown"."""
     prepared = None if ground_truth is None else pathlib.Path(ground_truth).parent / _PREPARED
     if prepared is None or not prepared.exists():
@@ -175,7 +175,7 @@ def _image_variant(ground_truth: files.Path | None) -> str:
     return files.read_json(prepared, _PREPARED_VERSION).get("variant") or "unknown"
 
 
-def _remarks_on_task(task: GroundTruth) -> list[str]:
+def remarks_on_task(task: GroundTruth) -> list[str]:
     """Returns how an own ground truth differs from the benchmark's."""
     remarks = []
     if task.original:
@@ -189,24 +189,24 @@ def _remarks_on_task(task: GroundTruth) -> list[str]:
     return remarks
 
 
-def _remarks(protocol: dict) -> list[str]:
+def remarks(protocol: dict) -> list[str]:
     """Returns what a reader must know before comparing the scores with others."""
-    remarks = []
-    if protocol["normalize"]:
-        remarks.append("descriptors were divided by their norms")
+    found = []
+    if protocol.get("normalize"):
+        found.append("descriptors were divided by their norms")
     if protocol["query_crop"] == "none":
-        remarks.append(
+        found.append(
             f"{NOT_CUT}: not the benchmark's protocol; compare only with scores of that kind"
         )
     elif protocol["query_crop"] is None:
-        remarks.append("whether queries were cut to their boxes is not known: an .npy does not say")
+        found.append("whether queries were cut to their boxes is not known: an .npy does not say")
     if protocol["image_variant"] in ("blurred", "mixed"):
-        remarks.append("faces are blurred in these photos; published scores are of the originals")
-    if protocol["query_scale"] == "crop" and protocol["query_max_side"]:
-        remarks.append(
+        found.append("faces are blurred in these photos; published scores are of the originals")
+    if protocol["query_scale"] == "crop" and protocol.get("query_max_side"):
+        found.append(
             "queries were shrunk by the size of their boxes, not by their photos' as DELF's are"
         )
-    return remarks
+    return found
 
 
 def _remarks_on_sets(sets: dict[str, DescriptorSet]) -> list[str]:

@@ -19,6 +19,7 @@ from dolg_tf.evaluation.revisited.scores import (
     RevisitedScores,
     summary,
 )
+from dolg_tf.evaluation.revisited.searched import read_searched
 from dolg_tf.retrieval.exact.places import count_places
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, load_ground_truth
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
@@ -27,11 +28,14 @@ from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.geometric import InlierCounts
 from dolg_tf.retrieval.rerank.reranked import Reranked
 from dolg_tf.retrieval.rows import Rows
+from dolg_tf.retrieval.scores import Scores
 from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
 log = logging.getLogger(__name__)
+
+_DESCRIPTORS = ("query_descriptors", "index_descriptors", "distractor_descriptors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,15 @@ class RevisitedConfig(methods.RerankConfig, LocalConfig, NormConfig):
 
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: queries, index and matches")
     query_descriptors: str = option(
-        "descriptor set of the queries, or .npy with rows as in qimlist"
+        "descriptor set of the queries, or .npy with rows as in qimlist", ""
     )
     index_descriptors: str = option(
-        "descriptor set of the index, or .npy with rows as in imlist, then distractors"
+        "descriptor set of the index, or .npy with rows as in imlist, then distractors", ""
+    )
+    scores: str = option(
+        "instead of descriptors, scores (a directory) of all photos for each query, as `dolg asmk "
+        "query` writes them; photos that the ground truth does not name are distractors",
+        "",
     )
     distractor_descriptors: str = option(
         "descriptor set or .npy of photos that match no query; empty: none", ""
@@ -58,6 +67,15 @@ class RevisitedConfig(methods.RerankConfig, LocalConfig, NormConfig):
         super().__post_init__()
         if not 0 < self.memory_gb < float("inf"):
             raise InputError(f"--memory_gb={self.memory_gb} must be above 0")
+        for name in _DESCRIPTORS:
+            if self.scores and getattr(self, name):
+                raise InputError(f"--{name} beside --scores: give descriptors or scores; omit one")
+            if not self.scores and not getattr(self, name) and name in _DESCRIPTORS[:2]:
+                raise InputError(f"--{name} is missing; give it, or --scores in place of both")
+        if self.scores and self.normalize:
+            raise InputError("--normalize is for descriptors; omit it with --scores")
+        if self.scores:
+            _check_scores_rerank(self)
 
 
 # --- rankings -> scores --------------------------------------------------------------
@@ -218,21 +236,81 @@ def evaluate_revisited(
 
     Reference: Radenović et al., "Revisiting Oxford and Paris", CVPR 2018.
     """
-    settings, path = rerank or methods.RerankConfig(), None
+    settings = rerank or methods.RerankConfig()
     local = {"query_local": query_local, "index_local": index_local}
     if distractor_descriptors is not None or distractor_local is not None:
         local["distractor_local"] = distractor_local
     local_photos.check_flags(settings, verification, **local)
-    if not isinstance(ground_truth, GroundTruth):
-        path, ground_truth = ground_truth, load_ground_truth(ground_truth)
-    inputs = read_inputs(
-        ground_truth,
-        path,
-        query_descriptors,
-        index_descriptors,
-        distractor_descriptors,
-        normalize=normalize,
-    )
+    task, path = _read_task(ground_truth)
+    sets = (query_descriptors, index_descriptors, distractor_descriptors)
+    inputs = read_inputs(task, path, *sets, normalize=normalize)
+    return _evaluate(task, inputs, settings, local, verification, memory_gb)
+
+
+def evaluate_scores(
+    ground_truth: files.Path | GroundTruth,
+    found: files.Path | Scores,
+    *,
+    rerank: methods.RerankConfig | None = None,
+    query_local: LocalSet | None = None,
+    index_local: LocalSet | None = None,
+    distractor_local: LocalSet | None = None,
+    verification: VerifyConfig = DEFAULT,
+    memory_gb: float = 4.0,
+) -> RevisitedScores:
+    """Scores a search that was made elsewhere, such as ASMK's; equals come by their place in it.
+
+    Args:
+      ground_truth, query_local, index_local, distractor_local, verification, memory_gb: see
+        `evaluate_revisited`.
+      found: the scores of all photos for each query (a directory, or as `scores.read` returns it).
+        Photos that the ground truth does not name are distractors.
+      rerank: "geometric" with its numbers; None: none.
+
+    Returns:
+      As `evaluate_revisited`; `protocol["search"]` says how the scores were made.
+
+    Raises:
+      InputError: when a query or a photo has no scores, a file is damaged, or local features are
+        needed and missing.
+    """
+    settings = rerank or methods.RerankConfig()
+    _check_scores_rerank(settings)
+    task, path = _read_task(ground_truth)
+    inputs = read_searched(task, path, found)
+    local = {"query_local": query_local, "index_local": index_local}
+    if distractor_local is not None or (settings.local and len(inputs.distractors)):
+        # One search, one set: distractors were indexed with the others.
+        local["distractor_local"] = distractor_local or index_local
+    local_photos.check_flags(settings, verification, **local)
+    return _evaluate(task, inputs, settings, local, verification, memory_gb)
+
+
+def _check_scores_rerank(settings: methods.RerankConfig) -> None:
+    """Refuses methods that need descriptors."""
+    if settings.methods not in ((), ("geometric",)):
+        raise InputError(
+            f"--rerank={settings.rerank} needs descriptors, and --scores has none; of all methods "
+            "it takes geometric alone"
+        )
+
+
+def _read_task(ground_truth: files.Path | GroundTruth) -> tuple[GroundTruth, files.Path | None]:
+    """Returns the ground truth and its file, None where it came from none."""
+    if isinstance(ground_truth, GroundTruth):
+        return ground_truth, None
+    return load_ground_truth(ground_truth), ground_truth
+
+
+def _evaluate(
+    ground_truth: GroundTruth,
+    inputs: Inputs,
+    settings: methods.RerankConfig,
+    local: dict[str, LocalSet | None],
+    verification: VerifyConfig,
+    memory_gb: float,
+) -> RevisitedScores:
+    """Returns the scores of inputs, with distractors also those without."""
     protocol, counts = inputs.protocol | {"rerank": settings.report()}, None
     if settings.local:
         sets = {name.removesuffix("_local"): local_photos.read(x) for name, x in local.items()}
@@ -293,19 +371,25 @@ def evaluate(settings: RevisitedConfig, verification: VerifyConfig = DEFAULT) ->
       InputError: see `evaluate_revisited`.
     """
     files.check_output(settings.output, overwrite=True)
-    scores = evaluate_revisited(
-        settings.ground_truth,
-        settings.query_descriptors,
-        settings.index_descriptors,
-        settings.distractor_descriptors or None,
-        rerank=settings,
-        query_local=settings.query_local or None,
-        index_local=settings.index_local or None,
-        distractor_local=settings.distractor_local or None,
-        verification=verification,
-        memory_gb=settings.memory_gb,
-        normalize=settings.normalize,
-    )
+    common = {
+        "rerank": settings,
+        "query_local": settings.query_local or None,
+        "index_local": settings.index_local or None,
+        "distractor_local": settings.distractor_local or None,
+        "verification": verification,
+        "memory_gb": settings.memory_gb,
+    }
+    if settings.scores:
+        scores = evaluate_scores(settings.ground_truth, settings.scores, **common)
+    else:
+        scores = evaluate_revisited(
+            settings.ground_truth,
+            settings.query_descriptors,
+            settings.index_descriptors,
+            settings.distractor_descriptors or None,
+            normalize=settings.normalize,
+            **common,
+        )
     report = scores.report()
     files.write_json(settings.output, report)
     return report

@@ -93,6 +93,8 @@ def summary(task: GroundTruth, scores: RevisitedScores, protocol: dict, distract
     if distractors:
         title += f" and {distractors:,} distractors"
     title += "; " + _CROPS[protocol["query_crop"]]
+    if "search" in protocol:
+        title += f"; searched by {protocol['search'].get('method', 'another program')}"
     numbers = dict(protocol["rerank"])
     if (method := numbers.pop("method")) != "none":
         told = [f"{k} {x}" if isinstance(x, str) else f"{k} {x:g}" for k, x in numbers.items()]

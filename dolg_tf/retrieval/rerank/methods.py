@@ -204,14 +204,14 @@ def by_descriptors(
     if not len(index):
         raise InputError("the index has no descriptors")
     queries = np.asarray(queries, np.float32)
-    # Weights are powers of cosines.
-    norms.check_rows(queries, "the queries", remedy=_REMEDY)
-    norms.check_rows(index, "the index", remedy=_REMEDY)
     found = Reranked(queries, index)
-    for method in settings.methods:
-        if not RERANKERS[method].local:
-            numbers = settings.numbers_of(method)
-            found = RERANKERS[method].apply(found.queries, found.index, **numbers)
+    applied = [method for method in settings.methods if not RERANKERS[method].local]
+    if applied:  # weights are powers of cosines
+        norms.check_rows(queries, "the queries", remedy=_REMEDY)
+        norms.check_rows(index, "the index", remedy=_REMEDY)
+    for method in applied:
+        numbers = settings.numbers_of(method)
+        found = RERANKERS[method].apply(found.queries, found.index, **numbers)
     return found
 
 

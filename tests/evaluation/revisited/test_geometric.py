@@ -12,6 +12,7 @@ from dolg_tf.evaluation import metrics
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import scores as other_search
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.local import writing
@@ -111,6 +112,33 @@ def test_each_level_is_verified_without_its_junk(world, order, caplog):
     assert report["protocol"]["verification"]["model_hash"] == "abc"
     assert not report["protocol"]["remarks"]
     assert f"; re-ranked: geometric, order {order}, verify 4" in caplog.text
+
+
+def test_scores_of_a_search_elsewhere_are_verified_as_descriptors_are(world, tmp_path):
+    folder, _, rows = world
+    unit = {name: (row / np.linalg.norm(row)).astype(np.float32) for name, row in rows.items()}
+    ids = [*TRUTH["imlist"], "d2", "d0", "d1"]
+    products = [[unit[query] @ unit[id_] for id_ in ids] for query in TRUTH["qimlist"]]
+    (tmp_path / "scores").mkdir()
+    meta = {"method": "products", "crop": True, "model_hash": "abc"}
+    matrix = np.array(products, np.float32)
+    other_search.write(tmp_path / "scores", TRUTH["qimlist"], ids, matrix, meta)
+    names = [*TRUTH["imlist"], "d0", "d1", "d2"]
+    local = [(name, world[1][name]) for name in names]  # one set, as an index of both has
+    writing.write(tmp_path / "all.local", local, LOCAL_META | {"dtype": "float32"})
+    common = {"ground_truth": str(folder / "gnd_x.pkl"), "output": str(tmp_path / "r.json")}
+    common |= {"rerank": "geometric", "rerank_verify": 4, "query_local": str(folder / "q.local")}
+    more = {"scores": str(tmp_path / "scores"), "index_local": str(tmp_path / "all.local")}
+    found = evaluate(RevisitedConfig(**common, **more))
+    more = {
+        "distractor_descriptors": str(folder / "d"),
+        "distractor_local": str(folder / "d.local"),
+    }
+    expected = evaluate(_config(folder, **more))
+    for level in score.LEVELS:
+        assert found[level] == expected[level]
+        assert found["without_distractors"][level] == expected["without_distractors"][level]
+    assert found["protocol"]["distractors"] == 3
 
 
 def test_settings_reach_the_verification(world):
