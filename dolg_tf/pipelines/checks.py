@@ -14,7 +14,8 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.index import directory
-from dolg_tf.stage import files
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 _NORM_TOLERANCE = 2e-3  # float16 rounds a norm by 5e-4
@@ -64,7 +65,7 @@ def check_descriptors(path: pathlib.Path) -> list[str]:
 
 
 def check_index(path: pathlib.Path) -> list[str]:
-    """Checks an index: its checksums, ids, counts, and every row of an exact one."""
+    """Checks an index: its checksums, ids, counts, every row of an exact one, local features."""
     found = directory.Index.open(path)
     directory.check_sum(path / "index.faiss", found.meta)
     rows = found.meta["rows"]
@@ -77,7 +78,18 @@ def check_index(path: pathlib.Path) -> list[str]:
     threshold = "not calibrated" if found.threshold is None else f"threshold {found.threshold:.4f}"
     kind, width = found.meta["kind"], found.meta["width"]
     model = short(found.meta["model_hash"])
-    return [f"{kind}, {rows:,} photos of width {width}", f"model {model}", threshold]
+    facts = [f"{kind}, {rows:,} photos of width {width}", f"model {model}", threshold]
+    if found.local is None:
+        return facts
+    return [*facts, check_features(found.local, found.local.rows_of(found.ids))]
+
+
+def check_features(found: LocalFeatureSet, rows) -> str:
+    """Reads the local features of photos, which are compared with their checksums."""
+    for row in progress.track(rows, len(rows), "local features"):
+        found.stored(row)
+    count = int(found.counts[rows].sum())
+    return f"{count:,} local features of model {short(found.meta['model_hash'])}"
 
 
 # --- networks ------------------------------------------------------------------------

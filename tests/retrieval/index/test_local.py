@@ -9,6 +9,7 @@ from halves import halves
 from local_sets import LOCAL_META, draw, same
 from set_meta import META
 
+from dolg_tf.pipelines.checks import check_index
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory, stages
@@ -171,6 +172,16 @@ def test_an_index_that_was_changed_since_it_was_opened(built):
         _ = index.local
     [row] = kept.local.rows_of([IDS[3]])
     assert same(kept.local[row], FEATURES[3])  # it is still open
+
+
+def test_dolg_verify_reads_all_features(built):
+    assert check_index(built)[-1] == f"{sum(range(7, 17))} local features of model abc"
+    file = next((built / "local").glob("descriptors-*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"the features of 'ä/0' are damaged"):
+        check_index(built)
 
 
 @pytest.mark.parametrize("harm", ["gone", "other", "told"])
