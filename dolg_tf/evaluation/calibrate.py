@@ -10,6 +10,8 @@ recall r and a prior p the precision is r p / (r p + f (1 - p)). A search compar
 every photo of the index, and the larger the index, the smaller p. So calibrate on pairs as they
 will come: the queries and the index of a ground truth of that size. Precision and recall are
 measured on the pairs that the threshold was chosen on, so on few pairs they flatter it.
+
+With local features, the weight of geometric verification is fitted too, on the same photos.
 """
 
 import dataclasses
@@ -18,14 +20,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dolg_tf.evaluation import labelled_pairs
+from dolg_tf.evaluation import geometric_weight, labelled_pairs
+from dolg_tf.evaluation.geometric_weight import WeightConfig
 from dolg_tf.evaluation.labelled_pairs import Pairs
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import blocks
+from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, option
 
@@ -41,8 +46,8 @@ _BLOCK = 16384  # rows that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(NormConfig):
-    """The pairs that the threshold is fitted on."""
+class CalibrateConfig(WeightConfig, NormConfig):
+    """The pairs that the threshold is fitted on, and the weight."""
 
     index_descriptors: str = option("descriptor set of the photos that are searched")
     query_descriptors: str = option("descriptor set of the queries; empty: the same set", "")
@@ -54,6 +59,12 @@ class CalibrateConfig(NormConfig):
     index: str = option("index to store the threshold in; empty: none", "")
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.pairs and self.fitting() is not None:
+            raise InputError(
+                "a weight is fitted on whole rankings; give --ground_truth or --labels_csv instead "
+                "of --pairs, or calibrate the threshold alone"
+            )
         if [self.pairs, self.ground_truth, self.labels_csv].count("") != 2:
             raise InputError("give one of --pairs, --ground_truth and --labels_csv")
         if not 0 < self.precision <= 1:
@@ -249,16 +260,44 @@ def _say(fitted: dict) -> None:
         10 / fitted["prior"],
         100 * precision_at_prior(fitted, fitted["prior"] / 10),
     )
+    if "geometric" in fitted:
+        geometric_weight.say(fitted["geometric"])
 
 
-def calibrate(settings: CalibrateConfig) -> dict:
+def _fit_weight(
+    settings: CalibrateConfig,
+    verification: VerifyConfig,
+    index: Index | None,
+    queries: DescriptorSet,
+    searched: DescriptorSet,
+) -> dict:
+    """Returns {"geometric": the fitted weight}, or {} where no local features are given."""
+    reranking, one_set = settings.fitting(), queries.ids is searched.ids
+    if reranking is None:
+        if verification != DEFAULT:
+            raise InputError(
+                "settings of geometric verification need local features: give --index_local"
+            )
+        return {}
+    sets = settings.local_sets(None if index is None else index.local, one_set)
+    if settings.labels_csv:
+        task = labelled_pairs.labelled_task(settings.labels_csv, queries, searched)
+    else:
+        task = load_ground_truth(settings.ground_truth)
+    found = geometric_weight.fit_sets(task, queries, searched, reranking, sets, verification)
+    return {"geometric": found}
+
+
+def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -> dict:
     """Fits a threshold: labelled pairs and their descriptors in, calibration.json out.
 
     With --index, the threshold is stored there too, and queries to it are answered with "match" or
-    "no match". For an approximate index the threshold is fitted on the scores of that index.
+    "no match". For an approximate index the threshold is fitted on the scores of that index. With
+    local features, the weight of geometric verification is fitted and stored with it, and
+    `dolg index query --rerank=geometric` takes it.
 
     Returns:
-      The contents of calibration.json, see `fit`.
+      The contents of calibration.json, see `fit` and, for "geometric", `geometric_weight.fit`.
 
     Raises:
       InputError: when no threshold reaches the precision (nothing is written then), a photo has no
@@ -276,6 +315,7 @@ def calibrate(settings: CalibrateConfig) -> dict:
     source = settings.pairs or settings.labels_csv or settings.ground_truth
     try:
         fitted = fit(pairs, settings.precision)
+        fitted |= _fit_weight(settings, verification, index, queries, searched)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     made = {key: searched.meta.get(key) for key in directory.SAME_SPACE}
@@ -284,7 +324,7 @@ def calibrate(settings: CalibrateConfig) -> dict:
     _say(fitted)
     if index is not None:
         kept = ("threshold", "precision", "recall", "false_positive_rate", "prior", "pairs")
-        calibration = {key: fitted[key] for key in kept}
+        calibration = {key: fitted[key] for key in (*kept, "geometric") if key in fitted}
         directory.set_calibration(settings.index, calibration, index.meta)
         log.info("%s: the threshold is stored", settings.index)
     return fitted

@@ -1,5 +1,6 @@
 """Pairs of photos labelled as the same place or not: from a CSV or a ground truth."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from dolg_tf.data.records.label_lists import warn_of_equal_numbers
 from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
-from dolg_tf.retrieval.ground_truth import load_ground_truth
+from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query, load_ground_truth
 from dolg_tf.retrieval.meta import of_one_folder
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
@@ -109,17 +110,16 @@ def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -
             yield Block(first + query, scores, kinds[query, column] == 1)
 
 
-def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
-    """Returns all pairs of photos whose landmarks are listed in a CSV.
+def read_labels(path: files.Path, *sets: DescriptorSet) -> list[np.ndarray]:
+    """Returns a number for the landmark of each photo of each set, -1 for one without a label.
 
-    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. When both sets are the same one,
-    each pair comes once; no photo is paired with itself. Photos without a label, and labels of
-    photos without a descriptor, are left out and counted in the log.
+    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Photos without a label, and
+    labels of photos without a descriptor, are counted in the log.
 
     Raises:
-      InputError: when a photo has two landmarks, or no photo has one.
+      InputError: when a photo has two landmarks, or no photo of a set has one.
     """
-    landmark_of, there_are = {}, {*_ids(queries), *_ids(index)}
+    landmark_of, there_are = {}, {id_ for found in sets for id_ in _ids(found)}
     for where, (name, landmark) in read_table(
         path, ["path", "id"], ["landmark", "label", "landmark_id"]
     ):
@@ -133,9 +133,7 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
     warn_of_equal_numbers(str(path), sorted(numbers))
     landmarks = np.array([numbers[landmark] for landmark in landmark_of.values()], np.int64)
     labels, known = [], np.zeros(len(landmarks), bool)
-    # An approximate index has other rows than its set, but the ids are the same object.
-    one_set = queries.ids is index.ids
-    for found in (index,) if one_set else (queries, index):
+    for found in sets:
         ids = _ids(found)
         rows = joining.find_rows(landmark_of, ids, found.source)
         there = rows >= 0
@@ -156,6 +154,21 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
             "%s: %d of %d labelled photos have no descriptor, such as %r",
             *(path, len(unknown), len(landmark_of), unknown[0]),
         )
+    return labels
+
+
+def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:
+    """Returns all pairs of photos whose landmarks are listed in a CSV, see `read_labels`.
+
+    When both sets are the same one, each pair comes once; no photo is paired with itself. Photos
+    without a label are left out.
+
+    Raises:
+      InputError: see `read_labels`.
+    """
+    # An approximate index has other rows than its set, but the ids are the same object.
+    one_set = queries.ids is index.ids
+    labels = read_labels(path, *((index,) if one_set else (queries, index)))
     own = _places(queries.ids, index.ids)
 
     def kind(some: slice, others: slice) -> np.ndarray:
@@ -165,6 +178,39 @@ def labelled_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSe
         return np.where(itself | (a < 0) | (b < 0), -1, a == b).astype(np.int8)
 
     return functools.partial(_matrix_blocks, queries.descriptors, index.descriptors, kind)
+
+
+def labelled_task(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> GroundTruth:
+    """Returns the photos that have a label, see `read_labels`, as a ground truth.
+
+    Photos of a query's landmark are easy, and the query itself is junk.
+
+    Raises:
+      InputError: see `read_labels`.
+    """
+    one_set = queries.ids is index.ids
+    labels = read_labels(path, *((index,) if one_set else (queries, index)))
+    kept = np.flatnonzero(labels[-1] >= 0)
+    ids, landmarks = tuple(index.ids[row] for row in kept), labels[-1][kept]
+    none = np.zeros(0, np.int64)
+    names, found = [], []
+    for id_, label in zip(queries.ids, labels[0], strict=True):
+        if label >= 0:
+            names.append(id_)
+            found.append(Query(None, np.flatnonzero(landmarks == label), none, none))
+    return without_queries(GroundTruth(str(path), ids, tuple(names), tuple(found)))
+
+
+def without_queries(task: GroundTruth) -> GroundTruth:
+    """Returns the task with each query that is a photo of the index among its own junk."""
+    own, queries = _places(task.query_ids, task.index_ids), []
+    for query, row in zip(task.queries, own, strict=True):
+        lists = {label: getattr(query, label) for label in LABELS}
+        lists = {label: rows[rows != row] for label, rows in lists.items()}
+        if row >= 0:
+            lists["junk"] = np.sort(np.append(lists["junk"], row))
+        queries.append(dataclasses.replace(query, **lists))
+    return dataclasses.replace(task, queries=tuple(queries))
 
 
 def task_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -> Pairs:

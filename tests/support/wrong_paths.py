@@ -175,6 +175,7 @@ TABLE = {
     "calibrate": {
         "index_descriptors": ("set", _SET),
         "labels_csv": ("labels.csv", _TABLE),
+        "index_local": ("", ["nowhere", "set", "text.txt"]),
         "output": ("new.json", ["photos"]),
     },
     "prepare-revisited": {

@@ -138,11 +138,11 @@ def label_places(
       memory_gb: see `places.count_places`.
     """
     found = methods.apply(settings or methods.RerankConfig(), queries, index)
-    return _places_in(ground_truth, found, memory_gb)
+    return places_in(ground_truth, found, memory_gb)
 
 
-def _places_in(
-    ground_truth: GroundTruth, found: Reranked, memory_gb: float
+def places_in(
+    ground_truth: GroundTruth, found: Reranked, memory_gb: float = 4.0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the places that the photos that count have in rankings."""
     labelled = {}  # a query that the ground truth shares is there once
@@ -181,7 +181,7 @@ def score_descriptors(
             for query in ground_truth.queries
         ]
         found = methods.by_local_features(settings, before, counts, junk)
-        levels[level] = score_places(_places_in(ground_truth, found, memory_gb))[level]
+        levels[level] = score_places(places_in(ground_truth, found, memory_gb))[level]
     return RevisitedScores(**levels)
 
 
@@ -313,6 +313,7 @@ def _evaluate(
     """Returns the scores of inputs, with distractors also those without."""
     protocol, counts = inputs.protocol | {"rerank": settings.report()}, None
     if settings.local:
+        verification = verification.resolved(delg=settings.order == "delg")
         sets = {name.removesuffix("_local"): local_photos.read(x) for name, x in local.items()}
         counts, told = _local_inputs(ground_truth, inputs, sets, verification)
         protocol |= told

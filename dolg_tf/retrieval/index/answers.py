@@ -20,6 +20,7 @@ from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.local import of_queries
 from dolg_tf.retrieval.index.reranking import Answers, Chosen
 from dolg_tf.retrieval.norms import NormConfig
+from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
 from dolg_tf.retrieval.verification.pairs import VerifyConfig
 from dolg_tf.stage import files
@@ -86,7 +87,9 @@ def query(settings: QueryConfig) -> None:
     queries, features = _queries(settings, index)
     index.check_same(queries)
     rows = np.asarray(queries.descriptors)
-    found = reranking.answer(index, rows, settings.k, settings, settings, features)
+    fitted = (index.meta["calibration"] or {}).get("geometric")
+    chosen = methods.as_fitted(settings, settings, fitted)
+    found = reranking.answer(index, rows, settings.k, *chosen, features)
     lines = _lines(index, queries.ids, found)
     write_table(settings.output, next(lines), lines)
     _say(index, queries.ids, found)

@@ -1,6 +1,7 @@
 """Re-ranking of a search by methods that flags choose: one, or several in turn."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,10 @@ from dolg_tf.retrieval.rerank import geometric
 from dolg_tf.retrieval.rerank.reranked import Reranked
 from dolg_tf.retrieval.rerank.table import RERANKERS, Number
 from dolg_tf.retrieval.rows import Rows
-from dolg_tf.stage.config import InputError, option
+from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
+from dolg_tf.stage.config import InputError, from_dict, option, to_dict
+
+log = logging.getLogger(__name__)
 
 _UNSET = -1
 _REMEDY = "divide the rows by their norms (--normalize), and leave out zero rows"
@@ -162,6 +166,38 @@ class RerankConfig:
         """Returns what a report says of them: "method", "order" and the numbers."""
         order = {"order": self.order} if self.local else {}
         return {"method": self.rerank, **order, **self.numbers()}
+
+
+def as_fitted(
+    settings: RerankConfig, verification: VerifyConfig, fitted: dict | None
+) -> tuple[RerankConfig, VerifyConfig]:
+    """Returns settings as `dolg calibrate` fitted them, where they leave the order to it.
+
+    Those of verification come without "auto".
+
+    Args:
+      settings, verification: as they were given.
+      fitted: the "geometric" of an index's calibration; None: there is none.
+
+    Raises:
+      InputError: when what was fitted is damaged.
+    """
+    plain = verification.resolved(delg=settings.order == "delg")
+    if fitted is None or not settings.local or settings.rerank_order != "auto":
+        return settings, plain
+    made = from_dict(VerifyConfig, fitted["settings"], "the calibration of the index")
+    given = VerifyConfig(**{name: getattr(verification, name) for name in to_dict(made)})
+    if settings.rerank != fitted["rerank"] or given not in (DEFAULT, made):
+        log.warning(
+            "the weight of inliers was fitted with --rerank=%s and other settings of verification, "
+            "and is not used; fit it again by `dolg calibrate`",
+            fitted["rerank"],
+        )
+        return settings, plain
+    numbers = {f"rerank_{name}": fitted[name] for name in ("order", "weight", "cap")}
+    if settings.rerank_verify == _UNSET:
+        numbers["rerank_verify"] = fitted["verify"]
+    return dataclasses.replace(settings, **numbers), made
 
 
 # --- applied -------------------------------------------------------------------------

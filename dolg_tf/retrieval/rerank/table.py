@@ -133,7 +133,7 @@ RERANKERS: dict[str, Reranker] = {
         "the best photos are ordered by how many local features agree with the query's on one view",
         {
             "verify": Number(100, "number of best photos that are verified", 1),
-            "weight": Number(0.001, "of an inlier in the sum", 0, order="sum"),
+            "weight": Number(0.005, "of an inlier in the sum", 0, order="sum"),
             "cap": Number(100, "inliers that count at most in the sum", 1, order="sum"),
         },
         geometric.rerank,

@@ -18,6 +18,11 @@ GEOMETRIES = {
 }
 
 
+AUTO = "auto"
+_DELG = {"match": "nearest", "max_residual": "20"}
+_OURS = {"match": "mutual", "max_residual": "30"}
+
+
 def _listed(words: dict[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in words.items())
 
@@ -26,11 +31,15 @@ def _listed(words: dict[str, str]) -> str:
 class VerifyConfig:
     """How the local features of two photos are matched, and what they must agree on.
 
-    The defaults are those of DELG's perform_retrieval.
+    "auto" is for DELG's order what its perform_retrieval takes, so that published scores compare.
+    For anything else it is what gave the best rankings of large photos here, see docs/quality.md.
     """
 
     match: str = option(
-        f"which local features are paired. {_listed(RULES)}", "nearest", choices=tuple(RULES)
+        f"which local features are paired. {_listed(RULES)}; auto: mutual, or for DELG's order "
+        "nearest",
+        AUTO,
+        choices=(AUTO, *RULES),
     )
     match_distance: float = option(
         "pairs of local features are closer than this (1 is a cosine of 0.5); with --match=ratio "
@@ -45,8 +54,8 @@ class VerifyConfig:
     )
     max_residual: str = option(
         "how near a pair must be to where the others put it: pixels of the query (20), or a share "
-        "of its longest side (2%)",
-        "20",
+        "of its longest side (2%); auto: 30, for DELG's order 20",
+        AUTO,
     )
     ransac_trials: int = option("at most, guesses of what pairs agree on", 1000)
     plausible: bool = option(
@@ -65,13 +74,26 @@ class VerifyConfig:
         if self.geometry == "homography":
             homography.need()
 
+    def resolved(self, *, delg: bool = False) -> "VerifyConfig":
+        """Returns the settings without "auto".
+
+        Args:
+          delg: whether photos are put into DELG's order.
+        """
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(VerifyConfig)
+        }
+        usual = _DELG if delg else _OURS
+        return VerifyConfig(**{k: usual[k] if x == AUTO else x for k, x in values.items()})
+
     def residual_of(self, size: tuple[int, int]) -> float:
         """Returns the bound of the residual in pixels, for a query of a height and width.
 
         Raises:
           InputError: when --max_residual is neither pixels nor a share.
         """
-        number, percent, rest = self.max_residual.strip().partition("%")
+        text = _OURS["max_residual"] if self.max_residual == AUTO else self.max_residual
+        number, percent, rest = text.strip().partition("%")
         try:
             value = float(number)
         except ValueError:
@@ -112,11 +134,11 @@ class Verifier:
     """Verifies pairs of photos.
 
     Args:
-      settings: of matching and geometry.
+      settings: of matching and geometry; "auto" is not DELG's.
     """
 
     def __init__(self, settings: VerifyConfig):
-        self.settings = settings
+        self.settings = settings = settings.resolved()
         _, self._verify = GEOMETRIES[settings.geometry]
 
     def verify(self, query: LocalFeatures, index: LocalFeatures) -> Verification:

@@ -41,7 +41,7 @@ def test_a_pair_is_matched_and_verified():
 
 
 def test_a_residual_is_in_pixels_or_a_share_of_the_query():
-    assert VerifyConfig().residual_of((300, 500)) == 20
+    assert VerifyConfig(max_residual="20").residual_of((300, 500)) == 20
     assert VerifyConfig(max_residual="2%").residual_of((300, 500)) == 10
     query, index, _ = _photos(noise=3.0)
     counts = [
