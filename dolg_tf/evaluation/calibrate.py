@@ -28,6 +28,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.retrieval.index import directory
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
@@ -264,28 +265,32 @@ def _say(fitted: dict) -> None:
         geometric_weight.say(fitted["geometric"])
 
 
+def _local_sets(
+    settings: CalibrateConfig, verification: VerifyConfig, index: Index | None, one_set: bool
+) -> dict[str, LocalFeatureSet]:
+    """Returns the local feature sets of "query" and "index"; none where no weight is fitted."""
+    if settings.fitting() is not None:
+        return settings.local_sets(None if index is None else index.local, one_set)
+    if verification != DEFAULT:
+        raise InputError(
+            "settings of geometric verification need local features: give --index_local"
+        )
+    return {}
+
+
 def _fit_weight(
     settings: CalibrateConfig,
     verification: VerifyConfig,
-    index: Index | None,
     queries: DescriptorSet,
     searched: DescriptorSet,
+    sets: dict[str, LocalFeatureSet],
 ) -> dict:
-    """Returns {"geometric": the fitted weight}, or {} where no local features are given."""
-    reranking, one_set = settings.fitting(), queries.ids is searched.ids
-    if reranking is None:
-        if verification != DEFAULT:
-            raise InputError(
-                "settings of geometric verification need local features: give --index_local"
-            )
-        return {}
-    sets = settings.local_sets(None if index is None else index.local, one_set)
     if settings.labels_csv:
         task = labelled_pairs.labelled_task(settings.labels_csv, queries, searched)
     else:
         task = load_ground_truth(settings.ground_truth)
-    found = geometric_weight.fit_sets(task, queries, searched, reranking, sets, verification)
-    return {"geometric": found}
+    chosen = settings.fitting()
+    return geometric_weight.fit_sets(task, queries, searched, chosen, sets, verification)
 
 
 def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -> dict:
@@ -306,6 +311,7 @@ def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -
     files.check_output(settings.output, overwrite=True)
     index = Index.open(settings.index) if settings.index else None
     queries, searched = _read_sets(settings, index)
+    sets = _local_sets(settings, verification, index, queries.ids is searched.ids)
     if settings.pairs:
         pairs = labelled_pairs.listed_pairs(settings.pairs, queries, searched)
     elif settings.labels_csv:
@@ -315,7 +321,8 @@ def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -
     source = settings.pairs or settings.labels_csv or settings.ground_truth
     try:
         fitted = fit(pairs, settings.precision)
-        fitted |= _fit_weight(settings, verification, index, queries, searched)
+        if sets:
+            fitted["geometric"] = _fit_weight(settings, verification, queries, searched, sets)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     made = {key: searched.meta.get(key) for key in directory.SAME_SPACE}
