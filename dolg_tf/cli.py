@@ -76,8 +76,13 @@ COMMANDS = {
         "sets of descriptors and of local features -> DELF's files, and back",
         "dolg_tf.retrieval.datum_io:convert",
     ),
-    "whiten fit": Command("learn a whitening", "dolg_tf.retrieval.whitening.stages:fit"),
-    "whiten apply": Command("whiten a descriptor set", "dolg_tf.retrieval.whitening.stages:apply"),
+    "whiten fit": Command(
+        "learn a whitening, or a reduction of local features",
+        "dolg_tf.retrieval.whitening.stages:fit",
+    ),
+    "whiten apply": Command(
+        "whiten a descriptor set, or reduce a local one", "dolg_tf.retrieval.whitening.stages:apply"
+    ),
     "index build": Command("descriptor set -> index", "dolg_tf.retrieval.index.stages:build"),
     "index query": Command(
         "the nearest photos of each query, as CSV", "dolg_tf.retrieval.index.answers:query"

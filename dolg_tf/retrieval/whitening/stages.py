@@ -1,4 +1,4 @@
-"""Whitening of descriptor sets: learned from one (`fit`), applied to others (`apply`).
+"""Whitening of sets of descriptors or local features: learned from one (`fit`), and applied.
 
 The file that `fit` writes goes into a model as well: `--whitening` of `dolg export`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.norms import NormConfig
-from dolg_tf.retrieval.whitening import choose, learn
+from dolg_tf.retrieval.whitening import choose, learn, local
 from dolg_tf.retrieval.whitening.pairs import pairs_from_csv, pairs_from_labels
 from dolg_tf.runtime.whitening import Whitening, load_whitening, write_whitening
 from dolg_tf.stage import config, files
@@ -27,7 +27,10 @@ class FitConfig(NormConfig):
 
     descriptors: str = option(
         "descriptor set (or .npy) of photos to learn from; not of those that are searched or "
-        "scored, but with --groups of those that are searched"
+        "scored, but with --groups of those that are searched; with --local a local feature set"
+    )
+    local: bool = option(
+        "learn the reduction of local features, by PCA on a sample of those of all photos", False
     )
     output: str = option("whitening to write, an .npz")
     pairs_csv: str = option(
@@ -48,7 +51,7 @@ class FitConfig(NormConfig):
     )
     dimensions: int = option(
         "length of the whitened descriptors, at most the original length; 0: the number of "
-        "directions in which they vary, with --groups at most 512",
+        "directions in which they vary, with --groups at most 512, with --local at most 128",
         0,
     )
     power: float = option(
@@ -60,6 +63,9 @@ class FitConfig(NormConfig):
         config.at_least(self, dimensions=0)
         if bool(self.pairs_csv) + bool(self.labels_csv) + self.groups > 1:
             raise InputError("give one of --pairs_csv, --labels_csv and --groups")
+        for name in ("pairs_csv", "labels_csv", "groups", "normalize"):
+            if self.local and (value := getattr(self, name)):
+                raise InputError(f"--{name}={value} is not for --local, which learns by PCA alone")
         if not 0 <= self.power <= 1:
             raise InputError(f"--power={self.power} must be from 0 to 1")
         if self.power != 1 and (self.pairs_csv or self.labels_csv or self.groups):
@@ -72,9 +78,14 @@ class FitConfig(NormConfig):
 class ApplyConfig(NormConfig):
     """Which descriptors are whitened, and how."""
 
-    descriptors: str = option("descriptor set to whiten")
+    descriptors: str = option("descriptor set to whiten; with --local a local feature set")
+    local: bool = option("reduce local features, by an .npz of `fit --local`", False)
     whitening: str = option(".npz that `fit` wrote")
-    output: str = option("descriptor set (a directory) to write")
+    output: str = option("set (a directory) to write")
+
+    def __post_init__(self):
+        if self.local and self.normalize:
+            raise InputError("--normalize is for descriptors; local features are of unit norm")
 
 
 def _refuse_whitened(photos: DescriptorSet) -> None:
@@ -86,12 +97,15 @@ def _refuse_whitened(photos: DescriptorSet) -> None:
 
 
 def fit(settings: FitConfig) -> None:
-    """Learns a whitening: descriptor set in, .npz out.
+    """Learns a whitening: descriptor set in, .npz out; with --local from a local feature set.
 
     Raises:
       InputError: when the descriptors are too few, or whitened already.
     """
     files.check_output(settings.output, settings.overwrite)
+    if settings.local:
+        local.fit(settings.descriptors, settings.output, settings.dimensions, settings.power)
+        return
     photos = descriptors.read(settings.descriptors, settings.normalize)
     _refuse_whitened(photos)
     rows = photos.descriptors
@@ -177,6 +191,9 @@ def apply(settings: ApplyConfig) -> None:
       InputError: when the whitening is for descriptors of another model or length, the set is
         whitened already, or something else is at the output.
     """
+    if settings.local:
+        local.apply(settings.descriptors, settings.whitening, settings.output)
+        return
     photos = descriptors.read(settings.descriptors, settings.normalize)
     if photos.ids is None:
         raise InputError(
