@@ -18,7 +18,6 @@ import typing
 
 import asmk_images
 import local_sets
-import local_sets
 import numpy as np
 import tiny
 from PIL import Image
@@ -29,7 +28,6 @@ from dolg_tf.modeling.files import config_file
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import stages
-from dolg_tf.retrieval.local import writing
 from dolg_tf.retrieval.local import writing
 from dolg_tf.runtime import export_files, whitening
 from dolg_tf.stage import checksums, command
@@ -260,8 +258,6 @@ def make_world(folder: pathlib.Path) -> None:
     photos = [(id_, local_sets.draw(rng, 9)) for id_ in ids]
     writing.write(folder / "set.local", photos, local_sets.LOCAL_META | meta)
     stages.build(stages.BuildConfig(descriptors=str(folder / "set"), output=str(folder / "index")))
-    local = [(id_, local_sets.draw(rng, 3, size)) for id_ in ids]
-    writing.write(folder / "set.local", local, local_sets.LOCAL_META)
     query = {"bbx": [0, 0, 40, 40], "easy": [2], "hard": [3], "junk": []}
     truth = {"imlist": list(ids), "qimlist": ["p0", "p1"], "gnd": [query] * 2}
     (folder / "gnd_few.pkl").write_bytes(pickle.dumps(truth, 2))

@@ -110,10 +110,10 @@ def test_an_output_that_stands(folder, caplog):
     _apply(folder, path)
     _apply(folder, path)
     assert "kept, it is up to date" in caplog.text
-    with pytest.raises(InputError, match="is not .*set, reduced in this way; delete it"):
+    with pytest.raises(InputError, match=r"is not .*set, reduced in this way; delete it"):
         _apply(folder, _fit(folder, power=0.0))
     (folder / "mine").mkdir()
-    with pytest.raises(InputError, match="mine is not .*set, reduced in this way"):
+    with pytest.raises(InputError, match=r"mine is not .*set, reduced in this way"):
         _apply(folder, path, "mine")
 
 
