@@ -132,7 +132,7 @@ def build(settings: BuildConfig) -> Inverted:
     path = pathlib.Path(settings.output)
     files.check_output(path, settings.overwrite, "offsets.npy", "meta.json")
     book, found = words.read_codebook(settings.codebook), feature_set.read(settings.local)
-    words.check_same({settings.codebook: book.space, found.source: _space(found)})
+    _check_codebook(settings.codebook, book, found)
     _check_assignments(settings.assignments, len(book))
     regions = read_regions(settings.regions) if settings.regions else Regions({}, {})
     photos = _Photos(found, regions)
@@ -193,6 +193,18 @@ def _made_from(settings: BuildConfig, found: LocalFeatureSet, regions: Regions) 
         made.update(repr(text).encode())
     made.update(files.sha256(settings.codebook).encode())
     return made.hexdigest()
+
+
+def _check_codebook(path: str, book: words.Codebook, found: LocalFeatureSet) -> None:
+    """Makes sure that words fit features: learned on those of its network, if known."""
+    if book.space:
+        words.check_same({path: book.space, found.source: _space(found)})
+    width = book.centroids.shape[1]
+    if width != found.meta["dimensions"]:
+        raise InputError(
+            f"--codebook={path} has words of {width} numbers, {found.source} features of "
+            f"{found.meta['dimensions']}; give another codebook"
+        )
 
 
 def _check_assignments(count: int, known: int) -> None:

@@ -26,7 +26,8 @@ class Codebook:
 
     Attributes:
       centroids: float32 (K, D).
-      space: what the features say of themselves that it was learned on: the keys `SPACE`.
+      space: what the features say of themselves that it was learned on: the keys `SPACE`; empty:
+        that is not known.
     """
 
     centroids: np.ndarray
@@ -92,7 +93,7 @@ def write_codebook(path: files.Path, codebook: Codebook) -> None:
 
 
 def read_codebook(path: files.Path) -> Codebook:
-    """Reads a codebook.
+    """Reads a codebook; one without `about`, made elsewhere, is of unknown features.
 
     Raises:
       InputError: when there is none, or it is damaged.
@@ -107,7 +108,8 @@ def read_codebook(path: files.Path) -> Codebook:
             if sum(entry.file_size for entry in archive.infolist()) > _LARGEST:
                 raise ValueError(f"more than {_LARGEST} bytes")
         with np.load(path, allow_pickle=False) as stored:
-            centroids, about = stored["centroids"], json.loads(str(stored["about"]))
+            centroids = stored["centroids"]
+            about = json.loads(str(stored["about"])) if "about" in stored.files else {}
     except (*files.DAMAGED_ARRAYS, OSError) as error:
         raise InputError(f"{path}: not a codebook, or damaged ({error}); learn it again") from error
     sound = centroids.ndim == 2 and centroids.dtype == np.float32 and centroids.size

@@ -174,6 +174,17 @@ def test_features_of_another_model_are_refused(world):
         _query(folder, "of_other", local=f"{folder}/turned")
 
 
+def test_words_of_another_tool(world):
+    folder, _ = world
+    centroids = words.read_codebook(folder / "codebook.npz").centroids
+    np.savez(folder / "theirs.npz", centroids=centroids)
+    theirs = _build(folder, "of_theirs", codebook=f"{folder}/theirs.npz")
+    np.testing.assert_array_equal(theirs.codes, Inverted.open(folder / "index").codes)
+    np.savez(folder / "narrow.npz", centroids=centroids[:, :8])
+    with pytest.raises(InputError, match=r"words of 8 numbers, .* features of 16"):
+        _build(folder, "of_narrow", codebook=f"{folder}/narrow.npz")
+
+
 def test_what_cannot_be_is_told(world):
     folder, _ = world
     with pytest.raises(InputError, match="480 local features are too few for --words=500"):
