@@ -6,3 +6,6 @@ SCALE_SETS: dict[str, tuple[float, ...]] = {
     "three": (0.7071, 1.0, 1.4142),  # DELG's; each step is the square root of 2
     "five": (0.3535, 0.5, 0.7071, 1.0, 1.4142),  # the authors'
 }
+
+# DELF's and DELG's of local features, as the configurations of DELG's models have them.
+LOCAL_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)

@@ -7,7 +7,7 @@ No TensorFlow here, so that `--help` and a refused option answer at once. What a
 import dataclasses
 from collections.abc import Mapping
 
-from dolg_tf.data.scales import SCALE_SETS
+from dolg_tf.data.scales import LOCAL_SCALES, SCALE_SETS
 from dolg_tf.modeling.config import CheckpointConfig, NetworkConfig
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
@@ -41,14 +41,16 @@ _ROW_PER_SCALE = {
     "DELF's extractor (use_pca in its configuration), or choose --mode=serving or kaggle"
 }
 
+_LOCAL = ("local_scales", "local_threshold", "local_reduction")
+
 MODES: dict[str, Mode] = {
     "serving": Mode(
         words="a SavedModel for extraction, report, demo and TF Serving",
-        takes=("scales", "max_pixels", "upright", "precision", "whitening"),
+        takes=("scales", "max_pixels", "upright", "precision", "whitening", *_LOCAL),
     ),
     "delg": Mode(
         words="a SavedModel for DELF's and DELG's extractor",
-        takes=("scales", "precision"),
+        takes=("scales", "precision", "features", "iou", *_LOCAL),
         remedies=_ROW_PER_SCALE,
     ),
     "kaggle": Mode(
@@ -57,7 +59,7 @@ MODES: dict[str, Mode] = {
     ),
     "tf1": Mode(
         words="delg's signature as named tensors of a TF1-style SavedModel, for .prune",
-        takes=("scales", "precision"),
+        takes=("scales", "precision", "features", "iou", *_LOCAL),
         remedies=_ROW_PER_SCALE,
     ),
     "onnx": Mode(
@@ -122,6 +124,33 @@ class ExportConfig(NetworkConfig):
         "descriptor inside the model",
         "",
     )
+    features: str = configs.option(
+        "modes delg and tf1: what the signature gives. global: a descriptor per scale; local: the "
+        "local features; both: both, the network running once at each scale",
+        "global",
+        choices=("global", "local", "both"),
+    )
+    local_scales: tuple[float, ...] = configs.option(
+        "modes serving, delg and tf1: the default scales of local features, stored beside the "
+        "model",
+        LOCAL_SCALES,
+        unit="of the photo's sides",
+    )
+    local_threshold: float = configs.option(
+        "modes serving, delg and tf1: the default of the least strength of a local feature, stored "
+        "beside the model; below 0: that stored with the weights, or 0 if there is none",
+        -1.0,
+    )
+    local_reduction: str = configs.option(
+        "modes serving, delg and tf1: .npz of mean (D,) and projection (D, K), as `dolg whiten fit "
+        "--local` writes it, applied to the local features inside the model",
+        "",
+    )
+    iou: float = configs.option(
+        "modes delg and tf1: of two local features whose regions overlap by more (intersection "
+        "over union), the weaker is dropped; 1: none",
+        1.0,
+    )
     zip: bool = configs.option(
         f"mode kaggle: also write {SUBMISSION} inside the output, ready to be submitted", False
     )
@@ -143,8 +172,11 @@ class ExportConfig(NetworkConfig):
             raise InputError(f"--mode={self.mode} must be one of {', '.join(MODES)}")
         self._check_source()
         self._refuse_options_of_other_modes()
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise InputError(f"--scales={self.scales} must be one or more numbers above 0")
+        for name in ("scales", "local_scales"):
+            scales = getattr(self, name)
+            if not scales or not all(0 < scale < float("inf") for scale in scales):
+                raise InputError(f"--{name}={scales} must be one or more numbers above 0")
+        self._check_local()
         configs.at_least(self, max_pixels=1)
         if not self.output.endswith(MODES[self.mode].suffix):
             raise InputError(
@@ -172,6 +204,27 @@ class ExportConfig(NetworkConfig):
                         f"--{option}={getattr(self, option)}: only a run has one, not "
                         f"--backbone_weights={self.backbone_weights}; omit it"
                     )
+
+    @property
+    def gives_local(self) -> bool:
+        """Whether a signature gives local features at several scales."""
+        takes = MODES[self.mode].takes
+        return "local_scales" in takes and ("features" not in takes or self.features != "global")
+
+    def _check_local(self) -> None:
+        if not self.local_threshold < float("inf"):
+            raise InputError(f"--local_threshold={self.local_threshold} must be a number")
+        if not 0 <= self.iou <= 1:
+            raise InputError(f"--iou={self.iou} must be from 0 to 1")
+        if self.gives_local:
+            return
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name) != field.default
+            if field.name in (*_LOCAL, "iou") and given:
+                raise InputError(
+                    f"--{field.name} with --features=global: there are no local features; give "
+                    "--features=local or both"
+                )
 
     def _refuse_options_of_other_modes(self) -> None:
         for field in dataclasses.fields(self):

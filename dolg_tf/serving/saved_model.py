@@ -6,11 +6,13 @@ import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.local_features import LocalKind, local_kind
 from dolg_tf.modeling.model_dir import build_network, weights_hash
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
@@ -25,6 +27,19 @@ from dolg_tf.stage import files
 log = logging.getLogger(__name__)
 
 Functions = dict[str, tf.types.experimental.PolymorphicFunction]
+
+
+class Inside(NamedTuple):
+    """What was learned on a network's features and is applied inside its export.
+
+    Attributes:
+      whitening: of the descriptor; None: it is as the network gives it.
+      reduction: of local features; None: they are as the network gives them.
+    """
+
+    whitening: Whitening | None = None
+    reduction: Whitening | None = None
+
 
 # The start of the card's code in each mode.
 LOAD_MODEL_AND_PHOTO = """import tensorflow as tf
@@ -45,9 +60,9 @@ class SavedModelMode:
     """An export mode whose output is a SavedModel.
 
     Args:
-      functions: (network, config, whitening) -> the graph functions to save, by signature. The
+      functions: (network, config, inside) -> the graph functions to save, by signature. The
         network maps float32 RGB in [0, 1], (B, H, W, 3), to (B, D).
-      checks: (network, config, whitening) -> the calls that the written model must answer as
+      checks: (network, config, inside) -> the calls that the written model must answer as
         the Keras network does; the first is the most telling.
       words: of the model card.
       write: writes the functions to a directory.
@@ -56,8 +71,8 @@ class SavedModelMode:
       add_files: writes what goes beside a model that has passed its checks.
     """
 
-    functions: Callable[[keras.Model, ExportConfig, Whitening | None], Functions]
-    checks: Callable[[keras.Model, ExportConfig, Whitening | None], Iterable[Check]]
+    functions: Callable[[keras.Model, ExportConfig, Inside], Functions]
+    checks: Callable[[keras.Model, ExportConfig, Inside], Iterable[Check]]
     words: model_card.Words
     write: Callable[[Functions, pathlib.Path], None] = write_signatures
     runner: Callable[[pathlib.Path], Run] | None = signature_runner
@@ -73,16 +88,19 @@ class SavedModelMode:
         output = pathlib.Path(config.output)
         report = model_card.read_report(config.report)
         network, dolg_config, provenance = load_source(config)
-        weights, whitening = weights_hash(network, dolg_config), None
-        if config.whitening:
-            whitening = load_whitening(config.whitening, network.output_shape[-1])
-            _check_whitening(whitening, weights, config)
-        about = _about(weights, dolg_config, provenance, config, whitening)
+        weights, kind = weights_hash(network, dolg_config), local_kind(network)
+        inside = Inside(
+            _learned("--whitening", network.output_shape[-1], config, weights),
+            _learned("--local_reduction", kind.dimensions, config, weights),
+        )
+        about = _about(weights, dolg_config, provenance, config, inside)
+        if config.gives_local:
+            about["local"] = _about_local(kind, provenance, config, inside.reduction)
         with files.atomic_path(output) as temporary:
             exported = _in_precision(network, dolg_config, config.precision)
-            self.write(self.functions(exported, config, whitening), temporary)
+            self.write(self.functions(exported, config, inside), temporary)
             export_files.write_about(temporary, about)
-            self.verify(temporary, network, config, whitening, in_brief)
+            self.verify(temporary, network, config, inside, in_brief)
             self.add_files(temporary, config)
             card = model_card.card_of(
                 _name(output), about, self.words, network, dolg_config, config.model_dir, report
@@ -96,11 +114,11 @@ class SavedModelMode:
         path: pathlib.Path,
         network: keras.Model,
         config: ExportConfig,
-        whitening: Whitening | None,
+        inside: Inside,
         in_brief: bool = False,
     ) -> None:
         """Makes sure that a written model answers its checks as the Keras network does."""
-        checks = itertools.islice(self.checks(network, config, whitening), 1 if in_brief else None)
+        checks = itertools.islice(self.checks(network, config, inside), 1 if in_brief else None)
         runner = None if in_brief else self.runner
         verify(path, network, list(checks), config.precision, runner)
 
@@ -120,20 +138,21 @@ def export_hash(weights: str, precision: str, whitening: Whitening | None) -> st
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _check_whitening(whitening: Whitening, weights: str, config: ExportConfig) -> None:
-    """Makes sure that a whitening was learned on descriptors of these weights, if it says so."""
-    half = export_hash(weights, "bfloat16", None)
-    whitening.check_model(config.whitening, config.source, weights, half)
+def _learned(flag: str, size: int, config: ExportConfig, weights: str) -> Whitening | None:
+    """Reads what an option names, and makes sure that it was learned on these weights' features."""
+    path = getattr(config, flag.removeprefix("--"))
+    if not path:
+        return None
+    found, half = load_whitening(path, size, flag), export_hash(weights, "bfloat16", None)
+    found.check_model(path, config.source, weights, half, flag=flag)
+    return found
 
 
 def _about(
-    weights: str,
-    dolg_config: DolgConfig,
-    provenance: dict,
-    config: ExportConfig,
-    whitening: Whitening | None,
+    weights: str, dolg_config: DolgConfig, provenance: dict, config: ExportConfig, inside: Inside
 ) -> dict:
     """Returns what `assets.extra/dolg.json` says."""
+    whitening = inside.whitening
     upright = {"upright": config.upright} if "upright" in MODES[config.mode].takes else {}
     return upright | {
         "format_version": export_files.FORMAT_VERSION,
@@ -141,10 +160,31 @@ def _about(
         "preprocessing": configs.to_dict(dolg_config.preprocessing),
         "scales": list(config.scales),
         "precision": config.precision,
-        "whitening": None if whitening is None else {"sha256": whitening.sha256},
+        "whitening": _identity(whitening),
         "weights_sha256": export_hash(weights, config.precision, whitening),
         "provenance": provenance,
     }
+
+
+def _about_local(
+    kind: LocalKind, provenance: dict, config: ExportConfig, reduction: Whitening | None
+) -> dict:
+    """Returns what it says of local features."""
+    threshold = config.local_threshold
+    if threshold < 0:
+        threshold = provenance.get("local_threshold", 0.0)
+    return {
+        "kind": kind.name,
+        "dimensions": kind.dimensions if reduction is None else reduction.projection.shape[1],
+        "stride": kind.stride,
+        "scales": list(config.local_scales),
+        "threshold": threshold,
+        "reduction": _identity(reduction),
+    }
+
+
+def _identity(whitening: Whitening | None) -> dict | None:
+    return None if whitening is None else {"sha256": whitening.sha256}
 
 
 def _in_precision(network: keras.Model, dolg_config: DolgConfig, precision: str) -> keras.Model:

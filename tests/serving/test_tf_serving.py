@@ -22,6 +22,7 @@ from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import serving
+from dolg_tf.serving.saved_model import Inside
 from dolg_tf.serving.server_files import BATCHING, WARMUP
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
@@ -35,7 +36,7 @@ def exported(network, tmp_path_factory):
     """An export without its checks, which take most of its time."""
     path = tmp_path_factory.mktemp("dolg") / "1"
     config = ExportConfig(model_dir="m", output=str(path), scales=SCALES)
-    serving.MODE.write(serving.functions(network, config, None), path)
+    serving.MODE.write(serving.functions(network, config, Inside()), path)
     serving.MODE.add_files(path, config)
     return path
 

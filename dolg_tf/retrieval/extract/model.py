@@ -6,15 +6,18 @@ library, so that neither waits for `import tensorflow`.
 
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dolg_tf.data.scales import SCALE_SETS
+from dolg_tf.data.scales import LOCAL_SCALES, SCALE_SETS
 from dolg_tf.retrieval.extract import ahead, batches, decoding
 from dolg_tf.retrieval.extract.photos import Photo
+from dolg_tf.retrieval.local import calls
+from dolg_tf.retrieval.local.features import LocalFeatures
 from dolg_tf.retrieval.local.making import LocalOf
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.session import CppSession
@@ -24,7 +27,9 @@ from dolg_tf.stage.config import InputError
 
 Describe = Callable[[np.ndarray], np.ndarray]
 _BATCH = 16  # photos of equal size that are described together
-_DELG = ("input_image", "input_scales", "input_global_scales_ind")
+_DELG = {"input_image", "input_scales", calls.INDICES}
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +100,17 @@ def _check_about(info: dict, source: pathlib.Path) -> None:
     sound = sound and all(
         type(scale) in (int, float) and 0 < scale < float("inf") for scale in info["scales"]
     )
-    if not (sound and isinstance(info.get("whitening"), dict | None)):
+    sound = sound and isinstance(info.get("whitening"), dict | None)
+    if not (sound and _sound_local(info.get("local"))):
         raise InputError(f"{source}: damaged; {export_files.REMEDY}")
+
+
+def _sound_local(local) -> bool:
+    if local is None:
+        return True
+    if not isinstance(local, dict) or not isinstance(local.get("scales"), list):
+        return False
+    return all(type(x) in (int, float) for x in (local.get("threshold"), *local["scales"]))
 
 
 def _hash_files(saved_model: pathlib.Path) -> str:
@@ -120,7 +134,8 @@ class LoadedModel:
 
     def __init__(self, path: pathlib.Path, about: Describer, session: CppSession):
         self.path, self.about = path, about
-        self._session = session
+        self._session, self._local = session, calls.find_call(session.signatures)
+        self._warned = False
 
     def describe(
         self,
@@ -184,9 +199,81 @@ class LoadedModel:
 
     def _describe_by_delg(self, image: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """DELG's extractor takes one photo and returns a row per scale, for its user to average."""
-        values = image, scales, np.arange(len(scales), dtype=np.int32)
-        rows = self._run("serving_default", dict(zip(_DELG, values, strict=True)))
+        inputs = {"input_image": image, "input_scales": scales}
+        if self._local is not None:  # no local features: nothing is so strong
+            inputs = self._local.inputs(image, scales, 0, np.inf)
+        if self._local is not None and not self._local.indices:
+            raise InputError(
+                f"--saved_model={self.path} gives local features alone, and no descriptor of a "
+                "whole photo; export it with `dolg export --mode=serving`, or --features=both"
+            )
+        inputs[calls.INDICES] = np.arange(len(scales), dtype=np.int32)
+        rows = self._run("serving_default", inputs)
         return _unit(_unit(rows["global_descriptors"]).sum(0))
+
+    @property
+    def has_local(self) -> bool:
+        """Whether `local` works: not with exports of before its signature."""
+        return self._local is not None
+
+    def local(
+        self,
+        photo: np.ndarray | Photo | files.Path,
+        *,
+        scales: Sequence[float] = (),
+        max_features: int = 1000,
+        threshold: float | None = None,
+        like: Mapping | None = None,
+    ) -> LocalFeatures:
+        """Returns the local features of a photo, the strongest first.
+
+        Args:
+          photo: is read, turned and shrunk as by `describe`; positions are in its pixels before it
+            was shrunk.
+          scales: at which it is looked at; empty: those of the export, or else DELG's seven.
+          max_features: the most features of all scales together.
+          threshold: the least strength of a feature; None: that of the export, or else 0.
+          like: see `describe`.
+
+        Raises:
+          InputError: when the photo cannot be read, or the model gives no local features.
+        """
+        how = decoding.DEFAULT if like is None else decoding.Preparation.of(like)
+        image, size = decoding.read_prepared(photo, how)
+        found = self.local_of(image, scales, max_features, threshold)
+        factors = np.divide(size, image.shape[:2], dtype=np.float32)
+        return dataclasses.replace(found, positions=found.positions * factors, size=size)
+
+    def local_of(
+        self,
+        image: np.ndarray,
+        scales: Sequence[float] = (),
+        max_features: int = 1000,
+        threshold: float | None = None,
+    ) -> LocalFeatures:
+        """Returns the local features of pixels as they are, uint8 RGB (H, W, 3); see `local`."""
+        about = self.about.local or {}
+        scales = tuple(scales or about.get("scales") or LOCAL_SCALES)
+        threshold = about.get("threshold", 0.0) if threshold is None else threshold
+        found = self._local_of(image, scales, max_features, threshold)
+        if not len(found) and max_features and not self._warned:
+            self._warned = True
+            strongest = self._local_of(image, scales, 1, -np.inf).strengths.max(initial=0)
+            log.warning(
+                "%s: a photo has no local feature of strength %g or more, its strongest has %.3g; "
+                "if this is the rule, the threshold belongs to other weights: give another",
+                *(self.path, threshold, strongest),
+            )
+        return found
+
+    def _local_of(
+        self, image: np.ndarray, scales: tuple[float, ...], max_features: int, threshold: float
+    ) -> LocalFeatures:
+        call = self._local
+        if call is None:
+            self._check_signature("local")
+        inputs = call.inputs(image, scales, max_features, threshold)
+        return call.features(self._run(call.signature, inputs), image.shape[:2])
 
     def _run(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
@@ -282,13 +369,15 @@ def _load(path: pathlib.Path, about: Describer) -> LoadedModel:
 
 
 def _check_delg(path: pathlib.Path, signatures: Mapping[str, Signature]) -> None:
-    """Makes sure that a model is an extractor of DELG's global descriptors."""
-    call = signatures.get("serving_default", Signature({}, {}))
-    if set(call.inputs) != set(_DELG) or "global_descriptors" not in call.outputs:
-        raise InputError(
-            f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is "
-            "not an extractor of DELG's global descriptors; `dolg export --mode=serving` writes one"
-        )
+    """Makes sure that a model is an extractor of DELG's."""
+    call, local = signatures.get("serving_default", Signature({}, {})), calls.find_call(signatures)
+    describes = local.indices if local else set(call.inputs) == _DELG
+    if (describes and "global_descriptors" in call.outputs) or (local and not local.indices):
+        return
+    raise InputError(
+        f"--saved_model={path} has no signature 'images', only {sorted(signatures)}, and is not an "
+        "extractor of DELG's descriptors; `dolg export --mode=serving` writes one"
+    )
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from dolg_tf.modeling import dolg
 from dolg_tf.modeling.layers import fuse
+from dolg_tf.modeling.local_features import local_kind
 
 # Bytes. Smaller weights stay constants, which TensorFlow rearranges for the processor once: calls
 # of EfficientNet-Lite0 take 3 % more CPU time than with constants alone, and with 64 KB 7 %.
@@ -37,11 +38,15 @@ class FoldedNetwork:
       network: of `build_dolg`, in any precision. It is not changed, and later changes to it have
         no effect.
 
+    Attributes:
+      local_kind: which local features it has.
+
     Shapes: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, descriptor_size), like the network.
     """
 
     def __init__(self, network: keras.Model):
         self.output_shape = network.output_shape
+        self.local_kind = local_kind(network)
         # Traced now, before the network can change, and once: a `tf.function` that is asked for its
         # concrete function is traced again when another graph calls it.
         self._outputs = tf.function(
@@ -55,10 +60,25 @@ class FoldedNetwork:
 
     def intermediates(self, images) -> dict[str, tf.Tensor]:
         """Returns `global`, `local`, `attention` and `descriptor`, see `dolg.intermediates`."""
-        outputs = dict(self._outputs(images))
-        # Here and not in the descriptor's graph, which does not need it.
-        outputs["local"] = outputs.pop("weight") * outputs.pop("features")
-        return outputs
+        outputs = self._outputs(images)
+        found = {name: outputs[name] for name in ("global", "attention", "descriptor")}
+        return found | {"local": _local(outputs)}
+
+    def local_features(self, images) -> dict[str, tf.Tensor]:
+        """Returns `features` and `strength`, see `with_local_features`, and `descriptor`."""
+        outputs = self._outputs(images)
+        if self.local_kind.name == "delg":
+            features, strength = outputs["delg_features"], outputs["delg_attention"]
+        elif self.local_kind.name == "dolg":
+            features, strength = _local(outputs), outputs["strength"]
+        else:
+            features, strength = outputs["p4"], _norm(outputs["p4"])
+        return {"features": features, "strength": strength, "descriptor": outputs["descriptor"]}
+
+
+def _local(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    # Not in the graph of `_outputs`, since the descriptor's does not need it.
+    return outputs["weight"] * outputs["features"]
 
 
 def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
@@ -73,8 +93,12 @@ def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
         branches.append(_local_branch(network.get_layer(f"local{suffix}"), x))
         parts.append(_part(network.get_layer(f"fusion{suffix}"), branches[-1], f_global))
     descriptor = _neck(network, tf.concat(parts, -1))
+    others = {"p4": tf.cast(maps["p4"], tf.float32)}
+    if _has(network, "delg"):
+        others |= _delg(network.get_layer("delg"), maps["p4"])
     # With two local branches, those of the finer one, like `dolg.intermediates`.
-    return {"descriptor": descriptor, "global": f_global, **(branches[0] if branches else {})}
+    branch = branches[0] if branches else {}
+    return {"descriptor": descriptor, "global": f_global, **branch, **others}
 
 
 def _has(network: keras.Model, name: str) -> bool:
@@ -292,20 +316,39 @@ def _local_branch(layer, x) -> dict[str, tf.Tensor]:
     """`layers.SpatialAttention`, with its local features as two factors.
 
     Returns:
-      float32 `features` (B, H, W, C), `weight` and `attention` (B, H, W, 1). The local feature is
-      weight x features, where the weight is the attention over the norm of the features.
+      float32 `features` (B, H, W, C), `weight`, `attention` and `strength` (B, H, W, 1). The local
+      feature is weight x features, where the weight is the attention over the norm of the features;
+      the strength is its norm.
     """
     dtype = layer.compute_dtype
     y = _convolve(x, *_weights(layer.conv, layer.norm), dtype=dtype)
     features = tf.cast(y, tf.float32)
     if not layer.use_attention:
-        attention = tf.ones_like(features[..., :1])
-        return {"features": features, "weight": attention, "attention": attention}
+        one = tf.ones_like(features[..., :1])
+        strength = _norm(features)
+        return {"features": features, "weight": one, "attention": one, "strength": strength}
     score = _convolve(tf.nn.relu(y), *_weights(layer.score), dtype=dtype)
     attention = tf.nn.softplus(tf.cast(score, tf.float32))
     square = tf.reduce_sum(tf.square(features), -1, keepdims=True)
     weight = attention * tf.math.rsqrt(tf.maximum(square, 1e-24))
-    return {"features": features, "weight": weight, "attention": attention}
+    parts = {"features": features, "weight": weight}
+    return parts | {"attention": attention, "strength": attention}
+
+
+def _delg(layer, x) -> dict[str, tf.Tensor]:
+    """`delg.DelgLocal` without what only its training needs: float32 (B, H, W, 128 and 1)."""
+    dtype = layer.compute_dtype
+    features = _convolve(x, *_weights(layer.encode), dtype=dtype)
+    hidden = tf.nn.relu(_convolve(x, *_weights(layer.conv, layer.norm), dtype=dtype))
+    score = _convolve(hidden, *_weights(layer.score), dtype=dtype)
+    return {
+        "delg_features": tf.cast(features, tf.float32),
+        "delg_attention": tf.nn.softplus(tf.cast(score, tf.float32)),
+    }
+
+
+def _norm(features):
+    return tf.norm(features, axis=-1, keepdims=True)
 
 
 def _part(layer, local: dict[str, tf.Tensor], f_global):

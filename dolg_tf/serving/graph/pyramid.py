@@ -28,14 +28,7 @@ def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.
     Raises:
       tf.errors.InvalidArgumentError: on other scales.
     """
-    # The scales must depend on the checks: a TF1 graph runs only what its output depends on.
-    checks = [
-        tf.debugging.assert_positive(tf.size(scales), "scales is empty; give at least one scale"),
-        tf.debugging.assert_positive(scales, "each of scales must be above 0"),
-        tf.debugging.assert_all_finite(scales, "each of scales must be finite"),
-    ]
-    with tf.control_dependencies([check for check in checks if check is not None]):
-        scales = tf.identity(scales)
+    scales = checked(scales)
     floats = images.to_float(photos)
     shape = tf.shape(floats)
 
@@ -51,6 +44,18 @@ def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.
     return tf.map_fn(at_scale, scales, fn_output_signature=rows, parallel_iterations=1)
 
 
+def checked(scales: tf.Tensor) -> tf.Tensor:
+    """Returns scales (S,) that fail unless there is at least one, and each is above 0."""
+    # The scales must depend on the checks: a TF1 graph runs only what its output depends on.
+    checks = [
+        tf.debugging.assert_positive(tf.size(scales), "scales is empty; give at least one scale"),
+        tf.debugging.assert_positive(scales, "each of scales must be above 0"),
+        tf.debugging.assert_all_finite(scales, "each of scales must be finite"),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return tf.identity(scales)
+
+
 def multi_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
     """Returns one unit descriptor per photo, float32 (B, D); arguments of `per_scale`."""
     return tf.math.l2_normalize(tf.reduce_sum(per_scale(network, photos, scales), 0), axis=-1)
@@ -63,5 +68,10 @@ def whitened(
     descriptors = multi_scale(network, photos, scales)
     if whitening is None:
         return descriptors
+    return whiten(descriptors, whitening)
+
+
+def whiten(rows: tf.Tensor, whitening: Whitening) -> tf.Tensor:
+    """Returns rows (N, D) whitened: (N, K), unit L2 norm."""
     projection = as_tensor(whitening.projection, tf.float32)
-    return tf.math.l2_normalize((descriptors - whitening.mean) @ projection, axis=-1)
+    return tf.math.l2_normalize((rows - whitening.mean) @ projection, axis=-1)

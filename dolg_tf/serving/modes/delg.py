@@ -14,7 +14,7 @@ from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.graph import pyramid
 from dolg_tf.serving.graph.folding import FoldedNetwork
 from dolg_tf.serving.model_card import Words
-from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.verify import Check, Reference, random_photos
 
 INPUTS = ("input_image", "input_scales", "input_global_scales_ind")
@@ -32,7 +32,7 @@ _USE = """found = model.signatures["serving_default"](
 """
 
 
-def functions(network: keras.Model, config: ExportConfig, whitening: None) -> Functions:
+def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Functions:
     """One row per scale that the indices name."""
     folded = FoldedNetwork(network)
 
@@ -91,7 +91,7 @@ def check_of_indices(inputs: dict[str, np.ndarray], rows: np.ndarray) -> Check:
     return Check("serving_default", {**inputs, INPUTS[2]: asked}, {OUTPUT: rows[[0, 1, 3]]})
 
 
-def _checks(network: keras.Model, config: ExportConfig, whitening: None) -> list[Check]:
+def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
     return [check_of_indices(inputs, rows) for inputs, rows in expected_rows(network)]
 
 

@@ -6,19 +6,18 @@ import zipfile
 import keras
 import tensorflow as tf
 
-from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.config import SUBMISSION, ExportConfig
 from dolg_tf.serving.graph import pyramid
 from dolg_tf.serving.graph.folding import FoldedNetwork
 from dolg_tf.serving.model_card import Words
-from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.verify import Check, Reference, random_photos
 
 _USE = """descriptor = model.signatures["serving_default"](photo)["global_descriptor"]  # (D,)
 """
 
 
-def functions(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> Functions:
+def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Functions:
     """One descriptor per photo, at the scales of the configuration."""
     folded = FoldedNetwork(network)
 
@@ -27,14 +26,14 @@ def functions(network: keras.Model, config: ExportConfig, whitening: Whitening |
     )
     def describe(input_image):
         scales = tf.constant(config.scales, tf.float32)
-        rows = pyramid.whitened(folded, input_image[None], scales, whitening)
+        rows = pyramid.whitened(folded, input_image[None], scales, inside.whitening)
         return {"global_descriptor": rows[0]}
 
     return {"serving_default": describe}
 
 
-def _checks(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> list[Check]:
-    reference, checks = Reference(network, whitening), []
+def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
+    reference, checks = Reference(network, inside.whitening), []
     for photo in random_photos():
         expected = {"global_descriptor": reference.descriptors(photo[None], config.scales)[0]}
         checks.append(Check("serving_default", {"input_image": photo}, expected))

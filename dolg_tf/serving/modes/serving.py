@@ -14,12 +14,13 @@ from dolg_tf.data import photo_files
 from dolg_tf.data.images import to_float
 from dolg_tf.modeling.dolg import has_local_branch, intermediates
 from dolg_tf.modeling.layers import fuse
-from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.config import ExportConfig
-from dolg_tf.serving.graph import pyramid, requests
+from dolg_tf.serving.graph import local_features, pyramid, requests
 from dolg_tf.serving.graph.folding import FoldedNetwork
+from dolg_tf.serving.local_reference import LIMITS, LocalReference
+from dolg_tf.serving.local_reference import SCALES as LOCAL_SCALES
 from dolg_tf.serving.model_card import Words
-from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.server_files import write_server_files
 from dolg_tf.serving.verify import Check, Reference, random_photos
 
@@ -35,9 +36,9 @@ descriptor = found["descriptors"][0]  # (D,)
 # --- signatures -----------------------------------------------------------------------------
 
 
-def functions(network: keras.Model, config: ExportConfig, whitening: Whitening | None) -> Functions:
-    """Encoded photos and pixels; with a local branch, also maps and features of one photo."""
-    folded = FoldedNetwork(network)
+def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Functions:
+    """Encoded photos, pixels, local features; with a local branch, also maps of one photo."""
+    folded, whitening = FoldedNetwork(network), inside.whitening
     width = network.output_shape[-1] if whitening is None else whitening.projection.shape[1]
 
     @tf.function(
@@ -63,7 +64,20 @@ def functions(network: keras.Model, config: ExportConfig, whitening: Whitening |
             config.upright,
         )
 
-    functions = {"serving_default": encoded, "images": images}
+    @tf.function(
+        input_signature=[_PHOTO, *local_features.specs("scales", "max_features", "threshold")],
+        autograph=False,
+    )
+    def local(image, scales, max_features, threshold):
+        found = local_features.of_photo(folded, image, scales, max_features, threshold)
+        return {
+            "positions": found.positions,
+            "scales": found.scales,
+            "strengths": found.strengths,
+            "descriptors": local_features.unit(found.features, inside.reduction),
+        }
+
+    functions = {"serving_default": encoded, "images": images, "local": local}
     if has_local_branch(network):
         functions |= _of_local_branch(folded.intermediates)
     return functions
@@ -125,16 +139,15 @@ _LOCAL_SIGNATURES = {"maps": _maps, "local_features": _local_features}
 # --- checks ---------------------------------------------------------------------------------
 
 
-def _checks(
-    network: keras.Model, config: ExportConfig, whitening: Whitening | None
-) -> Iterator[Check]:
-    reference, checks = Reference(network, whitening), []
+def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> Iterator[Check]:
+    reference, checks = Reference(network, inside.whitening), []
     scales = np.asarray(config.scales, np.float32)
     for photos in random_photos(2):
         expected = {"descriptors": reference.descriptors(photos, scales)}
         checks.append(Check("images", {"images": photos, "scales": scales}, expected))
         yield checks[-1]
     yield _check_of_encoded(checks, reference, config)
+    yield from _checks_of_local(network, inside)
     if has_local_branch(network):
         named = intermediates(network)
         for photo in random_photos():
@@ -142,6 +155,17 @@ def _checks(
             for signature, of in _LOCAL_SIGNATURES.items():
                 expected = {name: array.numpy() for name, array in of(outputs).items()}
                 yield Check(signature, {"image": photo}, expected)
+
+
+def _checks_of_local(network: keras.Model, inside: Inside) -> Iterator[Check]:
+    reference = LocalReference(network, inside.reduction)
+    for photo in random_photos():
+        for limit, compared in LIMITS.items():
+            expected = reference.found(photo, LOCAL_SCALES, limit)
+            del expected["boxes"]
+            values = (photo, LOCAL_SCALES, np.asarray(limit, np.int32), np.float32(0))
+            names = ("image", "scales", "max_features", "threshold")
+            yield Check("local", dict(zip(names, values, strict=True)), expected, compared)
 
 
 def _check_of_encoded(checks: list[Check], reference: Reference, config: ExportConfig) -> Check:

@@ -15,7 +15,7 @@ from dolg_tf.serving.graph.folding import owner
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.modes.delg import INPUTS, OUTPUT
-from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, SavedModelMode
+from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.verify import Check, Run
 
 _USE = """describe = model.prune(["input_image:0", "input_scales:0"], ["global_descriptors:0"])
@@ -59,7 +59,7 @@ def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:
     return variable
 
 
-def _checks(network: keras.Model, config: ExportConfig, whitening: None) -> list[Check]:
+def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
     checks = []
     for inputs, rows in delg.expected_rows(network):
         checks.append(delg.check_of_indices(inputs, rows))

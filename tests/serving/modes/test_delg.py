@@ -10,6 +10,7 @@ from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import delg
+from dolg_tf.serving.saved_model import Inside
 
 SCALES = (0.70710677, 1.0, 1.4142135)
 
@@ -18,7 +19,7 @@ SCALES = (0.70710677, 1.0, 1.4142135)
 def rows(network):
     """Function of (photo, scales, indices) to the rows, by the extractor's keywords."""
     config = ExportConfig(model_dir="m", output="o", mode="delg")
-    extract = delg.functions(network, config, None)["serving_default"]
+    extract = delg.functions(network, config, Inside())["serving_default"]
 
     def call(photo, scales, indices):
         return extract(

@@ -13,6 +13,7 @@ from dolg_tf.data import photo_files
 from dolg_tf.modeling.dolg import build_dolg, intermediates
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import serving
+from dolg_tf.serving.saved_model import Inside
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,9 @@ def test_local_features_are_what_the_fusion_gets(loaded, network, photos):
 def test_without_local_branch_there_are_no_maps(dolg_config, network):
     config = ExportConfig(model_dir="m", output="o")
     functions = {"serving_default", "images", "maps", "local_features"}
-    assert set(serving.functions(network, config, None)) == functions
+    assert set(serving.functions(network, config, Inside())) == functions
     network = build_dolg(dataclasses.replace(dolg_config, fusion="global_only"))
-    assert set(serving.functions(network, config, None)) == {"serving_default", "images"}
+    assert set(serving.functions(network, config, Inside())) == {"serving_default", "images"}
 
 
 @pytest.mark.parametrize("upright", [True, False])

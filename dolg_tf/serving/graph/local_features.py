@@ -1,0 +1,82 @@
+"""Local features of a uint8 photo at several scales, as graph functions."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dolg_tf.data import images
+from dolg_tf.runtime.whitening import Whitening
+from dolg_tf.serving.graph import local_selection, pyramid
+from dolg_tf.serving.graph.folding import FoldedNetwork
+from dolg_tf.serving.graph.local_selection import Found, Maps
+
+
+def specs(*names: str) -> list[tf.TensorSpec]:
+    """Returns the inputs that `of_photo` takes besides the photo: scales, number, threshold."""
+    kinds = (([None], tf.float32), ([], tf.int32), ([], tf.float32))
+    return [tf.TensorSpec(*kind, name) for kind, name in zip(kinds, names, strict=True)]
+
+
+def of_photo(
+    network: FoldedNetwork,
+    photo: tf.Tensor,
+    scales: tf.Tensor,
+    max_features: tf.Tensor,
+    threshold: tf.Tensor,
+    *,
+    iou: float = 1.0,
+    described: tf.Tensor | None = None,
+    sized: Callable[..., tuple[tf.Tensor, tf.Tensor]] = images.scaled_size,
+) -> Found:
+    """Returns the strongest local features of a photo; the network runs once at each scale.
+
+    Args:
+      network: whose they are.
+      photo: uint8 RGB (H, W, 3).
+      scales: float32 (S,), at least one, each above 0.
+      max_features, threshold, iou: see `local_selection.select`.
+      described: bool (S,), the scales at which the descriptor of the whole photo is taken too; it
+        becomes one of the `rows`, with unit L2 norm. None: at none.
+      sized: (height, width, scale) -> the sides of the resized photo.
+
+    Raises:
+      tf.errors.InvalidArgumentError: on other scales, or `max_features` below 0.
+    """
+    scales, floats = pyramid.checked(scales), images.to_float(photo)[None]
+    shape = tf.shape(floats)
+    kind, size = network.local_kind, network.output_shape[-1] if described is not None else 0
+
+    def maps_at(index, scale):
+        resized = images.resize(floats, *sized(shape[1], shape[2], scale))
+        if described is None:
+            return _maps(network.local_features(resized), tf.zeros([0, 0]))
+        return tf.cond(
+            described[index],
+            lambda: _with_descriptor(network.local_features(resized)),
+            lambda: _maps(network.local_features(resized), tf.zeros([0, size])),
+        )
+
+    return local_selection.select(
+        maps_at,
+        scales,
+        max_features,
+        threshold,
+        stride=kind.stride,
+        widths=(kind.dimensions, size),
+        iou=iou,
+    )
+
+
+def _with_descriptor(outputs: dict[str, tf.Tensor]) -> Maps:
+    return _maps(outputs, tf.math.l2_normalize(outputs["descriptor"], axis=-1))
+
+
+def _maps(outputs: dict[str, tf.Tensor], rows: tf.Tensor) -> Maps:
+    """Returns the maps of one photo at one scale."""
+    return Maps(outputs["features"][0], outputs["strength"][0, :, :, 0], rows)
+
+
+def unit(features: tf.Tensor, reduction: Whitening | None) -> tf.Tensor:
+    """Returns features (N, D) with unit L2 norm, reduced to (N, K) unless `reduction` is None."""
+    rows = tf.math.l2_normalize(features, axis=-1, epsilon=1e-24)
+    return rows if reduction is None else pyramid.whiten(rows, reduction)
