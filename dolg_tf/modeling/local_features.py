@@ -1,9 +1,10 @@
 """The local features of a network: what it has instead of one descriptor for the whole photo.
 
-kind   feature of a cell                                     strength
-delg   DELG's local branch (`delg_local`): 128 numbers       its attention
-dolg   DOLG's local vector, attention times a unit vector    its norm, which is the attention
-map    the stride-16 map of a network without such branches  its norm
+Their kind is
+- `delg`: the 128 numbers of DELG's local branch, where there is one (`delg_local`); their strength
+  is its attention;
+- `dolg`: DOLG's local vector, attention times a unit vector; its strength is its norm;
+- `map`: the stride-16 map of a network without such branches; its strength is its norm.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ No TensorFlow here, so that `--help` and a refused option answer at once. What a
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from dolg_tf.data.scales import LOCAL_SCALES, SCALE_SETS
@@ -136,10 +137,10 @@ class ExportConfig(NetworkConfig):
         LOCAL_SCALES,
         unit="of the photo's sides",
     )
-    local_threshold: float = configs.option(
+    local_threshold: float | None = configs.option(
         "modes serving, delg and tf1: the default of the least strength of a local feature, stored "
-        "beside the model; below 0: that stored with the weights, or 0 if there is none",
-        -1.0,
+        "beside the model; without it, that stored with the weights, or 0 if there is none",
+        None,
     )
     local_reduction: str = configs.option(
         "modes serving, delg and tf1: .npz of mean (D,) and projection (D, K), as `dolg whiten fit "
@@ -212,8 +213,8 @@ class ExportConfig(NetworkConfig):
         return "local_scales" in takes and ("features" not in takes or self.features != "global")
 
     def _check_local(self) -> None:
-        if not self.local_threshold < float("inf"):
-            raise InputError(f"--local_threshold={self.local_threshold} must be a number")
+        if self.local_threshold is not None and not math.isfinite(self.local_threshold):
+            raise InputError(f"--local_threshold={self.local_threshold} must be a finite number")
         if not 0 <= self.iou <= 1:
             raise InputError(f"--iou={self.iou} must be from 0 to 1")
         if self.gives_local:

@@ -80,7 +80,7 @@ def by_place(outputs: Outputs) -> Outputs:
     named = {name: outputs[name] for name in _NAMES if name in outputs}
     (strengths,) = (named[name].reshape(-1) for name in _STRENGTHS if name in named)
     places = named.get("positions", named.get("boxes"))
-    order = np.lexsort((*np.round(places).T, np.round(named["scales"], 3)))  # of rounding, too
+    order = np.lexsort((*np.round(places).T, named["scales"]))
     found = {name: array[order] for name, array in named.items() if name not in _VECTORS}
     (rows,) = (named[name] for name in _VECTORS if name in named)
     norms = np.linalg.norm(rows, axis=1)

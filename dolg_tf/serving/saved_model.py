@@ -171,7 +171,7 @@ def _about_local(
 ) -> dict:
     """Returns what it says of local features."""
     threshold = config.local_threshold
-    if threshold < 0:
+    if threshold is None:
         threshold = provenance.get("local_threshold", 0.0)
     return {
         "kind": kind.name,

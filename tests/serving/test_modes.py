@@ -18,6 +18,11 @@ OTHER = {
     "upright": False,
     "precision": "bfloat16",
     "whitening": "w.npz",
+    "features": "both",
+    "local_scales": (1.0,),
+    "local_threshold": 2.0,
+    "local_reduction": "r.npz",
+    "iou": 0.9,
     "zip": True,
     "quantize": "dynamic",
 }
@@ -53,6 +58,8 @@ def test_each_option_of_some_modes_is_an_option():
 @pytest.mark.parametrize("mode", MODES)
 def test_an_option_is_taken_or_refused_with_the_remedy(mode, option):
     given = {option: OTHER[option]}
+    if option.startswith("local_") or option == "iou":  # of no use with global features alone
+        given["features"] = "both" if "features" in MODES[mode].takes else "global"
     if option in MODES[mode].takes:
         assert getattr(config(mode, **given), option) == OTHER[option]
         return

@@ -18,7 +18,7 @@ def _features(image):
 
 
 def _local(image, scales, max_features, threshold):
-    """The cells, of a photo resized to each scale, whose colour is not grey."""
+    """The cells of the photo at each scale."""
     floats, sides = tf.cast(image, tf.float32), tf.cast(tf.shape(image)[:2], tf.float32)
 
     def maps_at(_, scale):

@@ -255,6 +255,7 @@ class LoadedModel:
         about = self.about.local or {}
         scales = tuple(scales or about.get("scales") or LOCAL_SCALES)
         threshold = about.get("threshold", 0.0) if threshold is None else threshold
+        _check_numbers(scales, max_features, threshold)
         found = self._local_of(image, scales, max_features, threshold)
         if not len(found) and max_features and not self._warned:
             self._warned = True
@@ -289,11 +290,6 @@ class LoadedModel:
     def has_maps(self) -> bool:
         """Whether `maps` works: not in mode `delg`, nor without a local branch."""
         return "maps" in self._session.signatures
-
-    @property
-    def has_local(self) -> bool:
-        """Whether `local` works: not in mode `delg` of a global descriptor alone."""
-        return "local" in self._session.signatures
 
     def maps(self, photo: np.ndarray | Photo | files.Path) -> dict[str, np.ndarray]:
         """Returns the maps of the local branch over a photo.
@@ -340,6 +336,15 @@ class LoadedModel:
                 f"{where}: its network has no local branch (--fusion=global_only), so there are no "
                 "local features to show; use a network that has one"
             )
+
+
+def _check_numbers(scales: tuple[float, ...], max_features: int, threshold: float) -> None:
+    if not all(0 < scale < float("inf") for scale in scales):
+        raise InputError(f"scales {scales} must be above 0")
+    if max_features < 0:
+        raise InputError(f"max_features is {max_features}; it must be 0 or more")
+    if np.isnan(threshold):
+        raise InputError(f"threshold is {threshold}; it must be a number")
 
 
 def load_model(saved_model: files.Path, scales: Sequence[float] = ()) -> LoadedModel:

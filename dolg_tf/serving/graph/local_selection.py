@@ -37,6 +37,7 @@ class Found(NamedTuple):
     Attributes:
       places: float32 (N, 2), row and column in pixels of the resized photo.
       factors: float32 (N,), the scale s at which it was resized.
+      scales: float32 (N,), 1 / s: how much larger a region is than at scale 1.
       strengths: float32 (N,).
       features: float32 (N, D).
       rows: float32 (M, R), see `Maps`.
@@ -44,6 +45,7 @@ class Found(NamedTuple):
 
     places: tf.Tensor
     factors: tf.Tensor
+    scales: tf.Tensor
     strengths: tf.Tensor
     features: tf.Tensor
     rows: tf.Tensor
@@ -52,11 +54,6 @@ class Found(NamedTuple):
     def positions(self) -> tf.Tensor:
         """Row and column in pixels of the photo, float32 (N, 2)."""
         return self.places / self.factors[:, None]
-
-    @property
-    def scales(self) -> tf.Tensor:
-        """How much larger a region is than at scale 1, float32 (N,)."""
-        return 1.0 / self.factors
 
     @property
     def boxes(self) -> tf.Tensor:
@@ -102,7 +99,7 @@ def select(
         # would drop it may itself be dropped by one of a later scale.
         return index + 1, _strongest(joined, limit) if iou >= 1 else joined
 
-    none = Found(*(tf.zeros([0, *shape]) for shape in ((2,), (), (), widths[:1], widths[1:])))
+    none = Found(*(tf.zeros([0, *shape]) for shape in ((2,), (), (), (), widths[:1], widths[1:])))
     shapes = Found(*(tf.TensorShape([None, *tensor.shape[1:]]) for tensor in none))
     _, found = tf.while_loop(
         lambda index, _: index < tf.size(scales),
@@ -131,6 +128,8 @@ def _candidates(
     return Found(
         places=stride * tf.cast(places, tf.float32),
         factors=tf.fill(tf.shape(cells), scale),
+        # Of a whole row, TensorFlow's reciprocals of 1 are not all 1.
+        scales=tf.fill(tf.shape(cells), 1.0 / scale),
         strengths=tf.gather(strengths, cells),
         features=tf.gather(tf.reshape(maps.features, [-1, maps.features.shape[-1]]), cells),
         rows=maps.rows,

@@ -8,6 +8,8 @@ import stand_in_saved_model as stand_in
 import tensorflow as tf
 from PIL import ExifTags, Image
 
+from dolg_tf.data.scales import LOCAL_SCALES
+from dolg_tf.retrieval.extract.decoding import Preparation, read_photo
 from dolg_tf.retrieval.extract.model import load_model, open_describer
 from dolg_tf.retrieval.extract.photos import Photo
 from dolg_tf.retrieval.extract.stage import ExtractConfig, extract
@@ -99,7 +101,7 @@ def test_what_is_no_extractor(tmp_path):
     local = _save(tmp_path / "local", _Delg("local_descriptors"))
     more = _save(tmp_path / "more", _Delg(more=[tf.TensorSpec([], tf.float32, "input_abs_thres")]))
     for path in (local, more):
-        with pytest.raises(InputError, match=r"is not an extractor of DELG's global descriptors"):
+        with pytest.raises(InputError, match=r"is not an extractor of DELG's descriptors"):
             open_describer(path, SCALES).load()
     with pytest.raises(InputError, match="no SavedModel there"):
         open_describer(tmp_path, SCALES)
@@ -203,6 +205,89 @@ def test_delgs_extractor_describes_photos_of_other_sizes(foreign):
 def test_what_cannot_be_described(ours, photos, message):
     with pytest.raises(InputError, match=message):
         ours.describe(photos)
+
+
+def _naive_local(image, scales, limit, threshold):
+    """The stand-in's cells, one by one: a list of (strength, position, scale, descriptor)."""
+    found = []
+    for scale in map(np.float32, scales):
+        size = [max(1, round(float(scale * side))) for side in image.shape[:2]]
+        resized = tf.image.resize(image.astype(np.float32), size)
+        cells = tf.nn.avg_pool2d(resized[None], 16, 16, "SAME")[0].numpy() / 127.5 - 1
+        for i, j in np.ndindex(cells.shape[:2]):
+            strength = np.linalg.norm(cells[i, j])
+            place = np.float32((16 * i, 16 * j)) / scale
+            found.append((strength, place, 1 / scale, cells[i, j] / strength))
+    found = [cell for cell in found if cell[0] >= threshold]
+    found.sort(key=lambda cell: -cell[0])
+    return found[:limit]
+
+
+def _check_local(found, expected, size):
+    assert len(found) == len(expected) and found.size == size
+    names = ("strengths", "positions", "scales", "descriptors")
+    for name, values in zip(names, zip(*expected, strict=True), strict=True):
+        assert getattr(found, name).dtype == np.float32
+        np.testing.assert_allclose(getattr(found, name), np.array(values), atol=2e-4)
+
+
+def test_local_features_of_pixels(ours):
+    assert ours.has_local
+    image = np.random.default_rng(2).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    every = ours.local_of(image, (0.5, 1.0))
+    _check_local(every, _naive_local(image, (0.5, 1.0), 1000, 0), (50, 90))
+    bar = float(np.median(every.strengths))
+    _check_local(ours.local_of(image, (0.5, 1.0), 5, bar), _rows(every, 5), (50, 90))
+    assert len(ours.local_of(image, (0.5, 1.0), threshold=bar)) < len(every)
+    _check_local(ours.local_of(image), _naive_local(image, LOCAL_SCALES, 1000, 0), (50, 90))
+    assert ours.local_of(image, max_features=0).descriptors.shape == (0, 3)
+
+
+def _rows(found, limit):
+    rows = zip(found.strengths, found.positions, found.scales, found.descriptors, strict=True)
+    return list(rows)[:limit]
+
+
+def test_positions_are_in_the_pixels_of_the_photo_before_it_was_shrunk(ours, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    levels = np.random.default_rng(1).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(levels).resize((130, 90)).save(tmp_path / "a.png", exif=exif)
+    like = {"max_side": 65, "upright": True}
+    found = ours.local(tmp_path / "a.png", scales=(1.0,), like=like)
+    assert found.size == (130, 90)
+    shrunk = read_photo(tmp_path / "a.png", Preparation.of(like))
+    assert shrunk.shape[:2] == (65, 45)
+    expected = ours.local_of(shrunk, (1.0,))
+    np.testing.assert_allclose(found.positions, 2 * expected.positions, rtol=1e-6)
+    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+    # DELF's rule: scales are not divided.
+    np.testing.assert_array_equal(found.scales, 1)
+    boxed = Photo("a", tmp_path / "a.png", (10, 5, 40, 65), turn=True)
+    assert ours.local(boxed).size == (60, 30)
+
+
+def test_nothing_above_the_threshold_is_told_once(ours, caplog):
+    model, image = load_model(ours.path), PHOTO
+    strongest = ours.local_of(image).strengths[0]
+    for _ in range(2):
+        assert len(model.local_of(image, threshold=100.0)) == 0
+    (record,) = caplog.records
+    told = f"no local feature of strength 100 or more, its strongest has {strongest:.3g}"
+    assert told in record.message and "give another" in record.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": (1.0, 0.0)}, r"scales \(1.0, 0.0\) must be above 0"),
+        ({"max_features": -1}, "max_features is -1; it must be 0 or more"),
+        ({"threshold": np.nan}, "threshold is nan; it must be a number"),
+    ],
+)
+def test_wrong_numbers_of_local_features(ours, options, message):
+    with pytest.raises(InputError, match=message):
+        ours.local(PHOTO, **options)
 
 
 def test_a_model_that_fails_is_named(ours, monkeypatch):

@@ -16,6 +16,7 @@ from dolg_tf.serving import export as stage
 from dolg_tf.serving import saved_model
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.modes import kaggle
+from dolg_tf.serving.saved_model import Inside
 from dolg_tf.stage.config import InputError
 
 SCALES = (0.7071, 1.0)
@@ -77,7 +78,7 @@ def test_about_tells_the_whitening(exported, whitening_file):
 def test_scales_and_whitening_are_inside(network, photos, many_scales, whitening_file, whitened):
     config = ExportConfig(model_dir="m", output="o", mode="kaggle", scales=SCALES)
     whitening = load_whitening(whitening_file, 16) if whitened else None
-    describe = kaggle.functions(network, config, whitening)["serving_default"]
+    describe = kaggle.functions(network, config, Inside(whitening))["serving_default"]
     for size in ((40, 60), (10, 10)):
         photo = photos(*size, 3)
         expected = many_scales(photo, SCALES)

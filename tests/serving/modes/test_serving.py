@@ -64,10 +64,14 @@ def test_local_features_are_what_the_fusion_gets(loaded, network, photos):
 
 def test_without_local_branch_there_are_no_maps(dolg_config, network):
     config = ExportConfig(model_dir="m", output="o")
-    functions = {"serving_default", "images", "maps", "local_features"}
+    functions = {"serving_default", "images", "local", "maps", "local_features"}
     assert set(serving.functions(network, config, Inside())) == functions
     network = build_dolg(dataclasses.replace(dolg_config, fusion="global_only"))
-    assert set(serving.functions(network, config, Inside())) == {"serving_default", "images"}
+    assert set(serving.functions(network, config, Inside())) == {
+        "serving_default",
+        "images",
+        "local",
+    }
 
 
 @pytest.mark.parametrize("upright", [True, False])
