@@ -8,7 +8,7 @@ import tensorflow as tf
 from dolg_tf.serving.graph.local_selection import Maps, select
 
 SCALES = (0.5, 1.0)
-LOCAL = ("maps", "local_features", "local")
+LOCAL = ("maps", "local_features")
 
 
 def _features(image):

@@ -114,7 +114,8 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    return load_model(stand_in.save(tmp_path_factory.mktemp("ours") / "model"))
+    signatures = (*stand_in.LOCAL, "local")
+    return load_model(stand_in.save(tmp_path_factory.mktemp("ours") / "model", signatures))
 
 
 def _signature(model, images, scales):
