@@ -114,7 +114,7 @@ def test_a_whitening_of_another_model_is_refused(model_dir, tmp_path):
 
 
 def test_a_whitening_fits_the_model_in_either_precision(tmp_path):
-    config = ExportConfig(model_dir="m", output="o")
+    config = ExportConfig(model_dir="m", output="o", whitening=str(tmp_path / "w.npz"))
     for learned_on in ("weights", saved_model.export_hash("weights", "bfloat16", None)):
         write_whitening(tmp_path / "w.npz", np.zeros(4), np.eye(4), learned_on)
-        saved_model._check_whitening(load_whitening(tmp_path / "w.npz", 4), "weights", config)
+        assert saved_model._learned("--whitening", 4, config, "weights").model_hash == learned_on
