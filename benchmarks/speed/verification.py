@@ -76,7 +76,7 @@ def main() -> None:
             timer.add(name, Verifier(settings).verify, query, index)
         if importlib.util.find_spec("skimage"):
             timer.add("k-d tree and scikit-image, as DELG", skimage_affine, query, index)
-        timer.run(arguments.repeats)
+        timer.run(arguments.repeats, pause=0.1)
         cpu = {name: 1000 * np.median(spent, axis=0)[1] for name, spent in timer.seconds.items()}
         for name, spent in cpu.items():
             inliers = Verifier(ways[name]).verify(query, index).count if name in ways else ""

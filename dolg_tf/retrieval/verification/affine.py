@@ -70,13 +70,15 @@ def verify(query: np.ndarray, index: np.ndarray, settings: Ransac) -> Verified:
     best, best_key = None, (_SAMPLE - 1, 0.0)
     samples = _samples(count, settings)
     needed = len(samples)
+    # Reused: memory that is new to the process takes longer to come than to be filled.
+    room = np.empty((2, min(_ROUND, needed), count))
     for start in range(0, len(samples), _ROUND):
         if start >= needed:
             break
         maps = _fit(query, index, samples[start : start + _ROUND], settings.plausible)
         if not len(maps):
             continue
-        squared = _squared_residuals(maps, places, query)
+        squared = _squared_residuals(maps, places, query, room)
         hits = (squared < settings.max_residual**2).sum(1)
         most = int(hits.max())
         if most < best_key[0]:
@@ -89,18 +91,24 @@ def verify(query: np.ndarray, index: np.ndarray, settings: Ransac) -> Verified:
             needed = _needed_trials(most / count)
     if best is None:
         return nothing
-    squared = _squared_residuals(best[None], places, query)[0]
+    squared = _squared_residuals(best[None], places, query, room)[0]
     return Verified(squared < settings.max_residual**2, best)
 
 
-def _squared_residuals(maps: np.ndarray, places: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Returns float64 (T, M) of maps (T, 2, 3), places (M, 3) and the query's locations (M, 2)."""
-    total = np.zeros((len(maps), len(query)))
+def _squared_residuals(
+    maps: np.ndarray, places: np.ndarray, query: np.ndarray, room: np.ndarray
+) -> np.ndarray:
+    """Returns float64 (T, M) of maps (T, 2, 3), places (M, 3) and the query's locations (M, 2).
+
+    They are in `room`, float64 (2, T or more, M), until it is used again.
+    """
+    total = room[:, : len(maps)]
     for axis in range(2):
-        residual = maps[:, axis] @ places.T
-        residual -= query[:, axis]
-        total += np.square(residual, out=residual)
-    return total
+        np.matmul(maps[:, axis], places.T, out=total[axis])
+        total[axis] -= query[:, axis]
+    np.square(total, out=total)
+    total[0] += total[1]
+    return total[0]
 
 
 def _samples(count: int, settings: Ransac) -> np.ndarray:

@@ -95,9 +95,11 @@ def _nearest(query: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarr
     columns = _cut(index, width).transpose(0, 2, 1)
     rough_half = half_index.astype(np.float32)
     size = max(1, _SCORES // (height * columns.shape[0] * width)) * height
+    # Reused: memory that is new to the process takes as long to come as the products.
+    room = np.empty((min(size, len(query) + height) // height, height, *columns.shape[::2]), "f4")
     for start in range(0, len(query), size):
         block = query[start : start + size]
-        closeness = _multiply(_cut(block, height), columns)[: len(block), : len(index)]
+        closeness = _multiply(_cut(block, height), columns, room)[: len(block), : len(index)]
         closeness -= rough_half
         found = closeness.argmax(1)
         best = np.take_along_axis(closeness, found[:, None], 1)
@@ -124,12 +126,14 @@ def _cut(rows: np.ndarray, height: int) -> np.ndarray:
     return tiles
 
 
-def _multiply(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns the products of (n, height, D) rows and (m, D, width) columns as one matrix."""
-    (n, height, _), (m, _, width) = rows.shape, columns.shape
-    products = np.empty((n, height, m, width), np.float32)
+def _multiply(rows: np.ndarray, columns: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Returns the products of (n, height, D) rows and (m, D, width) columns as one matrix.
+
+    They are in `room`, float32 (n or more, height, m, width), until it is used again.
+    """
+    products = room[: len(rows)]
     np.matmul(rows[:, None], columns[None], out=products.transpose(0, 2, 1, 3))
-    return products.reshape(n * height, m * width)
+    return products.reshape(len(rows) * room.shape[1], -1)
 
 
 def _first_nearest(
