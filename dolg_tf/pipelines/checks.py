@@ -14,6 +14,7 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors, norms
 from dolg_tf.retrieval.index import directory
+from dolg_tf.retrieval.local import feature_set
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
@@ -64,6 +65,15 @@ def check_descriptors(path: pathlib.Path) -> list[str]:
     return [*facts, f"model {short(found.meta['model_hash'])}", f"{bad:,} unreadable photos"]
 
 
+def check_local(path: pathlib.Path) -> list[str]:
+    """Checks a local feature set: the checksum and every number of each photo's features."""
+    found = feature_set.read(path)
+    told = check_features(found, range(len(found)))
+    meta = found.meta
+    width = f"{meta['kind']} of width {meta['dimensions']}, as {meta['dtype']}"
+    return [f"{len(found):,} photos", told, width]
+
+
 def check_index(path: pathlib.Path) -> list[str]:
     """Checks an index: its checksums, ids, counts, every row of an exact one, local features."""
     found = directory.Index.open(path)
@@ -85,10 +95,17 @@ def check_index(path: pathlib.Path) -> list[str]:
 
 
 def check_features(found: LocalFeatureSet, rows) -> str:
-    """Reads the local features of photos, which are compared with their checksums."""
+    """Checks the local features of photos: checksums, and that all numbers are sound."""
     for row in progress.track(rows, len(rows), "local features"):
-        found.stored(row)
-    count = int(found.counts[rows].sum())
+        features, where = found[row], f"{found.source}: {found.ids[row]!r}"
+        for name in ("positions", "scales", "strengths"):
+            if not np.isfinite(getattr(features, name)).all():
+                raise InputError(f"{where}: {name} that are not finite; {feature_set.REMEDY}")
+        lengths = norms.norms_of(features.descriptors, where)
+        norms.check_finite(lengths, where)
+        some = lengths[lengths > 0]  # of a zero, no direction is known
+        norms.check_unit(some, where, remedy=feature_set.REMEDY, tolerance=_NORM_TOLERANCE)
+    count = int(found.counts[np.asarray(rows, np.int64)].sum())
     return f"{count:,} local features of model {short(found.meta['model_hash'])}"
 
 

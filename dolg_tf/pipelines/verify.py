@@ -24,9 +24,9 @@ class PathConfig:
     """The thing to verify."""
 
     path: str = option(
-        "TFRecords (their folder, one file or a glob), descriptor set or .npy, index (of either "
-        "kind), codebook, scores, model "
-        "directory, run directory, SavedModel, .onnx or .tflite file",
+        "TFRecords (their folder, one file or a glob), descriptor set or .npy, local feature set, "
+        "index (of either kind), codebook, scores, model directory, run directory, SavedModel, "
+        ".onnx or .tflite file",
         "",
     )
 
@@ -95,6 +95,7 @@ KINDS = {
     "ASMK index": Kind(_holds("codes.npy", "codebook.npz"), asmk_checks.check_asmk),
     "scores": Kind(_holds("scores.npy"), asmk_checks.check_scores),
     "codebook": Kind(asmk_checks.is_codebook, asmk_checks.check_codebook),
+    "local feature set": Kind(_holds("offsets.npy", "sums.npy"), checks.check_local),
     "descriptor set": Kind(_is_descriptors, checks.check_descriptors),
     "run directory": Kind(_is_run, checks.check_run),
     "model directory": Kind(_holds("config.json", "model.weights.h5"), checks.check_model),

@@ -20,6 +20,8 @@ from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.model_dir import save_dolg
 from dolg_tf.pipelines.verify import KINDS, VerifyConfig, verify
 from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval.local import feature_set
+from dolg_tf.stage import checksums
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.loop import train
 
@@ -148,6 +150,7 @@ SOUND = [
     ("records/train-*", "records", "32 records"),
     ("set", "descriptor set", "6 descriptors of width 3"),
     ("set/descriptors-00000-of-00001.npy", "descriptor set", "6 descriptors of width 3"),
+    ("local", "local feature set", "30 local features of model abc"),
     ("index", "index", "flat, 6 photos of width 3"),
     ("asmk", "ASMK index", "variant dolg, 6 photos, 4 words"),
     ("codebook.npz", "codebook", "4 words of width 16"),
@@ -234,6 +237,28 @@ def test_damage_is_named(copied, name, damage, message):
     with pytest.raises(InputError) as error:
         _verify(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("part", feature_set.Stored._fields)
+def test_damaged_local_features(copied, part):
+    path = copied("local")
+    _flip(path / f"{part}-00000-of-00001.npy", -1)
+    with pytest.raises(InputError, match="features of 'p5' are damaged, their checksum is wrong"):
+        _verify(path)
+
+
+def test_local_features_that_another_tool_wrote_wrongly(copied):
+    path = copied("local")
+    rows = np.load(path / "descriptors-00000-of-00001.npy") * 2
+    np.save(path / "descriptors-00000-of-00001.npy", rows)
+    found = feature_set.read(path)
+    sums = np.load(path / "sums.npy")
+    sums[:] = [found.shards[0].part(a, a + 5).digest() for a in range(0, 30, 5)]
+    np.save(path / "sums.npy", sums)
+    meta, crcs = checksums.read_json(path / "meta.json", 1, "")
+    checksums.write_json(path / "meta.json", meta, crcs | checksums.of_files(path, ["sums.npy"]))
+    with pytest.raises(InputError, match="'p0': 5 of 5 rows are not of unit norm"):
+        _verify(path)
 
 
 @pytest.mark.parametrize("damage", [lambda path: _flip(path, 400), _cut])
