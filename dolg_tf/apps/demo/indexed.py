@@ -17,6 +17,8 @@ from dolg_tf.retrieval.index.reranking import Chosen
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet, packed, unpacked
 from dolg_tf.retrieval.local.features import LocalFeatures
 from dolg_tf.retrieval.meta import photo_roots
+from dolg_tf.retrieval.rerank.methods import RerankConfig, as_fitted
+from dolg_tf.retrieval.verification.pairs import VerifyConfig
 from dolg_tf.retrieval.whitening.choose import find_groups
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -79,16 +81,25 @@ class IndexedPhotos:
             threshold = Threshold(calibration["threshold"], precision=precision)
         search = self._index.search if rows is None else None
         ids = self._index.ids
-        local = None
-        if self._kept is not None:
-            local = Chosen(self._kept, self._kept.rows_of(ids)).__getitem__
         self._now = Searchable(
-            ids, rows, threshold=threshold, alike=_ALIKE, search=search, local=local
+            ids, rows, threshold=threshold, alike=_ALIKE, search=search, **self._geometry()
         )
         self.describe(np.zeros((*_WARM_UP, 3), np.uint8), self.scales)
         if rows is not None and len(ids) <= _MOST_GROUPED:
             self._doing = "Looking for places"
             threading.Thread(target=self._look_for_places, daemon=True).start()
+
+    def _geometry(self) -> dict:
+        """Returns what `Searchable` says of local features, ordered as `dolg calibrate` fitted."""
+        if self._kept is None:
+            return {}
+        found = {"local": Chosen(self._kept, self._kept.rows_of(self._index.ids)).__getitem__}
+        fitted = (self._index.meta["calibration"] or {}).get("geometric")
+        if fitted is None:
+            return found
+        settings = RerankConfig(rerank=fitted["rerank"])
+        settings, verification = as_fitted(settings, VerifyConfig(), fitted)
+        return found | {"geometric": settings, "verify": verification}
 
     def _look_for_places(self) -> None:
         rows = self._now.rows

@@ -6,8 +6,10 @@ import dataclasses
 import io
 import os
 import pathlib
+import types
 
 import demo_world
+import local_sets
 import numpy as np
 import pytest
 import stand_in_saved_model
@@ -28,9 +30,11 @@ from dolg_tf.retrieval.index import answers, directory, stages
 from dolg_tf.retrieval.index.answers import QueryConfig
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.stages import BuildConfig
+from dolg_tf.retrieval.local import writing
 from dolg_tf.retrieval.rerank import methods
 from dolg_tf.retrieval.rerank.methods import RerankConfig
-from dolg_tf.stage.config import InputError
+from dolg_tf.retrieval.verification.pairs import VerifyConfig
+from dolg_tf.stage.config import InputError, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -533,3 +537,91 @@ def test_an_index_of_another_making(tmp_path, about, told):
     world = demo_world.make(tmp_path, **about)
     with pytest.raises(InputError, match=told):
         IndexedPhotos(*world, "", 0)
+
+
+# --- local features of an index ----------------------------------------------------------
+
+
+class _WithLocal:
+    """The model, which gives three local features that are the same for each photo."""
+
+    has_maps, has_local = False, True
+
+    def __init__(self, reduction=None):
+        self.about = types.SimpleNamespace(
+            model_hash="abc", local={"kind": "map", "reduction": reduction}
+        )
+        self.asked = []
+
+    def describe(self, images, scales):
+        return demo_world.descriptor(images[0])[None]
+
+    def local_of(self, image, *numbers):
+        self.asked.append(numbers)
+        return local_sets.draw(np.random.default_rng(7), 3, size=image.shape[:2])
+
+
+@pytest.fixture(scope="module")
+def with_local(tmp_path_factory):
+    """A model, and an index that keeps local features as bits."""
+    folder = tmp_path_factory.mktemp("local")
+    model, _ = demo_world.make(folder)
+    rng = np.random.default_rng(0)
+    kept = descriptors.read(folder / "set")
+    photos = [
+        (id_, local_sets.draw(rng, 5, size=(64, 96))) for id_ in sorted(COLOURS, reverse=True)
+    ]
+    meta = local_sets.LOCAL_META | {key: kept.meta[key] for key in ("model_hash", "crop")}
+    meta |= {"dtype": "bits", "max_features": 55, "threshold": 0.25, "scales": [0.5, 2.0]}
+    writing.write(folder / "set.local", photos, meta)
+    local = {"descriptors": str(folder / "set"), "local": str(folder / "set.local")}
+    stages.build(BuildConfig(**local, output=str(folder / "with")))
+    return model, folder / "with", dict(photos)
+
+
+def _opened(with_local, monkeypatch, model):
+    monkeypatch.setattr(indexed, "load_model", lambda *_: model)
+    made = IndexedPhotos(*with_local[:2], "", 0)
+    made.load()
+    return made
+
+
+def test_an_index_gives_its_local_features_and_visitors_photos_theirs_alike(
+    with_local, monkeypatch
+):
+    model = _WithLocal()
+    made = _opened(with_local, monkeypatch, model)
+    now = made.searchable()
+    for row, id_ in enumerate(now.ids):
+        stored = with_local[2][id_]
+        np.testing.assert_array_equal(now.local(row).positions, stored.positions)
+        np.testing.assert_allclose(now.local(row).descriptors, np.sign(stored.descriptors) / 4)
+    found = made.local(np.zeros((32, 48, 3), np.uint8))
+    assert model.asked == [([0.5, 2.0], 55, 0.25)] and found.size == (32, 48)
+    np.testing.assert_allclose(np.abs(found.descriptors), 0.25)
+    engine = Engine(made, 10**7, 10**7)
+    assert "geometric" in engine.rerankings
+    assert now.geometric.order == "delg" and now.verify.plausible
+    answer = engine.search(_query(scene("red")), reranking="geometric")
+    assert all(photo.inliers is not None for photo in answer.found)
+
+
+def test_an_index_is_ordered_as_it_was_calibrated(with_local, monkeypatch):
+    fitted = {"rerank": "geometric", "order": "sum", "weight": 0.02, "cap": 40, "verify": 3}
+    fitted["settings"] = to_dict(VerifyConfig(max_residual="7").resolved())
+    meta = Index.open(with_local[1]).meta
+    directory.set_calibration(with_local[1], {"threshold": 0.9, "geometric": fitted}, meta)
+    now = _opened(with_local, monkeypatch, _WithLocal()).searchable()
+    assert now.geometric.numbers() == {"verify": 3, "weight": 0.02, "cap": 40}
+    assert now.geometric.order == "sum" and now.verify.max_residual == "7"
+
+
+def test_local_features_of_another_making_are_not_compared(with_local, monkeypatch, caplog):
+    made = _opened(with_local, monkeypatch, _WithLocal({"sha256": "other"}))
+    assert made.searchable().local is None and made.has_local
+    assert "have reduction None, the model gives 'other'" in caplog.text
+    made.local(np.zeros((32, 48, 3), np.uint8))  # as the model gives them, to say why
+    assert made._model.asked == [()]
+    older = _WithLocal()
+    older.has_local = False
+    assert _opened(with_local, monkeypatch, older).searchable().local is None
