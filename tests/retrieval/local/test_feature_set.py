@@ -239,7 +239,7 @@ def test_a_set_that_grows_photo_by_photo_has_few_shards_and_copies_little(tmp_pa
         write(self, id_, size, stored, digest)
 
     rng, drawn = np.random.default_rng(0), {}
-    for number in range(48):
+    for number in range(24):
         drawn[f"{number:02d}"] = draw(rng, 3)
         monkeypatch.setattr(writing.SetWriter, "add_stored", write)
         writing.write(tmp_path / "one", [(f"{number:02d}", drawn[f"{number:02d}"])], LOCAL_META)
@@ -249,7 +249,7 @@ def test_a_set_that_grows_photo_by_photo_has_few_shards_and_copies_little(tmp_pa
         linking.join(tmp_path / "all", [(one, np.arange(len(one))) for one in sets])
         assert len(feature_set.read(tmp_path / "all").shards) <= 1 + np.log2(number + 1)
     check(tmp_path / "all", drawn)
-    assert copied <= 3 * 48 * 6
+    assert copied <= 3 * 24 * 5
 
 
 def test_join_refuses_what_does_not_fit(tmp_path, folder):
