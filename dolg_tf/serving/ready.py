@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 SIDE = 320  # longest side of the photos that it is to describe, pixels
 SCALES = (1.0, 2**0.5)
 PACKAGED = tuple(published.LITE_FILES)  # networks that come as pip packages
+_FORM = 2  # of what is exported; 2: with local features. Older ones in a cache are made anew
 _HASH = 12  # digits of a hash in a folder's name
 
 
@@ -39,12 +40,13 @@ def check(name: str, flag: str) -> None:
 def place(name: str) -> pathlib.Path:
     """Returns where the SavedModel of published weights is kept, whether it is there or not.
 
-    The folder's name holds a hash of this release, the weights and the scales.
+    The folder's name holds a hash of this release and its form of export, the weights and the
+    scales.
     """
     weights = name
     if name in published.LITE_FILES:
         weights = files.sha256(published.package_file(name))
-    text = "\n".join([dolg_tf.__version__, name, weights, repr(SCALES)])
+    text = "\n".join([dolg_tf.__version__, str(_FORM), name, weights, repr(SCALES)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH]
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home, "dolg_tf", "ready", f"{name}-{digest}")

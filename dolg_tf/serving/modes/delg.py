@@ -2,6 +2,7 @@
 
 DELG's own rows are as the network gives them; these have unit norm, which the extractor's
 normalisation leaves unchanged, so that summing without normalising gives DOLG's descriptor too.
+Local features are as the network gives them, as DELG's; with a reduction, they have unit norm.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,24 @@ import numpy as np
 import tensorflow as tf
 
 from dolg_tf.serving.config import ExportConfig
-from dolg_tf.serving.graph import pyramid
+from dolg_tf.serving.graph import local_features, pyramid
 from dolg_tf.serving.graph.folding import FoldedNetwork
+from dolg_tf.serving.local_reference import (
+    LIMITS,
+    SCALES,
+    LocalReference,
+    by_place,
+    strengths_alone,
+)
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.verify import Check, Reference, random_photos
 
 INPUTS = ("input_image", "input_scales", "input_global_scales_ind")
+LOCAL_INPUTS = ("input_max_feature_num", "input_abs_thres")  # after image and scales
 OUTPUT = "global_descriptors"
+_PHOTO = tf.TensorSpec([None, None, 3], tf.uint8, INPUTS[0])
+_INDICES = tf.TensorSpec([None], tf.int32, INPUTS[2])
 
 # What a user makes of the rows; `{call}` gives them.
 POOL_ROWS = """rows = tf.math.l2_normalize({call}, -1)
@@ -33,47 +44,69 @@ _USE = """found = model.signatures["serving_default"](
 
 
 def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Functions:
-    """One row per scale that the indices name."""
+    """The local features, and one row per scale that the indices name."""
     folded = FoldedNetwork(network)
+    specs = [_PHOTO, *local_features.specs(INPUTS[1], *LOCAL_INPUTS)]
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None, 3], tf.uint8, "input_image"),
-            tf.TensorSpec([None], tf.float32, "input_scales"),
-            tf.TensorSpec([None], tf.int32, "input_global_scales_ind"),
-        ],
-        autograph=False,
-    )
-    def extract(input_image, input_scales, input_global_scales_ind):
-        scales = chosen_scales(input_scales, input_global_scales_ind)
-        rows = pyramid.per_scale(folded, input_image[None], scales)
-        return {OUTPUT: rows[:, 0]}
+    @tf.function(input_signature=[*specs[:2], _INDICES], autograph=False)
+    def rows(input_image, input_scales, input_global_scales_ind):
+        asked = at_indices(input_scales, input_global_scales_ind)
+        scales = tf.boolean_mask(input_scales, asked)
+        return {OUTPUT: pyramid.per_scale(folded, input_image[None], scales)[:, 0]}
 
-    return {"serving_default": extract}
+    def found(*inputs, **options):
+        features = local_features.of_photo(folded, *inputs, iou=config.iou, **options)
+        return features, {
+            "boxes": features.boxes,
+            "features": _described(features.features, inside),
+            "scales": features.scales,
+            "scores": features.strengths[:, None],
+        }
+
+    @tf.function(input_signature=specs, autograph=False)
+    def local(input_image, input_scales, input_max_feature_num, input_abs_thres):
+        return found(input_image, input_scales, input_max_feature_num, input_abs_thres)[1]
+
+    @tf.function(input_signature=[*specs, _INDICES], autograph=False)
+    def both(
+        input_image, input_scales, input_max_feature_num, input_abs_thres, input_global_scales_ind
+    ):
+        asked = at_indices(input_scales, input_global_scales_ind, may_be_empty=True)
+        inputs = input_image, input_scales, input_max_feature_num, input_abs_thres
+        features, outputs = found(*inputs, described=asked)
+        return {**outputs, OUTPUT: features.rows}
+
+    return {"serving_default": {"global": rows, "local": local, "both": both}[config.features]}
 
 
-def chosen_scales(scales: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """Returns the scales that DELG's `input_global_scales_ind` names.
+def _described(features: tf.Tensor, inside: Inside) -> tf.Tensor:
+    """Returns features as the network makes them, which the extractor normalises; or reduced."""
+    return features if inside.reduction is None else local_features.unit(features, inside.reduction)
+
+
+def at_indices(scales: tf.Tensor, indices: tf.Tensor, may_be_empty: bool = False) -> tf.Tensor:
+    """Returns at which scales DELG's `input_global_scales_ind` asks for a row: bool (S,).
 
     Args:
       scales: float32 (S,).
       indices: int32 (N,), in any order; duplicates count once.
-
-    Returns:
-      float32 (rows,), by ascending index.
+      may_be_empty: whether there may be no index.
 
     Raises:
       tf.errors.InvalidArgumentError: when there is no index, or one is outside [0, S).
     """
     name, count = INPUTS[2], tf.size(scales)
+    least = -1 if may_be_empty else 0
     checks = [
-        tf.debugging.assert_positive(tf.size(indices), f"{name} is empty; give at least one index"),
+        tf.debugging.assert_greater(
+            tf.size(indices), least, f"{name} is empty; give at least one index"
+        ),
         tf.debugging.assert_non_negative(indices, f"{name} holds an index below 0"),
         tf.debugging.assert_less(indices, count, f"{name} holds an index that has no scale"),
     ]
     with tf.control_dependencies([check for check in checks if check is not None]):
         asked = tf.equal(tf.range(count)[:, None], indices[None, :])  # (S, N)
-    return tf.boolean_mask(scales, tf.reduce_any(asked, axis=1))
+    return tf.reduce_any(asked, axis=1)
 
 
 def expected_rows(network: keras.Model) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
@@ -91,7 +124,36 @@ def check_of_indices(inputs: dict[str, np.ndarray], rows: np.ndarray) -> Check:
     return Check("serving_default", {**inputs, INPUTS[2]: asked}, {OUTPUT: rows[[0, 1, 3]]})
 
 
+def checks_of_local(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
+    """Returns checks of local features, with rows of two scales where both are given."""
+    reference, described = LocalReference(network, inside.reduction), Reference(network, None)
+    # Where overlaps are dropped: all features of a single cell, and the strongest of others.
+    limits = LIMITS if config.iou == 1 else {1: strengths_alone}
+    calls = [(photo, SCALES, *limit) for photo in random_photos() for limit in limits.items()]
+    if config.iou < 1:
+        calls.append((random_photos()[-1], SCALES[:1], 1000, by_place))
+    checks = []
+    for photo, scales, limit, compared in calls:
+        values = photo, scales, np.asarray(limit, np.int32), np.float32(0)
+        inputs = dict(zip((*INPUTS[:2], *LOCAL_INPUTS), values, strict=True))
+        found = reference.found(photo, scales, limit, normalized=False)
+        expected = {
+            "boxes": found["boxes"],
+            "features": found["descriptors"],
+            "scales": found["scales"],
+            "scores": found["strengths"][:, None],
+        }
+        if config.features == "both":
+            inputs[INPUTS[2]] = np.asarray((len(scales) - 1, 0), np.int32)
+            chosen = scales[np.unique(inputs[INPUTS[2]])]
+            expected[OUTPUT] = described.rows(photo[None], chosen)[:, 0]
+        checks.append(Check("serving_default", inputs, expected, compared))
+    return checks
+
+
 def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
+    if config.gives_local:
+        return checks_of_local(network, config, inside)
     return [check_of_indices(inputs, rows) for inputs, rows in expected_rows(network)]
 
 

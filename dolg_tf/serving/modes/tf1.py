@@ -25,30 +25,32 @@ _USE = """describe = model.prune(["input_image:0", "input_scales:0"], ["global_d
 def _write(functions: Functions, path: pathlib.Path) -> None:
     """Writes delg's function as a TF1-style SavedModel.
 
-    Its tensors are `input_image:0`, `input_scales:0`, `input_global_scales_ind:0` and
-    `global_descriptors:0`.
+    Its tensors have the names of the inputs and outputs, with ":0".
     """
     extract = functions["serving_default"].get_concrete_function()
     weights = [(weight.handle, weight.numpy()) for weight in owner([extract]).weights]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        image, scales = (
-            tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name)
-            for name, tensor in zip(INPUTS[:2], extract.inputs[:2], strict=True)
-        )
-        every = tf.range(tf.size(scales))
-        indices = tf.compat.v1.placeholder_with_default(every, [None], INPUTS[2])
+        given = len(extract.inputs) - len(extract.captured_inputs)
+        inputs = {}
+        for tensor in extract.inputs[:given]:
+            name = tensor.op.name
+            if name == INPUTS[2]:
+                every = tf.range(tf.size(inputs[INPUTS[1]]))
+                inputs[name] = tf.compat.v1.placeholder_with_default(every, [None], name)
+            else:
+                inputs[name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name)
         copies = {id(handle): _variable(array, session).handle for handle, array in weights}
         captured = [copies[id(handle)] for handle in extract.captured_inputs]
         names = [tensor.name for tensor in extract.inputs]
-        (rows,) = tf.graph_util.import_graph_def(
+        found = tf.graph_util.import_graph_def(
             extract.graph.as_graph_def(),
-            input_map=dict(zip(names, (image, scales, indices, *captured), strict=True)),
-            return_elements=[extract.outputs[0].name],
+            input_map=dict(zip(names, (*inputs.values(), *captured), strict=True)),
+            return_elements=[tensor.name for tensor in extract.outputs],
             name="network",
         )
-        rows = tf.identity(rows, OUTPUT)
-        inputs = dict(zip(INPUTS, (image, scales, indices), strict=True))
-        tf.compat.v1.saved_model.simple_save(session, str(path), inputs, {OUTPUT: rows})
+        outputs = sorted(extract.structured_outputs)  # the order in which a dict is flattened
+        tensors = {name: tf.identity(x, name) for name, x in zip(outputs, found, strict=True)}
+        tf.compat.v1.saved_model.simple_save(session, str(path), inputs, tensors)
 
 
 def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:
@@ -60,6 +62,8 @@ def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:
 
 
 def _checks(network: keras.Model, config: ExportConfig, inside: Inside) -> list[Check]:
+    if config.gives_local:
+        return delg.checks_of_local(network, config, inside)
     checks = []
     for inputs, rows in delg.expected_rows(network):
         checks.append(delg.check_of_indices(inputs, rows))

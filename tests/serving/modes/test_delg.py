@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.data import images
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.local_reference import LocalReference
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.saved_model import Inside
 
@@ -166,3 +168,70 @@ def test_about_tells_the_mode(export):
     about = json.loads((export(mode="delg") / "assets.extra" / "dolg.json").read_text())
     assert about["mode"] == "delg" and about["precision"] == "float32"
     assert about["whitening"] is None
+
+
+# --- local features ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(export):
+    return export(mode="delg", features="both", iou=1.0)
+
+
+def _delf_local(output):
+    """Post-processes as delf/python/examples/extractor.py does, without PCA."""
+    boxes = output["boxes"].numpy()
+    locations = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], 1)
+    descriptors = tf.nn.l2_normalize(output["features"], axis=1).numpy()
+    attention = tf.reshape(output["scores"], [-1]).numpy()
+    return locations, descriptors, output["scales"].numpy(), attention
+
+
+@pytest.mark.slow
+def test_delfs_extractor_gets_local_features_and_rows(both, network, photos, one_scale):
+    predict = tf.saved_model.load(str(both)).signatures["serving_default"]
+    photo, scales = photos(61, 83, 3), np.asarray((0.5, 1.0), np.float32)
+    inputs = {
+        "input_image": tf.constant(photo),
+        "input_scales": tf.constant(scales),
+        "input_max_feature_num": tf.constant(1000),
+        "input_abs_thres": tf.constant(0.0),
+    }
+    output = predict(**inputs, input_global_scales_ind=tf.constant([1]))
+    expected = LocalReference(network, None).found(photo, scales, 1000)
+    locations, descriptors, factors, attention = _delf_local(output)
+    order, theirs = (
+        np.lexsort((*np.round(at).T, s))
+        for at, s in ((locations, factors), (expected["positions"], expected["scales"]))
+    )
+    names = ("positions", "descriptors", "scales", "strengths")
+    found = (locations, descriptors, factors, attention)
+    for name, array in zip(names, found, strict=True):
+        np.testing.assert_allclose(array[order], expected[name][theirs], atol=1e-3)
+    assert (np.diff(attention) <= 0).all()
+    np.testing.assert_allclose(output["global_descriptors"][0], one_scale(photo, 1.0), atol=1e-5)
+    # As DELG's own: without indices no row, above the strongest no feature.
+    none = predict(**inputs, input_global_scales_ind=tf.constant([], tf.int32))
+    assert none["global_descriptors"].shape == (0, 16)
+    nothing = predict(
+        **{**inputs, "input_abs_thres": tf.constant(1e9)}, input_global_scales_ind=tf.constant([0])
+    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in nothing.items()}
+    depth = descriptors.shape[1]
+    assert shapes == {
+        "boxes": (0, 4),
+        "features": (0, depth),
+        "scales": (0,),
+        "scores": (0, 1),
+        "global_descriptors": (1, 16),
+    }
+
+
+@pytest.mark.slow
+def test_our_stages_read_local_features_of_it(both, photos, many_scales):
+    model, photo = load_model(both), photos(61, 83, 3)
+    found = model.local_of(photo, (0.5, 1.0), 20)
+    assert len(found) == 20 and found.size == (61, 83)
+    np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, rtol=1e-5)
+    row = model.describe(photo[None], SCALES)[0]
+    np.testing.assert_allclose(row, many_scales(photo, SCALES), atol=1e-5)

@@ -63,3 +63,19 @@ def test_the_cpp_loader_knows_the_default(exported, photos, expected):
     with CppSession(exported) as session:
         rows = session.run("serving_default", inputs)["global_descriptors"]
     np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_local_features_by_delfs_feeds_and_fetches(export, photos, expected):
+    model = tf.saved_model.load(str(export(mode="tf1", features="both")))
+    names = ("image", "scales", "abs_thres", "max_feature_num", "global_scales_ind")
+    fetches = ("boxes", "features", "scales", "scores", "global_descriptors")
+    call = model.prune([f"input_{name}:0" for name in names], [f"{name}:0" for name in fetches])
+    photo = tf.constant(photos(61, 83, 3))
+    found = call(photo, tf.constant(SCALES), tf.constant(0.0), tf.constant(7), tf.constant([2, 0]))
+    boxes, features, scales, scores, rows = (tensor.numpy() for tensor in found)
+    assert (len(boxes), len(features), scales.shape, scores.shape) == (7, 7, (7,), (7, 1))
+    assert (np.diff(scores[:, 0]) <= 0).all()
+    np.testing.assert_allclose(
+        boxes[:, 2:] - boxes[:, :2], 290 * np.stack([scales, scales], 1), rtol=1e-5
+    )
+    np.testing.assert_allclose(rows, expected[[0, 2]], atol=1e-5)
