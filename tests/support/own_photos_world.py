@@ -1,5 +1,8 @@
 """A folder of photos, and a network that describes them by their colour, without TensorFlow."""
 
+import dataclasses
+
+import local_sets
 import numpy as np
 from PIL import Image
 from place_rows import photos_of
@@ -19,6 +22,7 @@ class Network:
     def __init__(self):
         self.rows, self.places = photos_of([*PLACES, 1])
         self.described, self.fails_after = [], None
+        self.looked_at, self.stops_after = [], None
 
     def describe(self, images, scales=()):
         numbers = [int(red) + int(green) for red, green, _ in images[:, 0, 0]]
@@ -27,6 +31,18 @@ class Network:
             if self.fails_after is not None and len(self.described) > self.fails_after:
                 raise KeyboardInterrupt
         return self.rows[numbers]
+
+    def local_of(self, image, scales, most, threshold):
+        """Finds features that most photos of a place share, seen from elsewhere."""
+        number = int(image[0, 0, 0]) + int(image[0, 0, 1])
+        if self.stops_after is not None and len(self.looked_at) == self.stops_after:
+            raise KeyboardInterrupt
+        self.looked_at.append(number)
+        features = local_sets.draw(np.random.default_rng(number // 6), 40, 64, (1000, 1000))
+        if number % 6 == 5:  # its own alone
+            features = local_sets.draw(np.random.default_rng(number), 40, 64, (1000, 1000))
+        moved = (1 + number / 100) * features.positions + number
+        return dataclasses.replace(features, positions=moved.astype(np.float32))
 
 
 def draw(path, number, suffix="png"):

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from dolg_tf.pipelines.own_photos.finding import Found
 from dolg_tf.pipelines.own_photos.journal import Entry
 from dolg_tf.pipelines.own_photos.kept import Kept
 from dolg_tf.pipelines.own_photos.model import Model
-from dolg_tf.pipelines.own_photos.queries import Query
+from dolg_tf.pipelines.own_photos.queries import Answer, Query
+from dolg_tf.pipelines.own_photos.verification import ordering
+from dolg_tf.pipelines.own_photos.verification.kept_features import KeptFeatures
 from dolg_tf.retrieval.extract.shards import bad_photo
 from dolg_tf.retrieval.rows import Reordered
 from dolg_tf.stage.tables import write_table
@@ -35,12 +37,14 @@ class OwnPhotos:
       kept: where what is made of them is kept; it is locked by the caller.
       model: describes them.
       found: the photos.
+      verify: whether the local features of photos are kept, too.
 
     Attributes:
       photos: by id.
     """
 
-    def __init__(self, kept: Kept, model: Model, found: Found):
+    def __init__(self, kept: Kept, model: Model, found: Found, verify: bool = False):
+        self._verify = verify
         self._kept, self._model, self._found = kept, model, found
         self._folder = kept.described_by(model.about.model_hash)
         self.title = " + ".join(root.name or str(root) for root in kept.roots.values())
@@ -58,6 +62,7 @@ class OwnPhotos:
         """Finds out what is known of the photos."""
         self._described = Described(self._folder, self._kept.roots, self._model.made)
         self._before = adapt.read(self._folder / "searched")
+        self._features = KeptFeatures(self._folder, self._model) if self._verify else None
         self._entries, self._todo = self._described.match(self._found.photos)
         self._known = len(self._entries)
         self._tell("Describing your photos")
@@ -93,8 +98,32 @@ class OwnPhotos:
         with self._changing:
             self._searchable = now
         self._list_unread()
+        if self._features is not None:
+            self._tell("Finding local features")
+            files = {
+                one.digest: self.photos[id_].path
+                for id_, one in self._entries.items()
+                if one.row >= 0
+            }
+            self._features.update(files, self._loaded.local_of)
         self._tell("")
         return searched
+
+    def verified(self, searched: Searched, answers: Iterator[Answer], k: int) -> Iterator[Answer]:
+        """Yields answers in the order of their verification.
+
+        Args:
+          searched: of `update`.
+          answers: with more photos than are wanted.
+          k: photos of each, at most.
+        """
+        features, entries, ids = self._features, self._entries, searched.index.ids
+        yield from ordering.ordered(
+            answers,
+            lambda one: features.of_file(one.query.path, self._loaded.local_of),
+            lambda row: features[entries[ids[row]].digest],
+            k,
+        )
 
     def _told(self, done: int, rate: float) -> None:
         with self._changing:

@@ -25,6 +25,7 @@ from dolg_tf.pipelines.own_photos.learning import learn
 from dolg_tf.pipelines.own_photos.learning.labels import find_labels, split
 from dolg_tf.pipelines.own_photos.model import Model
 from dolg_tf.pipelines.own_photos.queries import Answer, Query
+from dolg_tf.pipelines.own_photos.verification.ordering import VERIFIED
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.stage import command
@@ -64,11 +65,11 @@ def search(settings: SearchConfig) -> None:
     found = finding.find(kept.roots, kept.path)
     with kept.open() as lock:
         log.info("what is made of your photos is kept in %s", kept.path)
-        photos = OwnPhotos(kept, _model(settings, kept, found), found)
+        photos = OwnPhotos(kept, _model(settings, kept, found), found, settings.verify)
         photos.look()
         photos.load()
         if asked:
-            answer(photos, asked, settings.k, output)
+            answer(photos, asked, settings.k, output, settings.verify)
         else:
             show(settings, photos, lock)
 
@@ -117,7 +118,9 @@ def show(settings: SearchConfig, photos: OwnPhotos, lock: IO) -> None:
 # --- answers on the terminal ---------------------------------------------------------
 
 
-def answer(photos: OwnPhotos, asked: list[Query], k: int, output: pathlib.Path) -> None:
+def answer(
+    photos: OwnPhotos, asked: list[Query], k: int, output: pathlib.Path, verify: bool = False
+) -> None:
     """Writes and prints the photos nearest to each query, when all photos are described.
 
     Args:
@@ -125,26 +128,31 @@ def answer(photos: OwnPhotos, asked: list[Query], k: int, output: pathlib.Path) 
       asked: what is searched for.
       k: answers to each, at most.
       output: CSV of the answers.
+      verify: whether local features order them, too.
     """
     asked, raw = photos.describe_queries(asked)  # first: none of them may be a photo
     searched = photos.update()
     own = queries.own_rows(asked, searched.index.ids, photos.photos)
-    found = queries.answers(searched, asked, raw, own, k)
-    lines = _lines(searched, _said(searched, found, len(asked)))
+    most = max(k, VERIFIED) if verify else k
+    found = queries.answers(searched, asked, raw, own, most)
+    if verify:
+        found = photos.verified(searched, found, k)
+    lines = _lines(searched, _said(searched, found, len(asked)), verify)
     write_table(output, next(lines), lines)
     log.info("%s: the answers to %d queries", output, len(asked))
 
 
-def _lines(searched: Searched, found: Iterator[Answer]) -> Iterator[list]:
+def _lines(searched: Searched, found: Iterator[Answer], verified: bool) -> Iterator[list]:
     """Yields the lines of the CSV."""
     index = searched.index
     calibrated = index.threshold is not None
-    yield [*queries.COLUMNS, *["match"] * calibrated]
+    yield [*queries.COLUMNS, *["match"] * calibrated, *["inliers"] * verified]
     for one in found:
         for place, (row, score) in enumerate(zip(one.rows, one.scores, strict=True), 1):
             line = [one.query.name, place, index.ids[row], f"{score:.9g}"]
             match = ["match" if index.matches(score) else "no match"] if calibrated else []
-            yield line + match
+            inliers = [_agreeing(one.inliers[place - 1])] if verified else []
+            yield line + match + inliers
 
 
 def _said(searched: Searched, found: Iterator[Answer], count: int) -> Iterator[Answer]:
@@ -166,7 +174,13 @@ def _words(searched: Searched, one: Answer, matches, shown: int) -> Iterator[str
     yield f"{one.query.name}:" if len(one.rows) else f"{one.query.name}: no other photo to find"
     for place, (row, score) in enumerate(zip(one.rows[:shown], one.scores, strict=False)):
         match = "" if matches is None else "   match" if matches[place] else "no match"
-        yield f"  {score:6.3f}  {match}  {command.one_line(searched.index.ids[row])}"
+        agree = "" if one.inliers is None else f"{_agreeing(one.inliers[place]):>4} agree  "
+        yield f"  {score:6.3f}  {match}  {agree}{command.one_line(searched.index.ids[row])}"
+
+
+def _agreeing(inliers: int) -> str:
+    """Returns how many local features of a photo agree; nothing if it was not verified."""
+    return "" if inliers < 0 else str(inliers)
 
 
 def threshold_words(searched: Searched) -> str:

@@ -39,6 +39,11 @@ class SearchConfig:
         "used from then on if it finds no fewer photos of either kind",
         False,
     )
+    verify: bool = option(
+        "order the best photos of --query by the local features that agree on one view, too: worth "
+        "it for photos of 600 pixels and more; the features are found once, and kept",
+        False,
+    )
     forget: bool = option("delete the kept folder, and nothing else", False)
     port: int = option("port of the page, on this machine alone", 7860)
 
@@ -53,6 +58,8 @@ class SearchConfig:
                 f"--output={self.output}: answers to what? Name a photo by --query, or a folder by "
                 "--output"
             )
+        if self.verify and not self.query and not self.forget:
+            raise InputError("--verify orders the answers to --query; name a photo, or omit it")
         if self.output and self.kept and not self.answers:
             raise InputError(
                 f"--output={self.output} and --kept={self.kept} both name the kept folder; a file "

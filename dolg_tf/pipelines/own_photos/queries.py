@@ -130,11 +130,21 @@ def _same(one: str, other: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The photos nearest to a query: their rows and scores, best first."""
+    """The photos nearest to a query, best first.
+
+    Attributes:
+      query: what was searched for.
+      rows: int64 (N,).
+      scores: float32 (N,), of query and photo alone.
+      nearness: float32 (N,), by which they were ranked.
+      inliers: int64 (N,), local features that agree; -1: not verified. None: none was.
+    """
 
     query: Query
     rows: np.ndarray
     scores: np.ndarray
+    nearness: np.ndarray
+    inliers: np.ndarray | None = None
 
 
 def answers(
@@ -158,11 +168,11 @@ def answers(
         if photos.expansion is not None:
             near, scores = _nearest(index, asked, own[part], photos.expansion.photos)
             asked = expand(asked, index[near.clip(0)], scores, photos.expansion.alpha)
-        ranked, _ = _nearest(index, asked, own[part], k)
-        for query, row, found in zip(queries[part], rows[part], ranked, strict=True):
+        nearest = _nearest(index, asked, own[part], k)
+        for query, row, found, near in zip(queries[part], rows[part], *nearest, strict=True):
             there = found[found >= 0]
             # A score compares query and photo alone: the threshold was fitted to such.
-            yield Answer(query, there, _scores(index, row, there))
+            yield Answer(query, there, _scores(index, row, there), near[found >= 0])
 
 
 def _scores(index, row: np.ndarray, there: np.ndarray) -> np.ndarray:

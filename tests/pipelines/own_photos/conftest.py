@@ -11,7 +11,8 @@ from dolg_tf.retrieval.extract.model import Describer
 @pytest.fixture
 def network(monkeypatch):
     found = Network()
-    about = Describer("abc", (1.0,), None, lambda: found.describe)
+    local = {"kind": "map", "dimensions": 64, "scales": [1.0], "threshold": 0.0, "reduction": None}
+    about = Describer("abc", (1.0,), None, lambda: found.describe, local)
     monkeypatch.setattr(model, "check", lambda name: None)
     monkeypatch.setattr(model, "open_model", lambda name: Model("model", 0, about))
     monkeypatch.setattr(Model, "load", lambda self: found)

@@ -1,0 +1,1 @@
+"""A second stage of the search: the best answers are ordered by how many local features agree."""
