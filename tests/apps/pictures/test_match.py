@@ -51,6 +51,7 @@ def folder(tmp_path_factory):
         image[:16, -16:] = (0, 0, 255) if name == "a" else (0, 255, 0)
         Image.fromarray(image).save(path / f"{name}.png")
     stand_in.save(path / "model")
+    stand_in.save(path / "plain", ("local",))
     return path
 
 
@@ -157,11 +158,18 @@ def test_any_network_shows_its_verified_matches(one_view):
         compare_local(model, "ab", likes)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_command_writes_a_picture_and_says_the_similarity(folder, tmp_path, caplog, suffix):
+@pytest.mark.parametrize(("suffix", "model"), [(".png", "model"), (".svg", "plain")])
+def test_the_command_writes_a_picture_and_says_the_similarity(
+    folder, tmp_path, caplog, suffix, model
+):
+    """Of a network with a local branch, and of one without."""
     caplog.set_level(logging.INFO)
     output = tmp_path / f"match{suffix}"
-    match(_config(folder, output))
+    figure = match(_config(folder, output, saved_model=str(folder / model)))
+    if model == "plain":
+        assert "like one of the other photo" in caplog.text and len(figure.axes) == 3
+    else:
+        assert "strongest agreement" in caplog.text
     assert output.stat().st_size > 10_000 and "similarity of the descriptors" in caplog.text
     with pytest.raises(InputError, match="--overwrite"):
         match(_config(folder, output))
