@@ -193,7 +193,7 @@ def _steps(work, module_files):
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             return
         yield
-        step += 17
+        step += 29
 
 
 def test_a_kill_while_sets_are_put_together_loses_nothing(photos, tmp_path, expected, monkeypatch):
@@ -214,7 +214,19 @@ def test_a_kill_while_sets_are_put_together_loses_nothing(photos, tmp_path, expe
         shutil.rmtree(output)
         shutil.rmtree(f"{output}.local")
         shutil.copytree(begun, output)
-    assert killed > 10
+    assert killed > 5
+
+
+def test_no_more_than_a_group_is_on_the_disk_twice(photos, tmp_path, monkeypatch):
+    join, left = local_shards.linking.join, []
+
+    def counting(*arguments):
+        join(*arguments)
+        left.append(len(list((tmp_path / "set/unfinished").glob("local-*-of-*"))))
+
+    monkeypatch.setattr(local_shards.linking, "join", counting)
+    run(photos, tmp_path / "set")
+    assert left == [4, 2, 0]
 
 
 @pytest.mark.parametrize("part", ["descriptors", "positions"])
