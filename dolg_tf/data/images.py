@@ -143,3 +143,20 @@ def scaled_size(height, width, scale) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.maximum(tf.cast(tf.round(product), tf.int32), 1)
 
     return scaled(height), scaled(width)
+
+
+def floored_size(height, width, scale) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns int32 (height, width) of a photo at a scale: floor(side x scale), at least 1.
+
+    The product is taken in float64 of the decimal fraction that the float32 scale stands for, as in
+    HOW: 1000 x 0.353 is 353.
+    """
+    written = tf.round(tf.cast(scale, tf.float64) * 1e6) / 1e6
+    same = tf.equal(tf.cast(written, tf.float32), tf.cast(scale, tf.float32))
+    exact = tf.where(same, written, tf.cast(scale, tf.float64))
+
+    def scaled(side):
+        product = tf.floor(tf.cast(side, tf.float64) * exact)
+        return tf.maximum(tf.cast(product, tf.int32), 1)
+
+    return scaled(height), scaled(width)

@@ -9,3 +9,6 @@ SCALE_SETS: dict[str, tuple[float, ...]] = {
 
 # DELF's and DELG's of local features, as the configurations of DELG's models have them.
 LOCAL_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
+
+# HOW's, in the order in which its authors take them.
+HOW_SCALES = (2.0, 1.414, 1.0, 0.707, 0.5, 0.353, 0.25)

@@ -22,7 +22,6 @@ from dolg_tf.modeling.layers import ChannelNormalization
 
 _MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
 STRIDES = {"p4": 16, "p5": 32}  # of the features, by `HowConfig.local_source`, pixels
-RESULTS = ("features", "attention", "smoothed", "reduced", "descriptor")
 
 
 @keras.saving.register_keras_serializable("dolg_tf")
@@ -82,7 +81,7 @@ def build_how(
     cut = whole.outputs[_MAPS.index(config.local_source)]
     backbone = keras.Model(whole.input, cut, name="backbone")
     # What follows computes in float32, whatever the precision of the convolutions.
-    features = keras.layers.Identity(dtype="float32", name="features")(backbone(x))
+    features = keras.layers.Identity(dtype="float32", name=config.local_source)(backbone(x))
     attention = FeatureNorm(dtype="float32", name="attention")(features)
     # TensorFlow's "same" leaves the padding out of the mean, as count_include_pad=False there.
     smoothed = keras.layers.AveragePooling2D(
@@ -105,8 +104,15 @@ def intermediates(network: keras.Model) -> keras.Model:
       `smoothed` (B, h, w, C), their 3x3 mean; `reduced` (B, h, w, D), the local features, not
       normalised; `descriptor` (B, D). h and w are the photo's sides over `STRIDES`, rounded up.
     """
-    outputs = {name: network.get_layer(name).output for name in RESULTS}
+    outputs = {"features": network.get_layer(source_of(network)).output}
+    for name in ("attention", "smoothed", "reduced", "descriptor"):
+        outputs[name] = network.get_layer(name).output
     return keras.Model(network.input, outputs, name="how_intermediates")
+
+
+def source_of(network: keras.Model) -> str:
+    """Returns the map that a HOW network's features come from, a key of `STRIDES`."""
+    return next(layer.name for layer in network.layers if layer.name in STRIDES)
 
 
 def unit(descriptors):

@@ -4,7 +4,8 @@ Their kind is
 - `delg`: the 128 numbers of DELG's local branch, where there is one (`delg_local`); their strength
   is its attention;
 - `dolg`: DOLG's local vector, attention times a unit vector; its strength is its norm;
-- `map`: the stride-16 map of a network without such branches; its strength is its norm.
+- `map`: the stride-16 map of a network without such branches; its strength is its norm;
+- `how`: HOW's reduced features, whose lengths ASMK needs; their strength is its attention.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import dataclasses
 import keras
 from keras import ops
 
+from dolg_tf.modeling import how
 from dolg_tf.modeling.dolg import MAPS, has_local_branch, local_branches
 
 _STRIDES = dict(zip(MAPS, (8, 16, 32), strict=True))
@@ -22,18 +24,25 @@ class LocalKind:
     """Which local features a network has.
 
     Attributes:
-      name: "delg", "dolg" or "map", see above.
+      name: "delg", "dolg", "map" or "how", see above.
       dimensions: numbers of a feature.
       stride: pixels from one cell to the next, at scale 1.
+      unit: whether features are divided by their norm.
+      relative: whether strengths are divided by the largest over all scales of a photo.
     """
 
     name: str
     dimensions: int
     stride: int
+    unit: bool = True
+    relative: bool = False
 
 
 def local_kind(network: keras.Model) -> LocalKind:
-    """Returns which local features a network of `build_dolg` has."""
+    """Returns which local features a network of `build_dolg` or `build_how` has."""
+    if network.name == "how":
+        stride, reduced = how.STRIDES[how.source_of(network)], network.get_layer("reduced")
+        return LocalKind("how", reduced.filters, stride, unit=False, relative=True)
     if any(layer.name == "delg" for layer in network.layers):
         return LocalKind("delg", network.get_layer("delg").output[0].shape[-1], _STRIDES["p4"])
     if has_local_branch(network):
@@ -52,7 +61,10 @@ def with_local_features(network: keras.Model) -> keras.Model:
       normalised, and `strength` (B, h, w, 1), at least 0.
     """
     kind = local_kind(network).name
-    if kind == "delg":
+    if kind == "how":
+        features = network.get_layer("reduced").output
+        strength = network.get_layer("attention").output[..., None]
+    elif kind == "delg":
         features, strength, _ = network.get_layer("delg").output
     elif kind == "dolg":
         layer = network.get_layer("local")

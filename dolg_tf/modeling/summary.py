@@ -33,7 +33,6 @@ _PARTS = {
     "fusion_p5": "fusion",
     "fused": "fusion",
     "delg": "DELG's branch",
-    "features": "backbone",
     "attention": "local features",
     "smoothed": "local features",
     "reduced": "local features",
@@ -162,7 +161,7 @@ def describe(network, config: DolgConfig | HowConfig) -> list[str]:
 def _describe_how(network, config: HowConfig) -> list[str]:
     from dolg_tf.modeling.how import STRIDES
 
-    channels = network.get_layer("features").output.shape[-1]
+    channels = network.get_layer(config.local_source).output.shape[-1]
     return [
         f"HOW, backbone {config.backbone} up to stride {STRIDES[config.local_source]} "
         f"({channels} channels)",

@@ -133,8 +133,9 @@ class ExportConfig(NetworkConfig):
     )
     local_scales: tuple[float, ...] = configs.option(
         "modes serving, delg and tf1: the default scales of local features, stored beside the "
-        "model",
-        LOCAL_SCALES,
+        f"model; empty: {','.join(map(str, LOCAL_SCALES))}, DELG's, and those of its authors for "
+        "HOW",
+        (),
         unit="of the photo's sides",
     )
     local_threshold: float | None = configs.option(
@@ -175,7 +176,8 @@ class ExportConfig(NetworkConfig):
         self._refuse_options_of_other_modes()
         for name in ("scales", "local_scales"):
             scales = getattr(self, name)
-            if not scales or not all(0 < scale < float("inf") for scale in scales):
+            missing = not scales and name == "scales"
+            if missing or not all(0 < scale < float("inf") for scale in scales):
                 raise InputError(f"--{name}={scales} must be one or more numbers above 0")
         self._check_local()
         configs.at_least(self, max_pixels=1)

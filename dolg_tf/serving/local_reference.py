@@ -12,6 +12,7 @@ import tensorflow as tf
 from dolg_tf.data import images
 from dolg_tf.modeling.local_features import local_kind, with_local_features
 from dolg_tf.runtime.whitening import Whitening
+from dolg_tf.serving.graph import pyramid
 
 Outputs = dict[str, np.ndarray]
 _HALF_BOX = 145  # pixels, of DELF's receptive field
@@ -26,7 +27,8 @@ class LocalReference:
         photos = tf.TensorSpec([None, None, None, 3], tf.float32)
         model = with_local_features(network)
         self._maps = tf.function(model, input_signature=[photos], autograph=False)
-        self._stride, self._reduction = local_kind(network).stride, reduction
+        self._kind, self._reduction = local_kind(network), reduction
+        self._sized = pyramid.scaling_of(network).sized
 
     def found(
         self, photo: np.ndarray, scales: np.ndarray, limit: int, normalized: bool = True
@@ -37,7 +39,7 @@ class LocalReference:
           photo: uint8 RGB (H, W, 3).
           scales: float32 (S,).
           limit: the most of them.
-          normalized: whether `descriptors` are unit vectors; reduced ones always are.
+          normalized: whether `descriptors` are unit vectors; HOW's are not, reduced ones always.
 
         Returns:
           float32 `positions` (N, 2), `boxes` (N, 4), `scales` (N,), `strengths` (N,), `descriptors`
@@ -47,7 +49,9 @@ class LocalReference:
         places, factors, strengths, rows = map(np.concatenate, zip(*parts, strict=True))
         best = np.argsort(-strengths, kind="stable")[:limit]
         places, factors, strengths, rows = (x[best] for x in (places, factors, strengths, rows))
-        if normalized or self._reduction is not None:
+        if self._kind.relative:
+            strengths = strengths / strengths.max(initial=0)
+        if self._kind.unit and (normalized or self._reduction is not None):
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         if self._reduction is not None:
             rows = self._reduction.apply(rows)
@@ -62,13 +66,13 @@ class LocalReference:
 
     def _at(self, photo: np.ndarray, scale: np.float32) -> tuple[np.ndarray, ...]:
         """Returns places, scale, strengths and features of all cells, row by row."""
-        size = images.scaled_size(*photo.shape[:2], scale)
+        size = self._sized(*photo.shape[:2], scale)
         maps = self._maps(images.resize(images.to_float(tf.constant(photo))[None], *size))
         strengths, features = (maps[name].numpy()[0] for name in ("strength", "features"))
         cells = np.indices(strengths.shape[:2], np.float32).reshape(2, -1).T
         factors = np.full(len(cells), scale, np.float32)
         rows = features.reshape(-1, features.shape[-1])
-        return np.float32(self._stride) * cells, factors, strengths.ravel(), rows
+        return np.float32(self._kind.stride) * cells, factors, strengths.ravel(), rows
 
 
 def by_place(outputs: Outputs) -> Outputs:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from dolg_tf.data.scales import HOW_SCALES, LOCAL_SCALES
 from dolg_tf.modeling.config import DolgConfig
 from dolg_tf.modeling.local_features import LocalKind, local_kind
 from dolg_tf.modeling.model_dir import build_network, weights_hash
@@ -173,11 +174,12 @@ def _about_local(
     threshold = config.local_threshold
     if threshold is None:
         threshold = provenance.get("local_threshold", 0.0)
+    scales = config.local_scales or (HOW_SCALES if kind.name == "how" else LOCAL_SCALES)
     return {
         "kind": kind.name,
         "dimensions": kind.dimensions if reduction is None else reduction.projection.shape[1],
         "stride": kind.stride,
-        "scales": list(config.local_scales),
+        "scales": list(scales),
         "threshold": threshold,
         "reduction": _identity(reduction),
     }

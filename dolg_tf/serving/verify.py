@@ -16,6 +16,7 @@ import tensorflow as tf
 from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.runtime.whitening import Whitening
+from dolg_tf.serving.graph.pyramid import scaling_of
 
 # Height and width in pixels; the last size shrinks to 3 x 3 at scale 0.25.
 _SIZES = ((97, 130), (32, 45), (10, 10))
@@ -140,14 +141,15 @@ class Reference:
     def __init__(self, network: keras.Model, whitening: Whitening | None):
         photos = tf.TensorSpec([None, None, None, 3], tf.float32)
         self._network = tf.function(network, input_signature=[photos], autograph=False)
-        self._whitening = whitening
+        self._whitening, self._scaling = whitening, scaling_of(network)
 
     def rows(self, photos: np.ndarray, scales: Sequence[float]) -> np.ndarray:
-        """Returns unit descriptors (S, B, D) of uint8 photos (B, H, W, 3)."""
+        """Returns descriptors (S, B, D) of uint8 photos (B, H, W, 3), see `pyramid.per_scale`."""
         rows, floats = [], images.to_float(tf.constant(photos))
         for scale in scales:
-            size = images.scaled_size(*photos.shape[1:3], scale)
-            rows.append(_unit(self._network(images.resize(floats, *size)).numpy()))
+            size = self._scaling.sized(*photos.shape[1:3], scale)
+            found = self._network(images.resize(floats, *size)).numpy()
+            rows.append(_unit(found) if self._scaling.unit else found)
         return np.stack(rows)
 
     def descriptors(self, photos: np.ndarray, scales: Sequence[float]) -> np.ndarray:

@@ -175,3 +175,12 @@ def test_scaled_size(size, scale, expected):
     traced = tf.function(images.scaled_size)(*map(tf.constant, size), tf.constant(scale))
     assert tuple(int(side) for side in traced) == expected
     assert traced[0].dtype == tf.int32
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.414, 1.0, 0.707, 0.5, 0.353, 0.25, 2**-0.5])
+def test_floored_size_is_that_of_the_decimal_fraction(scale):
+    sides = np.arange(1, 4097)
+    exact = float(np.float32(scale)) if scale == 2**-0.5 else scale
+    expected = [max(1, int(side * exact)) for side in sides.tolist()]
+    found, same = images.floored_size(tf.constant(sides), tf.constant(sides), tf.constant(scale))
+    assert found.numpy().tolist() == same.numpy().tolist() == expected

@@ -70,7 +70,7 @@ def test_networks_have_the_authors_sizes(how_r50):
     assert trained(how_r50[0]) == 8_674_496
     network = build_network(HowConfig(backbone="resnet18", local_source="p5"))
     assert trained(network) == 11_242_176
-    assert network.get_layer("features").output.shape[-1] == 512
+    assert network.get_layer("p5").output.shape[-1] == 512
     assert len(checkpoint_variables(network)) == len(network.variables)
 
 

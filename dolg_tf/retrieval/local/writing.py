@@ -61,6 +61,8 @@ class SetWriter:
     ):
         self._folder, self._most = folder, shard_features
         self._meta = {"dtype": "float16", **meta}
+        # HOW's, as ASMK needs them; reduced ones have unit norm.
+        self._of_any_length = meta.get("kind") == "how" and not meta.get("reduction")
         self._width = None  # of the descriptors, once there is one
         self._ids: list[str] = []
         self._starts: list[int] = []
@@ -93,7 +95,8 @@ class SetWriter:
                 raise InputError(f"{id_}: {name} of its local features are not finite")
         found, where = norms.norms_of(features.descriptors, id_), f"{id_}, local features"
         norms.check_finite(found, where)
-        norms.check_unit(found[found > 0], where, remedy="extract it again")  # 0: no direction
+        if not self._of_any_length:
+            norms.check_unit(found[found > 0], where, remedy="extract it again")  # 0: no direction
         width = features.descriptors.shape[1]
         if len(features):
             self._width = width if self._width is None else self._width

@@ -151,8 +151,8 @@ class Verifier:
         """
         settings = self.settings
         matches = match(
-            query.descriptors,
-            index.descriptors,
+            query.directions,
+            index.directions,
             max_distance=settings.match_distance,
             rule=settings.match,
         )

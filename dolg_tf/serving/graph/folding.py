@@ -29,28 +29,30 @@ _COLLECTION = "weights"
 
 
 class FoldedNetwork:
-    """A folded network of `build_dolg`.
+    """A folded network.
 
     Its weights are in one graph function, which all graphs that call it share: a SavedModel of
     several signatures stores them once.
 
     Args:
-      network: of `build_dolg`, in any precision. It is not changed, and later changes to it have
-        no effect.
+      network: of `build_dolg` or `build_how`, in any precision. It is not changed, and later
+        changes to it have no effect.
 
     Attributes:
       local_kind: which local features it has.
+      name: "dolg" or "how".
 
     Shapes: float32 RGB in [0, 1], (B, H, W, 3) -> float32 (B, descriptor_size), like the network.
     """
 
     def __init__(self, network: keras.Model):
         self.output_shape = network.output_shape
-        self.local_kind = local_kind(network)
+        self.local_kind, self.name = local_kind(network), network.name
         # Traced now, before the network can change, and once: a `tf.function` that is asked for its
         # concrete function is traced again when another graph calls it.
+        outputs_of = _outputs_of_how if network.name == "how" else _outputs
         self._outputs = tf.function(
-            lambda images: _outputs(network, images),
+            lambda images: outputs_of(network, images),
             input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
             autograph=False,
         ).get_concrete_function()
@@ -67,7 +69,9 @@ class FoldedNetwork:
     def local_features(self, images) -> dict[str, tf.Tensor]:
         """Returns `features` and `strength`, see `with_local_features`, and `descriptor`."""
         outputs = self._outputs(images)
-        if self.local_kind.name == "delg":
+        if self.local_kind.name == "how":
+            features, strength = outputs["reduced"], outputs["attention"]
+        elif self.local_kind.name == "delg":
             features, strength = outputs["delg_features"], outputs["delg_attention"]
         elif self.local_kind.name == "dolg":
             features, strength = _local(outputs), outputs["strength"]
@@ -99,6 +103,18 @@ def _outputs(network: keras.Model, images) -> dict[str, tf.Tensor]:
     # With two local branches, those of the finer one, like `dolg.intermediates`.
     branch = branches[0] if branches else {}
     return {"descriptor": descriptor, "global": f_global, **branch, **others}
+
+
+def _outputs_of_how(network: keras.Model, images) -> dict[str, tf.Tensor]:
+    x = network.get_layer("normalization")(images)
+    (found,) = _backbone(network.get_layer("backbone"), x)
+    features = tf.cast(found, tf.float32)
+    attention = network.get_layer("attention")(features)
+    reduced = _convolve(
+        network.get_layer("smoothed")(features), *_weights(network.get_layer("reduced"))
+    )
+    descriptor = network.get_layer("descriptor")([reduced, attention])
+    return {"descriptor": descriptor, "reduced": reduced, "attention": attention[..., None]}
 
 
 def _has(network: keras.Model, name: str) -> bool:

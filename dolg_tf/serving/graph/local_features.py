@@ -1,7 +1,6 @@
 """Local features of a uint8 photo at several scales, as graph functions."""
 
-from collections.abc import Callable
-
+import numpy as np
 import tensorflow as tf
 
 from dolg_tf.data import images
@@ -26,7 +25,6 @@ def of_photo(
     *,
     iou: float = 1.0,
     described: tf.Tensor | None = None,
-    sized: Callable[..., tuple[tf.Tensor, tf.Tensor]] = images.scaled_size,
 ) -> Found:
     """Returns the strongest local features of a photo; the network runs once at each scale.
 
@@ -37,12 +35,12 @@ def of_photo(
       max_features, threshold, iou: see `local_selection.select`.
       described: bool (S,), the scales at which the descriptor of the whole photo is taken too; it
         becomes one of the `rows`, with unit L2 norm. None: at none.
-      sized: (height, width, scale) -> the sides of the resized photo.
 
     Raises:
       tf.errors.InvalidArgumentError: on other scales, or `max_features` below 0.
     """
     scales, floats = pyramid.checked(scales), images.to_float(photo)[None]
+    sized = pyramid.scaling_of(network).sized
     shape = tf.shape(floats)
     kind, size = network.local_kind, network.output_shape[-1] if described is not None else 0
 
@@ -56,15 +54,16 @@ def of_photo(
             lambda: _maps(network.local_features(resized), tf.zeros([0, size])),
         )
 
-    return local_selection.select(
+    found = local_selection.select(
         maps_at,
         scales,
         max_features,
-        threshold,
+        -np.inf if kind.relative else threshold,
         stride=kind.stride,
         widths=(kind.dimensions, size),
         iou=iou,
     )
+    return local_selection.relative(found, threshold) if kind.relative else found
 
 
 def _with_descriptor(outputs: dict[str, tf.Tensor]) -> Maps:
@@ -76,7 +75,12 @@ def _maps(outputs: dict[str, tf.Tensor], rows: tf.Tensor) -> Maps:
     return Maps(outputs["features"][0], outputs["strength"][0, :, :, 0], rows)
 
 
-def unit(features: tf.Tensor, reduction: Whitening | None) -> tf.Tensor:
-    """Returns features (N, D) with unit L2 norm, reduced to (N, K) unless `reduction` is None."""
-    rows = tf.math.l2_normalize(features, axis=-1, epsilon=1e-24)
+def unit(network: FoldedNetwork, features: tf.Tensor, reduction: Whitening | None) -> tf.Tensor:
+    """Returns a network's features (N, D) with unit L2 norm, reduced to (N, K) by a reduction.
+
+    HOW's keep their length, and are reduced with it.
+    """
+    rows = features
+    if network.local_kind.unit:
+        rows = tf.math.l2_normalize(features, axis=-1, epsilon=1e-24)
     return rows if reduction is None else pyramid.whiten(rows, reduction)

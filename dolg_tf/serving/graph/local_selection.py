@@ -114,6 +114,16 @@ def select(
     return _rows(found, tf.image.non_max_suppression(found.boxes, found.strengths, most, iou))
 
 
+def relative(found: Found, threshold: tf.Tensor) -> Found:
+    """Returns features with strengths over the largest, HOW's attention, from `threshold` on.
+
+    The strongest is among those that were chosen, so they could be chosen before.
+    """
+    strengths = found.strengths / tf.reduce_max(found.strengths)
+    found = found._replace(strengths=strengths)
+    return _rows(found, tf.where(strengths >= threshold)[:, 0])
+
+
 def _candidates(
     maps: Maps, scale: tf.Tensor, threshold: tf.Tensor, stride: int, limit: tf.Tensor | None
 ) -> Found:

@@ -6,6 +6,9 @@ scales, unit norm. DELG normalises before it resizes: interpolation weights sum 
 normalisation is affine in each channel, so both orders agree up to rounding.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -14,8 +17,30 @@ from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.graph.folding import as_tensor
 
 
+class Scaling(NamedTuple):
+    """How a network sees a photo at several scales.
+
+    Attributes:
+      sized: (height, width, scale) -> the sides of the resized photo.
+      unit: whether the descriptor of each scale is divided by its norm before they are summed.
+    """
+
+    sized: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+    unit: bool
+
+
+_DOLG = Scaling(images.scaled_size, True)
+# Its descriptor is the sum over the cells of all scales.
+_HOW = Scaling(images.floored_size, False)
+
+
+def scaling_of(network) -> Scaling:
+    """Returns how a network, folded or not, sees a photo at several scales."""
+    return _HOW if network.name == "how" else _DOLG
+
+
 def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
-    """Returns one unit descriptor per scale and photo.
+    """Returns one descriptor per scale and photo.
 
     Args:
       network: float32 RGB in [0, 1], (B, H, W, 3) -> (B, D).
@@ -23,20 +48,20 @@ def per_scale(network: keras.Model, photos: tf.Tensor, scales: tf.Tensor) -> tf.
       scales: float32 (S,), at least one, each above 0.
 
     Returns:
-      float32 (S, B, D), unit L2 norm, in the order of `scales`.
+      float32 (S, B, D), in the order of `scales`, of unit L2 norm but for HOW's, see `Scaling`.
 
     Raises:
       tf.errors.InvalidArgumentError: on other scales.
     """
-    scales = checked(scales)
+    scales, scaling = checked(scales), scaling_of(network)
     floats = images.to_float(photos)
     shape = tf.shape(floats)
 
     @tf.autograph.experimental.do_not_convert
     def at_scale(scale):
-        height, width = images.scaled_size(shape[1], shape[2], scale)
+        height, width = scaling.sized(shape[1], shape[2], scale)
         descriptors = network(images.resize(floats, height, width), training=False)
-        return tf.math.l2_normalize(descriptors, axis=-1)
+        return tf.math.l2_normalize(descriptors, axis=-1) if scaling.unit else descriptors
 
     rows = tf.TensorSpec([None, network.output_shape[-1]], tf.float32)
     # One after the other: in parallel, the maps of all scales are in memory at once, and it is no

@@ -74,7 +74,7 @@ def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Fun
             "positions": found.positions,
             "scales": found.scales,
             "strengths": found.strengths,
-            "descriptors": local_features.unit(found.features, inside.reduction),
+            "descriptors": local_features.unit(folded, found.features, inside.reduction),
         }
 
     functions = {"serving_default": encoded, "images": images, "local": local}
