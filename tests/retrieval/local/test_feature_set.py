@@ -45,6 +45,21 @@ def test_round_trip(tmp_path, dtype, dimensions):
         assert same(one, drawn[id_], {"float32": 0, "float16": 5e-4, "bits": 1e-6}[dtype])
 
 
+def test_features_of_how_keep_their_length_until_they_are_reduced(tmp_path):
+    drawn = photos()
+    for one in drawn.values():
+        one.descriptors[:] *= 3
+        one.descriptors[-1:] = 0
+    meta = LOCAL_META | {"kind": "how", "dtype": "float32"}
+    writing.write(tmp_path / "set", drawn.items(), meta)
+    for id_, found in zip(IDS, feature_set.read(tmp_path / "set"), strict=True):
+        np.testing.assert_array_equal(found.descriptors, drawn[id_].descriptors)
+        np.testing.assert_allclose(3 * found.directions, found.descriptors, atol=1e-6)
+    for other in ({"reduction": "abc"}, {"kind": "dolg"}):
+        with pytest.raises(InputError, match="are not of unit norm"):
+            writing.write(tmp_path / "other", drawn.items(), meta | other)
+
+
 def test_bits_are_packed_as_numpy_packs_them(tmp_path):
     drawn = photos(13)
     writing.write(tmp_path / "set", drawn.items(), LOCAL_META | {"dtype": "bits"})
