@@ -9,6 +9,7 @@ from dolg_tf.runtime.whitening import load_whitening
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.model_card import read_report
 from dolg_tf.stage import files, installed
+from dolg_tf.stage.config import InputError
 from dolg_tf.weights import published
 
 
@@ -56,6 +57,8 @@ def _mode(config: ExportConfig):
 def _check_inputs(config: ExportConfig) -> None:
     """Tells of a wrong path now, not after the import of TensorFlow."""
     read_report(config.report)
+    if config.local_reduction and not pathlib.Path(config.local_reduction).is_file():
+        raise InputError(f"--local_reduction={config.local_reduction}: no such file")
     if not config.model_dir:
         return
     network, _, _ = find_network(config.model_dir, config.checkpoint, config.weights)
