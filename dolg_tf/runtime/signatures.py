@@ -36,6 +36,10 @@ class Signature(typing.NamedTuple):
 def read_signatures(saved_model: files.Path) -> dict[str, Signature]:
     """Returns the signatures by name.
 
+    A graph without any, as TensorFlow 1 could save it, is one function `serving_default` of its
+    placeholders, whose results are the identities that nothing in the graph takes, as DELF's are;
+    those in scopes are the graph's own.
+
     Args:
       saved_model: the directory.
 
@@ -56,7 +60,8 @@ def read_signatures(saved_model: files.Path) -> dict[str, Signature]:
                 if _fields(graph[1][-1]).get(4) == [_TAG]:
                     found = {_text(name): _signature(value) for name, value in _map(graph, 5)}
                     # The loader's own names begin so.
-                    return {name: one for name, one in found.items() if not name.startswith("__")}
+                    found = {name: x for name, x in found.items() if not name.startswith("__")}
+                    return found or _of_tensors(graph)
         except (message.DecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged") from error
     raise ValueError(f"{path} has no graph for serving (with the tag {_TAG.decode()!r} alone)")
@@ -68,6 +73,27 @@ def _signature(data: bytes) -> Signature:
         {_text(name): _tensor(value) for name, value in _map(fields, number)} for number in (1, 2)
     )
     return Signature(inputs, outputs)
+
+
+def _of_tensors(graph: dict[int, list]) -> dict[str, Signature]:
+    nodes = [_fields(node) for node in _fields(graph[2][-1]).get(1, [])]
+    taken = {_text(name).lstrip("^").split(":")[0] for node in nodes for name in node.get(3, [])}
+    inputs, outputs = {}, {}
+    for node in nodes:
+        name, kind = _text(node[1][-1]), _text(node[2][-1])
+        if "/" in name:  # inside a scope, such as what saves and restores the variables
+            continue
+        if kind in ("Placeholder", "PlaceholderWithDefault"):
+            inputs[name] = _result(name, node, b"dtype")
+        elif kind == "Identity" and name not in taken:
+            outputs[name] = _result(name, node, b"T")
+    return {"serving_default": Signature(inputs, outputs)} if inputs and outputs else {}
+
+
+def _result(name: str, node: dict[int, list], attribute: bytes) -> Tensor:
+    """Returns the first result of an operation, of the type that an attribute names."""
+    value = _fields(dict(_map(node, 5))[attribute])
+    return Tensor(f"{name}:0", value.get(6, [0])[-1])
 
 
 def _tensor(data: bytes) -> Tensor:

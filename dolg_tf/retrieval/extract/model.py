@@ -26,6 +26,7 @@ from dolg_tf.stage import files, workshop
 from dolg_tf.stage.config import InputError
 
 Describe = Callable[[np.ndarray], np.ndarray]
+_SUMMED = 1000  # local features that describe a photo where there is no descriptor
 _BATCH = 16  # photos of equal size that are described together
 _DELG = {"input_image", "input_scales", calls.INDICES}
 
@@ -203,10 +204,9 @@ class LoadedModel:
         if self._local is not None:  # no local features: nothing is so strong
             inputs = self._local.inputs(image, scales, 0, np.inf)
         if self._local is not None and not self._local.indices:
-            raise InputError(
-                f"--saved_model={self.path} gives local features alone, and no descriptor of a "
-                "whole photo; export it with `dolg export --mode=serving`, or --features=both"
-            )
+            # DELF's gives local features alone. They are summed as HOW's are.
+            found = self._local_of(image, tuple(scales), _SUMMED, 0.0)
+            return _unit((found.strengths[:, None] * found.descriptors).sum(0))
         inputs[calls.INDICES] = np.arange(len(scales), dtype=np.int32)
         rows = self._run("serving_default", inputs)
         return _unit(_unit(rows["global_descriptors"]).sum(0))
