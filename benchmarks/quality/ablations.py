@@ -77,8 +77,12 @@ def base_config(backbone: str, width: int) -> DolgConfig:
 # --- maps -> descriptors ----------------------------------------------------------------------
 
 
-def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, list[str]]:
+def build_top(
+    config: DolgConfig, maps: Maps, seed: int, local: bool = False
+) -> tuple[keras.Model, list[str]]:
     """Returns the layers above the backbone, or the whole network for photos; and its input names.
+
+    With `local`, the model gives descriptors and local features.
 
     The global feature starts thirty times as long as the pooled local part. The input of the last
     layer is therefore multiplied by constants that give each of its halves length 1 on average over
@@ -105,7 +109,9 @@ def build_top(config: DolgConfig, maps: Maps, seed: int) -> tuple[keras.Model, l
         np.full(half.shape[-1], 1 / np.linalg.norm(half, axis=1).mean(), np.float32)
         for half in np.split(rows, range(width, rows.shape[-1], width), axis=-1)
     ]
-    return keras.Model(inputs, layers["descriptor"](fused * np.concatenate(scales))), names
+    descriptor = layers["descriptor"](fused * np.concatenate(scales))
+    outputs = [descriptor, layers["local"].output[0]] if local else descriptor
+    return keras.Model(inputs, outputs), names
 
 
 def train(config: DolgConfig, maps: Maps, rate: float, backbone_lr: float, steps: int, seed: int):
@@ -121,7 +127,7 @@ def train(config: DolgConfig, maps: Maps, rate: float, backbone_lr: float, steps
     paths = {variable.path for variable in slow}
     fast = [variable for variable in top.trainable_variables if variable.path not in paths]
     groups = [(fast + head.trainable_variables, rate), (slow, backbone_lr * rate)]
-    groups = [(group, _optimizer(group, rate, steps)) for group, rate in groups if group]
+    groups = [(group, adam(group, rate, steps)) for group, rate in groups if group]
 
     @tf.function(reduce_retracing=True)
     def step(inputs, targets):
@@ -159,7 +165,8 @@ def train(config: DolgConfig, maps: Maps, rate: float, backbone_lr: float, steps
     return describe
 
 
-def _optimizer(variables: list, rate: float, steps: int) -> keras.optimizers.Optimizer:
+def adam(variables: list, rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """Returns the built optimizer of a training of so many steps."""
     warmup = steps // 10
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, 0.0, warmup_target=rate, warmup_steps=warmup
