@@ -13,7 +13,8 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.retrieval import mat_file, pickled_arrays
+from dolg_tf.data import pickled_arrays
+from dolg_tf.retrieval import mat_file
 from dolg_tf.stage import files, plain_pickle
 from dolg_tf.stage.config import InputError
 

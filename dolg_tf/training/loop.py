@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 OVERFIT_STEPS = 200  # of --overfit_batch, unless --max_steps is less
 
 
-class _Stop:
+class Stop:
     """Remembers SIGINT and SIGTERM, so that the current step is finished and saved."""
 
     def __init__(self):
@@ -186,7 +186,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
             trainer, photos, data, checkpoints, run_log, reports, retrieval, first, last, workers
         )
         try:
-            with _Stop() as stop:
+            with Stop() as stop:
                 _loop(run, stop)
         finally:
             run_log.close()
@@ -200,7 +200,7 @@ def _train(model, data, training, retrieval, strategy) -> pathlib.Path:
     return logdir
 
 
-def _loop(run: _Run, stop: _Stop) -> None:
+def _loop(run: _Run, stop: Stop) -> None:
     """Runs the steps from `first` to `last`, or until a signal."""
     training, trainer = run.training, run.trainer
     validate_every = training.validate_every or run.photos.steps_per_epoch
@@ -281,7 +281,7 @@ def _overfit(trainer: Trainer, photos: TrainingInput, steps: int) -> None:
     log.info("overfit_batch: passed, the loss went from %.4g to %.4g", losses[0], losses[-1])
 
 
-def _stopping(run: _Run, stop: _Stop, before: tf.Tensor | None) -> bool:
+def _stopping(run: _Run, stop: Stop, before: tf.Tensor | None) -> bool:
     """Whether the loop ends with this step; the answer is the same on all workers.
 
     With several workers it depends on the step before, since this one may still be running.

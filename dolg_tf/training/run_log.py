@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.files.config_file import FORMAT_VERSION, has_begun
+from dolg_tf.modeling.files.config_file import FORMAT_VERSION, has_begun, name_of_network
 from dolg_tf.stage import checksums, files
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
@@ -115,6 +115,7 @@ def write_run(
     training = dataclasses.replace(training, restore="latest")  # "previous" was for one start
     values = {
         "format_version": FORMAT_VERSION,
+        **name_of_network(model),
         **_sections(model, data, training),
         "landmarks_sha256": landmarks,
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from peak_memory import peak_below
 
-from dolg_tf.retrieval.pickled_arrays import Arrays, opened
+from dolg_tf.data.pickled_arrays import Arrays, opened
 from dolg_tf.stage.plain_pickle import Refused, unpickle
 
 MOST = 1 << 20

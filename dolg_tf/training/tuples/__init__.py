@@ -1,0 +1,1 @@
+"""Training of HOW: tuples of a query, a positive and mined negatives."""
