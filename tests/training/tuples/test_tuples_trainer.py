@@ -1,6 +1,7 @@
 """Steps of HOW's training, and runs that are interrupted."""
 
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dolg_tf.modeling.model_dir import load_network
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.tuples.config import TuplesData, TuplesTraining
 from dolg_tf.training.tuples.loop import train
+from dolg_tf.training.tuples.photos import TuplePhotos
 from dolg_tf.training.tuples.trainer import TuplesTrainer
 from dolg_tf.weights.how import load_state_dict
 
@@ -46,10 +48,9 @@ def test_a_tuple_is_the_authors(how_state, standin):
     trainer = TuplesTrainer(HowConfig(), _recipe(negatives=2), 7)
     load_state_dict(trainer.network, how_state)
     photos = [standin.image(96, 128, k) for k in range(4)]
-    order = [0, 1, 2, 3]
-    found = np.stack([trainer.describe(photos[k]).numpy() for k in order], axis=1)
+    found = np.stack([trainer.describe(photo).numpy() for photo in photos], axis=1)
     np.testing.assert_allclose(found, GOLDEN["step/descriptors"], atol=1e-5)
-    loss = trainer.add_tuple([photos[k] for k in order])
+    loss = trainer.add_tuple(photos)
     assert loss == pytest.approx(float(GOLDEN["step/loss"]), abs=1e-5)
     totals = dict(zip((v.path for v in trainer.variables), trainer._totals, strict=True))
     assert len(totals) == len(trainer.network.trainable_variables)
@@ -70,7 +71,8 @@ def test_a_step_sums_tuples_and_is_pytorchs_adam():
     trainer = TuplesTrainer(SMALL, _recipe(weight_decay=0.1), 7)
     trainer.learn_whitening(_photos(8))
     tuples = [_photos(4, seed) for seed in (1, 2)]
-    fixed = {v.path: v.numpy() for v in trainer.network.variables if v not in trainer.variables}
+    trained = {v.path for v in trainer.variables}
+    fixed = {v.path: v.numpy() for v in trainer.network.variables if v.path not in trained}
     assert {"reduced/kernel", "conv1_bn/moving_mean"} <= set(fixed)
     values = [v.numpy().astype(np.float64) for v in trainer.variables]
     first, second = ([np.zeros_like(value) for value in values] for _ in range(2))
@@ -157,21 +159,20 @@ def test_an_interrupted_run_ends_like_one_that_was_not(data, tmp_path):
 
 
 def test_a_signal_while_photos_are_described_ends_the_run(data, tmp_path, monkeypatch):
-    import signal
+    load, passes = TuplePhotos.load, []
 
-    describe, calls = TuplesTrainer.describe, []
-
-    def interrupted(self, photo):
-        calls.append(1)
-        if len(calls) == 10:
-            signal.raise_signal(signal.SIGTERM)
-        return describe(self, photo)
+    def interrupted(self, numbers):
+        passes.append(numbers)
+        for place, photo in enumerate(load(self, numbers)):
+            if len(passes) == 3 and place == 4:  # whitening, queries, pool
+                signal.raise_signal(signal.SIGTERM)
+            yield photo
 
     with monkeypatch.context() as patch:
-        patch.setattr(TuplesTrainer, "describe", interrupted)
+        patch.setattr(TuplePhotos, "load", interrupted)
         with pytest.raises(SystemExit) as ended:
-            train(SMALL, data, _recipe(tmp_path / "run", max_steps=2))
-    assert ended.value.code == 143 and len(calls) == 10
+            train(SMALL, data, _recipe(tmp_path / "run", max_steps=1))
+    assert ended.value.code == 143 and len(passes) == 3
     assert load_network(tmp_path / "run").provenance["step"] == 0
-    train(SMALL, data, _recipe(tmp_path / "run", max_steps=2))
-    assert load_network(tmp_path / "run").provenance["step"] == 2
+    train(SMALL, data, _recipe(tmp_path / "run", max_steps=1))
+    assert load_network(tmp_path / "run").provenance["step"] == 1
