@@ -50,6 +50,11 @@ COMMANDS = {
         "dolg_tf.weights.convert:convert_checkpoint",
     ),
     "train": Command("TFRecords -> run directory", "dolg_tf.pipelines.train:train", continues=True),
+    "train-how": Command(
+        "photos of landmarks -> run directory of HOW, for ASMK",
+        "dolg_tf.pipelines.train:train_how",
+        continues=True,
+    ),
     "summary": Command(
         "parameters and arithmetic of a network", "dolg_tf.modeling.summary:print_summary"
     ),
@@ -192,8 +197,8 @@ def run(name: str, arguments: Sequence[str], program: str) -> typing.NoReturn:
     with command.exit_code(program):
         stage = getattr(importlib.import_module(module), function)
         classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
-        known = installed.find_recipes() if name == "train" else None
-    command.run(program, stage, classes, arguments, known, entry.continues)
+    recipes = installed.find_recipes(name)
+    command.run(program, stage, classes, arguments, recipes, entry.continues)
 
 
 def _groups() -> list[str]:

@@ -113,7 +113,8 @@ NAMED = [
 def test_a_command_is_one_that_can_be_given(where, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     classes, argv = _configurations(words)
-    argv = command.with_recipe(argv, installed.find_recipes())
+    recipes = installed.find_recipes(words[1] if words[1:] else "")
+    argv = command.with_recipe(argv, recipes)
     values = _flags(classes)
     here = [x for x in argv if not re.match(r"--flagfile=(?!(.*/)?configs/)", x)]
     rest = values(["program", *here])[1:]

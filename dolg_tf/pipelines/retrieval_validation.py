@@ -13,6 +13,7 @@ from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
+from dolg_tf.training.tuples.config import TuplesTraining
 
 if typing.TYPE_CHECKING:  # it imports TensorFlow
     import keras
@@ -37,7 +38,7 @@ class RetrievalValidation:
         missing.
     """
 
-    def __init__(self, training: TrainingConfig):
+    def __init__(self, training: TrainingConfig | TuplesTraining):
         path = pathlib.Path(training.retrieval_ground_truth)
         self._how = Preparation(training.retrieval_image_size)
         root = pathlib.Path(training.retrieval_image_root or path.parent)

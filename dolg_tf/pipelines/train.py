@@ -3,9 +3,11 @@
 import os
 
 from dolg_tf.data.config import DataConfig
-from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.config import DolgConfig, HowConfig
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.training.config import TrainingConfig, check_inputs
+from dolg_tf.training.tuples import inputs
+from dolg_tf.training.tuples.config import TuplesData, TuplesTraining
 
 
 def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
@@ -18,5 +20,15 @@ def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
     # It takes seconds to import: not for --help, nor for a wrong path.
     from dolg_tf.training import loop
+
+    loop.train(model, data, training, retrieval)
+
+
+def train_how(model: HowConfig, data: TuplesData, training: TuplesTraining) -> None:
+    """Trains a HOW network on photos and writes a run directory; run it again to continue."""
+    inputs.check_inputs(data, training)
+    retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
+    # It takes seconds to import: not for --help, nor for a wrong path.
+    from dolg_tf.training.tuples import loop
 
     loop.train(model, data, training, retrieval)

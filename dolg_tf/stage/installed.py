@@ -10,13 +10,16 @@ from dolg_tf.stage.config import InputError
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def find_recipes() -> dict[str, pathlib.Path]:
-    """Returns the flagfiles of all recipes, by name."""
+def find_recipes(command: str = "train") -> dict[str, pathlib.Path]:
+    """Returns the flagfiles of the recipes of a command, by name; {} of one without recipes."""
+    if command not in ("train", "train-how"):
+        return {}
     # Beside the package in a checkout, inside it when it is installed.
     for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
         found = sorted(folder.glob("*.flags"))
         if found:
-            return {path.stem: path for path in found}
+            how = command == "train-how"
+            return {path.stem: path for path in found if path.stem.startswith("how_") == how}
     return {}
 
 

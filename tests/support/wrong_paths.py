@@ -90,6 +90,15 @@ TABLE = {
         "logdir": ("new", []),
         "init_from": ("model", [*_NETWORK, "run"]),
     },
+    "train-how": {
+        "recipe": ("how_r18", ["how_r19"]),
+        "photos": ("photos/labels.csv", ["nowhere.csv", "text.txt", "photos"]),
+        "image_root": ("", ["nowhere"]),
+        "backbone_weights": ("none", ["resnt_50_imagenet", "nowhere.pth", "photos"]),
+        "logdir": ("new", ["text.txt"]),
+        "retrieval_ground_truth": ("gnd_few.pkl", _TRUTH),
+        "retrieval_image_root": ("photos", ["nowhere", "empty"]),
+    },
     "summary": {"model_dir": ("model", [*_NETWORK, "run"])},
     "export": {
         "model_dir": ("model", [*_NETWORK, "run"]),
@@ -290,7 +299,7 @@ def _answer(words: list[str]) -> str:
     try:
         stage = getattr(importlib.import_module(module), function)
         classes = [hint for key, hint in typing.get_type_hints(stage).items() if key != "return"]
-        flags = command.with_recipe(words[len(name.split()) :], _recipes())
+        flags = command.with_recipe(words[len(name.split()) :], _recipes(name))
         with contextlib.redirect_stdout(io.StringIO()):
             stage(*command.read_flags(flags, *classes))
     except _Imported as error:
@@ -302,10 +311,10 @@ def _answer(words: list[str]) -> str:
     return "done"
 
 
-def _recipes() -> dict:
+def _recipes(name: str) -> dict:
     from dolg_tf.stage import installed
 
-    return installed.find_recipes()
+    return installed.find_recipes(name)
 
 
 def main() -> None:

@@ -15,16 +15,17 @@ from absl import flags
 from dolg_tf.data.config import DataConfig
 from dolg_tf.data.procedural.write import ToyConfig, write_toy
 from dolg_tf.data.records.build import RecordsConfig, build_records
-from dolg_tf.modeling.config import DolgConfig
+from dolg_tf.modeling.config import DolgConfig, HowConfig
 from dolg_tf.modeling.dolg import build_dolg
 from dolg_tf.modeling.heads import build_head
 from dolg_tf.modeling.model_dir import load_network
-from dolg_tf.stage import config
+from dolg_tf.stage import config, installed
 from dolg_tf.training.config import TrainingConfig
+from dolg_tf.training.tuples.config import TuplesData, TuplesTraining
 from dolg_tf.weights.imagenet import load_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.flags"))
+RECIPES, HOW = (sorted(installed.find_recipes(name)) for name in ("train", "train-how"))
 # Flags that users add to the flagfile.
 COMMAND_LINE = {
     "finetune": ["--num_classes=7", "--init_from=runs/mine"],
@@ -56,6 +57,27 @@ def test_every_recipe_parses_and_names_its_cost(name):
         counts = [1 + label % 100 for label in range(data.num_classes)]
     head = build_head(training, data.num_classes, counts)
     assert head.compute_output_shape((None, model.descriptor_size)) == (None, data.num_classes)
+
+
+@pytest.mark.parametrize("name", HOW)
+def test_hows_recipes_are_the_authors(name):
+    lines = (ROOT / "configs" / f"{name}.flags").read_text().splitlines()
+    for key in ("command", "data", "hardware", "time", "expected"):
+        assert any(line.startswith(f"# {key}  ") for line in lines), key
+    values, classes = flags.FlagValues(), (HowConfig, TuplesData, TuplesTraining)
+    config.define_flags(*classes, values=values)
+    values(["dolg", *(line for line in lines if not line.startswith("#"))])
+    model, data, training = (config.from_flags(cls, values) for cls in classes)
+    r18 = name == "how_r18"
+    assert (model.local_source, training.learning_rate) == (("p5", 5e-6) if r18 else ("p4", 1e-6))
+    assert model.dimensions == 128 and data.image_size == 1024
+    defaults = TuplesTraining(
+        logdir=f"runs/{name}",
+        backbone_weights=training.backbone_weights,
+        learning_rate=training.learning_rate,
+        checkpoint_every=100,
+    )
+    assert training == defaults and training.margin == 0.8
 
 
 def _networks():

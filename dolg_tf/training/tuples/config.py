@@ -65,8 +65,9 @@ class TuplesTraining:
     keep_checkpoints: int = option("how many of the latest checkpoints to keep", 2)
     validate_every: int = option("interval of validations", 5, unit="epochs")
     retrieval_ground_truth: str = option(
-        "gnd_*.pkl of a retrieval set to search by ASMK at each validation; the best checkpoint is "
-        "then the one with the highest medium mAP; empty: none",
+        "gnd_*.pkl of a retrieval set to search at each validation, by the descriptor that is "
+        "trained, not by ASMK; the best checkpoint is then the one with the highest medium mAP; "
+        "empty: none",
         "",
     )
     retrieval_image_root: str = option(
