@@ -34,6 +34,7 @@ FOREIGN = {
     "service_port",
     "slow",
     "together",
+    "use_geometric_verification",
 }
 SCRIPTS = {
     "train.py": "train",
