@@ -92,7 +92,7 @@ TABLE = {
     },
     "train-how": {
         "recipe": ("how_r18", ["how_r19"]),
-        "photos": ("photos/labels.csv", ["nowhere.csv", "text.txt", "photos"]),
+        "photos": ("places.csv", ["nowhere.csv", "text.txt", "photos"]),
         "image_root": ("", ["nowhere"]),
         "backbone_weights": ("none", ["resnt_50_imagenet", "nowhere.pth", "photos"]),
         "logdir": ("new", ["text.txt"]),
@@ -258,6 +258,8 @@ def make_world(folder: pathlib.Path) -> None:
     rows = "".join(f"p{i}.jpg,{i % 2},{next(splits)}\n" for i in range(6))
     for name in ("labels.csv", "photos/labels.csv"):
         (folder / name).write_text(f"path,landmark,split\n{rows}")
+    pairs = "".join(f"photos/p{i}.jpg,{i % 2}\n" for i in range(6))
+    (folder / "places.csv").write_text(f"path,landmark\n{pairs}")
     (folder / "solution.csv").write_text("id,landmarks,Usage\np0,1,Public\n")
     ids = tuple(f"p{i}" for i in range(6))
     found = rng.normal(size=(len(ids), size)).astype(np.float32)
