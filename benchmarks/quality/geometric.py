@@ -1,12 +1,13 @@
 """When a second stage pays: local features and geometry, on larger photos of labelled landmarks.
 
     DOLG_LARGE_PHOTOS=folder python benchmarks/quality/geometric.py --output=runs/geometric
-    ... --saved_model=runs/mine/1 --output=runs/geometric_mine
+    ... --saved_model=runs/mine/1 --scales=0.3125,0.4419 --output=runs/geometric_mine
 
 The folder holds photos of 600 to 1,024 pixels and a labels.csv with the columns path, landmark and
 split; queries are searched among the photos of the split "index". Without --saved_model, the
-network is ImageNet's EfficientNet-Lite0, its local features are the cells of its stride-16 map. All
-steps are the commands that a user types, and OUTPUT keeps what they make.
+network is ImageNet's EfficientNet-Lite0, its local features are the cells of its stride-16 map.
+--scales are those of the descriptor; a network that was trained for 320 pixels needs smaller ones.
+All steps are the commands that a user types, and OUTPUT keeps what they make.
 
 Prints mAP and recall at 1 in percent, over the whole index, of descriptors as they are and whitened
 by groups. A weight is chosen on half of the queries, the odd or the even ones, and its scores are
@@ -52,7 +53,9 @@ def run(folder: pathlib.Path, command: str, *more: str) -> None:
         subprocess.run([sys.executable, "-m", "dolg_tf", *words], check=True)
 
 
-def describe(folder: pathlib.Path, photos: pathlib.Path, saved_model: str) -> dict[str, list[str]]:
+def describe(
+    folder: pathlib.Path, photos: pathlib.Path, saved_model: str, scales: str
+) -> dict[str, list[str]]:
     """Makes the sets in a folder; returns the landmarks of their photos by split."""
     folder.mkdir(parents=True, exist_ok=True)
     model = saved_model or f"{folder}/model"
@@ -68,7 +71,7 @@ def describe(folder: pathlib.Path, photos: pathlib.Path, saved_model: str) -> di
         run(
             folder,
             f"extract --output={{}}/{split} --local --local_scales={SCALES}",
-            *(f"--saved_model={model}", listed, f"--image_root={photos}"),
+            *(f"--saved_model={model}", listed, f"--image_root={photos}", f"--scales={scales}"),
         )
     return landmarks
 
@@ -193,11 +196,13 @@ def main() -> None:
     parser.add_argument("--photos", default=os.environ.get("DOLG_LARGE_PHOTOS"))
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--saved_model", default="", help="empty: ImageNet's EfficientNet-Lite0")
+    parser.add_argument("--scales", default="", help="empty: those of the export")
     parser.add_argument("--verify", type=int, default=100, help="photos of each query")
     settings = parser.parse_args()
     if not settings.photos:
         raise InputError("which photos? Give --photos, or set DOLG_LARGE_PHOTOS")
-    landmarks = describe(settings.output, pathlib.Path(settings.photos), settings.saved_model)
+    photos = pathlib.Path(settings.photos)
+    landmarks = describe(settings.output, photos, settings.saved_model, settings.scales)
     reduce(settings.output)
     same = np.array(landmarks["query"])[:, None] == np.array(landmarks["index"])
     raw, reduced = (
