@@ -13,9 +13,7 @@ class _Counts:
         self._same = same
 
     def of(self, rows):
-        return [
-            50 * self._same[query, some] * (query % 4 == 0) for query, some in enumerate(rows)
-        ]
+        return [50 * self._same[query, some] * (query % 4 == 0) for query, some in enumerate(rows)]
 
 
 def _drawn(queries=8, photos=30, seed=0):
