@@ -11,7 +11,8 @@ every photo of the index, and the larger the index, the smaller p. So calibrate 
 will come: the queries and the index of a ground truth of that size. Precision and recall are
 measured on the pairs that the threshold was chosen on, so on few pairs they flatter it.
 
-With local features, the weight of geometric verification is fitted too, on the same photos.
+With local features, the weight of geometric verification is fitted too, on the same photos, and
+with --min_inliers a pair passes only if so many of their local features agree.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from dolg_tf.retrieval.norms import NormConfig
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.retrieval.verification.pairs import DEFAULT, VerifyConfig
 from dolg_tf.stage import files
-from dolg_tf.stage.config import InputError, option
+from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ class CalibrateConfig(WeightConfig, NormConfig):
     ground_truth: str = option("gnd_*.pkl or gnd_*.mat: easy and hard show the same place", "")
     labels_csv: str = option("CSV path,landmark: all pairs of labelled photos", "")
     precision: float = option("share of the passing pairs that must show the same place", 0.95)
+    min_inliers: int = option(
+        "pairs pass only with this many inliers too, counted for the best photos of each query, "
+        "and with a lower threshold; look before you choose: photos of other places reach 4 to 6 "
+        "by chance, and more where there are many features. 0: the score decides alone",
+        0,
+    )
     output: str = option("calibration.json to write")
     index: str = option("index to store the threshold in; empty: none", "")
 
@@ -70,6 +77,12 @@ class CalibrateConfig(WeightConfig, NormConfig):
             raise InputError("give one of --pairs, --ground_truth and --labels_csv")
         if not 0 < self.precision <= 1:
             raise InputError(f"--precision={self.precision} must be above 0 and at most 1")
+        at_least(self, min_inliers=0)
+        if self.min_inliers and self.fitting() is None:
+            raise InputError(
+                f"--min_inliers={self.min_inliers} needs local features: give --query_local and "
+                "--index_local"
+            )
 
 
 # --- pairs -> threshold --------------------------------------------------------------
@@ -88,11 +101,13 @@ class Counts(NamedTuple):
 def count(pairs: Pairs) -> Counts:
     """Counts the pairs that pass, with one threshold for each similarity of a same pair.
 
+    A pair with a similarity of -inf passes none.
+
     Raises:
       InputError: when one of the two kinds of pairs is missing.
     """
     scores = np.sort(np.concatenate([[], *(block.scores[block.same] for block in pairs())]))
-    thresholds = np.unique(scores) - _ROUNDING
+    thresholds = np.unique(scores[scores > -np.inf]) - _ROUNDING
     passed = np.zeros(len(thresholds) + 1, np.int64)  # by how many thresholds a pair passes
     for block in pairs():
         number = np.searchsorted(thresholds, block.scores[~block.same], side="right")
@@ -102,6 +117,8 @@ def count(pairs: Pairs) -> Counts:
             f"{len(scores)} pairs show the same place, {passed.sum()} do not; a threshold needs "
             "both kinds"
         )
+    if not len(thresholds):
+        raise InputError("no pair of the same place has --min_inliers; ask for fewer")
     return Counts(
         thresholds,
         same=len(scores) - np.searchsorted(scores, thresholds),
@@ -246,9 +263,11 @@ def _read_sets(
 
 def _say(fitted: dict) -> None:
     same, different = fitted["pairs"]["same"], fitted["pairs"]["different"]
+    fewest = fitted.get("geometric", {}).get("min_inliers", 0)
     log.info(
-        "threshold %.4f: precision %.2f %% (95 %%: %.2f-%.2f), recall %.2f %% (%.2f-%.2f)",
+        "threshold %.4f%s: precision %.2f %% (95 %%: %.2f-%.2f), recall %.2f %% (%.2f-%.2f)",
         fitted["threshold"],
+        f" and {fewest} inliers" if fewest else "",
         *(100 * x for x in (fitted["precision"], *fitted["precision_interval"])),
         *(100 * x for x in (fitted["recall"], *fitted["recall_interval"])),
     )
@@ -269,6 +288,11 @@ def _local_sets(
     settings: CalibrateConfig, verification: VerifyConfig, index: Index | None, one_set: bool
 ) -> dict[str, LocalFeatureSet]:
     """Returns the local feature sets of "query" and "index"; none where no weight is fitted."""
+    if settings.min_inliers and index is not None and "local" not in index.meta:
+        raise InputError(
+            f"--index={index.path} has no local features, which a match with --min_inliers needs; "
+            "build it with `dolg index build --local`"
+        )
     if settings.fitting() is not None:
         return settings.local_sets(None if index is None else index.local, one_set)
     if verification != DEFAULT:
@@ -278,19 +302,40 @@ def _local_sets(
     return {}
 
 
-def _fit_weight(
+def _pairs(settings: CalibrateConfig, queries: DescriptorSet, searched: DescriptorSet) -> Pairs:
+    """Returns the labelled pairs."""
+    if settings.pairs:
+        return labelled_pairs.listed_pairs(settings.pairs, queries, searched)
+    if settings.labels_csv:
+        return labelled_pairs.labelled_pairs(settings.labels_csv, queries, searched)
+    return labelled_pairs.task_pairs(settings.ground_truth, queries, searched)
+
+
+def _geometric(
     settings: CalibrateConfig,
     verification: VerifyConfig,
     queries: DescriptorSet,
     searched: DescriptorSet,
     sets: dict[str, LocalFeatureSet],
-) -> dict:
+) -> tuple[dict, Pairs | None]:
+    """Returns the fitted weight and, with --min_inliers, pairs of which those with fewer pass none.
+
+    These are pairs of the queries that the weight was fitted on, which were verified for it.
+    """
     if settings.labels_csv:
         task = labelled_pairs.labelled_task(settings.labels_csv, queries, searched)
     else:
         task = load_ground_truth(settings.ground_truth)
-    chosen = settings.fitting()
-    return geometric_weight.fit_sets(task, queries, searched, chosen, sets, verification)
+    chosen, least = settings.fitting(), settings.min_inliers
+    fitted, task, counts = geometric_weight.fit_sets(
+        task, queries, searched, chosen, sets, verification
+    )
+    if not least:
+        return fitted, None
+    if settings.labels_csv and queries.ids is searched.ids:
+        task = labelled_pairs.without_queries(task, earlier=True)
+    pairs = labelled_pairs.pairs_of(task, queries, searched, counts.reaching(least))
+    return fitted | {"min_inliers": least}, pairs
 
 
 def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -> dict:
@@ -299,7 +344,7 @@ def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -
     With --index, the threshold is stored there too, and queries to it are answered with "match" or
     "no match". For an approximate index the threshold is fitted on the scores of that index. With
     local features, the weight of geometric verification is fitted and stored with it, and
-    `dolg index query --rerank=geometric` takes it.
+    `dolg index query --rerank=geometric` takes it. With --min_inliers, a match needs so many too.
 
     Returns:
       The contents of calibration.json, see `fit` and, for "geometric", `geometric_weight.fit`.
@@ -312,17 +357,15 @@ def calibrate(settings: CalibrateConfig, verification: VerifyConfig = DEFAULT) -
     index = Index.open(settings.index) if settings.index else None
     queries, searched = _read_sets(settings, index)
     sets = _local_sets(settings, verification, index, queries.ids is searched.ids)
-    if settings.pairs:
-        pairs = labelled_pairs.listed_pairs(settings.pairs, queries, searched)
-    elif settings.labels_csv:
-        pairs = labelled_pairs.labelled_pairs(settings.labels_csv, queries, searched)
-    else:
-        pairs = labelled_pairs.task_pairs(settings.ground_truth, queries, searched)
+    pairs = _pairs(settings, queries, searched)
     source = settings.pairs or settings.labels_csv or settings.ground_truth
     try:
-        fitted = fit(pairs, settings.precision)
+        # The threshold first, where nothing keeps it from failing before the slow part.
+        fitted = {} if settings.min_inliers else fit(pairs, settings.precision)
         if sets:
-            fitted["geometric"] = _fit_weight(settings, verification, queries, searched, sets)
+            geometric, verified = _geometric(settings, verification, queries, searched, sets)
+            fitted = fitted or fit(verified, settings.precision)
+            fitted["geometric"] = geometric
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     made = {key: searched.meta.get(key) for key in directory.SAME_SPACE}

@@ -206,7 +206,7 @@ def fit_sets(
     settings: RerankConfig,
     sets: dict[str, LocalFeatureSet],
     verification: VerifyConfig,
-) -> dict:
+) -> tuple[dict, GroundTruth, InlierCounts]:
     """Fits the weight on sets, joined by id; of very many queries, on some.
 
     Args:
@@ -214,6 +214,9 @@ def fit_sets(
       queries, index: their descriptors.
       sets: their local features, by "query" and "index".
       verification: how pairs are verified.
+
+    Returns:
+      See `fit`; the queries that were taken; and the inliers of their best photos.
 
     Raises:
       InputError: when a photo has no local features, or see `fit`.
@@ -227,7 +230,7 @@ def fit_sets(
     ids = {"query": task.query_ids, "index": task.index_ids}
     counts = local_photos.join(sets, ids, verification.resolved())
     rows = np.asarray(queries.select(task.query_ids))
-    return fit(task, rows, index.select(task.index_ids), settings, counts)
+    return fit(task, rows, index.select(task.index_ids), settings, counts), task, counts
 
 
 def say(fitted: dict) -> None:

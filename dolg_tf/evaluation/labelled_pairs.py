@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from dolg_tf.stage.tables import read_table
 log = logging.getLogger(__name__)
 
 _QUERIES, _ROWS = 256, 16384  # of the matrix of all pairs at a time
+_NONE = np.zeros(0, np.int64)
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -30,7 +31,7 @@ class Block(NamedTuple):
     """Some pairs of a query and an index photo."""
 
     queries: np.ndarray  # int64 (P,), numbers of the queries
-    scores: np.ndarray  # float32 (P,), inner products
+    scores: np.ndarray  # float32 (P,), inner products; -inf: the pair passes no threshold
     same: np.ndarray  # bool (P,), whether both show the same place
 
 
@@ -95,18 +96,36 @@ def _list_blocks(queries, index, a, b, truth) -> Iterator[Block]:
         yield Block(a[part], search.inner_products(some, others), truth[part])
 
 
-def _matrix_blocks(queries, index, kind: Callable[[slice, slice], np.ndarray]) -> Iterator[Block]:
+def _within(rows: np.ndarray, some: slice) -> np.ndarray:
+    """Returns the places of those rows that are in a slice."""
+    return rows[(some.start <= rows) & (rows < some.stop)] - some.start
+
+
+def _matrix_blocks(
+    queries,
+    index,
+    kind: Callable[[slice, slice], np.ndarray],
+    passing: Mapping[int, np.ndarray] | None = None,
+) -> Iterator[Block]:
     """Yields the pairs of all queries and all index photos.
 
     Args:
       queries, index: (Q, D) and (N, D), `Rows` or arrays.
       kind: gives int8 (q, n) for a block: 1 for the same place, 0 for another, -1 for no pair.
+      passing: rows of the index that may pass a threshold, by query; None: all may.
     """
     for first, some in blocks(queries, _QUERIES):
         for start, others in blocks(index, _ROWS):
-            kinds = kind(slice(first, first + len(some)), slice(start, start + len(others)))
+            columns = slice(start, start + len(others))
+            kinds = kind(slice(first, first + len(some)), columns)
             query, column = np.divmod(np.flatnonzero(kinds >= 0), len(others))
-            scores = (some @ others.T)[query, column]
+            products = some @ others.T
+            if passing is not None:
+                stopped = np.ones(products.shape, bool)
+                for number, line in enumerate(stopped, first):
+                    line[_within(passing.get(number, _NONE), columns)] = False
+                products[stopped] = -np.inf
+            scores = products[query, column]
             yield Block(first + query, scores, kinds[query, column] == 1)
 
 
@@ -201,14 +220,20 @@ def labelled_task(path: files.Path, queries: DescriptorSet, index: DescriptorSet
     return without_queries(GroundTruth(str(path), ids, tuple(names), tuple(found)))
 
 
-def without_queries(task: GroundTruth) -> GroundTruth:
-    """Returns the task with each query that is a photo of the index among its own junk."""
+def without_queries(task: GroundTruth, *, earlier: bool = False) -> GroundTruth:
+    """Returns the task with each query that is a photo of the index among its own junk.
+
+    Args:
+      task: the task.
+      earlier: whether the queries before it are, too, so that two photos that are both queries and
+        both searched make one pair.
+    """
     own, queries = _places(task.query_ids, task.index_ids), []
-    for query, row in zip(task.queries, own, strict=True):
-        lists = {label: getattr(query, label) for label in LABELS}
-        lists = {label: rows[rows != row] for label, rows in lists.items()}
-        if row >= 0:
-            lists["junk"] = np.sort(np.append(lists["junk"], row))
+    for number, query in enumerate(task.queries):
+        rows = own[: number + 1] if earlier else own[number : number + 1]
+        rows = rows[rows >= 0]
+        lists = {label: np.setdiff1d(getattr(query, label), rows) for label in LABELS}
+        lists["junk"] = np.union1d(lists["junk"], rows)
         queries.append(dataclasses.replace(query, **lists))
     return dataclasses.replace(task, queries=tuple(queries))
 
@@ -221,18 +246,31 @@ def task_pairs(path: files.Path, queries: DescriptorSet, index: DescriptorSet) -
     """
     if queries is index:
         _ids(index)  # the rows of an .npy belong either to the queries or to the index
-    task = load_ground_truth(path)
-    own = _places(task.query_ids, task.index_ids)
+    return pairs_of(without_queries(load_ground_truth(path)), queries, index)
+
+
+def pairs_of(
+    task: GroundTruth,
+    queries: DescriptorSet,
+    index: DescriptorSet,
+    passing: Mapping[int, np.ndarray] | None = None,
+) -> Pairs:
+    """Returns the pairs of a ground truth, see `task_pairs`.
+
+    Args:
+      task: without queries among their own photos.
+      queries, index: their descriptors.
+      passing: numbers of the index photos that may pass a threshold, by number of the query; the
+        scores of all others are -inf. None: all may.
+    """
 
     def kind(some: slice, others: slice) -> np.ndarray:
         kinds = np.zeros((some.stop - some.start, others.stop - others.start), np.int8)
         for line, number in zip(kinds, range(some.start, some.stop), strict=True):
             query = task.queries[number]
-            itself = own[number : number + 1]
-            for value, rows in ((1, query.easy), (1, query.hard), (-1, query.junk), (-1, itself)):
-                there = (others.start <= rows) & (rows < others.stop)
-                line[rows[there] - others.start] = value
+            for value, rows in ((1, query.easy), (1, query.hard), (-1, query.junk)):
+                line[_within(rows, others)] = value
         return kinds
 
     found = queries.select(task.query_ids), index.select(task.index_ids)
-    return functools.partial(_matrix_blocks, *found, kind)
+    return functools.partial(_matrix_blocks, *found, kind, passing)

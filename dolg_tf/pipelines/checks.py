@@ -86,6 +86,7 @@ def check_index(path: pathlib.Path) -> list[str]:
     if found.descriptors is not None:
         check_norms(found.descriptors, path / "index.faiss", "build the index again")
     threshold = "not calibrated" if found.threshold is None else f"threshold {found.threshold:.4f}"
+    threshold += f" and {found.min_inliers} inliers" if found.min_inliers else ""
     kind, width = found.meta["kind"], found.meta["width"]
     model = short(found.meta["model_hash"])
     facts = [f"{kind}, {rows:,} photos of width {width}", f"model {model}", threshold]

@@ -1,5 +1,6 @@
 """The fitted weight of inliers, against whole rankings sorted anew for each weight."""
 
+import csv
 import json
 import types
 
@@ -8,17 +9,19 @@ import pytest
 from local_sets import LOCAL_META, draw
 from set_meta import META
 
+from dolg_tf.apps.report.run_files import read_threshold
 from dolg_tf.evaluation import geometric_weight, metrics
 from dolg_tf.evaluation.calibrate import CalibrateConfig, calibrate
 from dolg_tf.evaluation.geometric_weight import WEIGHTS, fit
+from dolg_tf.pipelines.checks import check_index
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.ground_truth import GroundTruth, Query
 from dolg_tf.retrieval.index import answers, stages
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.local import writing
+from dolg_tf.retrieval.local import feature_set, writing
 from dolg_tf.retrieval.rerank.methods import RerankConfig, as_fitted
-from dolg_tf.retrieval.verification.pairs import VerifyConfig
+from dolg_tf.retrieval.verification.pairs import Verifier, VerifyConfig
 from dolg_tf.stage.config import InputError, to_dict
 
 
@@ -121,6 +124,84 @@ def test_an_index_answers_by_the_fitted_weight(photos, caplog):
     assert by_fit != (photos / "found.csv").read_text()
 
 
+@pytest.mark.parametrize("one_set", [False, True])
+def test_a_threshold_with_inliers_is_that_of_pairs_counted_one_by_one(photos, one_set):
+    changes = {"precision": 0.9, "min_inliers": 20, "rerank": "geometric", "rerank_verify": 9}
+    if one_set:
+        changes |= {"query_descriptors": "", "query_local": ""}
+    found = calibrate(_config(photos, **changes))
+    names = ("i", "i") if one_set else ("q", "i")
+    queries, index = (descriptors.read(photos / name) for name in names)
+    features = [feature_set.read(photos / f"{name}.local") for name in names]
+    verifier = Verifier(VerifyConfig().resolved())
+    scores = np.asarray(queries.descriptors[:]) @ np.asarray(index.descriptors[:]).T
+    passing, same = [], 0
+    for a, name in enumerate(queries.ids):
+        ranked = [row for row in np.argsort(-scores[a]) if index.ids[row] != name]
+        for b, other in enumerate(index.ids):
+            if one_set and b <= a:
+                continue
+            alike = int(name[1:]) % 8 == int(other[1:]) % 8
+            same += alike
+            if b in ranked[:9] and (
+                verifier.verify(
+                    *(
+                        one[one.rows_of([id_])[0]]
+                        for one, id_ in zip(features, (name, other), strict=True)
+                    )
+                ).count
+                >= 20
+            ):
+                passing.append((scores[a, b], alike))
+    assert found["pairs"]["same"] == same and found["geometric"]["min_inliers"] == 20
+    good = [score for score, alike in passing if alike]
+    shares = {
+        score: np.mean([alike for other, alike in passing if other >= score]) for score in good
+    }
+    lowest = min(score for score in good if shares[score] >= 0.9)
+    assert found["threshold"] == pytest.approx(lowest, abs=2e-6)
+    assert found["recall"] == np.mean(np.array(good) >= lowest) * len(good) / same
+    assert found["precision"] == shares[lowest]
+    # The score alone needs a higher threshold for as many to be right.
+    alone = calibrate(_config(photos, precision=0.9)) if not one_set else None
+    assert one_set or alone["threshold"] > found["threshold"]
+    assert one_set or alone["recall"] < found["recall"]
+
+
+def test_a_match_has_the_inliers_too(photos, caplog):
+    build = {"descriptors": str(photos / "i"), "local": str(photos / "i.local")}
+    build |= {"output": str(photos / "index")}
+    stages.build(stages.BuildConfig(**build))
+    config = _config(photos, index=str(photos / "index"), min_inliers=20, precision=0.9)
+    threshold = calibrate(config)["threshold"]
+    assert Index.open(photos / "index").min_inliers == 20
+    asked = {"index": str(photos / "index"), "descriptors": str(photos / "q"), "k": 40}
+    asked |= {"output": str(photos / "found.csv"), "overwrite": True}
+    local = {"rerank": "geometric", "query_local": str(photos / "q.local")}
+
+    def lines(**options):
+        caplog.clear()
+        answers.query(answers.QueryConfig(**asked, **options))
+        return list(csv.DictReader((photos / "found.csv").read_text().splitlines()))
+
+    said = set()
+    for line in lines(**local):
+        passes = float(line["score"]) >= threshold and int(line["inliers"]) >= 20
+        assert line["match"] == ("match" if passes else "no match")
+        said.add((line["match"], float(line["score"]) >= threshold))
+    assert len(said) == 3 and not caplog.text  # a score that is high enough does not suffice
+    others = {"match": "nearest"}, {"rerank_order": "delg"}, {"rerank_verify": 3}
+    for options in ({}, *(local | other for other in others)):
+        assert "match" not in lines(**options)[0]
+        assert "they need 20 inliers too, counted by --rerank=geometric" in caplog.text
+    assert "and 20 inliers" in check_index(photos / "index")[2]
+    told = types.SimpleNamespace(inputs=types.SimpleNamespace(protocol={"model_hash": None}))
+    with pytest.raises(InputError, match=r"calibrated with --min_inliers=20: .*verified photos"):
+        read_threshold(types.SimpleNamespace(index=str(photos / "index")), told)
+    stages.build(stages.BuildConfig(**build, overwrite=True))
+    assert "was calibrated, the new index is not" in caplog.text
+
+
 def test_what_was_fitted_otherwise_is_not_used(caplog):
     fitted = {"rerank": "geometric", "order": "sum", "weight": 0.01, "cap": 50, "verify": 30}
     plain = RerankConfig(rerank="geometric")
@@ -163,6 +244,9 @@ def test_one_set_and_many_queries(photos, monkeypatch, caplog):
         ({"rerank": "superglobal"}, "has no weight to fit; add geometric"),
         ({"rerank": "geometric", "rerank_order": "delg"}, "delg takes no weight"),
         ({"labels_csv": "", "pairs": "pairs.csv"}, "instead of --pairs"),
+        ({"min_inliers": -1}, "--min_inliers=-1 must be at least 0"),
+        ({"min_inliers": 9, "query_local": "", "index_local": ""}, "needs local features"),
+        ({"min_inliers": 41}, "no pair of the same place has --min_inliers"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(photos, changes, words):
@@ -175,6 +259,9 @@ def test_few_queries_and_settings_without_local_features_are_refused(photos):
     (photos / "few.csv").write_text("\n".join([lines[0], *lines[1:4], *lines[17:]]))
     with pytest.raises(InputError, match="3 queries have a photo of the same place"):
         calibrate(_config(photos, labels_csv=str(photos / "few.csv")))
+    stages.build(stages.BuildConfig(descriptors=str(photos / "i"), output=str(photos / "bare")))
+    with pytest.raises(InputError, match=r"bare has no local features, which a match with --min"):
+        calibrate(_config(photos, index=str(photos / "bare"), min_inliers=9))
     plain = _config(photos, query_local="", index_local="")
     with pytest.raises(InputError, match="need local features"):
         calibrate(plain, VerifyConfig(match="mutual"))

@@ -37,6 +37,7 @@ class Threshold:
       low, high: interval of that share; None where there is none.
       pairs: pairs of photos that it rests on; 0: not known.
       warning: a sentence for people, such as that it rests on few pairs; empty: none.
+      inliers: that the photos must have too, so that only verified answers are judged; 0: none.
     """
 
     score: float
@@ -46,6 +47,7 @@ class Threshold:
     high: float | None = None
     pairs: int = 0
     warning: str = ""
+    inliers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

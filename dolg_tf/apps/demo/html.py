@@ -196,6 +196,13 @@ def _verdict(found: Sequence[FoundPhoto], threshold: Threshold | None) -> tuple[
             "for yourself."
         )
         return "unknown", "The most similar photos", text, ""
+    if any(photo.matches is None for photo in found):
+        text = (
+            f"Whether two photos show the same place was measured with {threshold.inliers} places "
+            "or more that agree; they are counted where photos are ordered by "
+            f"{RERANK_WORDS['geometric']}."
+        )
+        return "unknown", "The most similar photos", text, ""
     others = [photo for tile in found for photo in (tile, *tile.alike) if not photo.same]
     matching = sum(photo.matches for photo in others)
     told = _worth(threshold)
@@ -224,10 +231,11 @@ def _worth(threshold: Threshold) -> str:
             low, high = 100 * threshold.low, 100 * threshold.high
             share += f" ({low:.0f} to {high:.0f}\N{NO-BREAK SPACE}%)" * (high - low >= 1)
     number = f"{threshold.score:.3f}"
+    agree = f" and {threshold.inliers} places that agree" if threshold.inliers else ""
     if not threshold.estimated:
         if share:
-            return f"Of labelled pairs with {number} or more, {share} show the same place."
-        return f"The threshold is {number}."
+            return f"Of labelled pairs with {number}{agree} or more, {share} show the same place."
+        return f"The threshold is {number}{agree}."
     told = f"The threshold of {number} is an estimate from your photos, without labels"
     if threshold.pairs and not threshold.warning:  # which says it
         told += f", which rests on {many(threshold.pairs, 'pair')}"

@@ -78,7 +78,8 @@ class IndexedPhotos:
         threshold, calibration = None, meta["calibration"]
         if calibration is not None:
             precision = calibration.get("precision")
-            threshold = Threshold(calibration["threshold"], precision=precision)
+            fewest = self._index.min_inliers
+            threshold = Threshold(calibration["threshold"], precision=precision, inliers=fewest)
         search = self._index.search if rows is None else None
         ids = self._index.ids
         self._now = Searchable(

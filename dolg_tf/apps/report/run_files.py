@@ -306,7 +306,7 @@ def read_threshold(run: RunFiles, evaluation: Evaluation) -> float | None:
     """Returns the calibrated threshold of `--index`; None: there is no index.
 
     Raises:
-      InputError: when the index is for another model, or was not calibrated.
+      InputError: when the index is for another model, was not calibrated, or asks for inliers too.
     """
     if not run.index:
         return None
@@ -316,4 +316,10 @@ def read_threshold(run: RunFiles, evaluation: Evaluation) -> float | None:
         raise InputError(f"--index={run.index} is for another model than the descriptors")
     if meta["calibration"] is None:
         raise InputError(f"--index={run.index} is not calibrated; `dolg calibrate` does that")
+    if fewest := meta["calibration"].get("geometric", {}).get("min_inliers"):
+        raise InputError(
+            f"--index={run.index} was calibrated with --min_inliers={fewest}: its threshold is for "
+            "verified photos alone, and cannot be drawn among all similarities; leave it out, or "
+            "calibrate without"
+        )
     return meta["calibration"]["threshold"]

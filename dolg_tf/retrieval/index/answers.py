@@ -74,8 +74,9 @@ class QueryConfig(VerifyConfig, RerankConfig, NormConfig):
 def query(settings: QueryConfig) -> None:
     """Searches an index: photos or their descriptors in, a CSV of the nearest photos out.
 
-    For a calibrated index, the CSV says of each photo whether it is a match. With --rerank, answers
-    are in another order than that of their scores.
+    For a calibrated index, the CSV says of each photo whether it is a match; for one calibrated
+    with --min_inliers, if photos are verified as they were for it. With --rerank, answers are in
+    another order than that of their scores.
 
     Raises:
       InputError: when the index is damaged or lacks what --rerank takes, or the queries were
@@ -89,10 +90,18 @@ def query(settings: QueryConfig) -> None:
     rows = np.asarray(queries.descriptors)
     fitted = (index.meta["calibration"] or {}).get("geometric")
     chosen = methods.as_fitted(settings, settings, fitted)
+    counted = not index.min_inliers or methods.verifies_as_fitted(*chosen, fitted)
+    if not counted:
+        log.warning(
+            "%s: matches are not told: they need %d inliers too, counted by --rerank=%s with the "
+            "settings that `dolg calibrate` had",
+            *(index.path, index.min_inliers, fitted["rerank"]),
+        )
     found = reranking.answer(index, rows, settings.k, *chosen, features)
-    lines = _lines(index, queries.ids, found)
+    matches = index.matches(found.scores, found.inliers if counted else None)
+    lines = _lines(index, queries.ids, found, matches)
     write_table(settings.output, next(lines), lines)
-    _say(index, queries.ids, found)
+    _say(index, queries.ids, found, matches)
 
 
 def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen | None]:
@@ -112,9 +121,9 @@ def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen
     return found, None if features is None else Chosen(features, features.rows_of(found.ids))
 
 
-def _lines(index: Index, names, found: Answers) -> Iterator[list]:
+def _lines(index: Index, names, found: Answers, matches: np.ndarray | None) -> Iterator[list]:
     """Yields the lines of the CSV."""
-    calibrated, verified = index.threshold is not None, found.inliers is not None
+    calibrated, verified = matches is not None, found.inliers is not None
     yield ["query", "rank", "id", "score", *["match"] * calibrated, *["inliers"] * verified]
     for query, name in enumerate(names):
         there = np.flatnonzero(found.rows[query] >= 0)
@@ -122,24 +131,22 @@ def _lines(index: Index, names, found: Answers) -> Iterator[list]:
             row, score = found.rows[query, place], found.scores[query, place]
             line = [name, place + 1, index.ids[row], f"{score:.9g}"]
             if calibrated:
-                line.append("match" if index.matches(score) else "no match")
+                line.append("match" if matches[query, place] else "no match")
             if verified:
                 count = found.inliers[query, place]
                 line.append("" if count < 0 else int(count))
             yield line
 
 
-def _say(index: Index, names, found: Answers) -> None:
-    calibrated = index.threshold is not None
+def _say(index: Index, names, found: Answers, matches: np.ndarray | None) -> None:
     for query, name in enumerate(names[:_SAID]):
         row, score = found.rows[query, 0], found.scores[query, 0]
         if row < 0:
             log.info("%s: nothing found in the cells visited", name)
             continue
-        no = calibrated and not index.matches(score)
+        no = matches is not None and not matches[query, 0]
         nearest = "no match; the nearest is " if no else ""
         inliers = "" if found.inliers is None else f", {found.inliers[query, 0]} inliers"
         log.info("%s: %s%s, score %.4f%s", name, nearest, index.ids[row], score, inliers)
-    if calibrated:
-        matches = np.count_nonzero(index.matches(found.scores).any(axis=1))
-        log.info("%d of %d queries have a match", matches, len(names))
+    if matches is not None:
+        log.info("%d of %d queries have a match", matches.any(axis=1).sum(), len(names))

@@ -138,10 +138,22 @@ class Index:
         calibration = self.meta["calibration"]
         return None if calibration is None else calibration["threshold"]
 
-    def matches(self, scores: np.ndarray) -> np.ndarray:
-        """Returns which scores reach the threshold of a calibrated index."""
+    @property
+    def min_inliers(self) -> int:
+        """The inliers that two photos of a place must have too; 0: the score says it alone."""
+        return ((self.meta["calibration"] or {}).get("geometric") or {}).get("min_inliers", 0)
+
+    def matches(self, scores: np.ndarray, inliers: np.ndarray | None = None) -> np.ndarray | None:
+        """Returns which photos show the same place as their query.
+
+        None: the index is not calibrated, or asks for inliers, counted as `dolg calibrate` had
+        them, and they were not given.
+        """
+        if self.threshold is None or (self.min_inliers and inliers is None):
+            return None
         # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
-        return np.asarray(scores, np.float64) >= self.threshold
+        passed = np.asarray(scores, np.float64) >= self.threshold
+        return passed & (inliers >= self.min_inliers) if self.min_inliers else passed
 
     def search(self, queries: np.ndarray, k: int = 10) -> Neighbours:
         """Finds the nearest photos by inner product; equal scores are ranked by id.
@@ -253,6 +265,9 @@ def read_meta(path: pathlib.Path) -> dict:
     if calibration is not None:
         threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
         sound &= type(threshold) is float and math.isfinite(threshold)
+        fitted = calibration.get("geometric", {}) if sound else None
+        fewest = fitted.get("min_inliers", 0) if isinstance(fitted, dict) else None
+        sound &= type(fewest) is int and fewest >= 0
     if not sound:
         raise InputError(f"{file}: damaged; {_REMEDY}")
     return with_defaults(meta)

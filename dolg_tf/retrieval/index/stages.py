@@ -9,6 +9,7 @@
 With --local, an index also holds the local features of its photos, which stay in step with them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -23,6 +24,8 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import directory, ivfpq, photos
 from dolg_tf.retrieval.index.directory import SAME_SPACE, Index
 from dolg_tf.retrieval.index.local import of_added, of_photos
+from dolg_tf.retrieval.local import feature_set
+from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.retrieval.local.linking import Part
 from dolg_tf.retrieval.local.shards import beside
 from dolg_tf.retrieval.meta import of_one_folder, photo_roots
@@ -32,6 +35,9 @@ from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError, at_least, option
 
 log = logging.getLogger(__name__)
+
+# What local features must share for as many of them to agree.
+_SAME_COUNTS = (*feature_set.SAME_SPACE, "scales", "threshold", "max_features", "max_side")
 
 
 def _order(ids) -> np.ndarray:
@@ -84,12 +90,20 @@ def build(settings: BuildConfig) -> Index:
     """
     with directory.locked(settings.output, new=True) as path:
         files.check_output(path, settings.overwrite, "index.faiss", "meta.json")
+        _warn_of_calibration(path)
         made = {"nlist": settings.nlist, "m": settings.m, "nprobe": settings.nprobe}
         found, local = descriptors.read(settings.descriptors, settings.normalize), None
         if settings.local and found.ids:
             described = found.source, found.meta
             local = of_photos(settings.local, found.ids, described, settings.other_local_model)
         return _build(found, path, made if settings.kind == "ivfpq" else None, local)
+
+
+def _warn_of_calibration(path: pathlib.Path) -> None:
+    """Tells that an index which is replaced was calibrated: what was fitted goes with it."""
+    with contextlib.suppress(InputError):  # none is there, or a damaged one
+        if directory.read_meta(path)["calibration"] is not None:
+            log.warning("%s was calibrated, the new index is not; calibrate it again", path)
 
 
 def _build(
@@ -279,15 +293,31 @@ def rebuild(settings: RebuildConfig) -> Index:
         found, features = photos.describe_anew(
             index, settings.saved_model, settings.image_root, work, settings.max_bad
         )
-        calibration = index.meta["calibration"]
-        if any(found.meta[key] != index.meta[key] for key in SAME_SPACE):
-            if calibration is not None:
-                log.warning(
-                    "%s: its threshold was fitted for the old descriptors; calibrate again", path
-                )
-            calibration = None
+        calibration = _still_valid(index, found, features)
         local = None if features is None else (features, features.rows_of(found.ids))
         rebuilt = _build(found, path, index.meta["ivfpq"], local, calibration)
         for made in (work, beside(work)):
             shutil.rmtree(made, ignore_errors=made is not work)
         return rebuilt
+
+
+def _still_valid(
+    index: Index, found: DescriptorSet, features: LocalFeatureSet | None
+) -> dict | None:
+    """Returns what of an index's calibration holds for its photos as they were described anew."""
+    calibration, told = index.meta["calibration"], "%s: its %s fitted for %s; calibrate again"
+    if calibration is None:
+        return None
+    if any(found.meta[key] != index.meta[key] for key in SAME_SPACE):
+        log.warning(told, index.path, "threshold was", "the old descriptors")
+        return None
+    if features is None or "geometric" not in calibration:
+        return calibration
+    old, new = (feature_set.how_made(one)[1] for one in (index.local, features))
+    if all(old[key] == new[key] for key in _SAME_COUNTS):
+        return calibration
+    if index.min_inliers:
+        log.warning(told, index.path, "threshold and its weight were", "the old local features")
+        return None
+    log.warning(told, index.path, "weight of inliers was", "the old local features")
+    return {key: value for key, value in calibration.items() if key != "geometric"}

@@ -67,6 +67,14 @@ class InlierCounts:
             for query, some in enumerate(rows)
         ]
 
+    def reaching(self, least: int) -> dict[int, np.ndarray]:
+        """Returns the rows of verified pairs with so many inliers, int64 (n,) by query."""
+        found: dict[int, list[int]] = {}
+        for (query, row), count in self._known.items():
+            if count >= least:
+                found.setdefault(query, []).append(row)
+        return {query: np.array(rows, np.int64) for query, rows in found.items()}
+
     def _verify(self, wanted: list[list[int]]):
         """Yields ((query, row), inliers); the features of one query are in memory at a time."""
         with ThreadPoolExecutor(_WORKERS) as pool:

@@ -200,6 +200,18 @@ def as_fitted(
     return dataclasses.replace(settings, **numbers), made
 
 
+def verifies_as_fitted(settings: RerankConfig, verification: VerifyConfig, fitted: dict) -> bool:
+    """Returns whether inliers are counted as they were for the `min_inliers` of a calibration.
+
+    Args:
+      settings, verification: as `as_fitted` returns them.
+      fitted: the "geometric" of the calibration.
+    """
+    if settings.rerank != fitted["rerank"] or settings.numbers()["verify"] != fitted["verify"]:
+        return False
+    return to_dict(verification) == fitted["settings"]
+
+
 # --- applied -------------------------------------------------------------------------
 
 

@@ -616,6 +616,22 @@ def test_an_index_is_ordered_as_it_was_calibrated(with_local, monkeypatch):
     assert now.geometric.order == "sum" and now.verify.max_residual == "7"
 
 
+def test_a_threshold_with_inliers_judges_verified_answers_alone(with_local, monkeypatch):
+    fitted = {"rerank": "geometric", "order": "sum", "weight": 0.02, "cap": 40, "verify": 3}
+    fitted |= {"settings": to_dict(VerifyConfig().resolved()), "min_inliers": 9}
+    meta = Index.open(with_local[1]).meta
+    directory.set_calibration(with_local[1], {"threshold": -1.0, "geometric": fitted}, meta)
+    engine = Engine(_opened(with_local, monkeypatch, _WithLocal()), 10**7, 10**7)
+    plain = engine.search(_query(scene("red")))
+    assert {photo.matches for photo in plain.found} == {None}
+    page = _told(engine, plain)
+    assert "measured with 9 places or more that agree" in page and "The most similar" in page
+    verified = engine.search(_query(scene("red")), reranking="geometric")
+    assert {photo.matches for photo in verified.found} == {False}  # none has so many
+    page = _told(engine, verified, reranking="geometric")
+    assert "No photo of the same place" in page and "and 9 places that agree" in page
+
+
 def test_local_features_of_another_making_are_not_compared(with_local, monkeypatch, caplog):
     made = _opened(with_local, monkeypatch, _WithLocal({"sha256": "other"}))
     assert made.searchable().local is None and made.has_local

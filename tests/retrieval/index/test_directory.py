@@ -141,6 +141,7 @@ WRONG = [
     ("calibration", 0.5),
     ("calibration", {"threshold": None}),
     ("calibration", {"threshold": float("nan")}),
+    ("calibration", {"threshold": 0.5, "geometric": {"min_inliers": "9"}}),
 ]
 for key, value in WRONG:
     harm = lambda f, key=key, value=value: sealed.change(f, **{key: value})  # noqa: E731

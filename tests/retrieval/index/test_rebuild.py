@@ -424,3 +424,26 @@ def test_the_threshold_stays_with_the_model(tmp_path, built, caplog):
     stages.rebuild(RebuildConfig(index=str(built), saved_model="new"))
     assert Index.open(built).threshold is None
     assert "its threshold was fitted for the old descriptors; calibrate again" in caplog.text
+
+
+@pytest.mark.parametrize("fewest", [0, 12])
+def test_what_was_fitted_with_inliers_stays_with_the_local_features(
+    tmp_path, models, photos, caplog, fewest
+):
+    path = _build_local(tmp_path / "index", photos, models["old"])
+    calibration = {"threshold": 0.5, "geometric": {"weight": 0.1, "min_inliers": fewest}}
+    directory.set_calibration(path, calibration, Index.open(path).meta)
+    stages.rebuild(RebuildConfig(index=str(path), saved_model="old"))
+    assert Index.open(path).meta["calibration"] == calibration and "calibrate" not in caplog.text
+    # At another scale, others agree.
+    made, features = _describe(tmp_path / "set", photos, models["old"]), Index.open(path).local
+    kept = [(id_, features[row]) for row, id_ in enumerate(features.ids)]
+    writing.write(tmp_path / "local", kept, features.meta | {"scales": [1.4]})
+    build = {"descriptors": made, "local": str(tmp_path / "local"), "output": str(path)}
+    stages.build(BuildConfig(**build, overwrite=True))
+    assert "was calibrated, the new index is not" in caplog.text
+    directory.set_calibration(path, calibration, Index.open(path).meta)
+    stages.rebuild(RebuildConfig(index=str(path), saved_model="old"))
+    left = None if fewest else {"threshold": 0.5}
+    assert Index.open(path).meta["calibration"] == left
+    assert "fitted for the old local features; calibrate again" in caplog.text

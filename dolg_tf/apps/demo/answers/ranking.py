@@ -27,7 +27,8 @@ class FoundPhoto:
     Attributes:
       id: of the collection.
       score: inner product of the descriptors of query and photo.
-      matches: whether the score reaches the threshold; None: there is none.
+      matches: whether the score, and the inliers where the threshold asks for some, reach it;
+        None: there is none, or no inliers were counted.
       same: whether it is the very photo that was searched for.
       inliers: its local features that agree with the query's on one view; None: not verified.
       alike: photos that are nearly the same picture and share its tile.
@@ -148,12 +149,16 @@ def tiles(now: Searchable, ranked: Ranked, *, whole: bool) -> list[FoundPhoto]:
             tile = next((tile for tile in tiles if near[tile[0], place]), None)
             tiles.append([place]) if tile is None else tile.append(place)
 
+    verified = bool((inliers >= 0).any())
+
     def photo(place: int, alike: tuple[FoundPhoto, ...] = ()) -> FoundPhoto:
         score = float(scores[place])
         # In float64: NumPy would round the threshold to float32, and a lower score might reach it.
-        matches = None if now.threshold is None else score >= now.threshold.score
+        matches, count = None, int(inliers[place])
+        if now.threshold is not None and (verified or not now.threshold.inliers):
+            enough = not now.threshold.inliers or count >= now.threshold.inliers
+            matches = score >= now.threshold.score and enough
         same = whole and score >= _SAME
-        count = int(inliers[place])
         agree = None if count < 0 else count
         return FoundPhoto(now.ids[ranks[place]], score, matches, same, agree, alike)
 
