@@ -141,10 +141,12 @@ class Pieces:
             first = last
 
     def _between(self, piece: int, first: int, last: int) -> tuple[np.ndarray, ...]:
-        """Returns the entries of a piece from a word on to the one before another."""
-        found = self._load(piece, "words")
-        span = slice(*np.searchsorted(found, [first, last]))
-        return found[span], self._load(piece, "rows")[span], self._load(piece, "codes")[span]
+        """Returns the entries of a piece from a word on to the one before another.
+
+        They are copies: a mapped file stays open, and there may be more pieces than files may be.
+        """
+        span = slice(*np.searchsorted(self._load(piece, "words"), [first, last]))
+        return tuple(np.array(self._load(piece, name)[span]) for name in ("words", "rows", "codes"))
 
     def _load(self, piece: int, name: str) -> np.ndarray:
         path = self._path(piece) / f"{name}.npy"

@@ -63,7 +63,7 @@ class SetWriter:
         self._meta = {"dtype": "float16", **meta}
         # HOW's, as ASMK needs them; reduced ones have unit norm.
         self._of_any_length = meta.get("kind") == "how" and not meta.get("reduction")
-        self._width = None  # of the descriptors, once there is one
+        self._width = meta.get("dimensions")  # of the descriptors; None: there are none yet
         self._ids: list[str] = []
         self._starts: list[int] = []
         self._counts: list[int] = []
@@ -100,8 +100,10 @@ class SetWriter:
         width = features.descriptors.shape[1]
         if len(features):
             self._width = width if self._width is None else self._width
-            if width not in (self._width, self._meta.get("dimensions", width)):
+            if width != self._width:
                 raise InputError(f"{id_}: local descriptors of {width} numbers, not {self._width}")
+            self._meta["dimensions"] = width
+        # What has no features may not know their length; a set without any has that of the first.
         self._meta.setdefault("dimensions", width)
         arrays = features.positions, features.scales, features.strengths
         stored = Stored(

@@ -127,6 +127,20 @@ def test_a_killed_build_continues(tmp_path, monkeypatch, world):
     assert not (tmp_path / "index.unfinished").exists()
 
 
+def test_merging_keeps_no_piece_open(tmp_path, monkeypatch):
+    """There may be thousands of pieces, but a process often has but 1,024 files."""
+    monkeypatch.setattr(build, "PIECE_BINARY", 1)
+    pieces, codes = (
+        build.Pieces(tmp_path / "pieces", 3, Kernel("dolg", 16)),
+        np.ones((200, 2), "u1"),
+    )
+    pieces.begin({})
+    for piece in range(3):
+        pieces.write(piece, [(np.arange(200), codes)])
+    for parts in (pieces._between(piece, 0, 150) for piece in range(3)):
+        assert all(part.base is None and len(part) == 150 for part in parts)
+
+
 def test_no_image_has_features(tmp_path, world):
     words, _, queries = world
     index = asmk_images.index_of(tmp_path / "index", [words[:0]] * 3, words)

@@ -80,6 +80,13 @@ def test_photos_without_any_feature(tmp_path):
     assert [len(one) for one in found] == [0] * 5 and found[4].descriptors.shape == (0, 16)
 
 
+def test_a_first_photo_without_features_does_not_say_how_long_they_are(tmp_path):
+    nothing, one = draw(np.random.default_rng(0), 0, 2), draw(np.random.default_rng(1), 3, 16)
+    writing.write(tmp_path / "set", [("a", nothing), ("b", one)], LOCAL_META | {"dtype": "bits"})
+    found = feature_set.read(tmp_path / "set")
+    assert found[0].descriptors.shape == (0, 16) and found[1].descriptors.shape == (3, 16)
+
+
 def test_rows_are_found_by_id(folder):
     found = feature_set.read(folder)
     assert found.rows_of(["c/5", "a/1"]).tolist() == [4, 0]
