@@ -101,8 +101,8 @@ def answer(
     rows = np.full((len(queries), k), -1, np.int64)
     scores, inliers = np.full(rows.shape, -np.inf, np.float32), np.full(rows.shape, -1, np.int64)
     for query, asked in enumerate(np.asarray(queries, np.float32)):
-        heads = [one.head[query] for one in (after, before) if one.head is not None]
-        ranked = _distinct(np.concatenate([*heads, rest[query]]))[:k]
+        head = rest[query, :0] if after.head is None else after.head[query]
+        ranked = _distinct(np.concatenate([head, rest[query]]))[:k]
         rows[query, : len(ranked)] = ranked
         scores[query, : len(ranked)] = _scores(index, asked, ranked, before, query)
         if after.inliers is not None:

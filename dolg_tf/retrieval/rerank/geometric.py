@@ -133,6 +133,11 @@ def rerank(
     keys = seen if order == "delg" else total(scores, seen, weight, cap)
     places = np.argsort(-keys, axis=1, kind="stable")
     head, keys, inliers = (np.take_along_axis(x, places, 1) for x in (head, keys, inliers))
+    if before.head is not None:  # what the method before has ordered keeps its places behind these
+        behind = before.head[:, head.shape[1] :]
+        head = np.concatenate([head, behind], axis=1)
+        keys = np.concatenate([keys, before.scores[:, keys.shape[1] :]], axis=1)
+        inliers = np.concatenate([inliers, np.full(behind.shape, -1)], axis=1)
     return dataclasses.replace(
         before, head=head, scores=None if order == "delg" else keys, inliers=inliers
     )

@@ -111,6 +111,20 @@ def test_after_another_order_its_best_are_verified_and_its_scores_count():
     assert _ranks(found).tolist() == [2, 1, 0, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("order", ["delg", "sum"])
+def test_what_another_method_ordered_and_was_not_verified_keeps_its_places(order):
+    queries, index = np.ones((1, 1), np.float32), np.linspace(1, 0, 9, dtype=np.float32)[:, None]
+    head = np.array([[5, 3, 8, 0, 7, 2]])
+    before = Reranked(queries, index, head, np.array([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]))
+    known = Known([np.array([0, 0, 0, 9, 9, 0, 9, 9, 9])])
+    numbers = {"verify": 2, "order": order, "weight": 1.0, "cap": 9}
+    found = geometric.rerank(before, known, [np.array([5])], **numbers)
+    assert _ranks(found).tolist() == [3, 8, 5, 0, 7, 2, 1, 4, 6]
+    assert found.inliers.tolist() == [[9, 9, -1, -1, -1, -1]]
+    if order == "sum":
+        assert found.scores.tolist() == [[14.0, 13.0, 6.0, 3.0, 2.0, 1.0]]
+
+
 # --- local features ------------------------------------------------------------------
 
 
