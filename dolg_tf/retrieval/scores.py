@@ -84,7 +84,7 @@ def read(path: files.Path) -> Scores:
     queries, ids = (descriptors.read_ids(path / name) for name in ("queries.txt", "ids.txt"))
     try:
         scores = np.load(path / "scores.npy", mmap_mode="r", allow_pickle=False)
-    except files.DAMAGED_ARRAYS as error:
+    except (*files.DAMAGED_ARRAYS, OSError) as error:
         raise InputError(f"{path / 'scores.npy'}: damaged ({error}); {_REMEDY}") from error
     if scores.shape != (len(queries), len(ids)) or scores.dtype != np.float32:
         raise InputError(f"{path / 'scores.npy'}: {scores.dtype} {scores.shape}; {_REMEDY}")

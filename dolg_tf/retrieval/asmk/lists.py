@@ -85,9 +85,12 @@ class Inverted:
             ((count,), np.int32),
             ((count, kernel.width), kernel.dtype),
         ]
-        if found != wanted or len(ids) != meta["photos"]:
-            raise InputError(f"{path}: its files do not fit each other; {REMEDY}")
         codebook = words.read_codebook(path / "codebook.npz")
+        found.append(codebook.centroids.shape)
+        wanted.append((meta["words"], meta["dimensions"]))
+        fit = found == wanted and len(ids) == meta["photos"]
+        if not fit or offsets[0] or offsets[-1] != count or (np.diff(offsets) < 0).any():
+            raise InputError(f"{path}: its files do not fit each other; {REMEDY}")
         return cls(path, ids, meta, codebook, offsets, rows, codes, norms)
 
     def __len__(self) -> int:
@@ -104,7 +107,7 @@ class Inverted:
         first = np.zeros(len(self.rows) + 1, bool)
         first[self.offsets] = True
         for start in range(0, len(self.rows), _BLOCK):
-            rows = np.asarray(self.rows[start : start + _BLOCK])
+            rows = np.asarray(self.rows[start : start + _BLOCK + 1])  # and the first of the next
             steps = np.diff(rows) <= 0
             if rows.min() < 0 or rows.max() >= len(self):
                 raise InputError(f"{self.path / 'rows.npy'}: an image that is not there; {REMEDY}")

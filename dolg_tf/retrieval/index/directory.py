@@ -8,7 +8,6 @@ equal scores by row ranks them by id. `local/` holds the photos' local feature s
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import struct
 import time
@@ -20,6 +19,7 @@ from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.index import ivfpq
+from dolg_tf.retrieval.index.calibration import is_sound
 from dolg_tf.retrieval.local import feature_set, linking
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.retrieval.meta import INDEX_VERSIONS, check_meta, format_version, with_defaults
@@ -263,11 +263,7 @@ def read_meta(path: pathlib.Path) -> dict:
     if "local" in meta:
         sound &= isinstance(meta["local"], dict) and set(meta["local"]) >= set(_LOCAL_KEYS)
     if calibration is not None:
-        threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
-        sound &= type(threshold) is float and math.isfinite(threshold)
-        fitted = calibration.get("geometric", {}) if sound else None
-        fewest = fitted.get("min_inliers", 0) if isinstance(fitted, dict) else None
-        sound &= type(fewest) is int and fewest >= 0
+        sound &= is_sound(calibration)
     if not sound:
         raise InputError(f"{file}: damaged; {_REMEDY}")
     return with_defaults(meta)

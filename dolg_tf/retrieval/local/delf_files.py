@@ -15,7 +15,7 @@ import numpy as np
 
 from dolg_tf.data import protos
 from dolg_tf.retrieval.local import writing
-from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.retrieval.local.feature_set import LOCAL_DTYPES, LocalFeatureSet
 from dolg_tf.retrieval.local.features import LocalFeatures
 from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
@@ -169,6 +169,30 @@ def encoded(found: LocalFeatureSet) -> Iterator[bytes]:
     return (encode(features) for features in found)
 
 
+def _sizes(folder: pathlib.Path, about: Mapping) -> list[tuple[int, int]] | None:
+    """Returns the sizes of the photos, where they are known.
+
+    Raises:
+      InputError: when they are no heights and widths, or numbers are stored as none are.
+    """
+    sizes, dtype = about.get("sizes"), about["meta"].get("dtype", LOCAL_DTYPES[0])
+    if dtype not in LOCAL_DTYPES:
+        raise InputError(f"{folder}: dtype is {dtype!r:.60}; write the folder again")
+    if sizes is None:
+        return None
+    try:
+        table = np.array(sizes)
+    except ValueError:  # rows of several lengths
+        table = np.zeros(0)
+    wanted = (len(about["ids"]), 2)
+    if table.shape != wanted or table.dtype != np.int64 or (table < 0).any() or (table >> 31).any():
+        raise InputError(
+            f"{folder}: the sizes of its photos are not {wanted[0]} heights and widths; write the "
+            "folder again"
+        )
+    return [(height, width) for height, width in table.tolist()]
+
+
 def write_set(
     folder: pathlib.Path, about: Mapping, suffix: str, output: files.Path, normalize: bool
 ) -> None:
@@ -183,9 +207,9 @@ def write_set(
 
     Raises:
       InputError: when a file is damaged, or descriptors are of several lengths or, unless they are
-        normalized, not of unit norm.
+        normalized, not of unit norm; or what is said of them is damaged.
     """
-    ids, sizes, turned = about["ids"], about.get("sizes"), 0
+    ids, sizes, turned = about["ids"], _sizes(folder, about), 0
 
     def photos() -> Iterator[tuple[str, LocalFeatures]]:
         nonlocal turned
@@ -195,7 +219,7 @@ def write_set(
             rows = found.descriptors
             if normalize:
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            size = tuple(sizes[row]) if sizes else found.size
+            size = found.size if sizes is None else sizes[row]
             yield id_, LocalFeatures(found.positions, found.scales, found.strengths, rows, size)
 
     writing.write(output, photos(), about["meta"])

@@ -66,10 +66,9 @@ class LocalShards:
 
     def fault(self, shard: int, rows: int) -> str:
         """Returns why a shard of so many photos must be done again; "": it need not be."""
-        path = self._shard(shard)
-        whole = self._group(shard)
+        path, whole = self._shard(shard), self._group(shard)
         try:
-            if not path.exists() and whole.exists():
+            if whole.exists():  # whose shards are removed, or half removed
                 feature_set.read(whole)
                 return ""
             found = feature_set.read(path)

@@ -8,6 +8,8 @@ import pytest
 
 from dolg_tf.retrieval.asmk import build, lists, search
 from dolg_tf.retrieval.asmk.kernel import Kernel
+from dolg_tf.retrieval.asmk.words import Codebook, write_codebook
+from dolg_tf.stage import checksums
 from dolg_tf.stage.config import InputError
 
 
@@ -158,6 +160,36 @@ def test_damage_is_found(tmp_path, world, name):
     (path / name).write_bytes(data)
     with pytest.raises(InputError, match=f"{name}: damaged"):
         lists.Inverted.open(path).check_lists()
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "codebook.npz"])
+def test_files_of_another_index_are_refused(tmp_path, world, name):
+    words, images, _ = world
+    path = tmp_path / "index"
+    index = asmk_images.index_of(path, images, words)
+    if name == "offsets.npy":
+        offsets = np.array(index.offsets)
+        offsets[1] = 10**9
+        np.save(path / name, offsets)
+    else:
+        write_codebook(path / name, Codebook(words[:-1], {}))
+    meta, sums = checksums.read_json(path / "meta.json", 1, "")
+    checksums.write_json(path / "meta.json", meta, sums | checksums.of_files(path, [name]))
+    with pytest.raises(InputError, match="its files do not fit each other; build the index again"):
+        lists.Inverted.open(path)
+
+
+def test_lists_are_checked_across_blocks(tmp_path, world, monkeypatch):
+    words, images, _ = world
+    index = asmk_images.index_of(tmp_path / "index", images, words)
+    rows = np.array(index.rows)
+    place = int(np.flatnonzero(np.diff(index.offsets) > 1)[0])
+    start = int(index.offsets[place])
+    rows[start + 1] = rows[start]
+    monkeypatch.setattr(lists, "_BLOCK", start + 1)
+    damaged = lists.Inverted(**{**vars(index), "rows": rows})
+    with pytest.raises(InputError, match="images do not ascend"):
+        damaged.check_lists()
 
 
 def test_an_image_that_is_not_there_is_told(tmp_path, world):

@@ -132,6 +132,8 @@ DAMAGE["a number beyond all files"] = (
     lambda f: sealed.change(f, rows=2**63),
     f"not an IndexFlatIP of {2**63} x 24",
 )
+GEOMETRIC = {"rerank": "geometric", "order": "sum", "weight": 0.1, "cap": 100, "verify": 9}
+GEOMETRIC |= {"settings": {}}
 WRONG = [
     ("rows", "60"),
     ("width", 0),
@@ -141,7 +143,9 @@ WRONG = [
     ("calibration", 0.5),
     ("calibration", {"threshold": None}),
     ("calibration", {"threshold": float("nan")}),
-    ("calibration", {"threshold": 0.5, "geometric": {"min_inliers": "9"}}),
+    ("calibration", {"threshold": 0.5, "geometric": GEOMETRIC | {"min_inliers": "9"}}),
+    ("calibration", {"threshold": 0.5, "geometric": GEOMETRIC | {"weight": "0.1"}}),
+    ("calibration", {"threshold": 0.5, "geometric": {}}),
 ]
 for key, value in WRONG:
     harm = lambda f, key=key, value=value: sealed.change(f, **{key: value})  # noqa: E731

@@ -245,7 +245,7 @@ def test_a_rebuild_chooses_what_was_left_open_anew(made, tmp_path, monkeypatch):
     descriptors.write(
         tmp_path / "index.rebuild", DescriptorSet(ids, wide, META | {"model_hash": "new"})
     )
-    described = lambda *_: descriptors.read(tmp_path / "index.rebuild")  # noqa: E731
+    described = lambda *_: (descriptors.read(tmp_path / "index.rebuild"), None)  # noqa: E731
     monkeypatch.setattr(photos, "describe_anew", described)
     settings = stages.RebuildConfig(index=str(tmp_path / "index"), saved_model="new")
     about = stages.rebuild(settings).meta["ivfpq"]

@@ -431,7 +431,9 @@ def test_what_was_fitted_with_inliers_stays_with_the_local_features(
     tmp_path, models, photos, caplog, fewest
 ):
     path = _build_local(tmp_path / "index", photos, models["old"])
-    calibration = {"threshold": 0.5, "geometric": {"weight": 0.1, "min_inliers": fewest}}
+    weight = {"rerank": "geometric", "order": "sum", "weight": 0.1, "cap": 100, "verify": 9}
+    weight |= {"settings": {}, "min_inliers": fewest}
+    calibration = {"threshold": 0.5, "geometric": weight}
     directory.set_calibration(path, calibration, Index.open(path).meta)
     stages.rebuild(RebuildConfig(index=str(path), saved_model="old"))
     assert Index.open(path).meta["calibration"] == calibration and "calibrate" not in caplog.text

@@ -210,6 +210,28 @@ def test_what_does_not_fit_is_refused(both, tmp_path):
     assert feature_set.read(local)
 
 
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ({"sizes": [[1, 2]]}, "not 3 heights and widths"),
+        ({"sizes": [[1, 2], [3], [4, 5]]}, "not 3 heights and widths"),
+        ({"sizes": [[1, 2], [3, 4], [5, -6]]}, "not 3 heights and widths"),
+        ({"sizes": [[1, 2], [3, 4], [5, 2**31]]}, "not 3 heights and widths"),
+        ({"sizes": "many"}, "not 3 heights and widths"),
+        ({"meta": {"model_hash": "x", "dtype": "int8"}}, "dtype is 'int8'; write the folder"),
+    ],
+)
+def test_what_is_said_of_a_folder_is_checked(both, tmp_path, harm, told):
+    run(f"{both[0]}.local", tmp_path / "folder")
+    file = tmp_path / "folder/dolg_meta.json"
+    about = json.loads(file.read_text())
+    about["local"] |= harm
+    file.write_text(json.dumps(about))
+    with pytest.raises(InputError, match=told):
+        run(tmp_path / "folder", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def _global(path, tmp_path):
     run(path, tmp_path / "global")
     return tmp_path / "global"

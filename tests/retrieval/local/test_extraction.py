@@ -217,6 +217,22 @@ def test_a_kill_while_sets_are_put_together_loses_nothing(photos, tmp_path, expe
     assert killed > 5
 
 
+def test_a_kill_while_a_shard_is_removed_loses_nothing(photos, tmp_path, expected, monkeypatch):
+    remove = shutil.rmtree
+
+    def killed(path, *arguments, **options):
+        if path.name.startswith("local-0"):
+            (path / "meta.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_shards.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, tmp_path / "set")
+    assert contents(run(photos, tmp_path / "set", most=0)[1]) == expected
+
+
 def test_no_more_than_a_group_is_on_the_disk_twice(photos, tmp_path, monkeypatch):
     join, left = local_shards.linking.join, []
 
