@@ -88,6 +88,9 @@ COMMANDS = {
     "whiten apply": Command(
         "whiten a descriptor set, or reduce a local one", "dolg_tf.retrieval.whitening.stages:apply"
     ),
+    "whiten import": Command(
+        "DELF's PCA of local features -> a reduction", "dolg_tf.retrieval.whitening.delf:convert"
+    ),
     "index build": Command("descriptor set -> index", "dolg_tf.retrieval.index.stages:build"),
     "index query": Command(
         "the nearest photos of each query, as CSV", "dolg_tf.retrieval.index.answers:query"

@@ -25,10 +25,11 @@ from set_meta import META
 
 from dolg_tf.cli import COMMANDS
 from dolg_tf.modeling.files import config_file
-from dolg_tf.retrieval import descriptors
+from dolg_tf.retrieval import datum_io, descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.index import stages
 from dolg_tf.retrieval.local import writing
+from dolg_tf.retrieval.whitening import delf
 from dolg_tf.runtime import export_files, whitening
 from dolg_tf.stage import checksums, command
 from dolg_tf.stage import config as configs
@@ -137,6 +138,11 @@ TABLE = {
         "descriptors": ("set", _SET),
         "whitening": ("whitening.npz", ["nowhere.npz", "text.txt"]),
         "output": ("new", ["text.txt"]),
+    },
+    "whiten import": {
+        "datum": ("pca", ["nowhere", "empty", "text.txt"]),
+        "variances": ("", ["nowhere.datum", "text.txt"]),
+        "output": ("new.npz", ["photos"]),
     },
     "index build": {
         "descriptors": ("set", _SET),
@@ -274,6 +280,9 @@ def make_world(folder: pathlib.Path) -> None:
     (folder / "gnd_few.pkl").write_bytes(pickle.dumps(truth, 2))
     mean, projection = np.zeros(size), np.eye(size)
     whitening.write_whitening(folder / "whitening.npz", mean, projection, "")
+    (folder / "pca").mkdir()
+    for name, array in ((delf.MEAN, np.zeros(128)), (delf.PROJECTION, np.eye(128))):
+        (folder / "pca" / name).write_bytes(datum_io.encode(array))
     np.savez(folder / "weights.npz", layer=mean)
     (folder / "photos.npz").mkdir()
     asmk_images.make(folder)
