@@ -333,8 +333,8 @@ class LoadedModel:
                     "`dolg export`"
                 )
             raise InputError(
-                f"{where}: its network has no local branch (--fusion=global_only), so there are no "
-                "local features to show; use a network that has one"
+                f"{where}: its network has no local branch (--fusion=global_only), so there is no "
+                "attention to show; use a network that has one"
             )
 
 

@@ -27,6 +27,7 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 SHARD_PHOTOS = 1024  # consecutive photos of the listing: the most that a killed run loses
+LOCAL_SHARD_PHOTOS = 256  # with local features, of which those of a photo take seconds
 _FILE_SHARDS = 256  # per file: each open file takes one of often only 1,024 file descriptors
 FORMAT_VERSION = 1
 
@@ -50,6 +51,11 @@ class Shard:
     bad: list[dict]
 
 
+def shard_photos(local: bool) -> int:
+    """Returns the number of photos of a shard, with local features or without."""
+    return min(SHARD_PHOTOS, LOCAL_SHARD_PHOTOS) if local else SHARD_PHOTOS
+
+
 class UnfinishedSet:
     """The shards of a set, finished or not.
 
@@ -58,7 +64,7 @@ class UnfinishedSet:
       meta: what all shards must share: the keys of `meta.json` except `image_root`, `bad` and
         `images`.
       listing: the photos.
-      prints: their hashes, for shards of `SHARD_PHOTOS`.
+      prints: their hashes, for shards of as many photos as `shard_photos` says.
       local: the same of the local set beside it; None: there is none.
 
     Attributes:
@@ -84,8 +90,9 @@ class UnfinishedSet:
 
     def span(self, shard: int) -> tuple[int, int]:
         """Returns the first photo of a shard and the one after its last."""
-        start = shard * SHARD_PHOTOS
-        return start, min(start + SHARD_PHOTOS, len(self._listing.photos))
+        photos = shard_photos(bool(self.local))
+        start = shard * photos
+        return start, min(start + photos, len(self._listing.photos))
 
     @contextlib.contextmanager
     def part(self, part: int, parts: int) -> Iterator[None]:

@@ -52,7 +52,8 @@ class ExtractConfig(PhotosConfig):
     dtype: str = option("number format of the stored descriptors", "float32", choices=DTYPES)
     shard: str = option(
         f"i/n, i from 0: describe shards i, i + n, i + 2 n, ... of {unfinished.SHARD_PHOTOS} "
-        "photos each; n processes share one --output",
+        f"photos each, with local features of {unfinished.LOCAL_SHARD_PHOTOS}; n processes share "
+        "one --output",
         "0/1",
     )
 
@@ -128,7 +129,7 @@ def describe_photos(
     """
     listing = listing or list_photos(settings)
     sizes = listing.sizes()
-    prints = listing.fingerprints(sizes, unfinished.SHARD_PHOTOS)
+    prints = listing.fingerprints(sizes, unfinished.shard_photos(bool(local)))
     meta = _meta(settings, listing, describer, dtype)
     of_local = local and meta | local.meta()
     kept = _finished(settings.output, meta, of_local, prints.images)

@@ -24,7 +24,7 @@ from dolg_tf.stage.config import InputError
 log = logging.getLogger(__name__)
 
 SUFFIX = ".local"
-_GROUP = 64  # shards; of 1,024 photos with 1,000 features, they fill a file of a set
+_GROUP = 128  # shards: half of the often 1,024 file descriptors, as each takes 4
 
 
 class LocalShards:

@@ -163,6 +163,17 @@ def test_no_photo_is_described_twice_after_an_interruption(photos, tmp_path, exp
     assert len(seen) == 9 and len(again) == 4
 
 
+def test_shards_are_smaller_with_local_features(photos, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(unfinished, "LOCAL_SHARD_PHOTOS", 2)
+    assert unfinished.shard_photos(False) == 3
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "set", seen=seen, most=5)
+    again = []
+    assert contents(run(photos, tmp_path / "set", seen=again)[1]) == expected
+    assert len(seen) + len(again) == 6 + 10 - 4  # two shards of two were kept
+
+
 def test_parts_make_the_same_set(photos, tmp_path, expected):
     assert run(photos, tmp_path / "set", part=(1, 2)) is None
     assert contents(run(photos, tmp_path / "set", part=(0, 2))[1]) == expected
