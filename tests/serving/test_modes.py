@@ -98,3 +98,10 @@ print(sorted({{"tensorflow", "keras"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "exists; give --overwrite" in done.stdout and done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("mode", ["delg", "tf1"])
+@pytest.mark.parametrize("option", ["local_scales", "local_threshold", "local_reduction", "iou"])
+def test_options_of_local_features_need_them(mode, option):
+    with pytest.raises(InputError, match=rf"--{option} with --features=global: .*local or both"):
+        config(mode, **{option: OTHER[option]})

@@ -56,7 +56,9 @@ def test_other_weights_and_another_release_make_another(weights, made, monkeypat
     second = ready.saved_model("efficientnet_lite0")
     monkeypatch.setattr(ready.dolg_tf, "__version__", "9.9")
     third = ready.saved_model("efficientnet_lite0")
-    assert len({first, second, third}) == len(made) == 3
+    monkeypatch.setattr(ready, "_FORM", "another")  # of the same release
+    fourth = ready.saved_model("efficientnet_lite0")
+    assert len({first, second, third, fourth}) == len(made) == 4
     assert ready.place("resnet_50_imagenet") != ready.place("resnet_101_imagenet")
 
 

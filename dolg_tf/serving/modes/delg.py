@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.graph import local_features, pyramid
 from dolg_tf.serving.graph.folding import FoldedNetwork
@@ -58,7 +59,7 @@ def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Fun
         features = local_features.of_photo(folded, *inputs, iou=config.iou, **options)
         return features, {
             "boxes": features.boxes,
-            "features": _described(features.features, inside),
+            "features": _described(folded, features.features, inside.reduction),
             "scales": features.scales,
             "scores": features.strengths[:, None],
         }
@@ -79,9 +80,11 @@ def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Fun
     return {"serving_default": {"global": rows, "local": local, "both": both}[config.features]}
 
 
-def _described(features: tf.Tensor, inside: Inside) -> tf.Tensor:
+def _described(
+    network: FoldedNetwork, features: tf.Tensor, reduction: Whitening | None
+) -> tf.Tensor:
     """Returns features as the network makes them, which the extractor normalises; or reduced."""
-    return features if inside.reduction is None else local_features.unit(features, inside.reduction)
+    return features if reduction is None else local_features.unit(network, features, reduction)
 
 
 def at_indices(scales: tf.Tensor, indices: tf.Tensor, may_be_empty: bool = False) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """Local features in the exported graph are those of the Keras network, whatever their kind."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -37,14 +38,15 @@ def test_folded_features_are_the_networks(dolg_config, photos, name):
 
 
 def test_reduced_features_have_unit_norm():
+    network = types.SimpleNamespace(local_kind=LocalKind("dolg", 8, 16))
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((5, 8)).astype(np.float32)
     reduction = Whitening(*(rng.standard_normal(s).astype("f4") for s in (8, (8, 3))), sha256="")
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = (units - reduction.mean) @ reduction.projection
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = local_features.unit(tf.constant(rows), reduction)
+    found = local_features.unit(network, tf.constant(rows), reduction)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # However weak: an attention of 1e-9 times a unit vector.
-    weak = local_features.unit(tf.constant(1e-9 * units), None)
+    weak = local_features.unit(network, tf.constant(1e-9 * units), None)
     np.testing.assert_allclose(np.linalg.norm(weak, axis=1), 1, rtol=1e-4)

@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.data import images
+from dolg_tf.modeling.local_features import local_kind
 from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.runtime.session import CppSession
+from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.local_reference import LocalReference
 from dolg_tf.serving.modes import delg
@@ -235,3 +237,27 @@ def test_our_stages_read_local_features_of_it(both, photos, many_scales):
     np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, rtol=1e-5)
     row = model.describe(photo[None], SCALES)[0]
     np.testing.assert_allclose(row, many_scales(photo, SCALES), atol=1e-5)
+
+
+@pytest.mark.parametrize("features", ["local", "both"])
+def test_a_reduction_inside_is_as_one_applied_afterwards(network, photos, features):
+    config = ExportConfig(model_dir="m", output="o", mode="delg", features=features)
+    rng = np.random.default_rng(5)
+    depth = local_kind(network).dimensions
+    arrays = (rng.standard_normal(shape).astype("f4") / 9 for shape in (depth, (depth, 4)))
+    reduction = Whitening(*arrays, sha256="")
+    inputs = [
+        tf.constant(photos(61, 83, 3)),
+        tf.constant([0.5, 1.0]),
+        tf.constant(20),
+        tf.constant(0.0),
+    ]
+    inputs += [tf.constant([0])] if features == "both" else []
+    raw, reduced = (
+        delg.functions(network, config, inside)["serving_default"](*inputs)
+        for inside in (Inside(), Inside(reduction=reduction))
+    )
+    units = tf.math.l2_normalize(raw["features"], axis=1).numpy()
+    np.testing.assert_allclose(reduced["features"], reduction.apply(units), atol=1e-5)
+    np.testing.assert_array_equal(reduced["boxes"], raw["boxes"])
+    assert ("global_descriptors" in reduced) == (features == "both")

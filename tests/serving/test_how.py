@@ -11,7 +11,7 @@ from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.export import export
 
-GOLDEN = dict(np.load(pathlib.Path(__file__).parents[2] / "golden" / "how_r50.npz"))
+GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "how_r50.npz"))
 SIZES = ((224, 288), (97, 130))
 STRIDE = 16
 
