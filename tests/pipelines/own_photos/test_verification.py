@@ -47,7 +47,7 @@ def test_local_features_stay_in_step(world, network, monkeypatch, caplog):
     network.stops_after = 40
     with pytest.raises(KeyboardInterrupt):
         world.search(verify=True)
-    assert "local features of 72 photos are to be found, once; they take up to 1 MB" in caplog.text
+    assert "local features of 72 photos are to be found, once; they take up to 2 MB" in caplog.text
     network.stops_after = None
     world.search(verify=True)
     assert len(network.looked_at) == 40 + (72 - 32) + 1  # what was kept is not found again

@@ -142,7 +142,7 @@ class KeptFeatures:
         size = count * _ASKED.max_features * feature
         log.info(
             "local features of %d photos are to be found, once; they take up to %s in %s",
-            *(count, f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"),
+            *(count, f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{-(-size // 10**6)} MB"),
             self._path.parent,
         )
 
