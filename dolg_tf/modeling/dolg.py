@@ -177,25 +177,6 @@ def with_local(network: keras.Model) -> keras.Model:
     return keras.Model(network.input, outputs, name="dolg_local")
 
 
-def local_strength(network: keras.Model) -> keras.Model | None:
-    """Returns a model that shares the network's weights and outputs how strong its features are.
-
-    Returns:
-      A `keras.Model`: (B, H, W, 3) -> float32 (B, h, w, 1), DELG's attention if the network has its
-      branch, otherwise the norm of DOLG's local features, which is their attention; None if it has
-      neither.
-    """
-    names = {layer.name for layer in network.layers}
-    if "delg" in names:
-        _, strength, _ = network.get_layer("delg").output
-    elif "local" in names:
-        f_local, _ = network.get_layer("local").output
-        strength = keras.ops.norm(f_local, axis=-1, keepdims=True)
-    else:
-        return None
-    return keras.Model(network.input, strength, name="dolg_local_strength")
-
-
 def has_local_branch(network: keras.Model) -> bool:
     """Whether a network of `build_dolg` has a local branch."""
     return bool(local_branches(network))

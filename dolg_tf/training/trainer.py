@@ -9,8 +9,9 @@ import tensorflow as tf
 from dolg_tf.modeling import delg
 from dolg_tf.modeling.backbones import find_backbone
 from dolg_tf.modeling.config import DolgConfig
-from dolg_tf.modeling.dolg import build_dolg, local_strength, with_delg_local, with_local
+from dolg_tf.modeling.dolg import build_dolg, with_delg_local, with_local
 from dolg_tf.modeling.heads import build_head
+from dolg_tf.modeling.local_features import local_kind, with_local_features
 from dolg_tf.modeling.model_dir import checkpoint_variables
 from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
@@ -83,12 +84,13 @@ class Trainer:
             self._scale = LossScale() if training.precision == "float16" else None
             self._totals = self._make_totals() if training.accumulate > 1 else []
             self._averages = self._make_averages() if training.ema_decay else []
-            self._strength = local_strength(self.network)
+            trained = local_kind(self.network).name != "map"
+            self._local = with_local_features(self.network) if trained else None
             # By the weights that it belongs to; 0 until the first validation.
             self.local_threshold = {
                 weights: tf.Variable(0.0, trainable=False, name=f"local_threshold_{weights}")
                 for weights in (("raw", "ema") if self._averages else ("raw",))
-                if self._strength is not None
+                if trained
             }
         self._whole = whole
         self._describe = (
@@ -320,7 +322,7 @@ class Trainer:
         """
 
         def replica_step(images, _, weights):
-            found = self._strength(images, training=False)
+            found = self._local(images, training=False)["strength"]
             return tf.reshape(tf.boolean_mask(found, weights > 0), [-1])
 
         return self.strategy.experimental_local_results(self.strategy.run(replica_step, args=batch))
