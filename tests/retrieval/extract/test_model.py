@@ -315,3 +315,49 @@ def test_without_local_features_it_says_why(tmp_path, local, message):
         model.local_features(PHOTO)
     with pytest.raises(InputError, match="no SavedModel there"):
         load_model(tmp_path)
+
+
+class _DelgLocal(tf.Module):
+    """Regions and vectors of DELG's extractor, with or without descriptors of the whole photo."""
+
+    def __init__(self, with_global):
+        super().__init__()
+        self.boxes = tf.Variable([[-145.0, -145, 145, 145], [-129, -113, 161, 177]])
+        spec = [
+            tf.TensorSpec([None, None, 3], tf.uint8, "input_image"),
+            tf.TensorSpec([None], tf.float32, "input_scales"),
+            tf.TensorSpec([], tf.int32, "input_max_feature_num"),
+            tf.TensorSpec([], tf.float32, "input_abs_thres"),
+        ]
+        spec += [tf.TensorSpec([None], tf.int32, "input_global_scales_ind")] * with_global
+
+        def extract(input_image, input_scales, input_max_feature_num, input_abs_thres, *indices):
+            scores = tf.constant([3.0, 1.0])
+            left = tf.where(scores >= input_abs_thres)[:input_max_feature_num, 0]
+            found = {
+                "boxes": tf.gather(self.boxes, left),
+                "features": tf.gather(tf.constant([[3.0, 4.0], [0.0, -2.0]]), left),
+                "scales": tf.ones_like(left, tf.float32),
+                "scores": tf.gather(scores, left)[:, None],
+            }
+            for index in indices:
+                rows = tf.gather(input_scales, index)[:, None] * tf.constant([[0.0, 5.0]])
+                found["global_descriptors"] = rows
+            return found
+
+        self.serving_default = tf.function(extract, input_signature=spec)
+
+
+@pytest.mark.parametrize("with_global", [False, True])
+def test_local_features_of_a_foreign_extractor(tmp_path, with_global):
+    model = load_model(_save(tmp_path / "model", _DelgLocal(with_global)), SCALES)
+    found = model.local_of(PHOTO, threshold=0.5)
+    np.testing.assert_array_equal(found.positions, [[0, 0], [16, 32]])
+    np.testing.assert_allclose(found.descriptors, [[0.6, 0.8], [0, -1]], rtol=1e-6)
+    np.testing.assert_array_equal(found.strengths, [3, 1])
+    assert len(model.local_of(PHOTO, threshold=1.0)) == 2  # inclusive
+    assert len(model.local_of(PHOTO, max_features=1)) == 1
+    # Without rows of the whole photo, the local features by their strength: 3 (.6, .8) + (0, -1).
+    summed = np.array([1.8, 1.4]) / np.hypot(1.8, 1.4)
+    row = model.describe(PHOTO[None])[0]
+    np.testing.assert_allclose(row, [0, 1] if with_global else summed, rtol=1e-6)
