@@ -2,6 +2,7 @@
 
 import pathlib
 import typing
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -67,7 +68,10 @@ class RetrievalValidation:
         if network is not self._network:  # traced once, for all validations of a run
             self._network, self._describe = network, _describer(network)
         queries, searched = self._descriptors(self._queries), self._descriptors(self._index)
-        scores = score.score_descriptors(self._task, queries, searched)
+        return self._values(score.score_descriptors(self._task, queries, searched))
+
+    @staticmethod
+    def _values(scores: score.RevisitedScores) -> dict[str, float]:
         values = {"mAP": scores.medium.mAP, "mP@1": scores.medium.mP[1]}
         if scores.hard.mAP is not None:
             values["mAP_hard"] = scores.hard.mAP
@@ -75,10 +79,17 @@ class RetrievalValidation:
 
     def _descriptors(self, photos: tuple[Photo, ...]) -> np.ndarray:
         """Returns float32 (N, D), unit L2 norm, in the order of the photos."""
-        images = ahead.decode_ahead(photos, self._how)
-        images = progress.track(images, len(photos), "retrieval validation")
-        rows, _ = batches.describe_batches(_readable(images), self._describe, len(photos), BATCH)
+        images = enumerate(self._images(photos))
+        rows, _ = batches.describe_batches(images, self._describe, len(photos), BATCH)
         return rows
+
+    def _images(self, photos: tuple[Photo, ...]) -> Iterator[np.ndarray]:
+        """Yields the photos as the network sees them, uint8 RGB (H, W, 3)."""
+        images = ahead.decode_ahead(photos, self._how)
+        for image in progress.track(images, len(photos), "retrieval validation"):
+            if isinstance(image, str):
+                raise InputError(f"unreadable photo {image}; repair it, or leave it out of the set")
+            yield image
 
 
 def _photos(path: pathlib.Path, root: pathlib.Path, subset: str) -> tuple[Photo, ...]:
@@ -92,13 +103,6 @@ def _photos(path: pathlib.Path, root: pathlib.Path, subset: str) -> tuple[Photo,
             f"{missing[0]}; check --retrieval_image_root"
         )
     return photos
-
-
-def _readable(images):
-    for row, image in enumerate(images):
-        if isinstance(image, str):
-            raise InputError(f"unreadable photo {image}; repair it, or leave it out of the set")
-        yield row, image
 
 
 def _describer(network: "keras.Model"):

@@ -4,6 +4,7 @@ import os
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import DolgConfig, HowConfig
+from dolg_tf.pipelines.asmk_validation import AsmkValidation
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.training.config import TrainingConfig, check_inputs
 from dolg_tf.training.tuples import inputs
@@ -27,7 +28,11 @@ def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None
 def train_how(model: HowConfig, data: TuplesData, training: TuplesTraining) -> None:
     """Trains a HOW network on photos and writes a run directory; run it again to continue."""
     inputs.check_inputs(data, training)
-    retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
+    retrieval = None
+    if training.retrieval_ground_truth and training.validation_words:
+        retrieval = AsmkValidation(data, training)
+    elif training.retrieval_ground_truth:
+        retrieval = RetrievalValidation(training)
     # It takes seconds to import: not for --help, nor for a wrong path.
     from dolg_tf.training.tuples import loop
 

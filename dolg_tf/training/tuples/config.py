@@ -65,10 +65,15 @@ class TuplesTraining:
     keep_checkpoints: int = option("how many of the latest checkpoints to keep", 2)
     validate_every: int = option("interval of validations", 5, unit="epochs")
     retrieval_ground_truth: str = option(
-        "gnd_*.pkl of a retrieval set to search at each validation, by the descriptor that is "
-        "trained, not by ASMK; the best checkpoint is then the one with the highest medium mAP; "
-        "empty: none",
+        "gnd_*.pkl of a retrieval set to search at each validation, by ASMK, or by the "
+        "descriptor that is trained, see --validation_words; the best checkpoint is then the one "
+        "with the highest medium mAP; empty: none",
         "",
+    )
+    validation_words: int = option(
+        "words of the ASMK that the retrieval set is searched by, learned from the first 20,000 "
+        "training photos; the authors' are 65536; 0: it is searched by the descriptor instead",
+        0,
     )
     retrieval_image_root: str = option(
         "folder of its photos; empty: the folder of the ground truth", ""
@@ -81,6 +86,7 @@ class TuplesTraining:
         counts = "whitening_photos whitening_features pairs pool negatives tuples epochs log_every"
         counts = f"{counts} checkpoint_every keep_checkpoints validate_every"
         at_least(self, max_steps=0, seed=0, weight_decay=0, retrieval_image_size=0)
+        at_least(self, validation_words=0)
         at_least(self, **dict.fromkeys(counts.split(), 1))
         for name in ("learning_rate", "rate_decay", "margin"):
             if not 0 < getattr(self, name) < math.inf:
