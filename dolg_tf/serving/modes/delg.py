@@ -25,6 +25,7 @@ from dolg_tf.serving.local_reference import (
 from dolg_tf.serving.model_card import Words
 from dolg_tf.serving.saved_model import LOAD_MODEL_AND_PHOTO, Functions, Inside, SavedModelMode
 from dolg_tf.serving.verify import Check, Reference, random_photos
+from dolg_tf.stage.config import InputError
 
 INPUTS = ("input_image", "input_scales", "input_global_scales_ind")
 LOCAL_INPUTS = ("input_max_feature_num", "input_abs_thres")  # after image and scales
@@ -46,6 +47,11 @@ _USE = """found = model.signatures["serving_default"](
 
 def functions(network: keras.Model, config: ExportConfig, inside: Inside) -> Functions:
     """The local features, and one row per scale that the indices name."""
+    if network.name == "how" and config.features != "local":
+        raise InputError(
+            f"--features={config.features} with a HOW network: its descriptor is one sum over all "
+            "scales, and DELF's scripts take a row of each; give --features=local"
+        )
     folded = FoldedNetwork(network)
     specs = [_PHOTO, *local_features.specs(INPUTS[1], *LOCAL_INPUTS)]
 

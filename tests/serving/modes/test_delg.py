@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from dolg_tf.data import images
+from dolg_tf.modeling.config import HowConfig
+from dolg_tf.modeling.how import build_how
 from dolg_tf.modeling.local_features import local_kind
 from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.runtime.session import CppSession
@@ -15,6 +17,7 @@ from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.local_reference import LocalReference
 from dolg_tf.serving.modes import delg
 from dolg_tf.serving.saved_model import Inside
+from dolg_tf.stage.config import InputError
 
 SCALES = (0.70710677, 1.0, 1.4142135)
 
@@ -261,3 +264,10 @@ def test_a_reduction_inside_is_as_one_applied_afterwards(network, photos, featur
     np.testing.assert_allclose(reduced["features"], reduction.apply(units), atol=1e-5)
     np.testing.assert_array_equal(reduced["boxes"], raw["boxes"])
     assert ("global_descriptors" in reduced) == (features == "both")
+
+
+def test_hows_descriptor_is_no_row_per_scale():
+    network = build_how(HowConfig(backbone="resnet17_small", dimensions=8))
+    config = ExportConfig(model_dir="m", output="new", mode="delg", features="both")
+    with pytest.raises(InputError, match=r"--features=both with a HOW network.*--features=local"):
+        delg.functions(network, config, None)
