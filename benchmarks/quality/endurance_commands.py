@@ -112,6 +112,14 @@ COMMANDS: dict[str, Command] = {
         ),
         "white",
     ),
+    "whiten import": Command(
+        (
+            *("--datum={pca}", "--dimensions=4", "--overwrite"),
+            "--output={work}/whitening.npz",
+        ),
+        "whitening.npz",
+        "whitening.npz",
+    ),
     "index build": Command(
         ("--descriptors={set_index}", "--output={work}/index", "--overwrite"), "index", "index"
     ),
@@ -128,6 +136,15 @@ COMMANDS: dict[str, Command] = {
             "--overwrite",
         ),
         "photos.csv",
+    ),
+    "asmk codebook": Command(
+        ("--local={local}", "--words=8", "--output={work}/codebook.npz"), "codebook.npz"
+    ),
+    "asmk build": Command(
+        ("--local={local}", "--codebook={codebook.npz}", "--output={work}/asmk"), "asmk"
+    ),
+    "asmk query": Command(
+        ("--index={asmk}", "--local={local_query}", "--output={work}/scores"), "scores"
     ),
     "calibrate": Command(
         (

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 
+import endurance_local
 import numpy as np
 from endurance_photos import PHOTO_KINDS, draw_photo, encode_photo
 
@@ -374,6 +375,11 @@ MAKERS: dict[str, Callable[[World, pathlib.Path], None]] = {
     "index": _index_of("flat"),
     "index_ivfpq": _index_of("ivfpq"),
     "delf": _delf,
+    "local": endurance_local.set_of(_ids("index")),
+    "local_query": endurance_local.set_of(_ids("query")),
+    "codebook.npz": endurance_local.codebook,
+    "asmk": endurance_local.asmk_index,
+    "pca": endurance_local.pca,
     "kaggle": _kaggle,
     **{f"kaggle_{task}": _solution_of(task) for task in ("retrieval", "recognition")},
     "scores.json": _scores,
