@@ -232,7 +232,7 @@ def test_enlarged_photos_and_a_search_with_one_of_them(server, browser):
             photo.inner_text() for photo in _leads(visit, "red").locator("..").locator(".id").all()
         ]
         visit.locator(".enlarge").first.press("Enter")
-        large, photo = visit.locator("dialog"), visit.locator("#large-photo")
+        large, photo = visit.locator("#large"), visit.locator("#large-photo")
         assert large.is_visible()
 
         def shown(place):
