@@ -161,10 +161,11 @@ def fit(
       seed: of the halves.
 
     Returns:
-      "rerank", "order" (sum), "weight", "cap" and "verify", for `methods.as_fitted`; "settings" of
-      the verification; "queries", their number; "mAP" with the weight, on the queries that it was
-      fitted on, and "mAP_other_half"; "mAP_without", of the ranking before; "as_good", the lowest
-      and the highest weight whose mAP is lower by 0.005 at most; "curve", a list of [weight, mAP].
+      "rerank", "order" (sum), "weight", "cap", "verify" and "before" (the numbers of the methods
+      before), for `methods.as_fitted`; "settings" of the verification; "queries", their number;
+      "mAP" with the weight, on the queries that it was fitted on, and "mAP_other_half";
+      "mAP_without", of the ranking before; "as_good", the lowest and the highest weight whose mAP
+      is lower by 0.005 at most; "curve", a list of [weight, mAP].
 
     Raises:
       InputError: when fewer than four queries have a positive.
@@ -189,6 +190,7 @@ def fit(
         "weight": WEIGHTS[chosen],
         "cap": int(cap),
         "verify": int(settings.numbers()["verify"]),
+        "before": settings.before,
         "settings": to_dict(counts.settings),
         "queries": len(table),
         "mAP_without": float(means[0]),

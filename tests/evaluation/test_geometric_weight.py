@@ -1,6 +1,7 @@
 """The fitted weight of inliers, against whole rankings sorted anew for each weight."""
 
 import csv
+import dataclasses
 import json
 import types
 
@@ -217,6 +218,12 @@ def test_what_was_fitted_otherwise_is_not_used(caplog):
     summed = RerankConfig(rerank="geometric", rerank_order="sum")
     mutual = VerifyConfig(match="mutual", max_residual="30")
     assert as_fitted(summed, VerifyConfig(), fitted) == (summed, mutual)
+    # Nor what was fitted after a method with other numbers.
+    refined = RerankConfig(rerank="superglobal,geometric")
+    fitted |= {"rerank": refined.rerank, "before": refined.before}
+    assert as_fitted(refined, VerifyConfig(), fitted)[0].order == "sum"
+    other = dataclasses.replace(refined, rerank_k=50)
+    assert as_fitted(other, VerifyConfig(), fitted) == (other, delg)
 
 
 def test_one_set_and_many_queries(photos, monkeypatch, caplog):

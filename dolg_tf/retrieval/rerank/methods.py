@@ -131,6 +131,11 @@ class RerankConfig:
         return any(RERANKERS[method].local for method in self.methods)
 
     @property
+    def before(self) -> dict[str, dict[str, float]]:
+        """The numbers of the methods that take descriptors alone, by method."""
+        return {name: self.numbers_of(name) for name in self.methods if not RERANKERS[name].local}
+
+    @property
     def order(self) -> str:
         """How inliers order."""
         return "delg" if self.rerank_order == "auto" else self.rerank_order
@@ -187,10 +192,11 @@ def as_fitted(
         return settings, plain
     made = from_dict(VerifyConfig, fitted["settings"], "the calibration of the index")
     given = VerifyConfig(**{name: getattr(verification, name) for name in to_dict(made)})
-    if settings.rerank != fitted["rerank"] or given not in (DEFAULT, made):
+    same = settings.rerank == fitted["rerank"] and settings.before == fitted.get("before", {})
+    if not same or given not in (DEFAULT, made):
         log.warning(
-            "the weight of inliers was fitted with --rerank=%s and other settings of verification, "
-            "and is not used; fit it again by `dolg calibrate`",
+            "the weight of inliers was fitted with --rerank=%s and other settings, and is not "
+            "used; fit it again by `dolg calibrate`",
             fitted["rerank"],
         )
         return settings, plain
