@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import typing
 
 import pytest
 from absl import flags
 
 from dolg_tf.data.config import DataConfig
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
+from dolg_tf.pipelines.train import train, train_how
 from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError, option
 from dolg_tf.training.config import TrainingConfig
@@ -111,7 +113,9 @@ def test_later_flags_override_the_flagfile():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_parses_and_says_what_it_is(recipe):
-    _parse([DolgConfig, DataConfig, TrainingConfig], f"--flagfile={recipe}")
+    stage = train_how if recipe.name.startswith("how_") else train
+    classes = [hint for name, hint in typing.get_type_hints(stage).items() if name != "return"]
+    _parse(classes, f"--flagfile={recipe}")
     header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     for word in ("command", "data", "hardware", "time", "expected"):
         assert any(line.startswith(f"# {word}") for line in header), f"{recipe} lacks {word}"
