@@ -8,8 +8,8 @@ import numpy as np
 SIZE, FEATURES, WORDS = 16, 20, 8
 
 
-def set_of(ids: list[str]) -> Callable:
-    """Returns what writes the local feature set of some photos."""
+def set_of(ids: list[str], meta_of: Callable) -> Callable:
+    """Returns what writes the local feature set of some photos, made as `meta_of(world)` says."""
 
     def make(world, path: pathlib.Path) -> None:
         from dolg_tf.retrieval.local import writing
@@ -23,19 +23,8 @@ def set_of(ids: list[str]) -> Callable:
             strengths = np.sort(rng.random(FEATURES).astype(np.float32))[::-1]
             return LocalFeatures(places, np.ones(FEATURES, "f4"), strengths, rows, (48, 48))
 
-        meta = {
-            "image_root": str(world["photos"]),
-            "model_hash": "0123456789abcdef" * 4,
-            "scales": [1.0],
-            "crop": False,
-            "max_side": 0,
-            "whitening": None,
-            "bad": [],
-            "kind": "map",
-            "reduction": None,
-            "threshold": 0.0,
-            "max_features": FEATURES,
-        }
+        about = {"kind": "map", "reduction": None, "threshold": 0.0, "max_features": FEATURES}
+        meta = meta_of(world) | about
         writing.write(path, ((id_, features(id_)) for id_ in ids), meta)
 
     return make

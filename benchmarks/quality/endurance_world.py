@@ -139,21 +139,25 @@ def _rows(ids: list[str]) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def _meta(world: World) -> dict:
+    """Returns how the descriptors were made."""
+    return {
+        "image_root": str(world["photos"]),
+        "model_hash": "0123456789abcdef" * 4,
+        "scales": [1.0],
+        "crop": False,
+        "max_side": 0,
+        "whitening": None,
+        "bad": [],
+    }
+
+
 def _set_of(*splits: str) -> Callable:
     def make(world: World, path: pathlib.Path) -> None:
         from dolg_tf.retrieval import descriptors
 
         ids = [id_ for split in splits for id_ in _ids(split)]
-        meta = {
-            "image_root": str(world["photos"]),
-            "model_hash": "0123456789abcdef" * 4,
-            "scales": [1.0],
-            "crop": False,
-            "max_side": 0,
-            "whitening": None,
-            "bad": [],
-        }
-        found = descriptors.DescriptorSet(tuple(ids), _rows(ids), meta)
+        found = descriptors.DescriptorSet(tuple(ids), _rows(ids), _meta(world))
         descriptors.write(path, found, shard_rows=5)
 
     return make
@@ -375,8 +379,8 @@ MAKERS: dict[str, Callable[[World, pathlib.Path], None]] = {
     "index": _index_of("flat"),
     "index_ivfpq": _index_of("ivfpq"),
     "delf": _delf,
-    "local": endurance_local.set_of(_ids("index")),
-    "local_query": endurance_local.set_of(_ids("query")),
+    "local": endurance_local.set_of(_ids("index"), _meta),
+    "local_query": endurance_local.set_of(_ids("query"), _meta),
     "codebook.npz": endurance_local.codebook,
     "asmk": endurance_local.asmk_index,
     "pca": endurance_local.pca,

@@ -10,9 +10,10 @@ import numpy as np
 from dolg_tf.evaluation.revisited import score
 from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.retrieval import scores
-from dolg_tf.retrieval.asmk import learn, stages
+from dolg_tf.retrieval.asmk import stages
 from dolg_tf.retrieval.local import writing
 from dolg_tf.retrieval.local.features import LocalFeatures
+from dolg_tf.retrieval.with_faiss import import_faiss
 from dolg_tf.stage import progress
 from dolg_tf.training.tuples.config import TuplesData, TuplesTraining
 from dolg_tf.training.tuples.photos import read_photos
@@ -45,7 +46,7 @@ class AsmkValidation(RetrievalValidation):
 
     def __init__(self, data: TuplesData, training: TuplesTraining):
         super().__init__(training)
-        learn.import_faiss()
+        import_faiss("a codebook")
         self._words, self._photos = training.validation_words, read_photos(data)
 
     def __call__(self, network: "keras.Model") -> dict[str, float]:

@@ -15,15 +15,18 @@ from dolg_tf.stage import files, workshop
 _STEPS = {files.__file__, workshop.__file__}
 
 
-def _killed_at(step, work):
-    """Runs `work` in a process that is killed before its `step`th line; returns whether it was."""
+def killed_at(step, work, module_files=_STEPS):
+    """Runs `work` in a process that is killed before its `step`th line in some modules.
+
+    Returns whether it was.
+    """
     child = os.fork()
     if not child:
         left = step
 
         def count(frame, event, _):
             nonlocal left
-            if frame.f_code.co_filename not in _STEPS:
+            if frame.f_code.co_filename not in module_files:
                 return None
             left -= event == "line"
             if left < 0:
@@ -55,7 +58,7 @@ def replace_a_folder(folder: pathlib.Path, exchanging: bool) -> None:
         workshop.exchange = lambda one, other: False
     path, step, lost, seen = folder / "index", 0, 0, set()
     write(path, "old")
-    while _killed_at(step, lambda: write(path, "new")):
+    while killed_at(step, lambda: write(path, "new")):
         lost += not path.exists()
         if step % 2:  # half of them are opened by a reader first, half by a writer
             assert workshop.recover(path)
@@ -72,7 +75,7 @@ def replace_a_folder(folder: pathlib.Path, exchanging: bool) -> None:
 def write_a_file(folder: pathlib.Path) -> None:
     """Of a first write, nothing is left that looks whole but is not."""
     path, step = folder / "set.json", 0
-    while _killed_at(step, lambda: files.write_json(path, {"whole": True})):
+    while killed_at(step, lambda: files.write_json(path, {"whole": True})):
         if path.exists():
             assert files.read_json(path) == {"whole": True}
             path.unlink()

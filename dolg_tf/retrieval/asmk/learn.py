@@ -12,7 +12,8 @@ import numpy as np
 from dolg_tf.retrieval.asmk import words
 from dolg_tf.retrieval.asmk.words import Codebook
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
-from dolg_tf.stage import installed, progress
+from dolg_tf.retrieval.with_faiss import import_faiss
+from dolg_tf.stage import progress
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def k_means(
     Raises:
       InputError: when there are fewer rows than words, or a run of other rows was begun.
     """
-    faiss = import_faiss()
+    faiss = import_faiss("a codebook")
     if len(rows) < count:
         raise InputError(f"{len(rows)} local features are too few for --words={count}; give fewer")
     if len(rows) < _FEW * count:
@@ -89,16 +90,3 @@ def _round(faiss, rows: np.ndarray, count: int, centroids: np.ndarray | None):
     clustering.train(rows, faiss.IndexFlatL2(rows.shape[1]))
     found = faiss.vector_to_array(clustering.centroids).reshape(count, -1)
     return found, clustering.iteration_stats.at(0).obj / len(rows)
-
-
-def import_faiss():
-    """Returns the faiss module.
-
-    Raises:
-      InputError: when it is not installed.
-    """
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    installed.need("faiss", "a codebook", "faiss")
-    import faiss
-
-    return faiss

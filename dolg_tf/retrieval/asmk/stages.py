@@ -23,6 +23,7 @@ from dolg_tf.retrieval.asmk.regions import Regions, read_regions, within
 from dolg_tf.retrieval.asmk.search import Search
 from dolg_tf.retrieval.local import feature_set
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
+from dolg_tf.retrieval.with_faiss import import_faiss
 from dolg_tf.stage import files, progress, workshop
 from dolg_tf.stage.config import InputError, at_least, option
 from dolg_tf.stage.tables import write_table
@@ -75,7 +76,7 @@ def codebook(settings: CodebookConfig) -> None:
       InputError: when the set is damaged, or has fewer features than words.
     """
     files.check_output(settings.output, settings.overwrite)
-    learn.import_faiss()
+    import_faiss("a codebook")
     found, path = feature_set.read(settings.local), pathlib.Path(settings.output)
     digest = hashlib.sha256(found.sums.tobytes()).hexdigest()
     about = _space(found) | {"photos": len(found), "features": digest, "points": settings.points}

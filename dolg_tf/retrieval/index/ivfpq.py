@@ -10,7 +10,8 @@ import numpy as np
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.exact.search import Neighbours
 from dolg_tf.retrieval.rows import blocks
-from dolg_tf.stage import files, installed, progress
+from dolg_tf.retrieval.with_faiss import import_faiss
+from dolg_tf.stage import files, progress
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
@@ -20,21 +21,9 @@ _CODEWORDS = 256  # per part of a descriptor: one byte
 # Rows for k-means per centre, and in total: a quarter of a GB at 512 dimensions.
 _PER_CENTRE, _MOST_TRAINING_ROWS = 64, 131072
 RECALL_AT = (1, 10, 100)
+_NEED = "an ivfpq index (--kind=flat needs no package)"
 _RECALL_QUERIES = 1000
 _ANSWERS = 2**23  # scores and labels that faiss returns at a time: 0.1 GB
-
-
-def import_faiss():
-    """Returns the faiss module.
-
-    Raises:
-      InputError: when it is not installed.
-    """
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    installed.need("faiss", "an ivfpq index (--kind=flat needs no package)", "faiss")
-    import faiss
-
-    return faiss
 
 
 def sizes(rows: int, width: int, nlist: int, m: int) -> tuple[int, int]:
@@ -73,7 +62,7 @@ def build(rows, nlist: int, m: int, nprobe: int):
       m: bytes per descriptor.
       nprobe: cells that a search visits.
     """
-    faiss = import_faiss()
+    faiss = import_faiss(_NEED)
     width = rows.shape[1]
     metric = faiss.METRIC_INNER_PRODUCT
     built = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, nlist, m, 8, metric)
@@ -100,7 +89,7 @@ def add(index, rows, first: int) -> None:
 
 def relabel(index, labels: np.ndarray) -> None:
     """Gives each entry a new label: `labels[old]`; entries whose new label is -1 are removed."""
-    faiss = import_faiss()
+    faiss = import_faiss(_NEED)
     index.remove_ids(np.flatnonzero(labels < 0))
     for cell in range(index.nlist):
         size = index.invlists.list_size(cell)
@@ -165,7 +154,7 @@ def write(index, path: files.Path) -> None:
       InputError: when the file cannot be written.
     """
     try:
-        import_faiss().write_index(index, str(path))
+        import_faiss(_NEED).write_index(index, str(path))
     except RuntimeError as error:
         raise InputError(f"{path}: faiss cannot write it ({error}); make room") from error
 
@@ -176,7 +165,7 @@ def read(path: files.Path, rows: int, width: int):
     Raises:
       InputError: when it is not an IVF-PQ index of this size.
     """
-    faiss = import_faiss()
+    faiss = import_faiss(_NEED)
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:

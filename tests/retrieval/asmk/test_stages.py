@@ -11,6 +11,7 @@ from dolg_tf.retrieval import scores
 from dolg_tf.retrieval.asmk import learn, stages, words
 from dolg_tf.retrieval.asmk.lists import Inverted
 from dolg_tf.retrieval.local import feature_set, writing
+from dolg_tf.retrieval.with_faiss import import_faiss
 from dolg_tf.stage import tables
 from dolg_tf.stage.config import InputError
 
@@ -99,7 +100,7 @@ def test_a_killed_k_means_continues_as_one_call_of_faiss(world, monkeypatch):
         _codebook(folder, "killed.npz", words=10)
     found = _codebook(folder, "killed.npz")
     assert len(done) == 4 + 7 and not (folder / "killed.unfinished.npz").exists()
-    faiss = learn.import_faiss()
+    faiss = import_faiss("a codebook")
     clustering = faiss.Clustering(DIMENSIONS, 20)
     clustering.niter, clustering.min_points_per_centroid = 10, 1
     rows = np.concatenate([photo.descriptors for photo in photos])

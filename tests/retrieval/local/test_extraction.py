@@ -4,11 +4,10 @@ import functools
 import os
 import pickle
 import shutil
-import signal
-import sys
 
 import numpy as np
 import pytest
+from kill_at_steps import killed_at
 from PIL import Image
 
 from dolg_tf.retrieval import descriptors
@@ -180,29 +179,9 @@ def test_parts_make_the_same_set(photos, tmp_path, expected):
 
 
 def _steps(work, module_files):
-    """Kills `work` before each of its lines in these files, in a process of its own."""
+    """Kills `work` before every 29th of its lines in these files, in a process of its own."""
     step = 0
-    while True:
-        child = os.fork()
-        if not child:
-            left = step
-
-            def count(frame, event, _):
-                nonlocal left
-                if frame.f_code.co_filename not in module_files:
-                    return None
-                left -= event == "line"
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return count
-
-            sys.settrace(count)
-            try:
-                work()
-            finally:
-                os._exit(0)
-        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            return
+    while killed_at(step, work, module_files):
         yield
         step += 29
 
