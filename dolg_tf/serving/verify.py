@@ -17,6 +17,7 @@ from dolg_tf.data import images
 from dolg_tf.runtime.session import CppSession
 from dolg_tf.runtime.whitening import Whitening
 from dolg_tf.serving.graph.pyramid import scaling_of
+from dolg_tf.stage import quiet
 
 # Height and width in pixels; the last size shrinks to 3 x 3 at scale 0.25.
 _SIZES = ((97, 130), (32, 45), (10, 10))
@@ -75,15 +76,16 @@ def verify(
         weights twice.
     """
     _check_size(path, network)
-    with CppSession(path) as session:
+    with CppSession(path) as session, quiet.quietly():
         for check in checks:
             found = session.run(check.signature, check.inputs)
             _compare(check, found, precision, "C++ loader")
     if runner is None:
         return
-    run = runner(path)
-    for check in checks:
-        _compare(check, run(check), precision, "Python's loader")
+    with quiet.quietly():
+        run = runner(path)
+        for check in checks:
+            _compare(check, run(check), precision, "Python's loader")
 
 
 def _check_size(path: pathlib.Path, network) -> None:

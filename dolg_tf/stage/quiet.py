@@ -17,14 +17,15 @@ import threading
 from collections.abc import Iterator
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-# Information and warnings of absl's C++ logging, and what says of a machine that it has no GPU.
+# Information and warnings of absl's C++ logging, what says of a machine that it has no GPU, and an
+# "error" of oneDNN's after which it does what was asked for in another way.
 _CHATTER = (
     r"WARNING: All log messages before absl::InitializeLog"
     r"|[IW]\d{4} [\d:.]+ +\d+ |\d{4}-\d\d-\d\d [\d:.]+: [IW] "
     r"|.*(failed call to cuInit|[Cc]ould not find cuda drivers|CUDA_ERROR_NO_DEVICE"
     r"|Unable to register cu\w+ factory|computation placer already registered"
     r"|kernel driver does not appear to be running|no NVIDIA GPU device is present)"
-    r"|To enable the following instructions: "
+    r"|To enable the following instructions: |.*oneDNN supports DT_\w+ only on platforms with"
 )
 _turn = threading.Lock()  # of the block that has led the descriptor elsewhere
 _FILTER = """
