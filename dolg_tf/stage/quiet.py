@@ -25,7 +25,7 @@ _CHATTER = (
     r"|.*(failed call to cuInit|[Cc]ould not find cuda drivers|CUDA_ERROR_NO_DEVICE"
     r"|Unable to register cu\w+ factory|computation placer already registered"
     r"|kernel driver does not appear to be running|no NVIDIA GPU device is present)"
-    r"|To enable the following instructions: |.*oneDNN supports DT_\w+ only on platforms with"
+    r"|To enable the following instructions: |.*oneDNN supports DT_\w+ only on"
 )
 _turn = threading.Lock()  # of the block that has led the descriptor elsewhere
 _FILTER = """

@@ -11,7 +11,7 @@ import os
 os.write(2, b"I0000 00:00:17.1 42 port.cc:153] oneDNN custom operations are on.\\n")
 os.write(2, b"2026-01-01 00:00:00.1: I tensorflow/core/platform/cpu_feature_guard.cc:210] This\\n")
 os.write(2, b"E0000 00:00:17.1 42 cuda.cc:1] failed call to cuInit: INTERNAL\\n")
-os.write(2, b"E0000 00:00:17.1 42 util.cc:131] oneDNN supports DT_UINT8 only on platforms with X\\n")
+os.write(2, b"E0000 00:00:17.1 42 util.cc:131] oneDNN supports DT_UINT8 only on platforms with\\n")
 os.write(2, b"libcudart.so.12: version mismatch, reinstall it\\n")
 
 class config:
