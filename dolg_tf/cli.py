@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "export": Command(
         "network or ImageNet weights -> SavedModel, ONNX or LiteRT file",
-        "dolg_tf.serving.export:export",
+        "dolg_tf.pipelines.export:export",
     ),
     "model-card": Command("model card of a network", "dolg_tf.serving.model_card:write_model_card"),
     "extract": Command(

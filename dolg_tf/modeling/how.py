@@ -19,6 +19,7 @@ from keras import ops
 from dolg_tf.modeling.backbones import build_backbone
 from dolg_tf.modeling.config import HowConfig
 from dolg_tf.modeling.layers import ChannelNormalization
+from dolg_tf.stage.config import InputError
 
 _MAPS = ("p3", "p4", "p5")  # of the backbone, by stride: 8, 16, 32
 STRIDES = {"p4": 16, "p5": 32}  # of the features, by `HowConfig.local_source`, pixels
@@ -69,6 +70,10 @@ def build_how(
       A `keras.Model`: float32 RGB in [0, 1], (B, H, W, 3), of any size -> float32 descriptors
       (B, `config.dimensions`), not normalised, so that those of several scales can be summed, as
       the authors do: see `unit`. Its local features and other results: see `intermediates`.
+
+    Raises:
+      InputError: if a feature would have more numbers than the map has channels, which no
+        whitening gives.
     """
     if seed is not None:
         keras.utils.set_random_seed(seed)
@@ -79,6 +84,11 @@ def build_how(
     whole = build_backbone(config.backbone, dtype)
     # Without the layers behind the map: their weights are no part of the network.
     cut = whole.outputs[_MAPS.index(config.local_source)]
+    if config.dimensions > cut.shape[-1]:
+        raise InputError(
+            f"--dimensions={config.dimensions}: {config.local_source} of {config.backbone} has "
+            f"{cut.shape[-1]} channels, which is the most"
+        )
     backbone = keras.Model(whole.input, cut, name="backbone")
     # What follows computes in float32, whatever the precision of the convolutions.
     features = keras.layers.Identity(dtype="float32", name=config.local_source)(backbone(x))

@@ -63,6 +63,13 @@ MODES: dict[str, Mode] = {
         takes=("scales", "precision", "features", "iou", *_LOCAL),
         remedies=_ROW_PER_SCALE,
     ),
+    "search": Mode(
+        words="a SavedModel that holds an index: encoded photos in, the nearest photos out",
+        takes=(
+            *("scales", "max_pixels", "upright", "precision", "whitening"),
+            *("index", "k", "index_precision", "labels_csv"),
+        ),
+    ),
     "onnx": Mode(
         words="an ONNX file",
         suffix=".onnx",
@@ -100,19 +107,21 @@ class ExportConfig(NetworkConfig):
         choices=tuple(MODES),
     )
     scales: tuple[float, ...] = configs.option(
-        "mode kaggle: the scales inside the model; mode serving: those of encoded photos; all "
-        "SavedModels: the default scales, stored beside the model",
+        "mode kaggle: the scales inside the model; mode serving: those of encoded photos; mode "
+        "search: left out, since they are those of the index; all SavedModels: the default scales, "
+        "stored beside the model",
         SCALE_SETS["five"],
         unit="of the photo's sides",
     )
     max_pixels: int = configs.option(
-        "mode serving: an encoded photo that is larger is not decoded and gets status 2, and so "
-        "does a JPEG of more than 32 scans",
+        "modes serving and search: an encoded photo that is larger is not decoded and gets status "
+        "2, and so does a JPEG of more than 32 scans",
         2**22,
         unit="pixels",
     )
     upright: bool = configs.option(
-        "mode serving: turn encoded photos by their EXIF orientation; pixels are taken as they are",
+        "mode serving: turn encoded photos by their EXIF orientation; pixels are taken as they "
+        "are; mode search: as the photos of the index were",
         True,
     )
     precision: str = configs.option(
@@ -121,8 +130,20 @@ class ExportConfig(NetworkConfig):
         choices=("float32", "bfloat16"),
     )
     whitening: str = configs.option(
-        "modes serving and kaggle: .npz of mean (D,) and projection (D, K), applied to the "
+        "modes serving, kaggle and search: .npz of mean (D,) and projection (D, K), applied to the "
         "descriptor inside the model",
+        "",
+    )
+    index: str = configs.option("mode search: the index (a directory) that the model holds", "")
+    k: int = configs.option("mode search: photos found per photo", 10)
+    index_precision: str = configs.option(
+        "mode search: of the descriptors in the model; float16 takes half the memory and more time",
+        "float32",
+        choices=("float32", "float16"),
+    )
+    labels_csv: str = configs.option(
+        "mode search: CSV with the columns path (or id) and landmark, for the output landmarks; "
+        "photos that are not listed have none",
         "",
     )
     features: str = configs.option(
@@ -180,7 +201,9 @@ class ExportConfig(NetworkConfig):
             if missing or not all(0 < scale < float("inf") for scale in scales):
                 raise InputError(f"--{name}={scales} must be one or more numbers above 0")
         self._check_local()
-        configs.at_least(self, max_pixels=1)
+        configs.at_least(self, max_pixels=1, k=1)
+        if self.mode == "search" and not self.index:
+            raise InputError("--mode=search needs --index, the index that the model is to hold")
         if not self.output.endswith(MODES[self.mode].suffix):
             raise InputError(
                 f"--output={self.output} must end in {MODES[self.mode].suffix} with "

@@ -8,16 +8,21 @@ from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.runtime.whitening import load_whitening
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.model_card import read_report
+from dolg_tf.serving.searched import Searched
 from dolg_tf.stage import files, installed
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights import published
 
 
-def export(config: ExportConfig) -> pathlib.Path:
+def export(config: ExportConfig, searched: Searched | None = None) -> pathlib.Path:
     """Exports a trained, converted or ready network in the form that `--mode` names.
 
     The written model is run before it is put in place and must answer as the network does. Its
     contract is in `dolg_tf/serving/modes/`, in the file of the mode's name.
+
+    Args:
+      config: the network, and where to write it.
+      searched: for mode search, what it finds: `pipelines.export` reads an index.
 
     Returns:
       The directory of the SavedModel, or the file.
@@ -27,7 +32,9 @@ def export(config: ExportConfig) -> pathlib.Path:
         cannot be read or do not fit.
       RuntimeError: when the written model does not answer as the network does.
     """
-    return _mode(config).export(config)
+    if searched is None:
+        return _mode(config).export(config)
+    return _mode(config).export(config, searched=searched)
 
 
 def export_twin(config: ExportConfig) -> pathlib.Path:
@@ -39,8 +46,12 @@ def export_twin(config: ExportConfig) -> pathlib.Path:
     return _mode(config).export(config, in_brief=True)
 
 
-def _mode(config: ExportConfig):
-    """Returns what exports in the mode, after all checks that need no TensorFlow."""
+def check(config: ExportConfig) -> None:
+    """Makes all checks that need no TensorFlow.
+
+    Raises:
+      InputError: as `export`.
+    """
     mode = MODES[config.mode]
     installed.need(config.mode, f"--mode={config.mode}", *mode.packages)
     published.need(config.backbone_weights)
@@ -50,6 +61,11 @@ def _mode(config: ExportConfig):
     else:
         files.check_output(config.output, config.overwrite, "saved_model.pb")
     _check_inputs(config)
+
+
+def _mode(config: ExportConfig):
+    """Returns what exports in the mode."""
+    check(config)
     # Imported by the name in the table, and only now, since it imports TensorFlow.
     return importlib.import_module(f"dolg_tf.serving.modes.{config.mode}").MODE
 

@@ -1,6 +1,7 @@
 """SavedModels: the parts of a mode; writing one and checking it before it is put in place."""
 
 import dataclasses
+import gc
 import hashlib
 import itertools
 import logging
@@ -20,6 +21,7 @@ from dolg_tf.runtime.whitening import Whitening, load_whitening
 from dolg_tf.serving import model_card
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.graph.folding import owner
+from dolg_tf.serving.searched import Searched
 from dolg_tf.serving.source import load_source
 from dolg_tf.serving.verify import Check, Run, signature_runner, verify
 from dolg_tf.stage import config as configs
@@ -36,10 +38,12 @@ class Inside(NamedTuple):
     Attributes:
       whitening: of the descriptor; None: it is as the network gives it.
       reduction: of local features; None: they are as the network gives them.
+      searched: the photos that mode `search` finds.
     """
 
     whitening: Whitening | None = None
     reduction: Whitening | None = None
+    searched: Searched | None = None
 
 
 # The start of the card's code in each mode.
@@ -79,12 +83,15 @@ class SavedModelMode:
     runner: Callable[[pathlib.Path], Run] | None = signature_runner
     add_files: Callable[[pathlib.Path, ExportConfig], None] = lambda path, config: None
 
-    def export(self, config: ExportConfig, in_brief: bool = False) -> pathlib.Path:
+    def export(
+        self, config: ExportConfig, in_brief: bool = False, searched: Searched | None = None
+    ) -> pathlib.Path:
         """Writes the SavedModel; `assets.extra/dolg.json` in it says where it comes from.
 
         Args:
           config: the network, and where to write it.
           in_brief: whether to check the first call alone, and that in the C++ loader.
+          searched: the photos that mode `search` finds.
         """
         output = pathlib.Path(config.output)
         report = model_card.read_report(config.report)
@@ -93,13 +100,19 @@ class SavedModelMode:
         inside = Inside(
             _learned("--whitening", network.output_shape[-1], config, weights),
             _learned("--local_reduction", kind.dimensions, config, weights),
+            searched,
         )
         about = _about(weights, dolg_config, provenance, config, inside)
+        if searched is not None:
+            plain = export_hash(weights, config.precision, None)
+            searched.check_model(config.source, plain, about["weights_sha256"], inside.whitening)
+            about["index"] = searched.about
         if config.gives_local:
             about["local"] = _about_local(kind, provenance, config, inside.reduction)
         with files.atomic_path(output) as temporary:
             exported = _in_precision(network, dolg_config, config.precision)
             self.write(self.functions(exported, config, inside), temporary)
+            gc.collect()  # the graphs' variables, before the written model takes as much memory
             export_files.write_about(temporary, about)
             self.verify(temporary, network, config, inside, in_brief)
             self.add_files(temporary, config)
@@ -121,7 +134,8 @@ class SavedModelMode:
         """Makes sure that a written model answers its checks as the Keras network does."""
         checks = itertools.islice(self.checks(network, config, inside), 1 if in_brief else None)
         runner = None if in_brief else self.runner
-        verify(path, network, list(checks), config.precision, runner)
+        held = 0 if inside.searched is None else inside.searched.nbytes
+        verify(path, network, list(checks), config.precision, runner, held)
 
 
 def export_hash(weights: str, precision: str, whitening: Whitening | None) -> str:

@@ -30,11 +30,12 @@ num_batch_threads { value: 2 }
 """
 
 
-def write_server_files(path: pathlib.Path) -> None:
-    """Writes the warm-up requests and the batching parameters of mode `serving`.
+def write_server_files(path: pathlib.Path, images: bool = True) -> None:
+    """Writes the warm-up requests and the batching parameters.
 
     Args:
       path: the SavedModel directory.
+      images: whether it has the signature `images`.
     """
     (path / BATCHING).write_text(_BATCHING_PARAMS, encoding="utf-8")
     warmup = path / WARMUP
@@ -44,6 +45,8 @@ def write_server_files(path: pathlib.Path) -> None:
         for photo in photos:
             encoded = tf.io.encode_jpeg(photo).numpy()
             writer.write(_prediction_log("serving_default", image_bytes=[encoded]))
+        if not images:
+            return
         # As many scales as photos: a server that batches accepts no other request, and a model
         # whose warm-up fails is not served.
         scales = np.ones([1], np.float32)

@@ -61,6 +61,7 @@ def verify(
     checks: Sequence[Check],
     precision: str,
     runner: Callable[[pathlib.Path], Run] | None = signature_runner,
+    held: int = 0,
 ) -> None:
     """Checks a written model.
 
@@ -70,12 +71,13 @@ def verify(
       checks: the calls that it must answer as the network does.
       precision: of its convolutions.
       runner: directory -> function that runs a check as users of Python do; None: they do not.
+      held: bytes that the model holds besides its weights.
 
     Raises:
       RuntimeError: when it does not load, does not answer as the network does, or stores the
         weights twice.
     """
-    _check_size(path, network)
+    _check_size(path, network, held)
     with CppSession(path) as session, quiet.quietly():
         for check in checks:
             found = session.run(check.signature, check.inputs)
@@ -88,9 +90,9 @@ def verify(
             _compare(check, run(check), precision, "Python's loader")
 
 
-def _check_size(path: pathlib.Path, network) -> None:
+def _check_size(path: pathlib.Path, network, held: int) -> None:
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    needed = sum(variable.numpy().nbytes for variable in network.variables)
+    needed = held + sum(variable.numpy().nbytes for variable in network.variables)
     if stored > 1.1 * needed + _GRAPH_BYTES:
         raise RuntimeError(
             f"the exported model has {stored:,} bytes for {needed:,} bytes of weights: they are "

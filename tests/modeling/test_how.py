@@ -76,11 +76,15 @@ def test_networks_have_the_authors_sizes(how_r50):
 
 def test_the_strides_are_those_told():
     for source, stride in how.STRIDES.items():
-        model = how.intermediates(
-            how.build_how(HowConfig(backbone="efficientnet_lite0", local_source=source))
-        )
+        config = HowConfig(backbone="efficientnet_lite0", local_source=source, dimensions=8)
+        model = how.intermediates(how.build_how(config))
         shape = model(np.zeros((1, 97, 130, 3), np.float32))["attention"].shape
         assert tuple(shape) == (1, -(-97 // stride), -(-130 // stride))
+
+
+def test_no_more_numbers_than_channels():
+    with pytest.raises(InputError, match="--dimensions=113: p4 of efficientnet_lite0 has 112"):
+        how.build_how(HowConfig(backbone="efficientnet_lite0", dimensions=113))
 
 
 def test_half_precision_is_of_the_backbone_alone():

@@ -24,12 +24,18 @@ OTHER = {
     "local_reduction": "r.npz",
     "iou": 0.9,
     "zip": True,
+    "index": "i",
+    "k": 3,
+    "index_precision": "float16",
+    "labels_csv": "l.csv",
     "quantize": "dynamic",
 }
 
 
 def config(mode, **options):
     options.setdefault("output", f"o{MODES[mode].suffix}")
+    if mode == "search":
+        options.setdefault("index", "i")
     return ExportConfig(model_dir="m", mode=mode, **options)
 
 
@@ -65,7 +71,8 @@ def test_an_option_is_taken_or_refused_with_the_remedy(mode, option):
         return
     with pytest.raises(InputError, match=rf"--{option} with --mode={mode}: .* choose --mode="):
         config(mode, **given)
-    assert getattr(config(mode), option) == FIELDS[option].default
+    if option != "index":
+        assert getattr(config(mode), option) == FIELDS[option].default
 
 
 def test_delg_says_where_whitening_belongs():

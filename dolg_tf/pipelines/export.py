@@ -1,0 +1,144 @@
+"""`dolg export`: a network in the form of a mode; for mode `search`, with an index inside."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+
+from dolg_tf.data.photo_ids import id_among
+from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.rows import Rows, blocks
+from dolg_tf.serving import export as stage
+from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.searched import Searched
+from dolg_tf.stage.config import InputError
+from dolg_tf.stage.tables import read_table
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 16384  # rows read at a time
+_ASKED = 1000  # rows of the index that ask for the others, to measure the recall
+
+
+def export(config: ExportConfig) -> pathlib.Path:
+    """Exports a trained, converted or ready network in the form that `--mode` names.
+
+    The written model is run before it is put in place and must answer as the network does.
+
+    Returns:
+      The directory of the SavedModel, or the file.
+
+    Raises:
+      InputError: when the output exists, a package is missing, or model, index, whitening or
+        report cannot be read or do not fit.
+      RuntimeError: when the written model does not answer as the network does.
+    """
+    if config.mode != "search":
+        return stage.export(config)
+    stage.check(config)
+    index = Index.open(config.index)
+    config = _described_alike(config, index)
+    return stage.export(config, _searched(config, index))
+
+
+def _described_alike(config: ExportConfig, index: Index) -> ExportConfig:
+    """Returns the options with what the index says of how its photos were described.
+
+    Raises:
+      InputError: when the index cannot be searched inside a model, or an option contradicts it.
+    """
+    meta = index.meta
+    if index.descriptors is None:
+        raise InputError(
+            f"{index.path} is approximate, and mode search is exact: give an index of --kind=flat, "
+            "which `dolg index rebuild` makes of the photos"
+        )
+    if meta["scales"] is None:
+        raise InputError(
+            f"{index.path} has imported descriptors, whose scales are unknown: extract the photos "
+            "with the model, and build their index"
+        )
+    if index.min_inliers:
+        log.warning(
+            "%s: a match needs %d inliers too, which mode search does not count: it tells no "
+            "matches",
+            *(index.path, index.min_inliers),
+        )
+    scales = tuple(meta["scales"])
+    default = next(f.default for f in dataclasses.fields(ExportConfig) if f.name == "scales")
+    if config.scales not in (default, scales):
+        raise InputError(
+            f"--scales={','.join(map(str, config.scales))}: those of {index.path} are "
+            f"{','.join(map(str, scales))}; leave the option out"
+        )
+    upright = bool(meta["upright"])
+    if not config.upright and upright:
+        raise InputError(f"--noupright: the photos of {index.path} were turned upright; omit it")
+    return dataclasses.replace(config, scales=scales, upright=upright)
+
+
+def _searched(config: ExportConfig, index: Index) -> Searched:
+    rows, meta, k = index.descriptors, index.meta, min(config.k, len(index))
+    if k < config.k:
+        log.warning("--k=%d: the index has %d photos, so as many are found", config.k, k)
+    landmarks = _landmarks(config.labels_csv, index) if config.labels_csv else None
+    about = {"path": index.path.name, "rows": len(index), "width": meta["width"], "k": k}
+    about |= {"precision": config.index_precision, "sha256": meta["sha256"]["index.faiss"]}
+    if config.index_precision == "float16":
+        rows = Rows([np.concatenate([part.astype("f2") for _, part in blocks(rows, _BLOCK)])])
+        about["recall"] = _recall(index, rows, k)
+    longest = max(
+        float(np.sqrt(np.vecdot(part, part, dtype=np.float64)).max())
+        for _, part in blocks(rows, _BLOCK)
+    )
+    if not np.isfinite(longest):
+        raise InputError(f"{index.path} has a descriptor that is not finite; build the index again")
+    after = meta["whitening"] if isinstance(meta["whitening"], str) else ""
+    return Searched(
+        **{"rows": rows, "dtype": config.index_precision, "ids": index.ids},
+        **{"landmarks": landmarks, "k": k, "max_side": meta["max_side"] or 0},
+        threshold=None if index.min_inliers else index.threshold,
+        longest=longest,
+        **{"source": str(index.path), "model_hash": meta["model_hash"], "whitened": after},
+        about=about,
+    )
+
+
+def _recall(index: Index, rows: Rows, k: int) -> float:
+    """Returns the share of the k best photos that are found with rounded descriptors, and says it.
+
+    Photos of the index ask: evenly spaced ones, at most 1,000.
+    """
+    asked = np.unique(np.linspace(0, len(index) - 1, _ASKED).astype(np.int64))
+    queries = index.descriptors[asked]
+    exact, rounded = (search.search(kind, queries, k).rows for kind in (index.descriptors, rows))
+    same = [len(np.intersect1d(*pair)) for pair in zip(exact, rounded, strict=True)]
+    recall = sum(same) / exact.size
+    log.info(
+        "float16: %.2f%% of the %d best photos are those of float32 (%d photos of the index asked)",
+        *(100 * recall, k, len(asked)),
+    )
+    return recall
+
+
+def _landmarks(path: str, index: Index) -> list[str]:
+    """Returns the landmark of each photo of the index, "" where the CSV names none.
+
+    Raises:
+      InputError: when it names none of them, or a photo twice with different landmarks.
+    """
+    row_of, found = {id_: row for row, id_ in enumerate(index.ids)}, [""] * len(index)
+    for where, (name, landmark) in read_table(path, ["path", "id"], ["landmark"]):
+        row = row_of.get(id_among(name, row_of))
+        if row is None:
+            continue
+        if found[row] not in ("", landmark):
+            raise InputError(f"{where}: {name!r} is of {found[row]!r} and of {landmark!r}")
+        found[row] = landmark
+    named = sum(map(bool, found))
+    if not named:
+        raise InputError(f"--labels_csv={path}: names no photo of {index.path}")
+    log.info("%s: landmarks of %d of %d photos", path, named, len(index))
+    return found
