@@ -25,6 +25,7 @@ import time
 import numpy as np
 from photo_scores import score_queries
 
+from dolg_tf import load_model
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.retrieval import descriptors, scores
 from dolg_tf.retrieval.asmk import build, lists, stages
@@ -35,6 +36,7 @@ from dolg_tf.retrieval.local import feature_set
 ALPHAS, ASSIGNMENTS, WEIGHTS = (1.0, 2.0, 3.0), (1, 5), (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 HOW = (3.0, 5)
 TIMED = 30  # photos
+DESCRIBED = 10  # photos
 
 
 class Chain:
@@ -118,6 +120,23 @@ class Chain:
             build.entries_of([one], index.codebook, kernel, index.meta["assignments"])
         return 1e3 * (time.process_time() - start) / len(some)
 
+    def describing(self, root: str, ids: tuple[str, ...]) -> tuple[float, float]:
+        """Returns the CPU time of a photo's descriptor and of its local features, milliseconds."""
+        model = load_model(self.model())
+        scales = [float(scale) for scale in self.args.local_scales.split(",") if scale]
+        photos = [next(pathlib.Path(root).glob(f"{id_}.*")) for id_ in ids[:DESCRIBED]]
+        found = []
+        for call in (
+            lambda photo: model.describe([photo]),
+            lambda photo: model.local(photo, scales=scales, max_features=self.args.max_features),
+        ):
+            call(photos[0])  # TensorFlow prepares itself
+            start = time.process_time()
+            for photo in photos:
+                call(photo)
+            found.append(1e3 * (time.process_time() - start) / len(photos))
+        return tuple(found)
+
 
 class Judge:
     """Scores similarities against a ground truth: positives are easy and hard ones."""
@@ -161,6 +180,8 @@ def main() -> None:
     judge = Judge(load_ground_truth(pickle))
     queries, index = (descriptors.read(sets[name]) for name in ("query", "index"))
     plain = queries.select(judge.truth.query_ids)[:] @ index.select(judge.truth.index_ids)[:].T
+    spent = chain.describing(root, judge.truth.index_ids)
+    print("CPU time of a photo: descriptor {:.0f} ms, local features {:.0f} ms".format(*spent))
     print("| what | mAP | R@1 | bytes per photo | ms per photo |\n| --- | --- | --- | --- | --- |")
     judge.line("global descriptor", plain, 4 * queries.descriptors.shape[1])
     for binary in (True, False):

@@ -41,6 +41,16 @@ def sample(found: LocalFeatureSet, most: int) -> np.ndarray:
     return chosen
 
 
+def check_enough(features: int, words: int) -> None:
+    """Makes sure that there are as many features as words.
+
+    Raises:
+      InputError: when there are fewer.
+    """
+    if features < words:
+        raise InputError(f"{features} local features are too few for --words={words}; give fewer")
+
+
 def k_means(
     rows: np.ndarray, count: int, unfinished: pathlib.Path, about: dict, rounds: int = ROUNDS
 ) -> Codebook:
@@ -58,8 +68,7 @@ def k_means(
       InputError: when there are fewer rows than words, or a run of other rows was begun.
     """
     faiss = import_faiss("a codebook")
-    if len(rows) < count:
-        raise InputError(f"{len(rows)} local features are too few for --words={count}; give fewer")
+    check_enough(len(rows), count)
     if len(rows) < _FEW * count:
         told = (len(rows), count, _FEW)
         log.warning("%d local features for %d words: below %d a word, words are poor", *told)

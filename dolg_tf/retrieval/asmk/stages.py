@@ -32,12 +32,33 @@ log = logging.getLogger(__name__)
 
 _SAID = 20  # queries whose answers are logged
 _FOUND = "found.csv"
+_UNIT = 1e-3  # difference of a length from 1, of float16 too
 
 
 def _space(found: LocalFeatureSet) -> dict:
     """Returns what is kept of how features were made, to compare it with that of others."""
     _, made = feature_set.how_made(found)
     return {key: made.get(key) for key in feature_set.SAME_SPACE}
+
+
+def _read(path: str) -> LocalFeatureSet:
+    """Reads local features.
+
+    Raises:
+      InputError: when the set is damaged, or has features of HOW that have lost their length, by
+        which ASMK weighs them.
+    """
+    found = feature_set.read(path)
+    if found.meta["kind"] == "how":
+        for row in np.flatnonzero(found.counts)[:1].tolist():
+            lengths = np.linalg.norm(found[row].descriptors, axis=1)
+            if np.abs(lengths - 1).max() < _UNIT:
+                raise InputError(
+                    f"{found.source}: HOW's features of {found.ids[row]!r} all have length 1, but "
+                    "ASMK takes them as the network gives them: extract with an export of "
+                    "--mode=serving, and --local_dtype=float16 or float32"
+                )
+    return found
 
 
 # --- codebook ------------------------------------------------------------------------
@@ -77,7 +98,8 @@ def codebook(settings: CodebookConfig) -> None:
     """
     files.check_output(settings.output, settings.overwrite)
     import_faiss("a codebook")
-    found, path = feature_set.read(settings.local), pathlib.Path(settings.output)
+    found, path = _read(settings.local), pathlib.Path(settings.output)
+    learn.check_enough(int(found.counts.sum()), settings.words)
     digest = hashlib.sha256(found.sums.tobytes()).hexdigest()
     about = _space(found) | {"photos": len(found), "features": digest, "points": settings.points}
     rows = learn.sample(found, settings.points * settings.words)
@@ -132,7 +154,7 @@ def build(settings: BuildConfig) -> Inverted:
     """
     path = pathlib.Path(settings.output)
     files.check_output(path, settings.overwrite, "offsets.npy", "meta.json")
-    book, found = words.read_codebook(settings.codebook), feature_set.read(settings.local)
+    book, found = words.read_codebook(settings.codebook), _read(settings.local)
     _check_codebook(settings.codebook, book, found)
     _check_assignments(settings.assignments, len(book))
     regions = read_regions(settings.regions) if settings.regions else Regions({}, {})
@@ -254,7 +276,7 @@ def query(settings: QueryConfig) -> None:
     files.check_output(output, settings.overwrite, "scores.npy", "meta.json")
     index = Inverted.open(settings.index)
     kernel = lists.kernel_of(index.meta, settings.alpha, settings.threshold)
-    found = feature_set.read(settings.local)
+    found = _read(settings.local)
     made = {settings.index: index.meta, found.source: _space(found)}
     words.check_same(made, feature_set.SAME_SPACE)
     assignments = settings.assignments or (1 if kernel.variant == "delf" else 5)

@@ -1,12 +1,14 @@
 """Codebook, index and scores from sets of local features."""
 
 import dataclasses
+import pickle
 
 import asmk_images
 import local_sets
 import numpy as np
 import pytest
 
+from dolg_tf.evaluation.revisited.score import RevisitedConfig, evaluate
 from dolg_tf.retrieval import scores
 from dolg_tf.retrieval.asmk import learn, stages, words
 from dolg_tf.retrieval.asmk.lists import Inverted
@@ -70,6 +72,40 @@ def test_parts_of_photos_find_them(world):
     queries = [photos[2].descriptors[:40], photos[2].descriptors[:0], photos[5].descriptors[:40]]
     expected = asmk_images.scores_of(Inverted.open(folder / "index"), queries, 5)
     np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+
+
+def test_its_scores_are_evaluated_like_descriptors(world, tmp_path):
+    folder, _ = world
+    _query(folder, "evaluated", k=3)
+    positives = {"q2": [2], "q5": [5]}
+    truth = {
+        "imlist": [f"p{row}" for row in range(PHOTOS)],
+        "qimlist": [*positives],
+        "gnd": [
+            {"bbx": [0, 0, 9, 9], "easy": easy, "hard": [], "junk": []}
+            for easy in positives.values()
+        ],
+    }
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(truth))
+    given = {"ground_truth": f"{tmp_path}/gnd_x.pkl", "scores": f"{folder}/evaluated"}
+    report = evaluate(RevisitedConfig(**given, output=f"{tmp_path}/report.json"))
+    assert report["easy"]["mAP"] == report["medium"]["mP@1"] == 1
+    found = [
+        row for _, row in tables.read_table(folder / "evaluated" / "found.csv", ["query"], ["id"])
+    ]
+    assert found[0] == ["q2", "p2"] and len(found) == 3 * 3
+
+
+def test_features_of_how_keep_their_length(world, tmp_path):
+    _, photos = world
+    meta = local_sets.LOCAL_META | {"dtype": "float32", "kind": "how"}
+    named = [("none", local_sets.draw(np.random.default_rng(0), 0, DIMENSIONS)), ("p", photos[0])]
+    writing.write(tmp_path / "photos", named, meta)
+    with pytest.raises(InputError, match=r"HOW's features of 'p' all have length 1, .*serving"):
+        _codebook(tmp_path)
+    longer = dataclasses.replace(photos[0], descriptors=2 * photos[0].descriptors)
+    writing.write(tmp_path / "longer", [("p", longer)], meta)
+    assert len(_codebook(tmp_path, local=f"{tmp_path}/longer")) == 20
 
 
 def test_settings_reach_index_and_search(world):
