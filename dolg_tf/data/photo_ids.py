@@ -39,6 +39,20 @@ def id_among(name: str, ids: Container[str]) -> str:
     return exact if exact in ids else id_of(exact)
 
 
+def of_sfm(cid: object) -> str:
+    """Returns the path, below its folder `ims`, of a photo of retrieval-SfM-120k.
+
+    Args:
+      cid: its id there, letters and digits.
+
+    Raises:
+      InputError: when it is none.
+    """
+    if not isinstance(cid, str) or len(cid) < 6 or not cid.isalnum():
+        raise InputError(f"cid {cid!r:.60} is not letters and digits, six or more")
+    return f"{cid[-2:]}/{cid[-4:-2]}/{cid[-6:-4]}/{cid}"
+
+
 def fault_of(id_: str) -> str:
     """Returns why an id cannot be a line of a text file, "" if it can."""
     if id_.isprintable() and id_.strip() == id_ and id_:

@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.data import pickled_arrays
+from dolg_tf.data import photo_ids, pickled_arrays
 from dolg_tf.retrieval import mat_file
 from dolg_tf.stage import files, plain_pickle
 from dolg_tf.stage.config import InputError
@@ -273,11 +273,32 @@ def _queries(listed: list, query_ids: tuple[str, ...], known: range, path) -> tu
     return tuple(queries)
 
 
+def _of_sfm(value: dict, path) -> dict:
+    """Returns the validation set of retrieval-SfM-120k as any other: its queries are index rows."""
+    names = _names(value, "cids", path)
+    try:
+        photos = [photo_ids.of_sfm(cid) for cid in names]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    known = range(len(photos))
+    asked = _listed(value.get("qidx"), f"{path}: 'qidx'")
+    if asked is None:
+        raise InputError(f"{path}: 'qidx' must be a list of whole numbers, rows of 'cids'")
+    rows = _elements(asked, f"{path}: 'qidx'")
+    if wrong := [row for row in rows if type(row) is not int or row not in known]:
+        raise InputError(
+            f"{path}: 'qidx' has {_short(wrong[0])}, but must have rows of 'cids', 0 to {known[-1]}"
+        )
+    return value | {"imlist": photos, "qimlist": [photos[row] for row in rows]}
+
+
 def load_ground_truth(path: files.Path) -> GroundTruth:
     """Reads `gnd_*.pkl` (rows from 0) or `gnd_*.mat` (rows from 1), the benchmark's or your own.
 
     Lists may be tuples and NumPy arrays, and those of rows also sets. A query may lack its box, and
-    all its lists but one: `easy` or `hard`, or `ok`, which is that of the protocol of 2007.
+    all its lists but one: `easy` or `hard`, or `ok`, which is that of the protocol of 2007. The
+    validation set that HOW's authors use, retrieval-SfM-120k-val-eccv2020.pkl, has photos of the
+    folder `ims`, by `cids`, and its queries among them, `qidx`.
 
     Raises:
       InputError: when the file is missing or damaged, holds anything but plain containers, strings
@@ -290,6 +311,8 @@ def load_ground_truth(path: files.Path) -> GroundTruth:
     value = _read_mat(path) if of_matlab else _read_pickle(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a dict of imlist, qimlist and gnd")
+    if "cids" in value and "imlist" not in value:
+        value = _of_sfm(value, path)
     index_ids, query_ids = _names(value, "imlist", path), _names(value, "qimlist", path)
     if len(set(index_ids)) < len(index_ids):
         twice = collections.Counter(index_ids).most_common(1)[0][0]

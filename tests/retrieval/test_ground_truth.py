@@ -5,9 +5,11 @@ import pickle
 import numpy as np
 import pytest
 from peak_memory import peak_below
+from PIL import Image
 from scipy.io import savemat
 
 from dolg_tf.retrieval import ground_truth
+from dolg_tf.retrieval.extract.photos import PhotosConfig, list_photos
 from dolg_tf.retrieval.ground_truth import load_ground_truth
 from dolg_tf.stage.config import InputError
 
@@ -277,3 +279,47 @@ def test_the_real_ones(ground_truths, name, photos):
         truth = pickle.load(file)["gnd"][7]
     for label in ("easy", "hard", "junk"):
         np.testing.assert_array_equal(getattr(found.queries[7], label), np.sort(truth[label]))
+
+
+SFM = {
+    "cids": ["0a1b2c3d", "ffffee99", "00aa11bb"],
+    "qidx": np.array([2, 0]),
+    "gnd": [{"ok": np.array([1]), "junk": np.array([2])}, {"ok": [2], "junk": [0]}],
+}
+
+
+def test_the_validation_set_of_sfm120k(tmp_path):
+    found = load_ground_truth(_write(tmp_path / "val.pkl", SFM))
+    assert found.index_ids == ("3d/2c/1b/0a1b2c3d", "99/ee/ff/ffffee99", "bb/11/aa/00aa11bb")
+    assert found.query_ids == ("bb/11/aa/00aa11bb", "3d/2c/1b/0a1b2c3d")
+    assert [query.easy.tolist() for query in found.queries] == [[1], [2]]
+    assert [query.junk.tolist() for query in found.queries] == [[2], [0]]
+    assert found.original and not found.upright and found.queries[0].box is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"qidx": [3, 0]}, "'qidx' has 3, but must have rows of 'cids', 0 to 2"),
+        ({"qidx": 3}, "'qidx' must be a list"),
+        ({"cids": ["../../etc", "b" * 8, "c" * 8]}, "cid '../../etc' is not letters and digits"),
+        ({"qidx": [0]}, "'gnd' must have one entry for each of 1 queries"),
+    ],
+)
+def test_a_wrong_validation_set_of_sfm120k_is_told(tmp_path, changes, told):
+    with pytest.raises(InputError, match=told):
+        load_ground_truth(_write(tmp_path / "val.pkl", SFM | changes))
+
+
+def test_its_photos_are_found_without_a_suffix(tmp_path):
+    path = _write(tmp_path / "val.pkl", SFM)
+    for id_ in load_ground_truth(path).index_ids:
+        file = tmp_path / "ims" / id_
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(file, "JPEG")
+    for subset, count in (("query", 2), ("index", 3)):
+        settings = PhotosConfig(
+            images=str(path), image_root=f"{tmp_path}/ims", subset=subset, output=""
+        )
+        photos = list_photos(settings).photos
+        assert len(photos) == count and all(photo.path.is_file() for photo in photos)

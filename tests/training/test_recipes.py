@@ -76,6 +76,9 @@ def test_hows_recipes_are_the_authors(name):
         backbone_weights=training.backbone_weights,
         learning_rate=training.learning_rate,
         checkpoint_every=100,
+        retrieval_ground_truth="data/sfm120k/retrieval-SfM-120k-val-eccv2020.pkl",
+        retrieval_image_root="data/sfm120k/ims",
+        validation_words=65536,
     )
     assert training == defaults and training.margin == 0.8
 

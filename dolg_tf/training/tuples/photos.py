@@ -9,7 +9,7 @@ from concurrent import futures
 import numpy as np
 from PIL import Image
 
-from dolg_tf.data import photo_files
+from dolg_tf.data import photo_files, photo_ids
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.data.pickled_arrays import Arrays, opened
 from dolg_tf.stage import plain_pickle
@@ -137,15 +137,15 @@ def _of_sfm(source: pathlib.Path, root: pathlib.Path, size: int) -> TuplePhotos:
     cids = cids.tolist() if isinstance(cids, np.ndarray) else cids
     if not isinstance(cids, list) or len(cids) != len(clusters):
         raise InputError(f"{source}: cids and cluster must be two lists of the same length")
-    for cid in cids:
-        if not isinstance(cid, str) or len(cid) < 6 or not cid.isalnum():
-            raise InputError(f"{source}: cid {cid!r:.60} is not letters and digits, six or more")
+    try:
+        paths = [root / "ims" / photo_ids.of_sfm(cid) for cid in cids]
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     if len(columns["qidxs"]) != len(columns["pidxs"]):
         raise InputError(f"{source}: qidxs and pidxs must be of the same length")
     pairs = np.stack([columns["qidxs"], columns["pidxs"]], axis=1)
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < len(cids):
         raise InputError(f"{source}: qidxs and pidxs must be numbers of its {len(cids)} photos")
-    paths = [root / "ims" / cid[-2:] / cid[-4:-2] / cid[-6:-4] / cid for cid in cids]
     return TuplePhotos(paths, clusters, pairs, False, size)
 
 
