@@ -25,11 +25,11 @@ import time
 import numpy as np
 from photo_scores import score_queries
 
-from dolg_tf import load_model
 from dolg_tf.data.own_photos import read_labels
 from dolg_tf.retrieval import descriptors, scores
 from dolg_tf.retrieval.asmk import build, lists, stages
 from dolg_tf.retrieval.asmk.lists import Inverted
+from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
 from dolg_tf.retrieval.local import feature_set
 
