@@ -6,11 +6,15 @@ import logging
 import os
 import re
 import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from dolg_tf.stage.config import InputError
+from dolg_tf.stage.progress import format_seconds
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,11 @@ LOST = (
 # 1.8 times as much (benchmarks/speed/two_workers.py).
 _PACK = 4 << 20  # bytes
 
+# Schedulers start the machines of a run minutes apart. TensorFlow itself waits for an hour, and
+# does not say for whom.
+_WAIT, _SAY = 600.0, 30.0  # seconds for all workers, and between lines that name the missing
+_TRY, _PAUSE = 2.0, 0.5  # seconds for a connection, and between rounds
+
 
 def make_strategy() -> tf.distribute.Strategy:
     """Returns the strategy of the run.
@@ -35,31 +44,97 @@ def make_strategy() -> tf.distribute.Strategy:
 
     Raises:
       InputError: if TF_CONFIG does not have the form that TensorFlow expects.
-      ConnectionError: if the other workers do not connect within TensorFlow's hour.
+      ConnectionError: naming the workers that cannot be reached within ten minutes.
     """
     if os.environ.get("TF_CONFIG"):
         try:
             values = json.loads(os.environ["TF_CONFIG"])
             workers = values["cluster"]["worker"] + values["cluster"].get("chief", [])
-            values["task"]["type"], values["task"]["index"]
-        except (ValueError, KeyError, TypeError) as error:
+            own = values["cluster"][values["task"]["type"]][values["task"]["index"]]
+            ports = [int(address.rpartition(":")[2]) for address in workers]
+            if len(set(workers)) < len(workers) or not all(0 < port < 65536 for port in ports):
+                raise ValueError(workers)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise InputError(
                 f"TF_CONFIG={os.environ['TF_CONFIG']!r} is not like "
-                '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}'
+                '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}, '
+                "with another address for each worker, and its own index"
             ) from error
-        return _meet(workers)
+        return _meet(workers, own)
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
 
 
-def _meet(workers: list[str]) -> tf.distribute.Strategy:
-    # One message, before the wait: TensorFlow blocks other threads while it waits, and Python's
-    # handling of signals as well.
+def wait_for(workers: list[str], own: str, seconds: float = _WAIT) -> None:
+    """Waits until every other worker has answered at its address, and answers them meanwhile.
+
+    TensorFlow's server takes over the port; until it does, a worker that is not through yet tries
+    again.
+
+    Args:
+      workers: "host:port" of all.
+      own: of this one.
+      seconds: to wait at most.
+
+    Raises:
+      InputError: if the own port is taken.
+      ConnectionError: naming those that have not answered.
+    """
+    missing = [address for address in workers if address != own]
+    port, end, said = int(own.rpartition(":")[2]), time.monotonic() + seconds, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(_listener(port))
+        except OSError as error:
+            raise InputError(
+                f"TF_CONFIG: port {port} of {own} cannot be used ({error.strerror}); end what uses "
+                "it, or choose another"
+            ) from error
+        # Without it, the thread would hold the port.
+        stack.callback(listener.shutdown, socket.SHUT_RDWR)
+        threading.Thread(target=_answer, args=(listener,), daemon=True).start()
+        while missing := [address for address in missing if not _answers(address)]:
+            if time.monotonic() >= end:
+                raise ConnectionError(
+                    f"no answer from {', '.join(missing)} of TF_CONFIG for "
+                    f"{format_seconds(seconds)}; start all workers, on the hosts and ports given "
+                    "there, which must reach each other"
+                )
+            if time.monotonic() >= said + _SAY:
+                log.info("still waiting for %s", ", ".join(missing))
+                said = time.monotonic()
+            time.sleep(_PAUSE)
+
+
+def _listener(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def _answer(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it was shut down
+        while True:
+            listener.accept()[0].close()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_TRY).close()
+    except OSError:
+        return False
+    return True
+
+
+def _meet(workers: list[str], own: str) -> tf.distribute.Strategy:
+    # TensorFlow blocks other threads while it waits, and Python's handling of signals as well.
     log.info("waiting for all workers of TF_CONFIG: %s", ", ".join(workers))
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
+        wait_for(workers, own)
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_PACK)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except tf.errors.OpError as error:

@@ -25,12 +25,15 @@ class Process:
       environment: variables in addition to this process's own.
       prefix: arguments of Python before the flags.
       model: of the recipe.
+      launcher: words before those of Python, which become another process or none.
     """
 
-    def __init__(self, data, training, environment=None, prefix=("train.py",), model=MODEL):
+    def __init__(
+        self, data, training, environment=None, prefix=("train.py",), model=MODEL, launcher=()
+    ):
         self.lines = []
         self._process = subprocess.Popen(
-            [sys.executable, *prefix, *to_flagfile(model, data, training).splitlines()],
+            [*launcher, sys.executable, *prefix, *to_flagfile(model, data, training).splitlines()],
             cwd=_ROOT,
             env={**os.environ, **(environment or {})},
             stderr=subprocess.PIPE,

@@ -1,8 +1,11 @@
 """Two workers on this machine train like one process, stop together, and notice a lost one."""
 
+import contextlib
 import dataclasses
 import os
 import signal
+import socket
+import threading
 import time
 
 import numpy as np
@@ -83,8 +86,87 @@ def test_a_worker_says_that_it_waits_for_the_others(data, tmp_path):
     worker.end(-signal.SIGINT)
 
 
-@pytest.mark.parametrize("value", ["{", "{}", '{"cluster": {"worker": ["a:1"]}}', "[]"])
+_CLUSTER = '{"cluster": {"worker": [%s]}, "task": {"type": "worker", "index": %d}}'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("{", "{}", '{"cluster": {"worker": ["a:1"]}}', "[]"),
+        _CLUSTER % ('"a:1", "b:1"', 2),
+        _CLUSTER % ('"a:1", "a:1"', 0),
+        _CLUSTER % ('"a", "b"', 0),
+        _CLUSTER % ('"a:1", "b:99999"', 0),
+        _CLUSTER % ("1, 2", 0),
+    ],
+)
 def test_a_tf_config_that_is_none_is_refused(monkeypatch, value):
     monkeypatch.setitem(os.environ, "TF_CONFIG", value)
     with pytest.raises(InputError, match="is not like"):
         distribution.make_strategy()
+
+
+def _addresses(count):
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [f"localhost:{one.getsockname()[1]}" for one in free]
+
+
+def test_workers_that_start_at_different_times_meet():
+    workers, through = _addresses(3), []
+
+    def start(own, after):
+        time.sleep(after)
+        distribution.wait_for(workers, own, 30)
+        through.append(own)
+
+    threads = [
+        threading.Thread(target=start, args=(own, after), daemon=True)
+        for own, after in zip(workers, (0, 0.3, 1), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.7)
+    assert not through  # the last has not started
+    # Who is through leaves its port to TensorFlow's server; here, nobody else listens there.
+    deadline = time.monotonic() + 20
+    while len(through) < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    servers = [_serve(own, deadline) for own in list(through)]
+    while len(through) < 3 and time.monotonic() < deadline:
+        for own in through[len(servers) :]:
+            servers.append(_serve(own, deadline))
+        time.sleep(0.05)
+    assert sorted(through) == sorted(workers)
+    for server in servers:
+        server.close()
+
+
+def _serve(own, deadline):
+    """Listens where a worker did, as TensorFlow's server does."""
+    while True:
+        try:
+            return socket.create_server(("", int(own.rpartition(":")[2])))
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_worker_that_never_starts_is_named():
+    own, there, missing = _addresses(3)
+    with socket.create_server(("", int(there.rpartition(":")[2]))):
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match=f"no answer from {missing} of TF_CONFIG for 1s"):
+            distribution.wait_for([own, there, missing], own, 1)
+    assert time.monotonic() - start < 5
+    distribution.wait_for([own], own, 1)  # and its port is free again
+
+
+def test_a_port_that_is_taken_is_told():
+    (own,) = _addresses(1)
+    port = int(own.rpartition(":")[2])
+    with (
+        socket.create_server(("", port)),
+        pytest.raises(InputError, match=f"port {port} of {own} cannot be used"),
+    ):
+        distribution.wait_for([own, "localhost:1"], own, 1)
