@@ -10,6 +10,7 @@ from dolg_tf.weights.files.arrays import Tensor
 
 # From PyTorch's layout to ours: convolutions [out, in, h, w], depthwise ones [channels, 1, h, w].
 CONV, DEPTHWISE, SAME = (2, 3, 1, 0), (2, 3, 0, 1), None
+COUNTER = "num_batches_tracked"  # of a PyTorch batch norm
 # (name in the file, our variable, transposition from theirs to ours)
 Entry = tuple[str, keras.Variable, tuple | None]
 
@@ -65,6 +66,20 @@ def fill(
     for (_, variable, axes), array in zip(entries, arrays, strict=True):
         variable.assign(array if axes is None else array.transpose(axes))
     return ignored
+
+
+def state_of(entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    """Returns the state dict of all entries, the reverse of `fill`.
+
+    A batch norm's counter of training steps, which PyTorch stores and we do not, is 0.
+    """
+    state = {}
+    for name, variable, axes in entries:
+        array = keras.ops.convert_to_numpy(variable)
+        state[name] = array if axes is None else array.transpose(np.argsort(axes))
+        if name.endswith(".running_var"):
+            state[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
+    return state
 
 
 def checked(name: str, tensor: np.ndarray | Tensor) -> np.ndarray:

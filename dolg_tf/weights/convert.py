@@ -7,7 +7,7 @@ import pathlib
 from collections import defaultdict
 
 from dolg_tf.modeling.config import CheckpointConfig, DolgConfig, HowConfig
-from dolg_tf.modeling.files.config_file import find_network, need_dolg
+from dolg_tf.modeling.files.config_file import find_network
 from dolg_tf.stage import files
 from dolg_tf.stage.command import one_line
 from dolg_tf.stage.config import InputError, option
@@ -29,10 +29,12 @@ class ConvertConfig(CheckpointConfig):
         ".safetensors; with --to=official a run or model directory"
     )
     output: str = option(
-        "model directory; with --to=official a .pyth, .pth, .pt, .npz or .safetensors file"
+        "model directory; with --to=official a .pyth, .pth, .pt, .npz or .safetensors file, of "
+        "HOW one of the first three"
     )
     to: str = option(
-        "model_dir: from the authors' code to ours; official: from ours to that of DOLG's authors",
+        "model_dir: from the authors' code to ours; official: from ours to that of the authors of "
+        "the network, DOLG's or HOW's",
         "model_dir",
         choices=("model_dir", "official"),
     )
@@ -51,7 +53,7 @@ class ConvertConfig(CheckpointConfig):
 
 
 def convert_checkpoint(config: ConvertConfig) -> pathlib.Path:
-    """Converts the checkpoints of DOLG's and HOW's authors to model directories, and DOLG's back.
+    """Converts the checkpoints of DOLG's and HOW's authors to model directories, and back.
 
     Returns:
       The output.
@@ -117,25 +119,39 @@ def _to_official(config: ConvertConfig, output: pathlib.Path) -> None:
     check_suffix(output)
     path = pathlib.Path(config.input)
     found, values, _ = find_network(path, config.checkpoint, config.weights)
-    need_dolg(found, path, "input")
+    of_how = isinstance(found, HowConfig)
+    check_suffix(output, beside=of_how)
 
-    from dolg_tf.modeling.model_dir import load_head, load_network
+    from dolg_tf.modeling.model_dir import load_network
+
+    network, model, _ = load_network(path, config.checkpoint, config.weights)
+    if of_how:
+        from dolg_tf.weights import how
+
+        state, beside = how.state_dict(network, model)
+    else:
+        state, beside = _state_of_dolg(network, model, config, "training" in values), None
+    log.info(describe(model, None))
+    log.info(table(state, {}, ()))
+    write_tensors(output, state, beside)
+
+
+def _state_of_dolg(network, model: DolgConfig, config: ConvertConfig, run: bool) -> dict:
+    """Returns the state dict of a DOLG, with the class head of a run."""
+    from dolg_tf.modeling.model_dir import load_head
     from dolg_tf.weights import official
 
-    network, dolg_config, _ = load_network(path, config.checkpoint, config.weights)
-    state = official.state_dict(network, dolg_config)
-    if "training" in values:
-        head = official.head_state(load_head(path, config.checkpoint, config.weights))
+    state = official.state_dict(network, model)
+    if run:
+        head = official.head_state(load_head(config.input, config.checkpoint, config.weights))
         if not head:
             log.info(
                 "class head left out: it has sub-centres, which the authors' code does not have"
             )
         state |= head
-    log.info(describe(dolg_config, None))
-    if dolg_config.multi_atrous:
+    if model.multi_atrous:
         log.info("their published model code has multi-atrous commented out: enable it there")
-    log.info(table(state, {}, ()))
-    write_tensors(output, state)
+    return state
 
 
 def describe(config: DolgConfig | HowConfig, classes: int | None) -> str:

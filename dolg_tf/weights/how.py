@@ -1,4 +1,4 @@
-"""Checkpoints of HOW's authors: the variable of ours for each of their tensors.
+"""Checkpoints of HOW's authors, in and out: the variable of ours for each of their tensors.
 
 Their network is torchvision's ResNet as a list, cut off behind a stack: `features.0` is the first
 convolution, `features.4` the first stack. There are two forms. The later one (`_version` how/2020)
@@ -18,7 +18,7 @@ import numpy as np
 from dolg_tf.modeling.backbones import BACKBONES
 from dolg_tf.modeling.config import HowConfig, Preprocessing
 from dolg_tf.stage.config import InputError
-from dolg_tf.weights.assign import CONV, SAME, Entry, fill
+from dolg_tf.weights.assign import CONV, COUNTER, SAME, Entry, fill, state_of
 from dolg_tf.weights.files.arrays import Tensor
 from dolg_tf.weights.imagenet_names import resnet_entries, torchvision_name
 
@@ -26,7 +26,12 @@ _BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _WHITENINGS = ("dim_reduction", "whiten")  # of the later and the earlier form
 _VERSION = "how/2020"
 _SMOOTHING = 3  # cells, the side of the mean
-_COUNTER = "num_batches_tracked"
+_RUNTIME = {  # the authors' evaluation, which a checkpoint has to say
+    "image_size": 1024,
+    "features_num": 1000,
+    "scales": [2.0, 1.414, 1.0, 0.707, 0.5, 0.353, 0.25],
+    "training_scales": [1],
+}
 _SOURCES = {3: "p4", 4: "p5"}  # by the number of stacks
 
 
@@ -42,7 +47,7 @@ def how_name(name: str) -> str:
 
 def ignored_because(name: str) -> str:
     """Returns why a tensor of a HOW checkpoint is not needed; "" if it is."""
-    return "counts training steps; the norms are frozen" if name.endswith(_COUNTER) else ""
+    return "counts training steps; the norms are frozen" if name.endswith(COUNTER) else ""
 
 
 def detect(state: Mapping[str, np.ndarray | Tensor], beside: Mapping[str, object]) -> HowConfig:
@@ -200,3 +205,30 @@ def load_state_dict(
         not finite.
     """
     return fill(how_entries(network), state, ignored_because)
+
+
+def state_dict(
+    network: keras.Model, config: HowConfig
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Returns the network in the later form: its tensors, and the values beside them.
+
+    Raises:
+      InputError: when the authors' code cannot build this network.
+    """
+    if config.backbone not in _BACKBONES:
+        raise InputError(
+            f"the code of HOW's authors has the backbones {', '.join(_BACKBONES)}, not "
+            f"{config.backbone}"
+        )
+    colours = config.preprocessing
+    if colours.channel_order != "rgb":
+        raise InputError("the code of HOW's authors feeds RGB, this network takes BGR")
+    net_params = {
+        "architecture": config.backbone,
+        "pretrained": False,  # nothing to download: the tensors are here
+        "skip_layer": 4 - next(n for n, name in _SOURCES.items() if name == config.local_source),
+        "dim_reduction": {"dim": config.dimensions},
+        "smoothing": {"kernel_size": _SMOOTHING},
+        "runtime": {"mean_std": [list(colours.mean), list(colours.std)], **_RUNTIME},
+    }
+    return state_of(how_entries(network)), {"net_params": net_params, "_version": _VERSION}

@@ -15,12 +15,12 @@ import numpy as np
 from dolg_tf.modeling.backbones import BACKBONES
 from dolg_tf.modeling.config import OFFICIAL_PREPROCESSING, DolgConfig
 from dolg_tf.stage.config import InputError
-from dolg_tf.weights.assign import CONV, SAME, Entry, checked, fill, norm_entries
+from dolg_tf.weights.assign import CONV, COUNTER, SAME, Entry, checked, fill, norm_entries, state_of
 from dolg_tf.weights.files.arrays import Tensor
 from dolg_tf.weights.imagenet_names import PYCLS
 
 _DENSE = (1, 0)
-_COUNTER, _HEAD = "num_batches_tracked", "desc_cls."
+_HEAD = "desc_cls."
 # Backbones of their code.
 _BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 
@@ -37,7 +37,7 @@ def official_name(name: str) -> str:
 
 def ignored_because(name: str) -> str:
     """Returns why a tensor of an official checkpoint is not needed; "" if it is."""
-    if name.endswith(_COUNTER):
+    if name.endswith(COUNTER):
         return "counts training steps; batch norms with a fixed momentum do not read it"
     if name.startswith(_HEAD):
         return "class head; a model directory holds none"
@@ -193,19 +193,12 @@ def state_dict(network: keras.Model, config: DolgConfig) -> dict[str, np.ndarray
             f"the authors' code normalises with mean {theirs.mean} and std {theirs.std} in BGR, "
             f"this network with {ours.mean} and {ours.std} in {ours.channel_order.upper()}"
         )
-    state = {}
-    for name, variable, axes in official_entries(network):
-        array = keras.ops.convert_to_numpy(variable)
-        if name == "pool_g.p" and config.global_pooling == "gem" and array == 3:
-            continue  # the default of both versions of their code
-        if axes is not None:
-            array = array.transpose(np.argsort(axes))
-        if turned and name == "globalmodel.stem.conv.weight":
-            array = array[:, ::-1]
-        state[name] = np.ascontiguousarray(array)
-        if name.endswith(".running_var"):
-            counter = name.replace("running_var", _COUNTER)
-            state[counter] = np.zeros((), np.int64)
+    state = state_of(official_entries(network))
+    if config.global_pooling == "gem" and state["pool_g.p"] == 3:
+        del state["pool_g.p"]  # the default of both versions of their code
+    if turned:
+        stem = "globalmodel.stem.conv.weight"
+        state[stem] = state[stem][:, ::-1]
     return state
 
 

@@ -115,12 +115,8 @@ def test_a_kind_of_network_that_is_not_known_is_told(tmp_path):
 
 def test_what_only_dolg_does_refuses_it(tmp_path):
     from dolg_tf.training.start import adopt_network
-    from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint
 
     path = tmp_path / "model"
     save_dolg(how.build_how(SMALL), SMALL, path, {})
     with pytest.raises(InputError, match="is a HOW network; give a DOLG network"):
         adopt_network(DolgConfig(), str(path))
-    back = ConvertConfig(input=str(path), output=str(tmp_path / "model.pth"), to="official")
-    with pytest.raises(InputError, match=r"--input=.* is a HOW network"):
-        convert_checkpoint(back)

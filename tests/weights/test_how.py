@@ -4,13 +4,13 @@ import pathlib
 
 import numpy as np
 import pytest
-from torch_checkpoint import write_checkpoint
 
 from dolg_tf.modeling.config import HowConfig, Preprocessing
 from dolg_tf.modeling.how import build_how
-from dolg_tf.modeling.model_dir import load_network, weights_hash
+from dolg_tf.modeling.model_dir import load_network, save_dolg, weights_hash
 from dolg_tf.stage.config import InputError
 from dolg_tf.weights.convert import ConvertConfig, convert_checkpoint
+from dolg_tf.weights.files.tensors import open_tensors, write_tensors
 from dolg_tf.weights.how import detect, how_entries, load_state_dict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -37,6 +37,11 @@ OLD_META = {
     "mean": IMAGENET[0],
     "std": IMAGENET[1],
 }
+
+
+def write_checkpoint(path, state, **beside):
+    write_tensors(path, state, beside)
+    return path
 
 
 def _named(state, whitening):
@@ -80,6 +85,59 @@ def test_both_forms_become_the_same_network(how_state, how_r50, standin, tmp_pat
         assert weights_hash(loaded.network, loaded.config) == digest
         assert loaded.provenance["source"] == "checkpoint of the HOW authors' code"
         assert loaded.provenance["file"] == path.name
+
+
+def test_back_to_the_authors_bit_for_bit(how_state, tmp_path):
+    first = write_checkpoint(
+        tmp_path / "how.pth", how_state, epoch=3, net_params=NET_PARAMS, _version="how/2020"
+    )
+    model, output = tmp_path / "model", tmp_path / "back.pth"
+    convert_checkpoint(ConvertConfig(input=str(first), output=str(model)))
+    convert_checkpoint(ConvertConfig(input=str(model), output=str(output), to="official"))
+    back = open_tensors(output)
+    assert back.values == {
+        "net_params": NET_PARAMS | {"pretrained": False},
+        "_version": "how/2020",
+    }
+    assert set(back.tensors) == set(how_state)
+    for name, tensor in back.tensors.items():
+        expected = np.asarray(how_state[name])
+        if name.endswith("num_batches_tracked"):
+            expected = np.zeros((), np.int64)
+        found = tensor.read()
+        assert found.shape == expected.shape and found.dtype == expected.dtype, name
+        assert found.tobytes() == expected.tobytes(), name
+    with pytest.raises(
+        InputError, match=r"back\.npz must end in one of \.pyth, \.pth, \.pt; the other"
+    ):
+        convert_checkpoint(
+            ConvertConfig(input=str(model), output=str(tmp_path / "back.npz"), to="official")
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            HowConfig(backbone="resnet17_small", local_source="p5", dimensions=8),
+            "has the backbones resnet18, .*, not resnet17_small",
+        ),
+        (
+            HowConfig(
+                backbone="resnet18", dimensions=8, preprocessing=Preprocessing(channel_order="bgr")
+            ),
+            "authors feeds RGB, this network takes BGR",
+        ),
+    ],
+)
+def test_what_the_authors_code_cannot_build_stays(tmp_path, config, message):
+    save_dolg(build_how(config), config, tmp_path / "model", {})
+    output = tmp_path / "x.pth"
+    with pytest.raises(InputError, match=message):
+        convert_checkpoint(
+            ConvertConfig(input=str(tmp_path / "model"), output=str(output), to="official")
+        )
+    assert not output.exists()
 
 
 def test_a_reference_that_differs_writes_nothing(how_state, standin, tmp_path):

@@ -216,25 +216,37 @@ _WRITERS = {
 }
 
 
-def check_suffix(path: pathlib.Path) -> None:
-    """Raises InputError if `write_tensors` does not know the suffix."""
-    if path.suffix not in _WRITERS:
-        raise InputError(f"{path} must end in one of {', '.join(_WRITERS)}")
+def check_suffix(path: pathlib.Path, beside: bool = False) -> None:
+    """Raises InputError if `write_tensors` does not know the suffix.
+
+    Args:
+      path: of the file.
+      beside: whether there are values beside the tensors, which only PyTorch's format holds.
+    """
+    known = [suffix for suffix, write in _WRITERS.items() if write is write_torch or not beside]
+    if path.suffix not in known:
+        why = "; the other formats hold tensors alone" if beside else ""
+        raise InputError(f"{path} must end in one of {', '.join(known)}{why}")
 
 
-def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+def write_tensors(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    beside: Mapping[str, object] | None = None,
+) -> None:
     """Writes a state dict, whole or not at all; the same arrays give the same bytes.
 
     Args:
       path: of the file. Its suffix gives the format: .pyth, .pth, .pt (PyTorch's zip format, which
         `torch.load(path, weights_only=True)` reads), .npz or .safetensors.
       arrays: by name, with the dtypes of `DTYPES` except bfloat16.
+      beside: plain values by name, stored beside the state dict; see `check_suffix`.
 
     Raises:
       InputError: on another suffix or dtype.
     """
     path = pathlib.Path(path)
-    check_suffix(path)
+    check_suffix(path, bool(beside))
     plain = {}
     for name, array in arrays.items():
         array = np.asarray(array)
@@ -243,4 +255,4 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
         # Not np.ascontiguousarray, which adds an axis to a scalar.
         plain[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     with files.atomic_path(path) as temporary:
-        _WRITERS[path.suffix](temporary, plain)
+        _WRITERS[path.suffix](temporary, plain, *([beside] if beside else []))

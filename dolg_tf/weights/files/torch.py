@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -184,11 +185,16 @@ def _integers(values) -> bytes:
     return b"(" + b"".join(_integer(value) for value in values) + b"t"
 
 
-def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of {"model_state": OrderedDict of tensors}, the n-th in storage "n"."""
+def _plain(value) -> bytes:
+    """Returns the pickle of a plain value, without its head and its end."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def _pickled(arrays: Mapping[str, np.ndarray], beside: Mapping[str, object]) -> bytes:
+    """Returns the pickle of {key: OrderedDict of tensors, **beside}, the n-th in storage "n"."""
     kinds = {dtype: kind for kind, dtype in STORAGES.items()}
     empty = b"ccollections\nOrderedDict\n)R"
-    parts = [b"\x80\x02}", _text(STATE_KEYS[0]), empty, b"("]
+    parts = [b"\x80\x02}", _text(STATE_KEYS[1 if beside else 0]), empty, b"("]
     for number, (name, array) in enumerate(arrays.items()):
         kind = kinds[array.dtype.name]
         strides = [step // array.itemsize for step in array.strides]
@@ -196,7 +202,10 @@ def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:
         parts += [_text("storage"), f"ctorch\n{kind}\n".encode(), _text(str(number)), _text("cpu")]
         parts += [_integer(array.size), b"tQ", _integer(0), _integers(array.shape)]
         parts += [_integers(strides), b"\x89", empty, b"tR"]
-    return b"".join([*parts, b"us."])
+    parts.append(b"us")
+    for name, value in beside.items():
+        parts += [_plain(name), _plain(value), b"s"]
+    return b"".join([*parts, b"."])
 
 
 def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -207,17 +216,21 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def write_torch(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_torch(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], beside: Mapping[str, object] | None = None
+) -> None:
     """Writes a file that `torch.load(path, weights_only=True)` reads.
 
-    The state dict is stored under `model_state`, as by the authors' code.
+    The state dict is stored under `model_state`, as by the code of DOLG's authors; with values
+    beside it under `state_dict`, as by that of HOW's.
 
     Args:
       path: of the file.
       arrays: by name, little-endian and row-major.
+      beside: numbers, text, None, lists and dicts of them, by name.
     """
     with zipfile.ZipFile(path, "w") as archive:
-        _store(archive, "data.pkl", _pickled(arrays))
+        _store(archive, "data.pkl", _pickled(arrays, beside or {}))
         _store(archive, "byteorder", b"little")
         for number, array in enumerate(arrays.values()):
             _store(archive, f"data/{number}", array.tobytes())
