@@ -97,6 +97,9 @@ COMMANDS = {
     ),
     "index add": Command("add descriptors to an index", "dolg_tf.retrieval.index.stages:add"),
     "index remove": Command("remove photos from an index", "dolg_tf.retrieval.index.stages:remove"),
+    "index push": Command(
+        "copy an index to a vector engine", "dolg_tf.retrieval.index.engines:push", continues=True
+    ),
     "index rebuild": Command(
         "an index for another model or of another kind",
         "dolg_tf.retrieval.index.stages:rebuild",

@@ -6,15 +6,14 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.data.photo_ids import id_among
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.landmarks import read_landmarks
 from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.serving import export as stage
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.searched import Searched
 from dolg_tf.stage.config import InputError
-from dolg_tf.stage.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def _searched(config: ExportConfig, index: Index) -> Searched:
     rows, meta, k = index.descriptors, index.meta, min(config.k, len(index))
     if k < config.k:
         log.warning("--k=%d: the index has %d photos, so as many are found", config.k, k)
-    landmarks = _landmarks(config.labels_csv, index) if config.labels_csv else None
+    landmarks = read_landmarks(config.labels_csv, index.ids) if config.labels_csv else None
     about = {"path": index.path.name, "rows": len(index), "width": meta["width"], "k": k}
     about |= {"precision": config.index_precision, "sha256": meta["sha256"]["index.faiss"]}
     if config.index_precision == "float16":
@@ -121,24 +120,3 @@ def _recall(index: Index, rows: Rows, k: int) -> float:
         *(100 * recall, k, len(asked)),
     )
     return recall
-
-
-def _landmarks(path: str, index: Index) -> list[str]:
-    """Returns the landmark of each photo of the index, "" where the CSV names none.
-
-    Raises:
-      InputError: when it names none of them, or a photo twice with different landmarks.
-    """
-    row_of, found = {id_: row for row, id_ in enumerate(index.ids)}, [""] * len(index)
-    for where, (name, landmark) in read_table(path, ["path", "id"], ["landmark"]):
-        row = row_of.get(id_among(name, row_of))
-        if row is None:
-            continue
-        if found[row] not in ("", landmark):
-            raise InputError(f"{where}: {name!r} is of {found[row]!r} and of {landmark!r}")
-        found[row] = landmark
-    named = sum(map(bool, found))
-    if not named:
-        raise InputError(f"--labels_csv={path}: names no photo of {index.path}")
-    log.info("%s: landmarks of %d of %d photos", path, named, len(index))
-    return found

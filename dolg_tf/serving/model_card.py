@@ -267,6 +267,8 @@ def _data(about: dict, run: dict | None) -> str:
             "about the photos."
         )
     data, training = run["data"], run["training"]
+    if "tuples" in training:
+        return _data_of_tuples(about, data, training)
     landmarks = f"{data['num_classes']:,}" if data["num_classes"] else "all in its relabeling.csv"
     start = training["init_from"] or training["backbone_weights"]
     steps = about["provenance"].get("step")
@@ -277,6 +279,22 @@ def _data(about: dict, run: dict | None) -> str:
             f"{training['batch_size']}, {steps} steps, seed {training['seed']}",
             f"- loss {training['loss']}, margin {training['margin']}, scale {training['scale']}; "
             f"{training['optimizer']}, learning rate {training['initial_lr']}",
+            f"- started from: {_last_parts(start) if start != 'none' else 'random weights'}",
+        ]
+    )
+
+
+def _data_of_tuples(about: dict, data: dict, training: dict) -> str:
+    """Returns what a run of `dolg train-how` was trained on."""
+    steps, start = about["provenance"].get("step"), training["backbone_weights"]
+    return "\n".join(
+        [
+            f"- photos: `{_last_parts(data['photos'])}`, at most {data['image_size']} pixels wide "
+            "and high",
+            f"- tuples of a query, a positive and {training['negatives']} mined negatives, "
+            f"{training['tuples']} a step, {steps} steps, seed {training['seed']}",
+            f"- contrastive loss, margin {training['margin']}; Adam, learning rate "
+            f"{training['learning_rate']}",
             f"- started from: {_last_parts(start) if start != 'none' else 'random weights'}",
         ]
     )

@@ -19,7 +19,9 @@ from dolg_tf.serving.model_card import (
     read_report,
     write_model_card,
 )
+from dolg_tf.stage import config as configs
 from dolg_tf.stage.config import InputError
+from dolg_tf.training.tuples.config import TuplesTraining
 
 RUN = {
     "data": {"train_file_pattern": "/home/me/gldv2/train-*", "num_classes": 81313, "image_size": 9},
@@ -107,6 +109,17 @@ def test_a_run_tells_its_data_without_the_trainers_folders(about, summary):
     assert "Not trained by dolg_tf; the weights come from: test" in model_card(
         "m", about, WORDS, summary
     )
+
+
+def test_a_run_of_tuples_tells_its_data(about, summary):
+    run = {
+        "data": {"photos": "/home/me/photos/labels.csv", "image_root": "", "image_size": 640},
+        "training": configs.to_dict(TuplesTraining(logdir="runs/how", tuples=3, seed=4)),
+    }
+    text = model_card("m", about, WORDS, summary, run)
+    assert "- photos: `photos/labels.csv`, at most 640 pixels wide and high" in text
+    assert "5 mined negatives, 3 a step, 1234 steps, seed 4" in text
+    assert "- started from: random weights" in text and "/home" not in text
 
 
 def _words(mode: str) -> Words:

@@ -107,6 +107,11 @@ TABLE = {
         "whitening": ("whitening.npz", ["nowhere.npz", "text.txt"]),
         "report": ("", ["nowhere.json", "text.txt"]),
     },
+    "export --mode=search --output=new": {
+        "model_dir": ("model", []),
+        "index": ("index", _INDEX),
+        "labels_csv": ("", ["nowhere.csv", "text.txt"]),
+    },
     "export --output=new": {
         "backbone_weights": ("efficientnet_lite0", ["efficientnet_lit0", "resnt_50_imagenet"])
     },
@@ -166,6 +171,10 @@ TABLE = {
         "local": ("", ["nowhere", "set.local"]),  # the index has none
     },
     "index remove": {"index": ("index", _INDEX), "ids": ("ids.txt", ["nowhere.txt", "photos"])},
+    "index push --engine=milvus --uri=x.db": {
+        "index": ("index", _INDEX),
+        "labels_csv": ("", ["nowhere.csv", "text.txt"]),
+    },
     "index rebuild": {
         "index": ("index", _INDEX),
         "saved_model": ("saved_model", _MODEL),

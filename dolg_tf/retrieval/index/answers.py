@@ -15,8 +15,9 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
-from dolg_tf.retrieval.index import photos, reranking
+from dolg_tf.retrieval.index import engines, photos, reranking
 from dolg_tf.retrieval.index.directory import Index
+from dolg_tf.retrieval.index.engines import EngineConfig
 from dolg_tf.retrieval.index.local import of_queries
 from dolg_tf.retrieval.index.reranking import Answers, Chosen
 from dolg_tf.retrieval.norms import NormConfig
@@ -33,7 +34,7 @@ _SAID = 20  # queries whose answers are logged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryConfig(VerifyConfig, RerankConfig, NormConfig):
+class QueryConfig(VerifyConfig, RerankConfig, NormConfig, EngineConfig):
     """What is searched for, in which index, and how the answers are ordered."""
 
     index: str = option("index (a directory)")
@@ -49,16 +50,27 @@ class QueryConfig(VerifyConfig, RerankConfig, NormConfig):
     images: str = option("photos to search for: a photo, a folder, or a CSV with a column path", "")
     k: int = option("photos found per query", 10)
     max_bad: int = option("unreadable photos to tolerate", 0, unit="photos")
+    recall: bool = option(
+        "compare the answers of --engine with those of exact search, and say how many agree", False
+    )
     overwrite: bool = option("replace an existing CSV", False)
 
     def __post_init__(self):
         RerankConfig.__post_init__(self)
         VerifyConfig.__post_init__(self)
+        EngineConfig.__post_init__(self)
         at_least(self, k=1, max_bad=0)
         if bool(self.descriptors) == bool(self.images) or bool(self.images) != bool(
             self.saved_model
         ):
             raise InputError("give either --descriptors, or --images and --saved_model")
+        if self.engine and self.rerank != "none":
+            raise InputError(
+                f"--rerank={self.rerank} with --engine={self.engine}: an engine answers in the "
+                "order of its scores; omit one of the two"
+            )
+        if self.recall and not self.engine:
+            raise InputError("--recall is of the answers of --engine; omit it, or give that")
         if self.local and self.descriptors and not self.query_local:
             raise InputError(
                 f"--rerank={self.rerank} needs the local features of the queries: --query_local, "
@@ -88,6 +100,9 @@ def query(settings: QueryConfig) -> None:
     queries, features = _queries(settings, index)
     index.check_same(queries)
     rows = np.asarray(queries.descriptors)
+    if settings.engine:
+        _query_engine(settings, index, queries.ids, rows)
+        return
     fitted = (index.meta["calibration"] or {}).get("geometric")
     chosen = methods.as_fitted(settings, settings, fitted)
     counted = not index.min_inliers or methods.verifies_as_fitted(*chosen, fitted)
@@ -102,6 +117,20 @@ def query(settings: QueryConfig) -> None:
     lines = _lines(index, queries.ids, found, matches)
     write_table(settings.output, next(lines), lines)
     _say(index, queries.ids, found, matches)
+
+
+def _query_engine(settings: QueryConfig, index: Index, names, rows: np.ndarray) -> None:
+    copied = engines.find(settings, index, rows, settings.k)
+    if settings.recall:
+        exact = index.search(rows, settings.k).rows
+        same = [len(np.intersect1d(*pair)) for pair in zip(exact, copied.rows, strict=True)]
+        share = 100 * sum(same) / exact.size
+        log.info("%.2f%% of the %d best photos are those of exact search", share, exact.shape[1])
+    found = Answers(copied.rows, copied.scores)
+    matches = index.matches(found.scores)
+    lines = _lines(index, names, found, matches, copied.landmarks)
+    write_table(settings.output, next(lines), lines)
+    _say(index, names, found, matches)
 
 
 def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen | None]:
@@ -121,10 +150,17 @@ def _queries(settings: QueryConfig, index: Index) -> tuple[DescriptorSet, Chosen
     return found, None if features is None else Chosen(features, features.rows_of(found.ids))
 
 
-def _lines(index: Index, names, found: Answers, matches: np.ndarray | None) -> Iterator[list]:
+def _lines(
+    index: Index,
+    names,
+    found: Answers,
+    matches: np.ndarray | None,
+    landmarks: list[list[str]] | None = None,
+) -> Iterator[list]:
     """Yields the lines of the CSV."""
     calibrated, verified = matches is not None, found.inliers is not None
-    yield ["query", "rank", "id", "score", *["match"] * calibrated, *["inliers"] * verified]
+    head = ["query", "rank", "id", "score", *["match"] * calibrated, *["inliers"] * verified]
+    yield [*head, *["landmark"] * (landmarks is not None)]
     for query, name in enumerate(names):
         there = np.flatnonzero(found.rows[query] >= 0)
         for place in there.tolist():
@@ -135,6 +171,8 @@ def _lines(index: Index, names, found: Answers, matches: np.ndarray | None) -> I
             if verified:
                 count = found.inliers[query, place]
                 line.append("" if count < 0 else int(count))
+            if landmarks is not None:
+                line.append(landmarks[query][place])
             yield line
 
 
