@@ -1,7 +1,8 @@
 """Vector engines: databases that hold an index for who outgrows one machine.
 
     dolg index push --index=INDEX --engine=milvus --uri=http://host:19530
-    dolg index query --index=INDEX --engine=milvus --uri=http://host:19530 ...
+    dolg index query --index=INDEX --engine=milvus --uri=http://host:19530 \\
+        --descriptors=SET --output=found.csv
 
 The index stays the original: an engine holds a copy, which `push` brings in step.
 """
