@@ -35,6 +35,7 @@ FOREIGN = {
     "slow",
     "together",
     "use_geometric_verification",
+    "work",
 }
 SCRIPTS = {
     "train.py": "train",
