@@ -13,7 +13,8 @@ Settings are chosen by mAP on every other query, and reported on the others: num
 per feature of a query, exponent, and the weight of the sum. "HOW's" are alpha 3 and 5 words per
 feature, with the same number of words. Prints one table; mAP and R@1 in percent; the difference in
 mAP from the descriptor with its 95 % interval, landmarks drawn anew with all their queries;
-milliseconds are of the CPU, from local features on.
+milliseconds are of the CPU, from local features on: to what is stored of a photo, and to its scores
+as a query with as many words per feature as HOW's.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ablation_table import bootstrap
@@ -31,6 +33,7 @@ from dolg_tf.data.own_photos import read_labels
 from dolg_tf.retrieval import descriptors, scores
 from dolg_tf.retrieval.asmk import build, lists, stages
 from dolg_tf.retrieval.asmk.lists import Inverted
+from dolg_tf.retrieval.asmk.search import Search
 from dolg_tf.retrieval.extract.model import load_model
 from dolg_tf.retrieval.ground_truth import GroundTruth, load_ground_truth
 from dolg_tf.retrieval.local import feature_set
@@ -113,31 +116,43 @@ class Chain:
             found[alpha, count] = scores.read(path)
         return found
 
-    def milliseconds(self, index: Inverted, local: str) -> float:
-        """Returns the CPU time of a photo, from its local features to what is stored of it."""
+    def milliseconds(self, index: Inverted, local: str) -> tuple[float, float]:
+        """Returns the CPU time of a photo, to what is stored of it and to its scores as a query."""
         features, kernel = feature_set.read(local), lists.kernel_of(index.meta)
         some = [features[row].descriptors for row in range(min(TIMED, len(features)))]
-        start = time.process_time()
-        for one in some:
-            build.entries_of([one], index.codebook, kernel, index.meta["assignments"])
-        return 1e3 * (time.process_time() - start) / len(some)
+        search = Search(index, kernel)
+
+        def store(one):
+            return build.entries_of([one], index.codebook, kernel, index.meta["assignments"])
+
+        def query(one):
+            search.scores(*build.entries_of([one], index.codebook, kernel, HOW[1]))
+
+        return spent(store, some), spent(query, some)
 
     def describing(self, root: str, ids: tuple[str, ...]) -> tuple[float, float]:
         """Returns the CPU time of a photo's descriptor and of its local features, milliseconds."""
         model = load_model(self.model())
         scales = [float(scale) for scale in self.args.local_scales.split(",") if scale]
         photos = [next(pathlib.Path(root).glob(f"{id_}.*")) for id_ in ids[:DESCRIBED]]
-        found = []
-        for call in (
-            lambda photo: model.describe([photo]),
-            lambda photo: model.local(photo, scales=scales, max_features=self.args.max_features),
-        ):
-            call(photos[0])  # TensorFlow prepares itself
-            start = time.process_time()
-            for photo in photos:
-                call(photo)
-            found.append(1e3 * (time.process_time() - start) / len(photos))
-        return tuple(found)
+        return (
+            spent(lambda photo: model.describe([photo]), photos),
+            spent(
+                lambda photo: model.local(
+                    photo, scales=scales, max_features=self.args.max_features
+                ),
+                photos,
+            ),
+        )
+
+
+def spent(call: Callable, photos: Sequence) -> float:
+    """Returns the CPU time of a call, milliseconds; the first does not count."""
+    call(photos[0])  # TensorFlow prepares itself
+    start = time.process_time()
+    for photo in photos:
+        call(photo)
+    return 1e3 * (time.process_time() - start) / len(photos)
 
 
 class Judge:
@@ -169,12 +184,12 @@ class Judge:
         """Returns the key whose similarities have the highest mAP where settings are chosen."""
         return max(candidates, key=lambda key: self.scores(candidates[key], True)["AP"].mean())
 
-    def line(self, name: str, similarities: np.ndarray, size: float, ms: float = 0) -> None:
+    def line(self, name: str, similarities: np.ndarray, size: float, ms: tuple = (0, 0)) -> None:
         found = self.scores(similarities, False)
         landmarks = self._landmarks[~self._choose]
         more, (low, high) = bootstrap((found["AP"] - self._plain)[None], landmarks)
         means = f"{found['AP'].mean():.1f} | {more:+.1f} ({low:+.1f} to {high:+.1f})"
-        cells = f"{means} | {found['hit'].mean():.1f} | {size:.0f} | {ms:.0f}"
+        cells = f"{means} | {found['hit'].mean():.1f} | {size:.0f} | {ms[0]:.0f} | {ms[1]:.0f}"
         print(f"| {name} | {cells} |", flush=True)
 
 
@@ -193,10 +208,10 @@ def main() -> None:
     queries, index = (descriptors.read(sets[name]) for name in ("query", "index"))
     plain = queries.select(truth.query_ids)[:] @ index.select(truth.index_ids)[:].T
     judge = Judge(truth, plain)
-    spent = chain.describing(root, truth.index_ids)
-    print("CPU time of a photo: descriptor {:.0f} ms, local features {:.0f} ms".format(*spent))
-    print("| what | mAP | difference | R@1 | bytes per photo | ms per photo |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    described = chain.describing(root, truth.index_ids)
+    print("CPU time of a photo: descriptor {:.0f} ms, local features {:.0f} ms".format(*described))
+    print("| what | mAP | difference | R@1 | bytes per photo | ms to store | ms to query |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     judge.line("global descriptor", plain, 4 * queries.descriptors.shape[1])
     for binary in (True, False):
         found, sizes, ms = {}, {}, {}
