@@ -11,7 +11,7 @@ from PIL import Image
 from dolg_tf.pipelines.checks import check_norms, read_all, short
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.one_file import OneFile, load_litert, load_onnx
-from dolg_tf.stage import files, installed
+from dolg_tf.stage import files, installed, quiet
 from dolg_tf.stage.config import InputError
 
 _SIDES = (64, 80)  # height and width of the photo to try, in pixels
@@ -85,7 +85,7 @@ def check_saved_model(path: pathlib.Path) -> list[str]:
 
     with export_files.loading(path):
         loaded = CppSession(path)
-    with _running(path), loaded as session:
+    with _running(path), loaded as session, quiet.quietly():
         names = sorted(session.signatures)
         if missing := [name for name in needed if name not in names]:
             raise InputError(f"{path}: no signature {missing[0]!r}; export the model again")
