@@ -28,6 +28,8 @@ class Mode:
         general remedy does not do.
       suffix: of the file that it writes; empty: it writes the directory of a SavedModel.
       packages: import names of the packages in the extra of the mode's name.
+      tensorflow: the oldest release of TensorFlow that was seen to load its output and to answer
+        all signatures as the latest; empty: it is not for TensorFlow.
     """
 
     words: str
@@ -35,6 +37,7 @@ class Mode:
     remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     suffix: str = ""
     packages: tuple[str, ...] = ()
+    tensorflow: str = ""
 
 
 _ROW_PER_SCALE = {
@@ -48,20 +51,24 @@ MODES: dict[str, Mode] = {
     "serving": Mode(
         words="a SavedModel for extraction, report, demo and TF Serving",
         takes=("scales", "max_pixels", "upright", "precision", "whitening", *_LOCAL),
+        tensorflow="2.4",
     ),
     "delg": Mode(
         words="a SavedModel for DELF's and DELG's extractor",
         takes=("scales", "precision", "features", "iou", *_LOCAL),
         remedies=_ROW_PER_SCALE,
+        tensorflow="2.2",
     ),
     "kaggle": Mode(
         words="a SavedModel for the scorer of Landmark Retrieval 2020",
         takes=("scales", "precision", "whitening", "zip"),
+        tensorflow="2.2",
     ),
     "tf1": Mode(
         words="delg's signature as named tensors of a TF1-style SavedModel, for .prune",
         takes=("scales", "precision", "features", "iou", *_LOCAL),
         remedies=_ROW_PER_SCALE,
+        tensorflow="2.2",
     ),
     "search": Mode(
         words="a SavedModel that holds an index: encoded photos in, the nearest photos out",
@@ -82,6 +89,13 @@ MODES: dict[str, Mode] = {
         packages=("ai_edge_litert",),
     ),
 }
+
+_BFLOAT16 = "2.10"  # older ones fail in its convolutions on some processors
+
+
+def least_tensorflow(mode: str, precision: str) -> str:
+    """Returns the oldest release of TensorFlow that is known to run an export."""
+    return MODES[mode].tensorflow if precision == "float32" else _BFLOAT16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import typing
 
 from dolg_tf.modeling.config import DolgConfig, NetworkConfig
 from dolg_tf.modeling.files.config_file import find_network, read_config
+from dolg_tf.serving.config import least_tensorflow
 from dolg_tf.stage import config as configs
 from dolg_tf.stage import files
 from dolg_tf.stage.config import InputError
@@ -354,7 +355,9 @@ def _text(value) -> str:
 def _use(name: str, about: dict, words: Words) -> str:
     scales = str(list(about.get("scales", ())))
     code = words.use.replace("NAME", name).replace("SCALES", scales)
-    return f"```python\n{code}```\n{words.after_use}"
+    least = least_tensorflow(about["mode"], about["precision"]) if "precision" in about else ""
+    runs = f"\nIt runs in TensorFlow {least} and newer.\n" if least else ""
+    return f"```python\n{code}```\n{words.after_use}{runs}"
 
 
 def _origin(about: dict) -> str:

@@ -18,7 +18,7 @@ from dolg_tf.modeling.local_features import LocalKind, local_kind
 from dolg_tf.modeling.model_dir import build_network, weights_hash
 from dolg_tf.runtime import export_files
 from dolg_tf.runtime.whitening import Whitening, load_whitening
-from dolg_tf.serving import model_card
+from dolg_tf.serving import model_card, older_loaders
 from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.graph.folding import owner
 from dolg_tf.serving.searched import Searched
@@ -57,7 +57,7 @@ photo = tf.io.decode_jpeg(tf.io.read_file("photo.jpg"), channels=3, dct_method="
 def write_signatures(functions: Functions, path: pathlib.Path) -> None:
     """Writes graph functions as the signatures of a SavedModel."""
     traced = {name: function.get_concrete_function() for name, function in functions.items()}
-    tf.saved_model.save(owner(traced.values()), str(path), traced)
+    tf.saved_model.save(owner(traced.values()), str(path), traced, older_loaders.OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ class SavedModelMode:
             exported = _in_precision(network, dolg_config, config.precision)
             self.write(self.functions(exported, config, inside), temporary)
             gc.collect()  # the graphs' variables, before the written model takes as much memory
+            older_loaders.simplify(temporary)
             export_files.write_about(temporary, about)
             self.verify(temporary, network, config, inside, in_brief)
             self.add_files(temporary, config)

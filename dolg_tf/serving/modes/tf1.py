@@ -50,7 +50,12 @@ def _write(functions: Functions, path: pathlib.Path) -> None:
         )
         outputs = sorted(extract.structured_outputs)  # the order in which a dict is flattened
         tensors = {name: tf.identity(x, name) for name, x in zip(outputs, found, strict=True)}
-        tf.compat.v1.saved_model.simple_save(session, str(path), inputs, tensors)
+        signature = tf.compat.v1.saved_model.predict_signature_def(inputs, tensors)
+        builder = tf.compat.v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], {"serving_default": signature}, strip_default_attrs=True
+        )
+        builder.save()
 
 
 def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:
