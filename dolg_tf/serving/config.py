@@ -76,6 +76,7 @@ MODES: dict[str, Mode] = {
             *("scales", "max_pixels", "upright", "precision", "whitening"),
             *("index", "k", "index_precision", "labels_csv"),
         ),
+        tensorflow="2.4",
     ),
     "onnx": Mode(
         words="an ONNX file",

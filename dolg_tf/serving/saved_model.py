@@ -58,6 +58,7 @@ def write_signatures(functions: Functions, path: pathlib.Path) -> None:
     """Writes graph functions as the signatures of a SavedModel."""
     traced = {name: function.get_concrete_function() for name, function in functions.items()}
     tf.saved_model.save(owner(traced.values()), str(path), traced, older_loaders.OPTIONS)
+    older_loaders.simplify(path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,6 @@ class SavedModelMode:
             exported = _in_precision(network, dolg_config, config.precision)
             self.write(self.functions(exported, config, inside), temporary)
             gc.collect()  # the graphs' variables, before the written model takes as much memory
-            older_loaders.simplify(temporary)
             export_files.write_about(temporary, about)
             self.verify(temporary, network, config, inside, in_brief)
             self.add_files(temporary, config)

@@ -3,12 +3,13 @@
 import pathlib
 
 import numpy as np
+import older_tensorflow
 import pytest
 
 from dolg_tf.data.scales import HOW_SCALES
 from dolg_tf.modeling.model_dir import save_dolg
 from dolg_tf.retrieval.extract.model import load_model
-from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.export import export
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "how_r50.npz"))
@@ -17,13 +18,20 @@ STRIDE = 16
 
 
 @pytest.fixture(scope="module")
-def model(how_r50, tmp_path_factory):
+def exported(how_r50, tmp_path_factory):
     folder = tmp_path_factory.mktemp("how")
     save_dolg(*how_r50, folder / "model", {"source": "test"})
     output = folder / "saved_model"
-    return load_model(
-        export(ExportConfig(model_dir=str(folder / "model"), output=str(output), scales=(1.0,)))
-    )
+    return export(ExportConfig(model_dir=str(folder / "model"), output=str(output), scales=(1.0,)))
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return load_model(exported)
+
+
+def test_it_holds_nothing_newer_than_the_release_named_for_its_mode(exported):
+    assert older_tensorflow.unknown(exported, MODES["serving"].tensorflow) == set()
 
 
 def test_it_says_what_it_gives(model):

@@ -110,6 +110,7 @@ def test_a_flipped_bit_of_any_file_is_told(exported):
 def test_a_model_card_lies_beside_it(exported):
     card = (exported / "README.md").read_text()
     assert "not measured" in card.lower() and "resnet17_small" in card
+    assert "It runs in TensorFlow 2.4 and newer." in card
 
 
 def test_weights_are_stored_once(exported, network):

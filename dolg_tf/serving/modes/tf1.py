@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dolg_tf.serving import older_loaders
 from dolg_tf.serving.config import ExportConfig
 from dolg_tf.serving.graph.folding import owner
 from dolg_tf.serving.model_card import Words
@@ -56,6 +57,7 @@ def _write(functions: Functions, path: pathlib.Path) -> None:
             session, ["serve"], {"serving_default": signature}, strip_default_attrs=True
         )
         builder.save()
+    older_loaders.simplify(path)
 
 
 def _variable(array: np.ndarray, session: tf.compat.v1.Session) -> tf.Variable:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import openvino_runs
 import pytest
 import tensorflow as tf
 
@@ -181,6 +182,23 @@ def test_about_tells_the_mode(export):
 @pytest.fixture(scope="module")
 def both(export):
     return export(mode="delg", features="both", iou=1.0)
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same(both, photos):
+    inputs = {
+        "input_image": photos(61, 83, 3),
+        "input_scales": np.asarray(SCALES, np.float32),
+        "input_max_feature_num": np.asarray(7, np.int32),
+        "input_abs_thres": np.asarray(0, np.float32),
+        "input_global_scales_ind": np.asarray([2, 0], np.int32),
+    }
+    with CppSession(both) as session:
+        expected = session.run("serving_default", inputs)
+    found = openvino_runs.run(both, inputs)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)
 
 
 def _delf_local(output):

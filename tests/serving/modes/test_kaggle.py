@@ -5,6 +5,7 @@ import json
 import zipfile
 
 import numpy as np
+import openvino_runs
 import pytest
 import tensorflow as tf
 
@@ -53,6 +54,15 @@ def test_the_scorer_gets_one_unit_descriptor(
     np.testing.assert_allclose(np.linalg.norm(found), 1.0, rtol=1e-5)
     expected = _whitened(many_scales(photos(61, 83, 3), SCALES), whitening_file)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same(exported, photos, many_scales, whitening_file):
+    for size in ((61, 83), (10, 10)):
+        photo = photos(*size, 3)
+        found = openvino_runs.run(exported, {"input_image": photo})["global_descriptor"]
+        expected = _whitened(many_scales(photo, SCALES), whitening_file)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_models_files_lie_at_the_root_of_the_archive(tmp_path):

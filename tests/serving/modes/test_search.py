@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import older_tensorflow
 import pytest
 from PIL import Image
 
@@ -14,7 +15,7 @@ from dolg_tf.retrieval.extract.decoding import shrink
 from dolg_tf.retrieval.index import answers, directory, stages
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.runtime.session import CppSession
-from dolg_tf.serving.config import ExportConfig
+from dolg_tf.serving.config import MODES, ExportConfig
 from dolg_tf.serving.modes import search
 from dolg_tf.stage.config import InputError
 
@@ -80,6 +81,10 @@ def served(exported):
     """Function of photos to the outputs for them."""
     with CppSession(exported) as session:
         yield lambda photos: _run(session, photos)
+
+
+def test_it_holds_nothing_newer_than_the_release_named_for_it(exported):
+    assert older_tensorflow.unknown(exported, MODES["search"].tensorflow) == set()
 
 
 def _run(session, photos):

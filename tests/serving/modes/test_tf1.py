@@ -1,6 +1,7 @@
 """Mode `tf1`: pruned as DELF's extractor prunes it, and run in a session."""
 
 import numpy as np
+import openvino_runs
 import pytest
 import tensorflow as tf
 
@@ -62,6 +63,12 @@ def test_the_cpp_loader_knows_the_default(exported, photos, expected):
     inputs = {"input_image": photos(61, 83, 3), "input_scales": np.asarray(SCALES, np.float32)}
     with CppSession(exported) as session:
         rows = session.run("serving_default", inputs)["global_descriptors"]
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_openvino_gives_the_same_at_all_scales(exported, photos, expected):
+    inputs = {"input_image": photos(61, 83, 3), "input_scales": np.asarray(SCALES, np.float32)}
+    rows = openvino_runs.run(exported, inputs)["global_descriptors"]
     np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
