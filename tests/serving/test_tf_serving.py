@@ -106,7 +106,10 @@ def bodies(folder):
 
 
 def test_rest_calls_of_the_document(session, folder, many_scales):
-    encoded, pixels, maps = (predict(session, from_rest(session, body)) for body in bodies(folder))
+    # The first is one of mode search, whose input is the same.
+    _, encoded, pixels, maps = (
+        predict(session, from_rest(session, body)) for body in bodies(folder)
+    )
     assert tf.make_ndarray(encoded.outputs["status"]).tolist() == [0, 0]
     scales = np.asarray(SCALES, np.float32)
     descriptors = tf.make_ndarray(encoded.outputs["descriptors"])
