@@ -24,13 +24,14 @@ MODULES = (
     *sorted((ROOT / "export").glob("*.py")),
     *sorted((ROOT / "dolg_tf").rglob("*.py")),
 )
-# Flags of other people's programs (TensorFlow Serving, DELF, Beam's worker pool) and of scripts in
-# benchmarks/ and tests/.
+# Flags of other people's programs (TensorFlow Serving, DELF, Beam's worker pool, Dask) and of
+# scripts in benchmarks/ and tests/.
 FOREIGN = {
     "enable_batching",
     "enable_per_model_batching_parameters",
     "query_features_dir",
     "index_features_dir",
+    "nthreads",
     "service_port",
     "slow",
     "together",

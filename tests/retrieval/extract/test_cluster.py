@@ -3,8 +3,10 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -89,3 +91,77 @@ def test_the_pods_of_a_kubernetes_job(disk, tmp_path):
     indices = map(str, range(job["completions"]))
     command = [*container["command"], *container["args"]]
     check(disk, [start(disk, command, JOB_COMPLETION_INDEX=index) for index in indices], tmp_path)
+
+
+# What a worker imports first, perhaps twice: small shards, each of which takes a while.
+SLOW = """
+import time
+from dolg_tf.retrieval.extract import shards
+shards.SHARD_PHOTOS = 4
+def slowly(*args, write=shards.UnfinishedSet.write):
+    time.sleep(2)
+    write(*args)
+if shards.UnfinishedSet.write.__name__ == "write":
+    shards.UnfinishedSet.write = slowly
+"""
+
+
+def wait_for(found, seconds=60):
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_dask_with_a_worker_killed_and_one_cut_off(disk, tmp_path):
+    pytest.importorskip("distributed", reason="pip install distributed")
+    import hosts
+
+    if hosts.why_not():
+        pytest.skip(hosts.why_not())
+    script = block("python")
+    (disk / "extract_on_dask.py").write_text(re.sub(r"sleep\(\d+\)", "sleep(1)", script))
+    (disk / "slow.py").write_text(SLOW)
+    timeout = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s"}  # Dask takes no less
+    started = []
+
+    def begin(network, host, *words):
+        environment = os.environ | timeout | {"PYTHONPATH": str(ROOT)}
+        command = [*network.on(host), sys.executable, *words]
+        with (disk / f"{len(started)}.log").open("w") as log:
+            streams = {"stdout": log, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(
+                command, cwd=disk, env=environment, start_new_session=True, **streams
+            )
+        started.append(process)
+        return process
+
+    def text(number):
+        return (disk / f"{number}.log").read_text()
+
+    with hosts.Network(4) as network:
+        address = f"tcp://{network.addresses[0]}:8786"
+        try:
+            begin(network, 0, "-m", "dask", "scheduler", "--no-dashboard")
+            options = ("--nthreads=1", "--no-dashboard", "--preload=slow.py")
+            for host in (1, 2, 3):
+                begin(network, host, "-m", "dask", "worker", address, *options)
+            wait_for(lambda: text(0).count("Register worker") >= 3)
+            client = begin(network, 0, "extract_on_dask.py", address)
+            unfinished = disk / "sets/photos/unfinished"
+            wait_for(lambda: len(list(unfinished.glob("part-*.lock"))) == 3)
+            wait_for(lambda: list(unfinished.glob("shard-*.json")))
+            os.killpg(started[1].pid, signal.SIGKILL)
+            network.plug(2, False)
+            assert client.poll() is None and not (disk / "sets/photos/meta.json").exists()
+            assert client.wait(150) == 0, text(4)
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+    assert text(0).count("Remove worker") >= 2
+    made = disk / "sets/photos"
+    assert everything(made) == everything(disk / "alone")
+    made.rename(tmp_path / "done")
