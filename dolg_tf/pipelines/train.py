@@ -9,12 +9,13 @@ from dolg_tf.pipelines.retrieval_validation import RetrievalValidation
 from dolg_tf.training.config import TrainingConfig, check_inputs
 from dolg_tf.training.tuples import inputs
 from dolg_tf.training.tuples.config import TuplesData, TuplesTraining
+from dolg_tf.training.workers.cluster import read_cluster
 
 
 def train(model: DolgConfig, data: DataConfig, training: TrainingConfig) -> None:
     """Trains a DOLG network on TFRecords and writes a run directory; run it again to continue."""
     # One of several workers fails only when all are connected: else the others wait for it.
-    if "TF_CONFIG" not in os.environ:
+    if read_cluster() is None:
         check_inputs(data, training)
     retrieval = RetrievalValidation(training) if training.retrieval_ground_truth else None
     # Batches of photos are large, and without a pool each of them is fresh memory.

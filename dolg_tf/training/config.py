@@ -118,6 +118,11 @@ class TrainingConfig(HeadConfig):
     retrieval_image_size: int = option(
         "longest side of its photos, at one scale; 0: unchanged", 512, unit="pixels"
     )
+    worker_timeout: float = option(
+        "with several workers, how long to wait at the start until all have started",
+        600,
+        unit="seconds",
+    )
     overfit_batch: bool = option(
         "train on the first batch only, and fail if the loss does not fall to a tenth", False
     )
@@ -144,6 +149,7 @@ class TrainingConfig(HeadConfig):
             backbone_lr=0,
             whiten_shrinkage=0,
             attention_loss=0,
+            worker_timeout=0,
         )
         for name in ("ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:

@@ -1,22 +1,17 @@
 """Distribution of a run over devices and machines."""
 
+import collections
 import contextlib
-import json
-import logging
-import os
 import re
 import signal
-import socket
-import threading
-import time
 from collections.abc import Iterator
 
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+from tensorflow.python.eager import context
 
-from dolg_tf.stage.config import InputError
-from dolg_tf.stage.progress import format_seconds
-
-log = logging.getLogger(__name__)
+from dolg_tf.training.workers.cluster import Cluster, read_cluster
+from dolg_tf.training.workers.meeting import meet, unreachable
 
 # Errors of an operation on several workers when one of them is lost.
 LOST = (
@@ -26,121 +21,59 @@ LOST = (
     tf.errors.UnavailableError,
 )
 
+# Seconds without a sign of life after which the others give a worker up. Signs come twice in that
+# time, so that a worker may stand still for half of it; of TensorFlow's own 10 s, a virtual machine
+# that moves to another host takes more.
+SILENCE = 60
+_REGISTER = 120  # seconds that TensorFlow may take to connect workers that have all started
+
 # Gradients are summed in packs: one by one, R50's took 1.3 times as long and made a step longer by
 # 1.8 times as much (benchmarks/speed/two_workers.py).
 _PACK = 4 << 20  # bytes
 
-# Schedulers start the machines of a run minutes apart. TensorFlow itself waits for an hour, and
-# does not say for whom.
-_WAIT, _SAY = 600.0, 30.0  # seconds for all workers, and between lines that name the missing
-_TRY, _PAUSE = 2.0, 0.5  # seconds for a connection, and between rounds
 
-
-def make_strategy() -> tf.distribute.Strategy:
+def make_strategy(worker_timeout: float = 600) -> tf.distribute.Strategy:
     """Returns the strategy of the run.
 
     MultiWorkerMirroredStrategy if TF_CONFIG is set, MirroredStrategy if this machine has several
     GPUs, otherwise TensorFlow's default with one device.
 
+    Args:
+      worker_timeout: seconds to wait for the other workers of TF_CONFIG.
+
     Raises:
-      InputError: if TF_CONFIG does not have the form that TensorFlow expects.
-      ConnectionError: naming the workers that cannot be reached within ten minutes.
+      InputError: if TF_CONFIG does not have the form that TensorFlow expects, or other workers have
+        another.
+      ConnectionError: naming the workers that have not started by then.
     """
-    if os.environ.get("TF_CONFIG"):
-        try:
-            values = json.loads(os.environ["TF_CONFIG"])
-            workers = values["cluster"]["worker"] + values["cluster"].get("chief", [])
-            own = values["cluster"][values["task"]["type"]][values["task"]["index"]]
-            ports = [int(address.rpartition(":")[2]) for address in workers]
-            if len(set(workers)) < len(workers) or not all(0 < port < 65536 for port in ports):
-                raise ValueError(workers)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise InputError(
-                f"TF_CONFIG={os.environ['TF_CONFIG']!r} is not like "
-                '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}, '
-                "with another address for each worker, and its own index"
-            ) from error
-        return _meet(workers, own)
+    cluster = read_cluster()
+    if cluster is not None:
+        meet(cluster, worker_timeout)
+        return _connect(cluster)
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
 
 
-def wait_for(workers: list[str], own: str, seconds: float = _WAIT) -> None:
-    """Waits until every other worker has answered at its address, and answers them meanwhile.
-
-    TensorFlow's server takes over the port; until it does, a worker that is not through yet tries
-    again.
-
-    Args:
-      workers: "host:port" of all.
-      own: of this one.
-      seconds: to wait at most.
-
-    Raises:
-      InputError: if the own port is taken.
-      ConnectionError: naming those that have not answered.
-    """
-    missing = [address for address in workers if address != own]
-    port, end, said = int(own.rpartition(":")[2]), time.monotonic() + seconds, time.monotonic()
-    with contextlib.ExitStack() as stack:
-        try:
-            listener = stack.enter_context(_listener(port))
-        except OSError as error:
-            raise InputError(
-                f"TF_CONFIG: port {port} of {own} cannot be used ({error.strerror}); end what uses "
-                "it, or choose another"
-            ) from error
-        # Without it, the thread would hold the port.
-        stack.callback(listener.shutdown, socket.SHUT_RDWR)
-        threading.Thread(target=_answer, args=(listener,), daemon=True).start()
-        while missing := [address for address in missing if not _answers(address)]:
-            if time.monotonic() >= end:
-                raise ConnectionError(
-                    f"no answer from {', '.join(missing)} of TF_CONFIG for "
-                    f"{format_seconds(seconds)}; start all workers, on the hosts and ports given "
-                    "there, which must reach each other"
-                )
-            if time.monotonic() >= said + _SAY:
-                log.info("still waiting for %s", ", ".join(missing))
-                said = time.monotonic()
-            time.sleep(_PAUSE)
-
-
-def _listener(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
-
-
-def _answer(listener: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it was shut down
-        while True:
-            listener.accept()[0].close()
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_TRY).close()
-    except OSError:
-        return False
-    return True
-
-
-def _meet(workers: list[str], own: str) -> tf.distribute.Strategy:
+def _connect(cluster: Cluster) -> tf.distribute.Strategy:
+    jobs = collections.Counter(job for job, *_ in cluster.workers)
+    context.context().configure_coordination_service(
+        "standalone",
+        service_leader="/job:{}/replica:0/task:{}".format(*cluster.workers[0][:2]),
+        cluster_register_timeout_in_ms=1000 * _REGISTER,
+        heartbeat_timeout_in_ms=1000 * SILENCE,
+        coordinated_jobs=[CoordinatedJob(name=job, num_tasks=n) for job, n in jobs.items()],
+    )
     # TensorFlow blocks other threads while it waits, and Python's handling of signals as well.
-    log.info("waiting for all workers of TF_CONFIG: %s", ", ".join(workers))
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
-        wait_for(workers, own)
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_PACK)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except tf.errors.OpError as error:
         raise ConnectionError(
-            f"the workers of TF_CONFIG did not connect ({error.message.splitlines()[0]}); start "
-            "all of them, on the hosts and ports given there"
+            f"{_lost(cluster, error.message)}, since all had started "
+            f"({error.message.splitlines()[0]}); start all workers again"
         ) from error
     finally:
         for number, handler in zip(numbers, before, strict=True):
@@ -180,12 +113,32 @@ def naming_a_lost_worker(strategy: tf.distribute.Strategy) -> Iterator[None]:
     except LOST as error:
         if num_workers(strategy) == 1:
             raise
-        found = re.search(r"aborted by: (.*)", error.message)
+        found = re.search(r".*aborted by: (.*)", error.message)
         reason = found[1] if found else type(error).__name__
+        if "stopped sending heartbeats" in reason:
+            reason = f"no sign of life for {SILENCE} s"
         raise ConnectionError(
-            f"another worker is gone ({reason}); start all workers again, and they continue from "
-            "the last checkpoint"
+            f"{_lost(read_cluster(), error.message)} ({reason}); start all workers again, and they "
+            "continue from the last checkpoint"
         ) from error
+
+
+def _lost(cluster: Cluster, message: str) -> str:
+    """Returns which workers are gone, as one can see from here."""
+    silent = set(re.findall(r"^/job:(\w+)/replica:0/task:(\d+)$", message, re.MULTILINE))
+    gone = [
+        worker
+        for worker, (job, index, _) in enumerate(cluster.workers)
+        if (job, str(index)) in silent
+    ]
+    if gone == [cluster.own]:
+        return f"the others gave up this worker, {cluster.name(cluster.own)}"
+    gone = {*gone, *unreachable(cluster)} - {cluster.own}
+    if not gone:
+        return "another worker is gone"
+    if len(gone) == len(cluster.others) > 1:
+        return f"no other worker can be reached: {cluster.names(sorted(gone))}"
+    return f"another worker is gone: {cluster.names(sorted(gone))}"
 
 
 def distribute(strategy: tf.distribute.Strategy, make_dataset):

@@ -121,7 +121,7 @@ def train(
     """
     if training.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy()
+    strategy = make_strategy(training.worker_timeout)
     with naming_a_lost_worker(strategy):
         return _train(model, data, training, retrieval, strategy)
 
@@ -214,14 +214,15 @@ def _loop(run: _Run, stop: Stop) -> None:
         with waiting_for(f"the photos of step {step}"):
             pieces = next(batches)
         waited = time.monotonic() - start
-        before, result = result, trainer.train_step(pieces, bool(stop.signal))
+        with _pace(run, step):
+            before, result = result, trainer.train_step(pieces, bool(stop.signal))
         trainer.step.assign(step)
         run.reports.add(result, waited)
         if step == run.first + 1:
             # This step traces and compiles, so its rate is meaningless.
             log.info("step %d/%d  loss %.4g", step, run.last, result[LOSS])
             run.reports.restart_clock()
-        leaving = _stopping(run, stop, before)
+        leaving = _stopping(run, stop, before, step)
         if profiling and step in (training.profile_steps[1], run.last):
             result.numpy()  # waits for the step to end
             tf.profiler.experimental.stop()
@@ -281,14 +282,22 @@ def _overfit(trainer: Trainer, photos: TrainingInput, steps: int) -> None:
     log.info("overfit_batch: passed, the loss went from %.4g to %.4g", losses[0], losses[-1])
 
 
-def _stopping(run: _Run, stop: Stop, before: tf.Tensor | None) -> bool:
+def _stopping(run: _Run, stop: Stop, before: tf.Tensor | None, step: int) -> bool:
     """Whether the loop ends with this step; the answer is the same on all workers.
 
     With several workers it depends on the step before, since this one may still be running.
     """
     if run.workers == 1:
         return bool(stop.signal)
-    return before is not None and float(before[STOP]) > 0
+    with _pace(run, step - 1):  # on a GPU, the wait is here
+        return before is not None and float(before[STOP]) > 0
+
+
+def _pace(run: _Run, step: int) -> contextlib.AbstractContextManager:
+    """Logs now and then, if there are several workers, that a step takes long."""
+    if run.workers == 1:
+        return contextlib.nullcontext()
+    return waiting_for(f"the slowest of {run.workers} workers in step {step}")
 
 
 def _judge(run: _Run, pieces: tuple, step: int) -> None:

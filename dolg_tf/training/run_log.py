@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "restore",
     "profile_steps",
     "retrieval_image_root",
+    "worker_timeout",
 )
 # Flags that may be changed to rescue a run from a bad record, a loss that is not finite, or a
 # device that is too small; the log mentions them.

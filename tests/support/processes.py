@@ -25,7 +25,7 @@ class Process:
       environment: variables in addition to this process's own.
       prefix: arguments of Python before the flags.
       model: of the recipe.
-      launcher: words before those of Python, which become another process or none.
+      launcher: words before those of Python, such as those that choose a host.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class Process:
         self._reader.start()
 
     def _read(self):
-        for line in self._process.stderr:
-            self.lines.append((time.monotonic(), line.rstrip("\n")))
+        with self._process.stderr as lines:
+            for line in lines:
+                self.lines.append((time.monotonic(), line.rstrip("\n")))
 
     @property
     def log(self):
@@ -85,7 +86,8 @@ def run(data, training, **kwargs):
     return Process(data, training, **kwargs).end(0)
 
 
-def _free_ports(number):
+def free_ports(number):
+    """Returns ports of this machine that nobody uses."""
     sockets = [socket.socket() for _ in range(number)]
     try:
         for each in sockets:
@@ -98,10 +100,14 @@ def _free_ports(number):
 
 def start_workers(data, *recipes):
     """Starts two workers on this machine, the chief first; with one recipe, the chief alone."""
-    addresses = [f"localhost:{port}" for port in _free_ports(2)]
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
     started = []
     for index, training in enumerate(recipes):
-        task = {"type": "worker", "index": index}
-        cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        started.append(Process(data, training, {"TF_CONFIG": cluster}))
+        started.append(Process(data, training, tf_config(addresses, index)))
     return started
+
+
+def tf_config(addresses, index):
+    """Returns the environment of one of several workers."""
+    task = {"type": "worker", "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}

@@ -15,7 +15,7 @@ from dolg_tf.stage.config import InputError
 from dolg_tf.training.config import TrainingConfig
 from dolg_tf.training.run_log import check_run
 
-LATER = {"attention_loss"}
+LATER = {"attention_loss", "worker_timeout"}
 OLD_RUN = pathlib.Path(__file__).parents[1] / "golden" / "old_run"
 MODEL = DolgConfig(
     backbone="efficientnet_lite0",

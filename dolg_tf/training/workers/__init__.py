@@ -1,0 +1,1 @@
+"""Several machines that train together: whom TF_CONFIG names, and how they find each other."""
