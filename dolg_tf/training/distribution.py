@@ -64,6 +64,8 @@ def _connect(cluster: Cluster) -> tf.distribute.Strategy:
         heartbeat_timeout_in_ms=1000 * SILENCE,
         coordinated_jobs=[CoordinatedJob(name=job, num_tasks=n) for job, n in jobs.items()],
     )
+    # Without it, a worker that is connected waits for the others without that limit.
+    context.context().coordination_service.cluster_register_with_barrier = True
     # TensorFlow blocks other threads while it waits, and Python's handling of signals as well.
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
@@ -73,7 +75,7 @@ def _connect(cluster: Cluster) -> tf.distribute.Strategy:
     except tf.errors.OpError as error:
         raise ConnectionError(
             f"{_lost(cluster, error.message)}, since all had started "
-            f"({error.message.splitlines()[0]}); start all workers again"
+            f"({error.message.splitlines()[0].partition('. ')[0]}); start all workers again"
         ) from error
     finally:
         for number, handler in zip(numbers, before, strict=True):

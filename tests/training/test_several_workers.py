@@ -8,8 +8,11 @@ import hosts
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import Process, run, start_workers, tf_config
+from processes import Process, free_ports, run, start_workers, tf_config
 from tiny import metrics, recipe
+
+from dolg_tf.training.workers.cluster import Cluster
+from dolg_tf.training.workers.meeting import meet
 
 # A connection to a dead process is reset at once; the rest is for a busy machine.
 _NOTICE = 60  # seconds
@@ -80,14 +83,24 @@ def test_a_worker_that_never_starts_is_named(data, tmp_path):
     assert "within --worker_timeout=2 seconds" in error
 
 
-# A minute without a sign of life is long for a test.
+# A minute without a sign of life is long for a test, and so are two to connect.
 _BRISK = """
 import sys
 from dolg_tf import cli
 from dolg_tf.training import distribution
-distribution.SILENCE = 6
+distribution.SILENCE, distribution._REGISTER = 6, 10
 cli.run("train", sys.argv[1:], "train.py")
 """
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_before_tensorflow_connects_is_named(data, tmp_path):
+    addresses = [f"localhost:{port}" for port in free_ports(2)]
+    environment = tf_config(addresses, 0)
+    worker = Process(data, recipe(tmp_path), environment, ("-c", _BRISK))
+    meet(Cluster(tuple(("worker", i, place) for i, place in enumerate(addresses)), 1), 300)
+    error = worker.error()
+    assert f"another worker is gone: worker 1 at {addresses[1]}, since all had started" in error
 
 
 @pytest.mark.slow
