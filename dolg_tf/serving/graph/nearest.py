@@ -31,18 +31,13 @@ def nearest(
     rows = tf.convert_to_tensor(rows)  # read here: inside a loop, each turn would copy it
     count = tf.shape(queries)[0]
     found = (tf.TensorSpec([_QUERIES, k], tf.float32), tf.TensorSpec([_QUERIES, k], tf.int64))
-
-    def in_parts():
-        scores, places = tf.map_fn(
-            lambda start: _padded(_nearest(rows, longest, queries[start : start + _QUERIES], k)),
-            tf.range(0, count, _QUERIES),
-            fn_output_signature=found,
-            parallel_iterations=1,
-        )
-        return tf.reshape(scores, [-1, k])[:count], tf.reshape(places, [-1, k])[:count]
-
-    # Without the loop a request takes a quarter less.
-    return tf.cond(count <= _QUERIES, lambda: _nearest(rows, longest, queries, k), in_parts)
+    scores, places = tf.map_fn(
+        lambda start: _padded(_nearest(rows, longest, queries[start : start + _QUERIES], k)),
+        tf.range(0, count, _QUERIES),
+        fn_output_signature=found,
+        parallel_iterations=1,
+    )
+    return tf.reshape(scores, [-1, k])[:count], tf.reshape(places, [-1, k])[:count]
 
 
 def _padded(found: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
