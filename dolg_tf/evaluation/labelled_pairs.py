@@ -14,6 +14,7 @@ from dolg_tf.retrieval import joining
 from dolg_tf.retrieval.descriptors import DescriptorSet
 from dolg_tf.retrieval.exact import search
 from dolg_tf.retrieval.ground_truth import LABELS, GroundTruth, Query, load_ground_truth
+from dolg_tf.retrieval.landmarks import read_landmarks
 from dolg_tf.retrieval.meta import of_one_folder
 from dolg_tf.retrieval.rows import blocks
 from dolg_tf.stage import files
@@ -132,22 +133,13 @@ def _matrix_blocks(
 def read_labels(path: files.Path, *sets: DescriptorSet) -> list[np.ndarray]:
     """Returns a number for the landmark of each photo of each set, -1 for one without a label.
 
-    Columns: `path` or `id`; `landmark`, `label` or `landmark_id`. Photos without a label, and
-    labels of photos without a descriptor, are counted in the log.
+    The CSV is as `read_landmarks` takes it. Photos without a label, and labels of photos without a
+    descriptor, are counted in the log.
 
     Raises:
-      InputError: when a photo has two landmarks, or no photo of a set has one.
+      InputError: as `read_landmarks`, or when no photo of a set has a landmark.
     """
-    landmark_of, there_are = {}, {id_ for found in sets for id_ in _ids(found)}
-    for where, (name, landmark) in read_table(
-        path, ["path", "id"], ["landmark", "label", "landmark_id"]
-    ):
-        landmark = landmark.strip()
-        if not name or not landmark:
-            raise InputError(f"{where}: an empty {'landmark' if name else 'path'}")
-        known = landmark_of.setdefault(id_among(name, there_are), landmark)
-        if known != landmark:
-            raise InputError(f"{where}: {name!r} has two landmarks, {known!r} and {landmark!r}")
+    landmark_of = read_landmarks(path, {id_ for found in sets for id_ in _ids(found)})
     numbers = {landmark: number for number, landmark in enumerate(set(landmark_of.values()))}
     warn_of_equal_numbers(str(path), sorted(numbers))
     landmarks = np.array([numbers[landmark] for landmark in landmark_of.values()], np.int64)

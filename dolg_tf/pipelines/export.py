@@ -6,9 +6,10 @@ import pathlib
 
 import numpy as np
 
-from dolg_tf.retrieval.exact import search
+from dolg_tf.retrieval.exact import products, search
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.landmarks import read_landmarks
+from dolg_tf.retrieval.landmarks import landmarks_of
+from dolg_tf.retrieval.meta import whitened_after
 from dolg_tf.retrieval.rows import Rows, blocks
 from dolg_tf.serving import export as stage
 from dolg_tf.serving.config import ExportConfig
@@ -66,8 +67,7 @@ def _described_alike(config: ExportConfig, index: Index) -> ExportConfig:
             *(index.path, index.min_inliers),
         )
     scales = tuple(meta["scales"])
-    default = next(f.default for f in dataclasses.fields(ExportConfig) if f.name == "scales")
-    if config.scales not in (default, scales):
+    if config.scales not in (ExportConfig.scales, scales):
         raise InputError(
             f"--scales={','.join(map(str, config.scales))}: those of {index.path} are "
             f"{','.join(map(str, scales))}; leave the option out"
@@ -82,25 +82,27 @@ def _searched(config: ExportConfig, index: Index) -> Searched:
     rows, meta, k = index.descriptors, index.meta, min(config.k, len(index))
     if k < config.k:
         log.warning("--k=%d: the index has %d photos, so as many are found", config.k, k)
-    landmarks = read_landmarks(config.labels_csv, index.ids) if config.labels_csv else None
+    landmarks = landmarks_of(config.labels_csv, index.ids) if config.labels_csv else None
     about = {"path": index.path.name, "rows": len(index), "width": meta["width"], "k": k}
     about |= {"precision": config.index_precision, "sha256": meta["sha256"]["index.faiss"]}
     if config.index_precision == "float16":
         rows = Rows([np.concatenate([part.astype("f2") for _, part in blocks(rows, _BLOCK)])])
         about["recall"] = _recall(index, rows, k)
     longest = max(
-        float(np.sqrt(np.vecdot(part, part, dtype=np.float64)).max())
-        for _, part in blocks(rows, _BLOCK)
+        float(products.lengths(part, "index", start).max()) for start, part in blocks(rows, _BLOCK)
     )
-    if not np.isfinite(longest):
-        raise InputError(f"{index.path} has a descriptor that is not finite; build the index again")
-    after = meta["whitening"] if isinstance(meta["whitening"], str) else ""
     return Searched(
-        **{"rows": rows, "dtype": config.index_precision, "ids": index.ids},
-        **{"landmarks": landmarks, "k": k, "max_side": meta["max_side"] or 0},
+        rows=rows,
+        dtype=config.index_precision,
+        ids=index.ids,
+        landmarks=landmarks,
         threshold=None if index.min_inliers else index.threshold,
+        k=k,
+        max_side=meta["max_side"] or 0,
         longest=longest,
-        **{"source": str(index.path), "model_hash": meta["model_hash"], "whitened": after},
+        source=str(index.path),
+        model_hash=meta["model_hash"],
+        whitened=whitened_after(meta),
         about=about,
     )
 
@@ -113,8 +115,7 @@ def _recall(index: Index, rows: Rows, k: int) -> float:
     asked = np.unique(np.linspace(0, len(index) - 1, _ASKED).astype(np.int64))
     queries = index.descriptors[asked]
     exact, rounded = (search.search(kind, queries, k).rows for kind in (index.descriptors, rows))
-    same = [len(np.intersect1d(*pair)) for pair in zip(exact, rounded, strict=True)]
-    recall = sum(same) / exact.size
+    recall = search.share_found(exact, rounded)
     log.info(
         "float16: %.2f%% of the %d best photos are those of float32 (%d photos of the index asked)",
         *(100 * recall, k, len(asked)),

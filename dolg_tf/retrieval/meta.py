@@ -96,6 +96,14 @@ def of_one_folder(meta: Mapping, other: Mapping) -> bool:
     return meta["image_root"] == other.get("image_root")
 
 
+def whitened_after(meta: Mapping) -> str:
+    """Returns the SHA-256 of the whitening that `dolg whiten apply` applied; "": none was.
+
+    A whitening inside the model is not meant: that belongs to the model's hash.
+    """
+    return meta["whitening"] if isinstance(meta["whitening"], str) else ""
+
+
 def with_defaults(meta: dict) -> dict:
     """Returns the metadata of a set or index with the keys that older releases did not write.
 

@@ -16,7 +16,7 @@ from dolg_tf.retrieval.index.directory import SAME_MODEL, Index
 from dolg_tf.retrieval.index.reranking import Chosen
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet, packed, unpacked
 from dolg_tf.retrieval.local.features import LocalFeatures
-from dolg_tf.retrieval.meta import photo_roots
+from dolg_tf.retrieval.meta import photo_roots, whitened_after
 from dolg_tf.retrieval.rerank.methods import RerankConfig, as_fitted
 from dolg_tf.retrieval.verification.pairs import VerifyConfig
 from dolg_tf.retrieval.whitening.choose import find_groups
@@ -170,7 +170,7 @@ def _check_describable(index: Index) -> None:
     Raises:
       InputError: when it cannot.
     """
-    if isinstance(index.meta["whitening"], str):
+    if whitened_after(index.meta):
         raise InputError(
             f"--index={index.path} holds descriptors that `dolg whiten apply` whitened, but the "
             "page describes photos by the model alone; export it with --whitening, extract, and "

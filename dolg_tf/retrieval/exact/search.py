@@ -173,6 +173,12 @@ def _search_all(index: Rows, queries: np.ndarray, block: int) -> Neighbours:
     return Neighbours(np.take_along_axis(scores, ranks, 1), ranks)
 
 
+def share_found(exact: np.ndarray, found: np.ndarray) -> float:
+    """Returns the share of the exact neighbours, rows (Q, k), that are among those found."""
+    same = (len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True))
+    return sum(same) / exact.size
+
+
 def check(index_shape: tuple[int, ...], queries: np.ndarray, k: int | None) -> None:
     """Makes sure that queries can be searched for.
 

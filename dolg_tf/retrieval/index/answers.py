@@ -15,6 +15,7 @@ import numpy as np
 
 from dolg_tf.retrieval import descriptors
 from dolg_tf.retrieval.descriptors import DescriptorSet
+from dolg_tf.retrieval.exact.search import share_found
 from dolg_tf.retrieval.index import engines, photos, reranking
 from dolg_tf.retrieval.index.directory import Index
 from dolg_tf.retrieval.index.engines import EngineConfig
@@ -123,8 +124,7 @@ def _query_engine(settings: QueryConfig, index: Index, names, rows: np.ndarray) 
     copied = engines.find(settings, index, rows, settings.k)
     if settings.recall:
         exact = index.search(rows, settings.k).rows
-        same = [len(np.intersect1d(*pair)) for pair in zip(exact, copied.rows, strict=True)]
-        share = 100 * sum(same) / exact.size
+        share = 100 * share_found(exact, copied.rows)
         log.info("%.2f%% of the %d best photos are those of exact search", share, exact.shape[1])
     found = Answers(copied.rows, copied.scores)
     matches = index.matches(found.scores)

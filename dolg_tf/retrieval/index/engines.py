@@ -16,8 +16,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dolg_tf.retrieval.exact.search import inner_products
 from dolg_tf.retrieval.index.directory import Index
-from dolg_tf.retrieval.index.landmarks import read_landmarks
+from dolg_tf.retrieval.landmarks import landmarks_of
+from dolg_tf.retrieval.meta import whitened_after
 from dolg_tf.stage import installed, progress
 from dolg_tf.stage.config import InputError, option
 
@@ -131,7 +133,7 @@ def open_engine(settings: EngineConfig) -> Engine:
 
 def model_of(meta: Mapping) -> str:
     """Returns what tells descriptors of one kind from others: the model's hash, and whitening's."""
-    after = meta["whitening"] if isinstance(meta["whitening"], str) else ""
+    after = whitened_after(meta)
     return f"{meta['model_hash']}+{after}" if after else str(meta["model_hash"])
 
 
@@ -153,7 +155,7 @@ def push(settings: PushConfig) -> None:
         )
     landmarks = [""] * len(index)
     if settings.labels_csv:
-        landmarks = read_landmarks(settings.labels_csv, index.ids)
+        landmarks = landmarks_of(settings.labels_csv, index.ids)
     _check_lengths(index.ids, "id")
     _check_lengths(landmarks, "landmark")
     model = model_of(index.meta)
@@ -266,8 +268,6 @@ def find(settings: EngineConfig, index: Index, queries: np.ndarray, k: int) -> F
 
 def _ordered(index: Index, query, rows, told) -> tuple[np.ndarray, np.ndarray]:
     """Returns the order of the rows found, best first and the lower of equals, and their scores."""
-    from dolg_tf.retrieval.exact.search import inner_products
-
     scores = np.asarray(told, np.float32)
     if index.descriptors is not None and len(rows):
         scores = inner_products(np.asarray(query, np.float32), index.descriptors[rows])

@@ -1,5 +1,6 @@
 """Milvus, a distributed vector database, or Milvus Lite in this process, through pymilvus."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -33,22 +34,17 @@ def connect(uri: str, collection: str) -> "Collection":
         return Collection(MilvusClient(uri=uri, token=token, timeout=_TIMEOUT), uri, collection)
 
 
-class _told:
+@contextlib.contextmanager
+def _told(uri: str, remedy: str) -> Iterator[None]:
     """Turns what pymilvus raises into one line."""
-
-    def __init__(self, uri: str, remedy: str):
-        self._uri, self._remedy = uri, remedy
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        # Milvus Lite raises Python's own errors for a file that it cannot open.
-        if isinstance(error, MilvusException | OSError | RuntimeError | ValueError) and not (
-            isinstance(error, InputError)
-        ):
-            message = " ".join(str(error).split())
-            raise InputError(f"--uri={self._uri}: {message:.300}; {self._remedy}") from error
+    try:
+        yield
+    except InputError:
+        raise
+    # Milvus Lite raises Python's own errors for a file that it cannot open.
+    except (MilvusException, OSError, RuntimeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"--uri={uri}: {message:.300}; {remedy}") from error
 
 
 class Collection:

@@ -22,15 +22,10 @@ from dolg_tf.retrieval.local import feature_set
 from dolg_tf.retrieval.local.feature_set import LocalFeatureSet
 from dolg_tf.retrieval.local.making import LocalConfig, LocalMaking, making
 from dolg_tf.retrieval.local.shards import beside
-from dolg_tf.retrieval.meta import photo_roots
+from dolg_tf.retrieval.meta import photo_roots, whitened_after
 from dolg_tf.stage.config import InputError
 
 log = logging.getLogger(__name__)
-
-
-def _is_whitened_after(index: Index) -> bool:
-    """Tells whether `dolg whiten apply` whitened the descriptors, not the model."""
-    return isinstance(index.meta["whitening"], str)
 
 
 # --- queries ----------------------------------------------------
@@ -105,7 +100,7 @@ def _listed(index: Index, settings: PhotosConfig) -> Listing:
 
 def _describer(saved_model: str, index: Index) -> Describer:
     """Opens the model of an index, if it can describe photos as the index needs them."""
-    if _is_whitened_after(index):
+    if whitened_after(index.meta):
         raise InputError(
             f"{index.path} has descriptors that `dolg whiten apply` whitened: extract the photos, "
             "whiten them with `dolg whiten apply` too, and give --descriptors, not --images"
@@ -153,7 +148,7 @@ def describe_anew(
     path = index.path
     if index.meta["crop"]:
         raise InputError(f"{path}: its photos were cropped to boxes; extract and build it instead")
-    if _is_whitened_after(index):
+    if whitened_after(index.meta):
         raise InputError(
             f"{path} has descriptors that `dolg whiten apply` whitened, which a rebuild would "
             "undo; extract, whiten and build it instead"
