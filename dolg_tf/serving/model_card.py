@@ -210,15 +210,26 @@ def model_card(
         "Licence": _LICENCE,
         "Origin": _origin(about),
     }
-    title = f"# {name}\n\nA photo of a landmark in, one descriptor of {summary['descriptor_size']} "
+    title = f"# {name}\n\n{_purpose(about, summary)} "
     method = "DOLG, after Yang et al., ICCV 2021, https://arxiv.org/abs/2108.02927,"
     if "local features" not in summary["parts"]:
         method = "Global features alone, without DOLG's local branch,"
-    title += "numbers out. Descriptors of the same place have a large inner product. "
     title += f"{method} in TensorFlow (dolg_tf).\n"
     text = "\n".join(f"## {head}\n\n{body.strip()}\n" for head, body in sections.items())
     metadata = _metadata(name, words, report).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{title}\n{text}"))
+
+
+def _purpose(about: dict, summary: dict) -> str:
+    if index := about.get("index"):
+        return (
+            f"A photo of a landmark in, the {index['k']} nearest of the {index['rows']:,} photos "
+            "of an index out: those whose descriptors have the largest inner product with its own."
+        )
+    return (
+        f"A photo of a landmark in, one descriptor of {summary['descriptor_size']} numbers out. "
+        "Descriptors of the same place have a large inner product."
+    )
 
 
 def _metadata(name: str, words: Words, report: dict | None):

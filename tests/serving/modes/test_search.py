@@ -143,6 +143,8 @@ def test_it_says_what_it_holds(world, exported):
         "sha256": meta["sha256"]["index.faiss"],
     }
     assert "mode search" in check_saved_model(exported)
+    card = (exported / "README.md").read_text()
+    assert "the 5 nearest of the 12 photos of an index out" in card and "one descriptor" not in card
     assert (exported / "assets.extra" / "tf_serving_warmup_requests").is_file()
 
 
